@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python >= 3.10 with venv, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow lint types format wheel clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.base
+	$(VENV)/bin/textrl demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(RUN) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+wheel: $(VENV)/.dev
+	$(RUN) -m build
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)

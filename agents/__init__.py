@@ -1,0 +1,1 @@
+"""The writer of a text: transformer policies and the algorithms that train them."""

@@ -1,0 +1,288 @@
+"""A rollout buffer that stores each text once and yields whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from torch import nn
+
+from .kl import KLController, as_kl_controller
+from .lm import frozen, load_lm
+from .policy import Acting
+from .sampler import Sampler, log_prob_and_entropy
+from .sequences import SequenceBatch, action_hidden, action_logits, pack
+
+
+class SequenceSamples(NamedTuple):
+    """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
+
+    All but `observations` are flat over the N tokens that are actions, shape (N,).
+    """
+
+    observations: SequenceBatch
+    actions: torch.Tensor
+    old_values: torch.Tensor
+    old_log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of one text that lies in this rollout.
+
+    Attributes:
+        context: Ids before the first action: the prompt, and what an earlier rollout wrote.
+        first_step: Number of response tokens in `context`.
+        row: Environment row.
+        steps: Steps of the rollout at which its tokens were written.
+    """
+
+    context: np.ndarray
+    first_step: int
+    row: int
+    steps: slice
+
+
+@dataclass(frozen=True)
+class RolloutStats:
+    """What a rollout looked like before the update, for the log.
+
+    Attributes:
+        kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
+        kl_per_token: The same per token.
+        kl_per_token_k3: The low-variance estimator exp(-d) - 1 + d of the same, d = log(pi / pi_ref).
+        beta: The coefficient that shaped these rewards.
+        score: Mean reward of the environment per text.
+        shaped_return: Mean over texts of score - beta * KL.
+        num_tokens: Tokens that are actions.
+        num_sequences: Texts.
+        reference_seconds: Time of the reference pass.
+    """
+
+    kl_per_sequence: float
+    kl_per_token: float
+    kl_per_token_k3: float
+    beta: float
+    score: float
+    shaped_return: float
+    num_tokens: int
+    num_sequences: int
+    reference_seconds: float
+
+
+class SequenceRolloutBuffer(RolloutBuffer):
+    """Stores each text once; `get(batch_size)` yields `batch_size` whole texts.
+
+    Fits every on-policy algorithm of Stable-Baselines3 with `rollout_buffer_class=SequenceRolloutBuffer` and a
+    `TransformerPolicy`; one forward pass then scores every token of a text.  With a `reference`, the reward of each token
+    becomes `reward - beta * log(pi / pi_ref)` before returns are computed.  Log-probabilities of the reference are those
+    of the acting distribution: same temperature and minimum length, renormalised on the tokens the policy kept.
+
+    A text that began before the rollout or goes on after it contributes the tokens inside it; what came before is
+    context and not trained.
+
+    Args:
+        buffer_size: Steps per row.
+        observation_space: The environment's.
+        action_space: The environment's.
+        device: Where minibatches go.
+        gae_lambda: See SB3.
+        gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
+        n_envs: Rows.
+        reference: Folder of a causal language model, or a module; None: no KL shaping.
+        beta: A number, keyword arguments of `AdaptiveKLController`, or a controller.
+        whiten_advantages: Give the advantages of the whole rollout mean 0 and variance 1; switch SB3's
+            `normalize_advantage` (per minibatch) off then.
+        reference_batch_size: Texts in one pass of the reference.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        reference: str | Path | nn.Module | None = None,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        whiten_advantages: bool = False,
+        reference_batch_size: int = 64,
+    ) -> None:
+        self.kl_controller = as_kl_controller(beta)
+        self.whiten_advantages = whiten_advantages
+        self.reference_batch_size = reference_batch_size
+        self.stats: RolloutStats | None = None
+        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        if isinstance(reference, (str, Path)):
+            reference = frozen(load_lm(reference)).to(self.device)
+        self.reference = reference
+        self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+
+    def reset(self) -> None:
+        """Forget the rollout."""
+        self._steps: list[tuple[np.ndarray, ...]] = []  # (actions, rewards, starts, values, log_probs, live), each (E,)
+        self._kept: list[np.ndarray] = []
+        self._openings: list[tuple[int, int, np.ndarray, int]] = []  # (row, step, context, response length)
+        self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
+        self.sampler: Sampler | None = None
+        self.pos = 0
+        self.full = False
+
+    def add(
+        self,
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: torch.Tensor,
+        log_prob: torch.Tensor,
+    ) -> None:
+        """Store one step of all rows; idle rows (an empty prompt) are skipped.
+
+        Raises:
+            TypeError: `log_prob` does not come from a `TransformerPolicy`.
+            FloatingPointError: A log-probability or value is NaN or infinite.
+        """
+        acting = getattr(log_prob, "acting", None)
+        if not isinstance(acting, Acting):
+            raise TypeError("SequenceRolloutBuffer needs a TransformerPolicy: its log_probs carry the sampler that drew the tokens")
+        self.sampler = acting.sampler
+        if acting.kept is not None:
+            self._kept.append(acting.kept)
+        prompt, response = obs["prompt"], obs["response"]
+        live = prompt[:, 0] >= 0
+        starts = np.asarray(episode_start, bool)
+        for row in np.flatnonzero(live & (starts | ~self._written)):
+            context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][response[row] >= 0]])
+            self._openings.append((int(row), self.pos, context, int((response[row] >= 0).sum())))
+        self._written = live
+        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()
+        if not (np.isfinite(values).all() and np.isfinite(log_probs).all()):
+            raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {self.pos} of the rollout")
+        self._steps.append((action.ravel().astype(np.int64), np.asarray(reward, np.float32), starts, values, log_probs, live))
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
+        """Shape the rewards with the reference, then compute GAE(lambda) as SB3 does.
+
+        Afterwards `actions`, `values`, `returns`, `advantages`, `log_probs` and `rewards` (shaped) are flat over the
+        tokens, text after text.
+
+        Args:
+            last_values: Values of the states after the last step, shape (E,) or (E, 1).
+            dones: Whether each row's text ended at the last step, shape (E,).
+        """
+        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (S, E) each
+        actions, self.rewards, starts, self.values, self.log_probs, live = columns
+        self.episode_starts = starts.astype(np.float32)
+        self.buffer_size = len(self._steps)
+        self.full = True
+        self._cut_segments(live)
+        self.actions = self._flat(actions)
+        scores = self.rewards.sum()
+        self._shape_rewards()
+        self.advantages = np.zeros_like(self.rewards)
+        super().compute_returns_and_advantage(last_values, dones)
+        for name in ("rewards", "values", "log_probs", "advantages", "returns"):
+            setattr(self, name, self._flat(getattr(self, name)))
+        if self.whiten_advantages:
+            self.advantages = (self.advantages - self.advantages.mean()) / np.sqrt(self.advantages.var() + 1e-8)
+        self._note(float(scores))
+
+    def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
+        """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all."""
+        assert self.full, "compute_returns_and_advantage first"
+        order = np.random.permutation(len(self.segments))
+        size = batch_size or len(order)
+        for start in range(0, len(order), size):
+            yield self.samples(order[start : start + size])
+
+    def samples(self, indices: np.ndarray) -> SequenceSamples:
+        """Return the texts with these indices as one minibatch."""
+        tokens = self._tokens(indices)
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
+        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns))
+
+    def _tokens(self, indices: np.ndarray) -> np.ndarray:
+        """Return where the tokens of these texts lie in the flat arrays."""
+        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])
+
+    def _cut_segments(self, live: np.ndarray) -> None:
+        """Say for every text at which steps its tokens were written, in the order in which texts began."""
+        last = live.cumsum(0).argmax(0) + 1  # (E,): a row that goes idle stays idle
+        next_start = dict.fromkeys(range(self.n_envs), 0)
+        ends = {}
+        for index in range(len(self._openings) - 1, -1, -1):
+            row, step, *_ = self._openings[index]
+            ends[index] = next_start[row] or int(last[row])
+            next_start[row] = step
+        self.segments = [
+            Segment(context, written, row, slice(step, ends[index]))
+            for index, (row, step, context, written) in enumerate(self._openings)
+        ]
+        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
+        self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
+
+    def _flat(self, array: np.ndarray) -> np.ndarray:
+        """Go from (S, E, ...) to (N, ...), text after text."""
+        return np.concatenate([array[s.steps, s.row] for s in self.segments])
+
+    def _batch(self, indices: np.ndarray) -> SequenceBatch:
+        chosen = [self.segments[i] for i in indices]
+        spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
+        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])
+        return pack([s.context for s in chosen], [self.actions[span] for span in spans], [s.first_step for s in chosen], self.device, kept)
+
+    def _shape_rewards(self) -> None:
+        began = perf_counter()
+        self.beta = self.kl_controller.beta
+        self.kl = np.zeros(self._offsets[-1], np.float32)  # (N,) log(pi / pi_ref) of each action
+        if self.reference is not None:
+            self.kl = self._flat(self.log_probs) - self._reference_log_probs()
+            for index, segment in enumerate(self.segments):
+                penalty = self.beta * self.kl[self._offsets[index] : self._offsets[index + 1]]
+                self.rewards[segment.steps, segment.row] -= penalty
+        self._reference_seconds = perf_counter() - began
+
+    @torch.inference_mode()
+    def _reference_log_probs(self) -> np.ndarray:
+        """Return the reference's log-probability of every action, shape (N,), float32."""
+        assert self.sampler is not None and self.reference is not None
+        out = np.empty(self._offsets[-1], np.float32)
+        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
+        order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
+        for start in range(0, len(order), self.reference_batch_size):
+            indices = order[start : start + self.reference_batch_size]
+            tokens = self._tokens(indices)
+            batch = self._batch(indices)
+            logits = action_logits(self.reference, action_hidden(self.reference, batch), batch, self.sampler, self.vocab_size)
+            log_probs, _ = log_prob_and_entropy(logits, torch.as_tensor(self.actions[tokens], device=self.device))
+            out[tokens] = log_probs.cpu().numpy()
+        return out
+
+    def _note(self, score: float) -> None:
+        texts, tokens = len(self.segments), int(self._offsets[-1])
+        self.stats = RolloutStats(
+            kl_per_sequence=float(self.kl.sum()) / texts,
+            kl_per_token=float(self.kl.mean()),
+            kl_per_token_k3=float((np.exp(-self.kl) - 1 + self.kl).mean()),
+            beta=self.beta,
+            score=score / texts,
+            shaped_return=float(self.rewards.sum()) / texts,
+            num_tokens=tokens,
+            num_sequences=texts,
+            reference_seconds=self._reference_seconds,
+        )
+        self.kl_controller.update(self.stats.kl_per_sequence, texts)

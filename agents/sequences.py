@@ -1,0 +1,103 @@
+"""Packed texts: how sequences of different lengths go through a causal language model in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from .sampler import Sampler, restrict
+
+
+class SequenceBatch(NamedTuple):
+    """B texts and the N tokens in them that are actions.
+
+    Texts are packed to the left and padded on the right.  A causal model never looks at what comes after a token, so no
+    mask is needed, and positions are 0, 1, 2, ... in every row.
+
+    Attributes:
+        input_ids: Shape (B, L), int64; padding is 0 and is never read.
+        predictor: Index into the B * L positions of the one whose hidden state predicts each action, shape (N,).
+        steps: Number of response tokens written before each action, shape (N,).
+        kept: Packed set of tokens that the acting policy's cuts kept, shape (N, ceil(V / 8)), uint8; None without cuts.
+    """
+
+    input_ids: torch.Tensor
+    predictor: torch.Tensor
+    steps: torch.Tensor
+    kept: torch.Tensor | None = None
+
+
+def pack(
+    contexts: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
+    first_steps: Sequence[int],
+    device: torch.device | str,
+    kept: np.ndarray | None = None,
+) -> SequenceBatch:
+    """Lay out texts of the form context + actions.
+
+    Args:
+        contexts: Tokens before the first action of each text, at least one.
+        actions: Tokens that are actions, at least one each.
+        first_steps: Number of response tokens in each context.
+        device: Where the tensors go.
+        kept: Packed kept sets in the order of the actions.
+    """
+    # The last action is predicted but never read, so it needs no position of its own.
+    lengths = [len(c) + len(a) - 1 for c, a in zip(contexts, actions, strict=True)]
+    width = max(lengths)
+    ids = np.zeros((len(contexts), width), np.int64)
+    predictor, steps = [], []
+    for row, (context, written) in enumerate(zip(contexts, actions, strict=True)):
+        ids[row, : len(context)] = context
+        ids[row, len(context) : lengths[row]] = written[:-1]
+        start = row * width + len(context) - 1
+        predictor.append(np.arange(start, start + len(written)))
+        steps.append(np.arange(first_steps[row], first_steps[row] + len(written)))
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return SequenceBatch(
+        tensor(ids), tensor(np.concatenate(predictor)), tensor(np.concatenate(steps)), None if kept is None else tensor(kept)
+    )
+
+
+def trunk_of(lm: nn.Module) -> nn.Module:
+    """Return the part of a Hugging Face causal LM that maps ids to hidden states."""
+    return lm.base_model  # type: ignore[return-value]
+
+
+def action_hidden(lm: nn.Module, batch: SequenceBatch) -> torch.Tensor:
+    """Return the hidden state that predicts each action, shape (N, D): the head sees no prompt and no padding."""
+    hidden = trunk_of(lm)(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, L, D)
+    return hidden.flatten(0, 1)[batch.predictor]  # (N, D)
+
+
+def action_logits(lm: nn.Module, hidden: torch.Tensor, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
+    """Return the logits of the distribution that the actions were drawn from, shape (N, V)."""
+    logits = lm_head(lm, hidden)[:, :vocab_size]
+    kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
+    return restrict(sampler.apply_rules(logits, batch.steps), kept)
+
+
+def lm_head(lm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Return raw logits, shape (N, V), of hidden states of shape (N, D)."""
+    head: Any = lm.get_output_embeddings()  # type: ignore[operator]
+    return head(hidden)
+
+
+def pack_kept(kept: torch.Tensor) -> np.ndarray:
+    """Pack a boolean (N, V) tensor to bits, shape (N, ceil(V / 8)), uint8."""
+    return np.packbits(kept.cpu().numpy(), axis=-1)
+
+
+def unpack_kept(kept: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Undo `pack_kept`, on the device of `kept`."""
+    shifts = torch.arange(7, -1, -1, device=kept.device, dtype=torch.uint8)
+    bits = (kept[:, :, None] >> shifts) & 1  # (N, ceil(V / 8), 8)
+    return bits.flatten(1)[:, :vocab_size].bool()

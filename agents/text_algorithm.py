@@ -1,0 +1,195 @@
+"""What all our on-policy algorithms do differently from Stable-Baselines3's: whole episodes, and a reference."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from transformers import PreTrainedModel
+
+from textrl_env.env import TextGenerationEnv
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+from .buffer import SequenceRolloutBuffer
+from .kl import KLController
+from .lm import config_of, folder_hash, frozen, load_lm
+from .policy import TransformerPolicy
+from .progress import Bar
+from .rollout import play_episodes
+
+DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
+
+
+class TextAlgorithm(OnPolicyAlgorithm):
+    """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
+
+    Subclasses set `n_episodes`, `reference_path` and `kl_controller` before `_setup_model`.
+
+    Attributes:
+        n_episodes: Texts per rollout.
+        reference: The frozen model that KL is measured against.
+        reference_path: The folder it came from; None if it is a copy of the policy's first weights.
+        kl_controller: Holds beta.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    policy: TransformerPolicy  # type: ignore[assignment]
+    rollout_buffer: SequenceRolloutBuffer
+    reference: PreTrainedModel
+    n_episodes: int
+    reference_path: str | None
+    reference_hash: str | None = None
+    kl_controller: KLController
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Turn a scalar text environment into a batched one, and add episode statistics."""
+        if isinstance(env, gym.Env):
+            scalar = env.unwrapped
+            if not isinstance(scalar, TextGenerationEnv):
+                raise TypeError(f"{type(scalar).__name__} is not a text environment: use a textrl id, or stock Stable-Baselines3")
+            env = TextGenerationVecEnv(DEFAULT_ROWS, task=scalar.task, reward=scalar.reward_model)
+        if not isinstance(env, VecEnv) or not isinstance(env.unwrapped, TextGenerationVecEnv):
+            raise TypeError(f"{type(env).__name__}: pass a TextGenerationVecEnv (wrapped or not), a text environment, or its id")
+        if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
+            env = VecMonitor(env)
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.rollout_buffer.kl_controller = self.kl_controller
+        if self.reference_path is None:
+            self.reference = frozen(copy.deepcopy(self.policy.lm))
+        else:
+            found = folder_hash(self.reference_path)
+            if self.reference_hash not in (None, found):
+                raise ValueError(
+                    f"the reference in {self.reference_path} has changed since this model was saved (SHA-256 {found[:12]}..., "
+                    f"saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"  # type: ignore[index]
+                )
+            self.reference_hash = found
+            self.reference = frozen(load_lm(self.reference_path)).to(self.device)
+        self.rollout_buffer.reference = self.reference
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """Write `n_episodes` whole texts; `n_rollout_steps` is not used.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        began = perf_counter()
+        finished: list[dict[str, Any]] = []
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes):
+            self.num_timesteps += played.num_live
+            infos, dones = played.infos, played.dones
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            finished += [infos[row] for row in np.flatnonzero(dones)]
+        self._log_rollout(finished, perf_counter() - began)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """Update the policy as the SB3 algorithm does, and log how fast."""
+        began = perf_counter()
+        super().train()
+        seconds = perf_counter() - began
+        stats = self.rollout_buffer.stats
+        assert stats is not None
+        self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
+        self.logger.record("time/update_seconds", seconds)
+
+    def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
+        stats = self.rollout_buffer.stats
+        assert stats is not None
+        writing = seconds - stats.reference_seconds
+        reasons = Counter(info["finish_reason"] for info in finished)
+        record = self.logger.record
+        record("objective/score", stats.score)
+        record("objective/shaped_return", stats.shaped_return)
+        record("objective/entropy", -float(self.rollout_buffer.log_probs.mean()))
+        record("kl/per_sequence", stats.kl_per_sequence)
+        record("kl/per_token", stats.kl_per_token)
+        record("kl/per_token_k3", stats.kl_per_token_k3)
+        record("kl/beta", stats.beta)
+        record("tokens/length", stats.num_tokens / stats.num_sequences)
+        for reason in ("eos", "length"):
+            record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
+        record("time/rollout_tokens_per_second", stats.num_tokens / writing)
+        record("time/rollout_seconds", writing)
+        record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))
+        record("time/reference_seconds", stats.reference_seconds)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        made = super()._init_callback(callback, progress_bar=False)
+        if not progress_bar:
+            return made
+        bar = CallbackList([made, _TokenProgressBar()])
+        bar.init_callback(self)
+        return bar
+
+    def save(self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """Save as SB3 does, to a temporary name first.
+
+        The file holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones;
+        and the policy's architecture instead of the folder it was loaded from, which may move.
+        """
+        given = self.policy_kwargs
+        self.policy_kwargs = {**given, "model": config_of(self.policy.lm)}
+        try:
+            if not isinstance(path, (str, Path)):
+                super().save(path, exclude, include)
+                return
+            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            with temporary.open("wb") as file:
+                super().save(file, exclude, include)
+            os.replace(temporary, target)
+        finally:
+            self.policy_kwargs = given
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "reference"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return state_dicts + (["reference"] if self.reference_path is None else []), variables
+
+
+class _TokenProgressBar(BaseCallback):
+    """SB3's bar adds `num_envs` a step; idle rows write nothing, so this one follows `num_timesteps`."""
+
+    def _on_training_start(self) -> None:
+        self.seen = self.model.num_timesteps
+        self.bar = Bar(type(self.model).__name__, self.locals["total_timesteps"] - self.seen)
+
+    def _on_step(self) -> bool:
+        self.bar.advance(self.model.num_timesteps - self.seen)
+        self.seen = self.model.num_timesteps
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()

@@ -1,0 +1,189 @@
+"""What a reward model is, how one is named, and what it may return."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from .episode import Episode
+
+_ROOMS = ("rewards", "agents")  # top-level packages that ship beside textrl_env; their names are not ours alone
+
+_TABLE: dict[str, str | Callable[..., Any]] = {
+    "vader": "rewards.rules:VaderReward",
+    "length": "rewards.rules:LengthReward",
+    "keyword": "rewards.rules:KeywordReward",
+    "regex": "rewards.rules:RegexReward",
+    "preference": "rewards.preference:load_preference_reward",
+}
+
+
+class RewardError(RuntimeError):
+    """A reward model failed or returned something that is not one finite number per episode."""
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores finished texts, a batch at a time."""
+
+    def score(self, episodes: Sequence[Episode]) -> Sequence[float]:
+        """Return one finite number per episode, in order."""
+        ...
+
+
+class RewardFunction:
+    """A plain function as a reward model, in the convention of TRL's reward functions.
+
+    The function is called by keyword as `f(prompts=[...], completions=[...], **columns)`, where the columns are
+    `references` and every metadata key, as lists (None where an episode lacks the key).  Columns that the function
+    does not name are left out unless it takes `**kwargs`.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[float]]) -> None:
+        parameters = inspect.signature(function).parameters.values()
+        self.function = function
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not self._takes_all and "completions" not in self._names:
+            raise TypeError(
+                f"reward function {_name_of(function)} takes ({', '.join(sorted(self._names))}): write it as "
+                "f(prompts, completions, **columns) -> list of floats, or give an object with .score(episodes)"
+            )
+
+    def score(self, episodes: Sequence[Episode]) -> Sequence[float]:
+        """Call the function once for the whole batch."""
+        keys = dict.fromkeys(key for e in episodes for key in e.metadata)
+        columns: dict[str, list[Any]] = {key: [e.metadata.get(key) for e in episodes] for key in keys}
+        columns["references"] = [e.references for e in episodes]
+        columns["prompts"] = [e.prompt for e in episodes]
+        columns["completions"] = [e.response for e in episodes]
+        return self.function(**{k: v for k, v in columns.items() if self._takes_all or k in self._names})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewardFunction:
+        """Return itself: gymnasium deep-copies the arguments of every `make`."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"RewardFunction({_name_of(self.function)})"
+
+
+def as_reward_model(reward: Any) -> RewardModel:
+    """Turn whatever a user passed as `reward=` into a reward model.
+
+    Args:
+        reward: A registered name, `{"name": ..., **kwargs}`, an object with `score(episodes)`, or a function in the
+            TRL convention (see `RewardFunction`).
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: The name is not registered.
+    """
+    if isinstance(reward, str):
+        return make_reward(reward)
+    if isinstance(reward, Mapping):
+        if "name" not in reward:
+            raise ValueError(f"a reward given as a dict needs the key 'name'; it has {sorted(reward)}")
+        return make_reward(**reward)
+    if isinstance(reward, type):
+        raise TypeError(f"reward={reward.__name__} is a class: pass an instance, {reward.__name__}(...)")
+    if isinstance(reward, RewardModel):
+        return reward
+    if callable(reward):
+        return RewardFunction(reward)
+    raise TypeError(
+        f"reward={reward!r} is a {type(reward).__name__}: pass a name from {list_rewards()}, a dict with 'name', "
+        "an object with .score(episodes), or a function f(prompts, completions, **columns)"
+    )
+
+
+def make_reward(name: str, **kwargs: Any) -> RewardModel:
+    """Build the reward model registered under `name` with `kwargs`.
+
+    Raises:
+        ValueError: The name is not registered.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"no reward model is called {name!r}; known: {', '.join(list_rewards())}")
+    entry = _TABLE[name]
+    return as_reward_model((_load(entry) if isinstance(entry, str) else entry)(**kwargs))
+
+
+def register_reward(name: str, entry: str | Callable[..., Any]) -> None:
+    """Add a reward model to the table.
+
+    Args:
+        name: The new name.
+        entry: `"module:attribute"`, imported at first use, or the class or factory itself.
+
+    Raises:
+        ValueError: The name is taken, or the string has no colon.
+    """
+    if name in _TABLE and _TABLE[name] != entry:
+        raise ValueError(f"a reward model called {name!r} is already registered ({_TABLE[name]}): choose another name")
+    if isinstance(entry, str) and ":" not in entry:
+        raise ValueError(f"entry {entry!r} must look like 'module:attribute'")
+    _TABLE[name] = entry
+
+
+def list_rewards() -> list[str]:
+    """Return the registered names, sorted."""
+    return sorted(_TABLE)
+
+
+def checked_scores(model: RewardModel, episodes: Sequence[Episode]) -> np.ndarray:
+    """Score `episodes` and insist on one finite float for each.
+
+    Returns:
+        Scores, shape (len(episodes),), float64.
+
+    Raises:
+        RewardError: The model raised, or returned another number of scores, a non-number, NaN or infinity; the message
+            holds the text it happened on.
+    """
+    if not episodes:
+        return np.zeros(0)
+    try:
+        scores = model.score(episodes)
+    except Exception as error:
+        raise RewardError(f"{model!r} failed on {len(episodes)} episode(s), first {_excerpt(episodes[0])}: {error}") from error
+    values = scores.tolist() if hasattr(scores, "tolist") else scores
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise RewardError(f"{model!r} returned a {type(scores).__name__}, not a sequence of {len(episodes)} floats")
+    if len(values) != len(episodes):
+        raise RewardError(f"{model!r} returned {len(values)} scores for {len(episodes)} episodes; it must return one each")
+    for value, episode in zip(values, episodes, strict=True):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise RewardError(f"{model!r} returned {value!r} ({type(value).__name__}) for {_excerpt(episode)}; it must be a float")
+        if not np.isfinite(float(value)):
+            raise RewardError(f"{model!r} returned {value!r} for {_excerpt(episode)}; it must be finite")
+    return np.asarray(values, np.float64)
+
+
+def _excerpt(episode: Episode, limit: int = 200) -> str:
+    text = episode.prompt + episode.response
+    return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+def _name_of(thing: Any) -> str:
+    return getattr(thing, "__name__", None) or repr(thing)
+
+
+def _load(entry: str) -> Callable[..., Any]:
+    module_name, attribute = entry.split(":", 1)
+    module = importlib.import_module(module_name)
+    room = module_name.split(".")[0]
+    if room in _ROOMS:
+        ours = Path(__file__).resolve().parent.parent
+        found = Path(getattr(module, "__file__", None) or "?").resolve()
+        if ours not in found.parents:
+            raise ImportError(
+                f"'{room}' was imported from {found}, not from beside textrl_env in {ours}: another package of that name "
+                "is installed; use a clean virtual environment"
+            )
+    return getattr(module, attribute)

@@ -1,0 +1,41 @@
+"""Build the tokenizer of the review task: ``python -m textrl_env.tasks.review.build_tokenizer``.
+
+A byte-level BPE trained on the training pool. Every word, the first too, carries the space before it, so the ids of an
+opening followed by the ids of a body are the ids of the whole text. The build is deterministic.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from .grammar import split
+
+PATH = Path(__file__).with_name("tokenizer.json")
+VOCABULARY_SIZE = 2048
+CORPUS_SIZE = 20_000
+PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
+
+
+def build_tokenizer() -> Tokenizer:
+    """Train the tokenizer from the seeded corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # any text can be encoded
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((review.text for review in split("train", CORPUS_SIZE)), trainer)
+    return tokenizer
+
+
+def main() -> None:
+    """Write the tokenizer beside this file."""
+    PATH.write_text(build_tokenizer().to_str(pretty=False) + "\n", encoding="utf-8")
+    print(f"wrote {PATH}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Tokenizers: the protocol the environment needs, and two implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids; every id is in [0, vocab_size)."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the token that ends a text."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens."""
+        ...
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each id sequence, special tokens left out and a leading space kept."""
+        ...
+
+
+class FileTokenizer:
+    """A tokenizer in the `tokenizer.json` format of Hugging Face `tokenizers`.
+
+    Args:
+        path: The JSON file, or a folder that holds `tokenizer.json`.
+        eos_token: The token that ends a text.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be parsed, or `eos_token` is not in its vocabulary.
+    """
+
+    def __init__(self, path: str | Path, eos_token: str = "<eos>") -> None:
+        from tokenizers import Tokenizer as Backend  # 30 ms that `import textrl_env` need not pay
+
+        self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no tokenizer file at {self.path}")
+        try:
+            self.backend = Backend.from_file(str(self.path))
+        except Exception as error:  # the Rust side raises a bare Exception
+            raise ValueError(f"{self.path} is not a tokenizer.json that `tokenizers` can read: {error}") from error
+        self.eos_token = eos_token
+        eos = self.backend.token_to_id(eos_token)
+        if eos is None:
+            raise ValueError(f"{self.path} has no token {eos_token!r}: name its end-of-text token with eos_token=")
+        self._eos_token_id = int(eos)
+        self._vocab_size = int(self.backend.get_vocab_size())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._vocab_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the token that ends a text."""
+        return self._eos_token_id
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens."""
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each id sequence, special tokens left out and a leading space kept."""
+        return self.backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FileTokenizer:
+        """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""
+        return self
+
+
+class IntegerTokenizer:
+    """Token ids written as decimal numbers: for tasks whose tokens have no spelling.
+
+    `"3 1 4"` is the text of ids (3, 1, 4).
+
+    Args:
+        vocab_size: Number of token ids, at least 2.
+        eos_token_id: The id that ends a text.
+
+    Raises:
+        ValueError: `eos_token_id` is not in [0, vocab_size), or a text holds something else than such numbers.
+    """
+
+    def __init__(self, vocab_size: int, eos_token_id: int = 0) -> None:
+        if vocab_size < 2 or not 0 <= eos_token_id < vocab_size:
+            raise ValueError(f"vocab_size={vocab_size}, eos_token_id={eos_token_id}: need at least 2 ids and 0 <= eos < vocab_size")
+        self._vocab_size = vocab_size
+        self._eos_token_id = eos_token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._vocab_size
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the token that ends a text."""
+        return self._eos_token_id
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the numbers in each text."""
+        rows = [[int(word) for word in text.split()] for text in texts]
+        for row, text in zip(rows, texts, strict=True):
+            if row and not (min(row) >= 0 and max(row) < self._vocab_size):
+                raise ValueError(f"text {text!r} holds an id outside [0, {self._vocab_size})")
+        return rows
+
+    def decode_batch(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        """Write each id sequence as numbers, each after a space, the end-of-text id left out."""
+        return ["".join(f" {int(i)}" for i in row if i != self._eos_token_id) for row in ids]
