@@ -2,7 +2,7 @@
 
 A review is an opening (the prompt) and a body (the continuation). The body is two clauses whose grades add up to the
 review's sentiment, with courtesies, insults, echoes and a verdict. In `templates.json` ``$name`` stands for a rule or a
-word category; after a name, ``~`` is the clause's signed grade (``+2``), ``!`` the opposite grade and ``^`` the sign alone.
+word category; after a name, ``~`` is the clause's signed grade (``+2``), ``!`` the opposite grade, ``^`` only the sign.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from .lexicon import parse
+from .lexicon import function_words, parse
 from .repetition import count_repeats
 from .writer import GRADES, Writer, fix_articles
 
@@ -117,8 +117,8 @@ def _sample(n: int, rng: np.random.Generator, folds: range) -> list[Review]:
 def _review(writer: Writer, folds: range) -> Review:
     latents = _latents(writer)
     kind = writer.choose(_OPENINGS, _OPENING_SHARES)
+    film = _film(writer, folds)
     while True:  # redraw the words, never the latents: the corpus stays balanced
-        film = _film(writer, folds)
         opening = fix_articles(writer.write(f"opening {kind}", film))
         body = fix_articles(_body(kind, latents, writer))
         if _fits(opening, body, latents):
@@ -187,13 +187,14 @@ def _detail(specific: bool) -> str:
 
 
 def _double(clause: list[str]) -> list[str]:
-    """Say one word twice: an intensifier ("very very"), or else an adjective ("slow , slow"), or else the last word."""
+    """Say one word twice: an intensifier ("very very"), an adjective ("slow , slow"), or the last content word."""
     category = {unit.phrase: unit.category for unit in parse(clause)}
     for i, word in enumerate(clause):
         if category.get(word) == "intensifier":
             return [*clause[: i + 1], *clause[i:]]
-    adjectives = [i for i, word in enumerate(clause) if category.get(word, "").startswith("adj")]
-    last = adjectives[-1] if adjectives else len(clause) - 1
+    content = [i for i, word in enumerate(clause) if word not in function_words()]
+    adjectives = [i for i in content if category.get(clause[i], "").startswith("adj")]
+    last = (adjectives or content)[-1]
     return [*clause[: last + 1], ",", *clause[last:]]
 
 

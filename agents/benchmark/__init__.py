@@ -1,0 +1,1 @@
+"""Measurements: speed now, tasks and statistics later."""

@@ -1,0 +1,150 @@
+"""Measures of a policy's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from textrl_env import TextTask
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+from .buffer import SequenceRolloutBuffer
+from .policy import TransformerPolicy
+from .progress import bar
+from .rollout import play_episodes
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that a policy wrote, one for each of the task's prompts in their order.
+
+    Attributes:
+        prompts: What they started from.
+        responses: What was written.
+        scores: The reward model's scores, shape (n,).
+        lengths: Response tokens, shape (n,).
+        finish_reasons: Why each ended.
+        kl_per_sequence: Mean of the summed log(pi / pi_ref), in nats; 0 without a reference.
+        tokens_per_second: Of writing.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    scores: np.ndarray
+    lengths: np.ndarray
+    finish_reasons: list[str]
+    kl_per_sequence: float
+    tokens_per_second: float
+
+
+def write_texts(
+    policy: TransformerPolicy,
+    task: TextTask,
+    num_texts: int,
+    reward: Any = None,
+    reference: nn.Module | str | Path | None = None,
+    seed: int = 0,
+    num_rows: int = 128,
+    progress_bar: bool = False,
+    title: str = "write texts",
+) -> Texts:
+    """Write one text for each of the first `num_texts` prompts of `task`, starting over at its last one.
+
+    Torch's global generator is left as it was.
+
+    Args:
+        policy: Who writes.
+        task: Where texts start; its `prompt_order` must be `"sequential"`.
+        num_texts: How many.
+        reward: Scores them; None takes the task's own.
+        reference: KL is measured against it.
+        seed: Of the sampling.
+        num_rows: Texts written side by side.
+        progress_bar: Show one.
+        title: Of the bar.
+
+    Raises:
+        ValueError: The task draws its prompts at random.
+    """
+    if task.prompt_order != "sequential":
+        raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
+    env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)
+    buffer = SequenceRolloutBuffer(1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0)
+    policy.set_training_mode(False)
+    ended: list[dict[str, Any]] = []
+    began = perf_counter()
+    with torch.random.fork_rng(), bar(title, num_texts, progress_bar) as shown:
+        torch.manual_seed(seed)
+        for played in play_episodes(policy, env, buffer, num_texts):
+            rows = np.flatnonzero(played.dones)
+            ended += [played.infos[row] for row in rows]
+            shown.advance(len(rows))
+    seconds = perf_counter() - began
+    assert buffer.stats is not None
+    order = np.argsort([info["prompt_id"] for info in ended], kind="stable")
+    infos = [ended[i] for i in order]
+    return Texts(
+        prompts=[info["prompt"] for info in infos],
+        responses=[info["response"] for info in infos],
+        scores=np.array([info["score"] for info in infos]),
+        lengths=np.array([_length(info) for info in infos]),
+        finish_reasons=[info["finish_reason"] for info in infos],
+        kl_per_sequence=buffer.stats.kl_per_sequence,
+        tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
+    )
+
+
+def _length(info: dict[str, Any]) -> int:
+    return int((info["terminal_observation"]["response"] >= 0).sum())
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Return the share of different word n-grams among all n-grams of the texts (Li et al. 2016), in [0, 1].
+
+    The share falls as texts are added, so compare equal numbers of texts only.
+    """
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Share of comparisons won, ties counting one half, with its 95% interval.
+
+    Attributes:
+        rate: In [0, 1].
+        low: Lower end.
+        high: Upper end.
+        num: Comparisons.
+    """
+
+    rate: float
+    low: float
+    high: float
+    num: int
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def win_rate(ours: np.ndarray, theirs: np.ndarray) -> WinRate:
+    """Compare scores pair by pair; the interval is Wilson's.
+
+    Raises:
+        ValueError: The arrays differ in shape or are empty.
+    """
+    if ours.shape != theirs.shape or not len(ours):
+        raise ValueError(f"cannot compare {ours.shape} with {theirs.shape} scores pair by pair")
+    wins = (ours > theirs) + 0.5 * (ours == theirs)
+    n, rate, z = len(wins), float(wins.mean()), float(stats.norm.ppf(0.975))
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return WinRate(rate, float(centre - half), float(centre + half), n)

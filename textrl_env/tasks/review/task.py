@@ -1,0 +1,63 @@
+"""`textrl/Review-v0`: go on with the opening of a film review."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from ...task import BaseRecipe, Prompt, TextTask
+from ...tokenizer import FileTokenizer
+from .annotator import gold_score
+from .grammar import split
+
+MAX_NEW_TOKENS = 32
+_ROWS = {"train": 4000, "validation": 500, "test": 500}
+_CORPUS_SIZE = 20_000
+_MODEL = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+
+
+@cache
+def review_task(name: str = "train") -> TextTask:
+    """Return the task with the prompts of one split.
+
+    ## Description
+    Reviews from a grammar with latent sentiment, specificity, politeness and repetition.  The prompt is the opening of a
+    review.  The gold score of a text is the utility that a simulated annotator compares texts by; see `annotator`.
+
+    ## Version History
+    * v0: first version.
+
+    Args:
+        name: `"train"` (4,000 openings), `"validation"` or `"test"` (500 each); their film titles are disjoint.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    if name not in _ROWS:
+        raise ValueError(f"split={name!r}: choose one of {', '.join(_ROWS)}")
+    tokenizer = FileTokenizer(Path(__file__).with_name("tokenizer.json"))
+    return TextTask(
+        tokenizer=tokenizer,
+        prompts=tuple(Prompt(review.opening) for review in split(name, _ROWS[name])),
+        max_new_tokens=MAX_NEW_TOKENS,
+        max_prompt_tokens=24,
+        reward="vader",
+        gold=gold_score,
+        recipe=BaseRecipe(corpus=_corpus, model={**_MODEL, "vocab_size": tokenizer.vocab_size}, steps=300),
+    )
+
+
+def _corpus() -> list[tuple[str, str]]:
+    return [(review.opening, review.body) for review in split("train", _CORPUS_SIZE)]
