@@ -1,10 +1,15 @@
-"""Preference data: which of two responses to a prompt was preferred, one JSON object a line."""
+"""Preference data: which of two responses to a prompt was preferred, one JSON object a line.
+
+What is written here appears whole or not at all, a reward model's folder (`new_folder`) like a file of preferences.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -55,6 +60,7 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
     The file appears whole or not at all: it is written under a temporary name in the same folder, then renamed.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -63,6 +69,27 @@ def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> No
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to write into; it takes the name `path` if the block ends well, else it vanishes.
+
+    What bore the name before is moved aside first and deleted last, so that no crash can lose both.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = temporary.with_suffix(".old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _parse(line: str, where: str) -> Preference:

@@ -85,6 +85,7 @@ class KeywordReward(_Rule):
     """
 
     def __init__(self, keywords: Sequence[str]) -> None:
+        keywords = keywords if isinstance(keywords, str) else tuple(keywords)
         if isinstance(keywords, str) or not all(isinstance(word, str) for word in keywords):
             raise TypeError(f"keywords={keywords!r}: give a list of strings, such as ['plot', 'cast']")
         if not keywords or not all(word.strip() for word in keywords):
