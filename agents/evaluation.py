@@ -14,9 +14,11 @@ from scipy import stats
 from torch import nn
 
 from textrl_env import TextTask
+from textrl_env.core import spaces_of
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
+from .lm import LMSource
 from .policy import TransformerPolicy
 from .progress import bar
 from .rollout import play_episodes
@@ -43,6 +45,19 @@ class Texts:
     finish_reasons: list[str]
     kl_per_sequence: float
     tokens_per_second: float
+
+
+def make_policy(task: TextTask, model: LMSource, **policy_kwargs: Any) -> TransformerPolicy:
+    """Return a policy for the task's spaces, outside any algorithm: to write texts with.
+
+    Args:
+        task: What it will play.
+        model: See `TransformerPolicy`.
+        **policy_kwargs: Sampling rules.
+    """
+    policy = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=model, **policy_kwargs)
+    policy.set_training_mode(False)
+    return policy
 
 
 def write_texts(

@@ -27,6 +27,11 @@ class Bar:
             self._progress.refresh()
             self._drawn = monotonic()
 
+    def follow(self, part: str, step: int, steps: int, loss: float) -> None:
+        """Show step `step` of `steps` of a part of the work; the form that `rewards.fit_preference_model` reports in."""
+        self._progress.update(self._task, completed=step, total=steps)
+        self.advance(0, f"{part}, loss {loss:.2f}")
+
     def close(self) -> None:
         """Draw the last state."""
         self._progress.refresh()

@@ -43,6 +43,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     Attributes:
         n_episodes: Texts per rollout.
+        num_rollouts: Rollouts so far.
         reference: The frozen model that KL is measured against.
         reference_path: The folder it came from; None if it is a copy of the policy's first weights.
         kl_controller: Holds beta.
@@ -53,6 +54,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     rollout_buffer: SequenceRolloutBuffer
     reference: PreTrainedModel
     n_episodes: int
+    num_rollouts: int = 0
     reference_path: str | None
     reference_hash: str | None = None
     kl_controller: KLController
@@ -106,6 +108,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 return False
             self._update_info_buffer(infos, dones)
             finished += [infos[row] for row in np.flatnonzero(dones)]
+        self.num_rollouts += 1
         self._log_rollout(finished, perf_counter() - began)
         callback.update_locals(locals())
         callback.on_rollout_end()

@@ -1,0 +1,79 @@
+"""What is watched and kept while a policy trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from textrl_env.task import GoldScore
+
+from .run_folder import append_csv, write_text
+from .text_algorithm import TextAlgorithm
+
+CURVE = (
+    "iteration", "texts", "tokens", "learned", "gold", "kl_per_sequence", "beta", "entropy", "length", "finished_by_eos",
+)  # fmt: skip
+
+
+class CurveCallback(BaseCallback):
+    """Appends a row to `curve.csv` after every rollout, and saves the model every `save_every` rollouts.
+
+    Args:
+        folder: Holds `curve.csv` and `policy.zip`.
+        gold: The task's own judgement of the texts; without one the column is empty.
+        save_every: Rollouts between checkpoints.
+    """
+
+    def __init__(self, folder: Path, gold: GoldScore | None = None, save_every: int = 10) -> None:
+        super().__init__()
+        self.folder = folder
+        self.gold = gold
+        self.save_every = save_every
+
+    def _on_training_start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _on_rollout_start(self) -> None:
+        # Between rollouts, weights, optimizer and controller belong together: this is where a resumed run goes on
+        assert isinstance(self.model, TextAlgorithm)
+        if self.model.num_rollouts and self.model.num_rollouts % self.save_every == 0:
+            self.model.save(self.folder / "policy.zip")
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, TextAlgorithm)
+        texts: list[dict[str, Any]] = self.locals["finished"]
+        gold = float("nan")
+        if self.gold is not None:
+            gold = float(np.mean(self.gold([t["prompt"] for t in texts], [t["response"] for t in texts])))
+            self.logger.record("objective/gold", gold)
+        logged = self.logger.name_to_value
+        row = {
+            "iteration": self.model.num_rollouts,
+            "texts": self.model.num_rollouts * self.model.n_episodes,
+            "tokens": self.model.num_timesteps,
+            "learned": logged["objective/score"],
+            "gold": gold,
+            "kl_per_sequence": logged["kl/per_sequence"],
+            "beta": logged["kl/beta"],
+            "entropy": logged["objective/entropy"],
+            "length": logged["tokens/length"],
+            "finished_by_eos": logged["tokens/finished_by_eos"],
+        }
+        append_csv(self.folder / "curve.csv", CURVE, row)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def rewind_curve(folder: Path, tokens: int) -> None:
+    """Drop the rows of `curve.csv` that lie after a checkpoint taken at `tokens`, before training goes on from it."""
+    file = folder / "curve.csv"
+    if not file.is_file():
+        return
+    header, *rows = file.read_text(encoding="utf-8").splitlines()
+    column = header.split(",").index("tokens")
+    kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[column]) <= tokens]
+    write_text(file, "\n".join([header, *kept]) + "\n")
