@@ -48,7 +48,7 @@ class Demo:
     out: Path = Path("runs/demo")
     beta: float | None = None
     kl_target: float = 8.0
-    total_tokens: int = 180_000
+    total_tokens: int = 130_000
     n_episodes: int = 128
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -80,7 +80,7 @@ def run_demo(config: Demo) -> None:
     if not run.done("compare", shared):
         _compare(run, config, base, shared)
     if not run.done("reward", shared):
-        _fit_reward(run, config, task, shared)
+        _fit_reward(run, config, task, base, shared)
     reward = PreferenceRewardModel.load(run.path / "reward")
     tuned = [shared, *(getattr(config, name) for name in ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate"))]
     if not run.done(config.variant, tuned):
@@ -112,13 +112,15 @@ def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:
     run.finish("compare", depends_on, best_accuracy=facts["validation"], seconds=perf_counter() - began)
 
 
-def _fit_reward(run: RunFolder, config: Demo, task: TextTask, depends_on: Any) -> None:
+def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path, depends_on: Any) -> None:
     """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts."""
     began = perf_counter()
     pairs, held_out = (read_preferences(run.path / name) for name in ("preferences.jsonl", "held_out.jsonl"))
     assert isinstance(task.tokenizer, FileTokenizer)
     with bar("fit the reward model", 0) as shown:
-        model, report = fit_preference_model(pairs, tokenizer=task.tokenizer, max_tokens=64, seed=config.seed, progress=shown.follow)
+        model, report = fit_preference_model(
+            pairs, tokenizer=task.tokenizer, trunk=base, max_tokens=64, epochs=2, seed=config.seed, progress=shown.follow
+        )
     model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
     run.finish(

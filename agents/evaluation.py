@@ -67,7 +67,7 @@ def write_texts(
     reward: Any = None,
     reference: nn.Module | str | Path | None = None,
     seed: int = 0,
-    num_rows: int = 128,
+    num_rows: int = 256,
     progress_bar: bool = False,
     title: str = "write texts",
 ) -> Texts:

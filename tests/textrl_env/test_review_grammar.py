@@ -167,12 +167,12 @@ def test_ids_of_opening_and_body_join_to_the_ids_of_the_text(corpus: list[Review
 
 
 def test_tokenizer_ids_and_sizes(corpus: list[Review], tokenizer: Tokenizer) -> None:
-    assert tokenizer.get_vocab_size() == 2048
+    assert tokenizer.get_vocab_size() == 4096
     assert (tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("<eos>")) == (0, 1)
     bodies = [review.body for review in corpus[:5_000]]
     tokens = np.array([len(encoding.ids) for encoding in tokenizer.encode_batch(bodies)])
     assert tokens.sum() / sum(len(body.split()) for body in bodies) < 1.5
-    assert np.mean(tokens <= 32) >= 0.98
+    assert np.mean(tokens <= 26) >= 0.98
 
 
 def test_shipped_tokenizer_is_a_fresh_build() -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from .grammar import split
 
 PATH = Path(__file__).with_name("tokenizer.json")
-VOCABULARY_SIZE = 2048
+VOCABULARY_SIZE = 4096
 CORPUS_SIZE = 20_000
 PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
 

@@ -10,7 +10,7 @@ from ...tokenizer import FileTokenizer
 from .annotator import gold_score
 from .grammar import split
 
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 26
 _ROWS = {"train": 4000, "validation": 500, "test": 500}
 _CORPUS_SIZE = 20_000
 _MODEL = {
@@ -25,6 +25,7 @@ _MODEL = {
     "eos_token_id": 1,
     "pad_token_id": 0,
     "tie_word_embeddings": True,
+    "initializer_range": 0.06,
 }
 
 
@@ -52,10 +53,10 @@ def review_task(name: str = "train") -> TextTask:
         tokenizer=tokenizer,
         prompts=tuple(Prompt(review.opening) for review in split(name, _ROWS[name])),
         max_new_tokens=MAX_NEW_TOKENS,
-        max_prompt_tokens=24,
+        max_prompt_tokens=16,
         reward="vader",
         gold=gold_score,
-        recipe=BaseRecipe(corpus=_corpus, model={**_MODEL, "vocab_size": tokenizer.vocab_size}, steps=300),
+        recipe=BaseRecipe(corpus=_corpus, model={**_MODEL, "vocab_size": tokenizer.vocab_size}, steps=1400, batch_size=16),
     )
 
 
