@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 
 from .kl import KLController, as_kl_controller
-from .lm import frozen, load_lm
+from .lm import frozen, load_lm, on_device
 from .policy import Acting
 from .sampler import Sampler, log_prob_and_entropy
 from .sequences import SequenceBatch, action_hidden, action_logits, pack
@@ -124,9 +124,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.reference_batch_size = reference_batch_size
         self.stats: RolloutStats | None = None
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        self.reference: nn.Module | None
         if isinstance(reference, (str, Path)):
-            reference = frozen(load_lm(reference)).to(self.device)
-        self.reference = reference
+            self.reference = on_device(frozen(load_lm(reference)), self.device)
+        else:
+            self.reference = reference
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
 
     def reset(self) -> None:
@@ -229,8 +231,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             ends[index] = next_start[row] or int(last[row])
             next_start[row] = step
         self.segments = [
-            Segment(context, written, row, slice(step, ends[index]))
-            for index, (row, step, context, written) in enumerate(self._openings)
+            Segment(context, written, row, slice(step, ends[index])) for index, (row, step, context, written) in enumerate(self._openings)
         ]
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))

@@ -18,6 +18,8 @@ class _Layer(CacheLayerMixin):
     """
 
     is_sliding = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +38,10 @@ class _Layer(CacheLayerMixin):
         self.values[:, :, : self.end] = values
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append one column, and return views of all columns in use."""
-        assert self.keys is not None and self.values is not None
         new = self.end + key_states.shape[2]
         if new > self.keys.shape[2]:
             self.place(self.keys[:, :, : self.end], self.values[:, :, : self.end], 2 * new)
@@ -76,6 +79,7 @@ class CachedDecoder:
     def drop(self) -> None:
         """Forget everything."""
         self._cache: Cache | None = None
+        self._layers: list[_Layer] = []  # the cache's own
         self._rows = np.zeros(0, np.int64)  # row of the caller in each slot of the cache
         self._texts = np.zeros((0, 0), np.int64)  # (B, W) cached ids by row of the caller, -1 beyond the text
         self._lengths = np.zeros(0, np.int64)  # (B,) cached tokens by row of the caller
@@ -126,7 +130,7 @@ class CachedDecoder:
         if self._cache is None or len(staying) > 0.75 * len(self._rows):
             return
         index = torch.as_tensor(staying)
-        for layer in self._cache.layers:
+        for layer in self._layers:
             index = index.to(layer.keys.device)
             end = layer.end
             layer.place(layer.keys[index, :, :end], layer.values[index, :, :end], layer.keys.shape[2])
@@ -137,8 +141,8 @@ class CachedDecoder:
         assert self._cache is not None
         rows = self._rows
         self._trim(int(self._lengths[rows].max()))
-        columns = self._cache.layers[0].end + 1
-        device = self._cache.layers[0].keys.device
+        columns = self._layers[0].end + 1
+        device = self._layers[0].keys.device
         newest = np.maximum(lengths[rows] - 1, 0)
         mask = np.arange(columns)[None] >= columns - 1 - self._lengths[rows][:, None]  # (R, columns)
         out = trunk_of(lm)(
@@ -154,7 +158,7 @@ class CachedDecoder:
     def _trim(self, longest: int) -> None:
         """Drop leading columns that no row uses, when there are as many of them as used ones."""
         assert self._cache is not None
-        for layer in self._cache.layers:
+        for layer in self._layers:
             if layer.end > 2 * longest:
                 start = layer.end - longest
                 layer.place(layer.keys[:, :, start : layer.end], layer.values[:, :, start : layer.end], layer.keys.shape[2])
@@ -174,9 +178,10 @@ class CachedDecoder:
         width = int(lengths.max())
         if self._cache is None:
             self._rows = rows.copy()
-            self._cache = Cache(layers=[_Layer() for _ in prefilled.layers])
+            self._layers = [_Layer() for _ in prefilled.layers]
+            self._cache = Cache(layers=list(self._layers))
         slot_of = {int(row): slot for slot, row in enumerate(self._rows)}
-        for layer, new in zip(self._cache.layers, prefilled.layers, strict=True):
+        for layer, new in zip(self._layers, prefilled.layers, strict=True):
             if not layer.is_initialized:
                 shape = (len(self._rows), new.keys.shape[1], width)
                 layer.place(new.keys.new_zeros(*shape, new.keys.shape[3]), new.values.new_zeros(*shape, new.values.shape[3]), capacity)

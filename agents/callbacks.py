@@ -27,7 +27,7 @@ class CurveCallback(BaseCallback):
         save_every: Rollouts between checkpoints.
     """
 
-    def __init__(self, folder: Path, gold: GoldScore | None = None, save_every: int = 10) -> None:
+    def __init__(self, folder: Path, gold: GoldScore | None = None, save_every: int = 5) -> None:
         super().__init__()
         self.folder = folder
         self.gold = gold

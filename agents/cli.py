@@ -2,19 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import tyro
-from transformers.utils import logging
+import yaml
+from rich.console import Console
 
 from .demo import Demo, run_demo
+from .train import Train, run_train
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {"demo": (Demo, run_demo), "train": (Train, run_train)}
+
+_USAGE = """textrl COMMAND [flags]
+
+  demo    pretrain, sample, compare, fit a reward model, tune by PPO, judge
+  train   train one policy on a task or on text files
+
+textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run a subcommand; Ctrl-C ends it with a line instead of a traceback, and keeps what was finished."""
-    logging.disable_progress_bar()  # a bar for every file of a small model drowns ours
-    config = tyro.extras.subcommand_cli_from_dict({"demo": Demo}, args=argv)
-    run_demo(config)
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Returns:
+        0; 2 for a wrong command or setting; 130 after Ctrl-C, which keeps what was finished.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in COMMANDS:
+        asked = bool(argv) and argv[0] in ("-h", "--help")
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    kind, run = COMMANDS[argv[0]]
+    try:
+        config = resolve(kind, argv[1:])
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar for every file of a small model drowns ours
+        run(config)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on from there.")
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+        return 2
+    return 0
+
+
+def resolve(kind: Any, argv: list[str]) -> Any:
+    """Return the configuration: the class's defaults, then the file of `--config`, then the flags.
+
+    Raises:
+        ValueError: The file is missing, is no YAML mapping, or has a key that the configuration has not.
+    """
+    default = kind()
+    if "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv):
+            raise ValueError("--config needs a file")
+        default = dataclasses.replace(default, **_read(Path(argv[at + 1]), kind))
+        argv = argv[:at] + argv[at + 2 :]
+    return tyro.cli(kind, default=default, args=argv)
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"--config {path}: no such file")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: expected settings as 'name: value', one a line")
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(defaults))
+    if unknown:
+        raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; known: {', '.join(defaults)}")
+    return {name: _as_declared(value, defaults[name]) for name, value in values.items()}
+
+
+def _as_declared(value: Any, default: Any) -> Any:
+    """YAML knows neither paths nor tuples."""
+    if isinstance(default, Path):
+        return Path(value)
+    if isinstance(default, tuple):
+        return tuple(Path(item) for item in value)
+    return value
 
 
 if __name__ == "__main__":

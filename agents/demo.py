@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from stable_baselines3.common.logger import configure
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
@@ -18,7 +17,6 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.review.annotator import SimulatedAnnotator
 
 from .base import base_policy
-from .callbacks import CurveCallback, rewind_curve
 from .evaluation import Texts, distinct_n, make_policy, win_rate, write_texts
 from .lm import frozen, load_lm
 from .ppo import TextPPO
@@ -26,35 +24,22 @@ from .progress import bar
 from .report import print_results, write_report
 from .run_folder import RunFolder, versions, write_json, write_jsonl, write_yaml
 from .threads import choose_threads
+from .tuning import Tuning, tune
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Tuning):
     """Run the whole loop on generated film reviews, with an annotator whose true taste is known.
 
     Attributes:
         out: Folder of the run; running again goes on where it stopped.
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`.
-        kl_target: KL per text that the adaptive coefficient steers to, in nats.
-        total_tokens: Tokens that PPO writes.
-        n_episodes: Texts per rollout.
-        batch_size: Texts per minibatch.
-        learning_rate: Of PPO, falling linearly to 0.
         pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
         test_texts: Texts of each policy that are judged at the end.
-        seed: Of everything that is drawn.
     """
 
     out: Path = Path("runs/demo")
-    beta: float | None = None
-    kl_target: float = 8.0
-    total_tokens: int = 130_000
-    n_episodes: int = 128
-    batch_size: int = 32
-    learning_rate: float = 1e-3
     pairs: int = 3000
     test_texts: int = 500
-    seed: int = 0
 
     @property
     def variant(self) -> str:
@@ -82,9 +67,8 @@ def run_demo(config: Demo) -> None:
     if not run.done("reward", shared):
         _fit_reward(run, config, task, base, shared)
     reward = PreferenceRewardModel.load(run.path / "reward")
-    tuned = [shared, *(getattr(config, name) for name in ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate"))]
-    if not run.done(config.variant, tuned):
-        _tune(run, config, base, reward, tuned)
+    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
+    tune(run, config.variant, str(base), env, config, shared)
     _judge(run, config, base, reward, {"pretrain": pretrain})
     report = write_report(run.path)
     print_results(run.path, console)
@@ -102,11 +86,15 @@ def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:
         task = make_task("review", split=split, prompt_order="sequential")
         policy = make_policy(task, base)
         a, b = (
-            write_texts(policy, task, number, reward="length", seed=config.seed * 10 + i, progress_bar=True, title=f"write {split} texts {'ab'[i]}")
+            write_texts(
+                policy, task, number, reward="length", seed=config.seed * 10 + i, progress_bar=True, title=f"write {split} texts {'ab'[i]}"
+            )
             for i in range(2)
         )
         choices = annotator.compare(a.prompts, a.responses, b.responses)
-        pairs = [Preference(p, *((x, y) if c == 0 else (y, x))) for p, x, y, c in zip(a.prompts, a.responses, b.responses, choices, strict=True)]
+        pairs = [
+            Preference(p, *((x, y) if c == 0 else (y, x))) for p, x, y, c in zip(a.prompts, a.responses, b.responses, choices, strict=True)
+        ]
         write_preferences(run.path / file, pairs)
         facts[split] = annotator.best_accuracy(a.prompts, a.responses, b.responses)
     run.finish("compare", depends_on, best_accuracy=facts["validation"], seconds=perf_counter() - began)
@@ -124,51 +112,20 @@ def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path, depend
     model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
     run.finish(
-        "reward", depends_on, seconds=perf_counter() - began, train_accuracy=report.train_accuracy, held_out_accuracy=accuracy(model, held_out)
+        "reward",
+        depends_on,
+        seconds=perf_counter() - began,
+        train_accuracy=report.train_accuracy,
+        held_out_accuracy=accuracy(model, held_out),
     )
 
 
 def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
     """Return the share of pairs whose chosen text scores higher, ties counting one half."""
-    chosen, rejected = (np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
+    )
     return win_rate(chosen, rejected).rate
-
-
-def _tune(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, depends_on: Any) -> None:
-    """Train the base policy against the learned reward; goes on from a checkpoint of an interrupted run."""
-    began = perf_counter()
-    folder = run.path / config.variant
-    env = TextGenerationVecEnv(config.n_episodes, task="review", reward=reward)
-    checkpoint = folder / "policy.zip"
-    if run.done(f"{config.variant} began", depends_on) and checkpoint.is_file():
-        model = TextPPO.load(checkpoint, env=env)
-    else:
-        (folder / "curve.csv").unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
-        run.finish(f"{config.variant} began", depends_on)
-        beta = {"beta": 0.1, "target": config.kl_target, "horizon": 10 * config.n_episodes} if config.beta is None else config.beta
-        model = TextPPO(
-            "TransformerPolicy", env, learning_rate=Linear(config.learning_rate), n_episodes=config.n_episodes, batch_size=config.batch_size,
-            beta=beta, policy_kwargs={"model": str(base)}, seed=config.seed,
-        )  # fmt: skip
-    rewind_curve(folder, model.num_timesteps)
-    model.set_logger(configure(str(folder / f"log-{model.num_timesteps}"), ["csv", "tensorboard"]))
-    remaining = config.total_tokens - model.num_timesteps
-    if remaining > 0:
-        model.learn(remaining, callback=CurveCallback(folder, env.task.gold), reset_num_timesteps=False, progress_bar=True)
-    model.save(checkpoint)
-    run.finish(config.variant, depends_on, seconds=perf_counter() - began)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A learning rate that falls to 0; a class, so that a checkpoint can hold it."""
-
-    start: float
-
-    def __call__(self, progress_remaining: float) -> float:
-        """Return the rate for SB3's `progress_remaining`, from 1 to 0."""
-        return self.start * progress_remaining
 
 
 def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:
@@ -182,7 +139,14 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
     gold: dict[str, np.ndarray] = {}
     for number, (name, policy) in enumerate(policies.items()):
         written[name] = write_texts(
-            policy, task, config.test_texts, reward, reference, seed=1000 + number + 10 * config.seed, progress_bar=True, title=f"judge {name}"
+            policy,
+            task,
+            config.test_texts,
+            reward,
+            reference,
+            seed=1000 + number + 10 * config.seed,
+            progress_bar=True,
+            title=f"judge {name}",
         )
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
@@ -228,4 +192,3 @@ def _variant(run: RunFolder, name: str, texts: Texts, gold: dict[str, np.ndarray
         "win_rate": dataclasses.asdict(win_rate(gold[name], gold["base"])),
         "seconds": run.facts(name)["seconds"],
     }
-

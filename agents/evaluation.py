@@ -92,7 +92,9 @@ def write_texts(
     if task.prompt_order != "sequential":
         raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
     env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)
-    buffer = SequenceRolloutBuffer(1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0)
+    buffer = SequenceRolloutBuffer(
+        1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0
+    )
     policy.set_training_mode(False)
     ended: list[dict[str, Any]] = []
     began = perf_counter()

@@ -52,7 +52,9 @@ class AdaptiveKLController(KLController):
     def __init__(self, beta: float = 0.1, target: float = 6.0, horizon: int = 10_000, bounds: tuple[float, float] = (1e-4, 10.0)) -> None:
         super().__init__(beta)
         if not target > 0 or horizon < 1 or not 0 < bounds[0] <= beta <= bounds[1]:
-            raise ValueError(f"target={target}, horizon={horizon}, bounds={bounds}, beta={beta}: need target > 0, horizon >= 1, 0 < low <= beta <= high")
+            raise ValueError(
+                f"target={target}, horizon={horizon}, bounds={bounds}, beta={beta}: need target > 0, horizon >= 1, 0 < low <= beta <= high"
+            )
         self.target = float(target)
         self.horizon = int(horizon)
         self.bounds = (float(bounds[0]), float(bounds[1]))

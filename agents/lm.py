@@ -73,6 +73,12 @@ def frozen(lm: PreTrainedModel) -> PreTrainedModel:
     return lm.eval().requires_grad_(False)
 
 
+def on_device(lm: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """Move the model; transformers' own annotation of `to` takes no device."""
+    nn.Module.to(lm, device)
+    return lm
+
+
 def folder_hash(folder: str | Path) -> str:
     """Return the SHA-256 over the names and bytes of a model folder's configuration and weights.
 

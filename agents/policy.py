@@ -159,7 +159,9 @@ class TransformerPolicy(ActorCriticPolicy):
         log_probs.acting = Acting(self.sampler, bits)  # type: ignore[attr-defined]
         return actions, values, log_probs
 
-    def evaluate_actions(self, obs: PyTorchObs | SequenceBatch, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def evaluate_actions(
+        self, obs: PyTorchObs | SequenceBatch, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Score actions under the current weights.
 
         Args:
@@ -200,9 +202,7 @@ class TransformerPolicy(ActorCriticPolicy):
         actions[live] = self._choose(logits, deterministic)
         return actions
 
-    def _next_token(
-        self, obs: PyTorchObs, cache: CachedDecoder
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _next_token(self, obs: PyTorchObs, cache: CachedDecoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return live rows (B,) bool, their hidden states (R, D), logits (R, V) and kept sets (R, V)."""
         texts, lengths, steps = _texts_of(obs)
         if not lengths.any():

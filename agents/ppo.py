@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -82,7 +83,7 @@ class TextPPO(TextAlgorithm, PPO):
         self.kl_controller = as_kl_controller(beta)
         super().__init__(
             policy,
-            env,
+            gym.make(env) if isinstance(env, str) else env,  # SB3 would ask for render_mode="rgb_array"
             learning_rate=learning_rate,
             n_steps=batch_size,  # not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
             batch_size=batch_size,

@@ -14,7 +14,14 @@ class Bar:
 
     def __init__(self, title: str, total: int, show: bool = True) -> None:
         # No refresh thread: beside two spinning OpenMP threads on two cores it slowed small models eightfold.
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._progress = Progress(*columns, auto_refresh=False, disable=not show)
         self._task = self._progress.add_task(title, total=total, note="")
         self._drawn = 0.0

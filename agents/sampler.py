@@ -113,7 +113,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
     """One softmax for both numbers; autograd's own graph keeps three (N, V) tensors and walks them back."""
 
     @staticmethod
-    def forward(ctx, logits, actions):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def forward(ctx, logits, actions):  # type: ignore[no-untyped-def]
         log_p = logits.log_softmax(-1)  # (N, V)
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)  # (N,)
@@ -121,7 +121,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
         return log_p.gather(-1, actions[:, None]).squeeze(-1), entropy
 
     @staticmethod
-    def backward(ctx, grad_log_prob, grad_entropy):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def backward(ctx, grad_log_prob, grad_entropy):  # type: ignore[no-untyped-def]
         log_p, p, entropy, actions = ctx.saved_tensors
         # d log p(a) / dz = onehot(a) - p;  dH / dz = -p (log p + H)
         grad = p * -grad_log_prob[:, None]

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from textrl_env import Tokenizer
 
-from .lm import LMSource, load_lm, save_lm
+from .lm import LMSource, load_lm, on_device, save_lm
 from .progress import bar
 
 
@@ -46,7 +45,7 @@ class SFT:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.lm: PreTrainedModel = load_lm(model).to(device)
+            self.lm = on_device(load_lm(model), device)
         if self.lm.config.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {self.lm.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
         self.tokenizer = tokenizer

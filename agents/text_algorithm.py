@@ -28,7 +28,7 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
 from .kl import KLController
-from .lm import config_of, folder_hash, frozen, load_lm
+from .lm import config_of, folder_hash, frozen, load_lm, on_device
 from .policy import TransformerPolicy
 from .progress import Bar
 from .rollout import play_episodes
@@ -86,7 +86,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
                     f"saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"  # type: ignore[index]
                 )
             self.reference_hash = found
-            self.reference = frozen(load_lm(self.reference_path)).to(self.device)
+            self.reference = on_device(frozen(load_lm(self.reference_path)), self.device)
         self.rollout_buffer.reference = self.reference
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
@@ -153,7 +153,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         bar.init_callback(self)
         return bar
 
-    def save(self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+    def save(
+        self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
         """Save as SB3 does, to a temporary name first.
 
         The file holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones;

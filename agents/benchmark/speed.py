@@ -8,8 +8,10 @@ reads every prefix anew; ours reads each text once.  Ours also pays for a refere
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +23,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecMonitor
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
@@ -146,13 +150,23 @@ def _time_stock(config: Speed) -> dict[str, float]:
     timed = minibatches
     if config.stock_minibatches:  # a part of the update stands for the whole
         timed = config.stock_minibatches
-        whole = model.rollout_buffer.get
-        model.rollout_buffer.get = lambda size: (b for b, _ in zip(whole(size), range(timed), strict=False))  # type: ignore[method-assign]
+        model.rollout_buffer = _Part(model.rollout_buffer, timed)  # type: ignore[assignment]
         model.n_epochs = 1
     began = perf_counter()
     model.train()
     update = (perf_counter() - began) * minibatches / timed
     return {"seconds": rollout + update, "update_seconds": update, "rollout_seconds": rollout}
+
+
+class _Part:
+    """The first `number` minibatches of a rollout buffer."""
+
+    def __init__(self, buffer: RolloutBuffer, number: int) -> None:
+        self.buffer, self.number = buffer, number
+        self.values, self.returns = buffer.values, buffer.returns
+
+    def get(self, batch_size: int) -> Iterator[RolloutBufferSamples]:
+        return itertools.islice(self.buffer.get(batch_size), self.number)
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(make_env):
     env = make_env(num_envs=3)
     policy = make_policy(env, MODELS["llama"])
     play_and_compare(policy, env, steps=400)
-    assert policy._acting_cache._cache.layers[0].keys.shape[2] <= 4 * (6 + 9)
+    assert policy._acting_cache._layers[0].keys.shape[2] <= 4 * (6 + 9)
 
 
 def test_predict_does_not_disturb_a_rollout(make_env):

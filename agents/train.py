@@ -1,0 +1,102 @@
+"""`textrl train`: one policy, one task, one reward."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from textrl_env import TextTask, make_task
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+from .base import base_policy
+from .corpus import corpus_task, read_lines
+from .run_folder import RunFolder, fingerprint, write_yaml
+from .sft import SFT
+from .threads import choose_threads
+from .tuning import Tuning, tune
+
+
+@dataclass(frozen=True)
+class Train(Tuning):
+    """Train a policy on a task or on the sentences of text files.
+
+    Attributes:
+        algo: `ppo` tunes a model by a reward; `sft` trains it on the task's corpus.
+        task: Name of a task.
+        corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
+        model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
+            policy, pretrained at first use and cached.
+        reward: Name of a reward model, the folder of a saved preference reward model, or a JSON object with `name` and
+            its arguments.
+        temperature: Of sampling.
+        top_k: Sample from the k likeliest tokens; 0 for all.
+        top_p: Sample from the likeliest tokens that have this probability together.
+        min_new_tokens: No end of text before this many tokens.
+        steps: Optimizer steps of `sft`; by default the task's own.
+        out: Folder of the run; running again goes on where it stopped.
+    """
+
+    algo: Literal["ppo", "sft"] = "ppo"
+    task: str = "review"
+    corpus: tuple[Path, ...] = ()
+    model: str | None = None
+    reward: str = "vader"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    steps: int | None = None
+    out: Path = Path("runs/train")
+
+
+def run_train(config: Train) -> None:
+    """Train, and leave the resolved configuration, the model and the metrics in the run folder."""
+    console = Console()
+    choose_threads()
+    run = RunFolder(config.out)
+    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    task = _task(config, run)
+    if config.algo == "sft":
+        _sft(config, run, task)
+        console.print(f"model: {run.path / 'model'}")
+        return
+    base = config.model or str(base_policy(task, progress_bar=True))
+    rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens")}
+    rules["eos_token_id"] = task.tokenizer.eos_token_id
+    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=_reward(config.reward))
+    tune(run, "ppo", base, env, config, [base, config.reward], rules)
+    console.print(f"policy: {run.path / 'ppo' / 'policy.zip'}\ncurve:  {run.path / 'ppo' / 'curve.csv'}")
+
+
+def _task(config: Train, run: RunFolder) -> TextTask:
+    if not config.corpus:
+        return make_task(config.task)
+    sentences = [line for path in config.corpus for line in read_lines(path)]
+    return corpus_task(sentences, sentences, run.path / f"tokenizer-{fingerprint(sentences)}")
+
+
+def _reward(text: str) -> Any:
+    if text.startswith("{"):
+        return json.loads(text)
+    if Path(text).is_dir():
+        return {"name": "preference", "path": text}
+    return text
+
+
+def _sft(config: Train, run: RunFolder, task: TextTask) -> None:
+    if task.recipe is None:
+        raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE...")
+    recipe, steps = task.recipe, config.steps or task.recipe.steps
+    source = config.model or dict(recipe.model)
+    circumstances = [str(source), steps, config.seed, config.task, [str(p) for p in config.corpus]]
+    if run.done("sft", circumstances):
+        return
+    trainer = SFT(source, task.tokenizer, recipe.learning_rate, recipe.batch_size, seed=config.seed)
+    trainer.learn(recipe.corpus(), steps, progress_bar=True)
+    trainer.save(run.path / "model")
+    run.finish("sft", circumstances, loss=trainer.losses[-1])

@@ -1,0 +1,108 @@
+"""Tuning a policy with TextPPO into a run folder, resumable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from stable_baselines3.common.logger import configure
+
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+from .callbacks import CurveCallback, rewind_curve
+from .lm import LMSource
+from .ppo import TextPPO
+from .run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How PPO tunes a policy; the values suit models of about a million parameters.
+
+    Attributes:
+        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`.
+        kl_target: KL per text that the adaptive coefficient steers to, in nats.
+        total_tokens: Tokens that PPO writes.
+        n_episodes: Texts per rollout.
+        batch_size: Texts per minibatch.
+        learning_rate: Of PPO, falling linearly to 0.
+        seed: Of everything that is drawn.
+    """
+
+    beta: float | None = None
+    kl_target: float = 8.0
+    total_tokens: int = 130_000
+    n_episodes: int = 128
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A learning rate that falls to 0; a class and not a lambda, so that a checkpoint can hold it."""
+
+    start: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the rate for SB3's `progress_remaining`, from 1 to 0."""
+        return self.start * progress_remaining
+
+
+def tune(
+    run: RunFolder,
+    stage: str,
+    model: LMSource,
+    env: TextGenerationVecEnv,
+    config: Tuning,
+    depends_on: Any,
+    rules: dict[str, Any] | None = None,
+) -> None:
+    """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV and TensorBoard).
+
+    A stage that was interrupted goes on from its last checkpoint; one that is done is not run again.
+
+    Args:
+        run: The folder.
+        stage: Name of the stage and of its subfolder.
+        model: Where the policy starts, and its reference.
+        env: What it plays.
+        config: How.
+        depends_on: Plain data that the result depends on besides `config`.
+        rules: Sampling rules of the policy.
+    """
+    names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
+    circumstances = [depends_on, rules, *(getattr(config, name) for name in names)]
+    if run.done(stage, circumstances):
+        return
+    began = perf_counter()
+    folder = run.path / stage
+    checkpoint = folder / "policy.zip"
+    if run.done(f"{stage} began", circumstances) and checkpoint.is_file():
+        algorithm = TextPPO.load(checkpoint, env=env)
+    else:
+        for left_over in (checkpoint, folder / "curve.csv"):
+            left_over.unlink(missing_ok=True)
+        run.finish(f"{stage} began", circumstances)
+        adaptive = {"beta": 0.1, "target": config.kl_target, "horizon": 10 * config.n_episodes}
+        algorithm = TextPPO(
+            "TransformerPolicy",
+            env,
+            learning_rate=Linear(config.learning_rate),
+            n_episodes=config.n_episodes,
+            batch_size=config.batch_size,
+            beta=adaptive if config.beta is None else config.beta,
+            policy_kwargs={"model": model, **(rules or {})},
+            seed=config.seed,
+        )
+    rewind_curve(folder, algorithm.num_timesteps)
+    algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "tensorboard"]))
+    remaining = config.total_tokens - algorithm.num_timesteps
+    try:
+        if remaining > 0:
+            algorithm.learn(remaining, callback=CurveCallback(folder, env.task.gold), reset_num_timesteps=False, progress_bar=True)
+    finally:
+        algorithm.logger.close()
+    algorithm.save(checkpoint)
+    run.finish(stage, circumstances, seconds=perf_counter() - began)
