@@ -1,1 +1,36 @@
-"""The writer of a text: transformer policies and the algorithms that train them."""
+"""The writer of a text: transformer policies and the algorithms that train them.
+
+Names are imported at first use: `import agents` stays light.
+"""
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .buffer import SequenceRolloutBuffer
+    from .kl import AdaptiveKLController, KLController
+    from .policy import TransformerPolicy
+    from .ppo import TextPPO
+    from .sft import SFT
+
+_LAZY = {
+    "AdaptiveKLController": "kl",
+    "KLController": "kl",
+    "SFT": "sft",
+    "SequenceRolloutBuffer": "buffer",
+    "TextPPO": "ppo",
+    "TransformerPolicy": "policy",
+}
+
+__all__ = ["SFT", "AdaptiveKLController", "KLController", "SequenceRolloutBuffer", "TextPPO", "TransformerPolicy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> Iterable[str]:
+    return sorted({*globals(), *_LAZY})

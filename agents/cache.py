@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -180,8 +182,9 @@ class CachedDecoder:
             self._rows = rows.copy()
             self._layers = [_Layer() for _ in prefilled.layers]
             self._cache = Cache(layers=list(self._layers))
+        read: list[Any] = list(prefilled.layers)  # transformers' layers may hold nothing; these do
         slot_of = {int(row): slot for slot, row in enumerate(self._rows)}
-        for layer, new in zip(self._layers, prefilled.layers, strict=True):
+        for layer, new in zip(self._layers, read, strict=True):
             if not layer.is_initialized:
                 shape = (len(self._rows), new.keys.shape[1], width)
                 layer.place(new.keys.new_zeros(*shape, new.keys.shape[3]), new.values.new_zeros(*shape, new.values.shape[3]), capacity)

@@ -22,7 +22,7 @@ from .lm import frozen, load_lm
 from .ppo import TextPPO
 from .progress import bar
 from .report import print_results, write_report
-from .run_folder import RunFolder, versions, write_json, write_jsonl, write_yaml
+from .run_folder import RunFolder, plain, versions, write_json, write_jsonl, write_yaml
 from .threads import choose_threads
 from .tuning import Tuning, tune
 
@@ -151,7 +151,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
     results = {
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
+        "config": plain(dataclasses.asdict(config)),
         "reward_model": {
             "pairs": config.pairs, "held_out_pairs": HELD_OUT_PAIRS, "best_accuracy": run.facts("compare")["best_accuracy"],
             **{k: v for k, v in run.facts("reward").items() if k.endswith("accuracy")},

@@ -29,7 +29,9 @@ class Bar:
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         """Add to what is done, and draw at most five times a second."""
-        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))
+        self._progress.update(self._task, advance=amount)
+        if note is not None:
+            self._progress.update(self._task, note=note)
         if monotonic() - self._drawn > 0.2:
             self._progress.refresh()
             self._drawn = monotonic()

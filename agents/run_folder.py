@@ -60,6 +60,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def plain(value: Any) -> Any:
+    """Return the value as JSON would hold it: paths as strings, tuples as lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -72,7 +77,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write a configuration; paths become strings."""
-    write_text(path, yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in value.items()}, sort_keys=False))
+    write_text(path, yaml.safe_dump(plain(value), sort_keys=False))
 
 
 def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ def log_prob_and_entropy(logits: torch.Tensor, actions: torch.Tensor) -> tuple[t
     Returns:
         Two tensors of shape (N,); both differentiable.
     """
-    return _LogProbAndEntropy.apply(logits, actions)  # type: ignore[no-any-return]
+    return _LogProbAndEntropy.apply(logits, actions)
 
 
 class _LogProbAndEntropy(torch.autograd.Function):

@@ -50,7 +50,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
-    policy: TransformerPolicy  # type: ignore[assignment]
+    policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: PreTrainedModel
     n_episodes: int
@@ -83,7 +83,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             if self.reference_hash not in (None, found):
                 raise ValueError(
                     f"the reference in {self.reference_path} has changed since this model was saved (SHA-256 {found[:12]}..., "
-                    f"saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"  # type: ignore[index]
+                    f"saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
                 )
             self.reference_hash = found
             self.reference = on_device(frozen(load_lm(self.reference_path)), self.device)

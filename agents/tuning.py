@@ -85,7 +85,7 @@ def tune(
         for left_over in (checkpoint, folder / "curve.csv"):
             left_over.unlink(missing_ok=True)
         run.finish(f"{stage} began", circumstances)
-        adaptive = {"beta": 0.1, "target": config.kl_target, "horizon": 10 * config.n_episodes}
+        adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
         algorithm = TextPPO(
             "TransformerPolicy",
             env,

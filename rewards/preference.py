@@ -105,9 +105,7 @@ class PreferenceRewardModel:
             (folder / _CONFIG).write_text(json.dumps(self._config(), indent=2), encoding="utf-8")
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", batch_size: int = 64
-    ) -> PreferenceRewardModel:
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu", batch_size: int = 64) -> PreferenceRewardModel:
         """Read a folder that `save` wrote.  Nothing in it is run as code.
 
         Raises:

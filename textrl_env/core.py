@@ -151,7 +151,7 @@ class TextCore:
         if self.length[row] == 0 and not self.live[row]:
             return "", ""
         response = self.response[row, : self.length[row]]
-        return self.task.prompts[int(self.prompt_index[row])].text, self.task.tokenizer.decode_batch([response])[0]
+        return self.task.prompts[int(self.prompt_index[row])].text, self.task.tokenizer.decode_batch([response.tolist()])[0]
 
     def _draw(self, row: int) -> int:
         if self.task.prompt_order == "sequential":

@@ -64,6 +64,7 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
         render_mode: str | None = None,
     ) -> None:
         self.core = TextCore(make_task(task, split=split, max_new_tokens=max_new_tokens, prompt_order=prompt_order), 1, reward)
+        self.observation_space: Any
         self.observation_space, self.action_space = spaces_of(self.core.task)
         self.render_mode = render_mode
         self._outcome = ""
@@ -97,7 +98,7 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
             self._print()
         return self._observation(), score, bool(result.terminated[0]), False, info
 
-    def render(self) -> str | None:  # type: ignore[override]  # gymnasium's type variable is unbound here
+    def render(self) -> str | None:
         """Return the text so far (`"ansi"`) or print it (`"human"`)."""
         if self.render_mode == "human":
             self._print()

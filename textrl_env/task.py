@@ -88,19 +88,20 @@ class TextTask:
             raise ValueError(f"prompt_order={self.prompt_order!r}: choose 'random' or 'sequential'")
         if not self.prompts:
             raise ValueError("a task needs at least one prompt; got none")
-        rows = self.tokenizer.encode_batch([p.text for p in self.prompts])
-        for row, prompt in zip(rows, self.prompts, strict=True):
+        tokens = self.tokenizer.encode_batch([p.text for p in self.prompts])
+        for row, prompt in zip(tokens, self.prompts, strict=True):
             if not row:
                 raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
-        width = max(map(len, rows))
+        width = max(map(len, tokens))
         if self.max_prompt_tokens is None:
             object.__setattr__(self, "max_prompt_tokens", width)
         elif width > self.max_prompt_tokens:
-            longest = self.prompts[int(np.argmax([len(r) for r in rows]))].text
-            raise ValueError(f"prompt {longest[:80]!r} has {width} tokens, max_prompt_tokens={self.max_prompt_tokens}: raise it or shorten the prompt")
-        ids = tuple(np.asarray(row, np.int64) for row in rows)
-        for row in ids:
-            row.setflags(write=False)  # episodes hand these out; nobody may change the task through them
+            longest = self.prompts[int(np.argmax([len(r) for r in tokens]))].text
+            limit = f"max_prompt_tokens={self.max_prompt_tokens}"
+            raise ValueError(f"prompt {longest[:80]!r} has {width} tokens, {limit}: raise it or shorten the prompt")
+        ids = tuple(np.asarray(row, np.int64) for row in tokens)
+        for array in ids:
+            array.setflags(write=False)  # episodes hand these out; nobody may change the task through them
         object.__setattr__(self, "prompt_ids", ids)
 
     @property

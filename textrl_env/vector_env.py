@@ -21,7 +21,7 @@ class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.nda
     call of the reward model.  Row i seeded with s writes the same texts as the scalar environment seeded with s + i.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**CoreShell.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: ClassVar[dict[str, Any]] = {**CoreShell.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
 
     def __init__(
         self,
@@ -81,12 +81,10 @@ class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.nda
         truncated = np.zeros(self.num_envs, bool)
         return self.core.observe(), result.rewards, result.terminated, truncated, infos
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]  # gymnasium's type variable is unbound here
+    def render(self) -> tuple[str, ...] | None:
         """Return all texts so far (`"ansi"`) or print them (`"human"`)."""
         texts = tuple(transcript(*self.core.text(row)) for row in range(self.num_envs))
         if self.render_mode == "human":
             print("\n".join(texts))
             return None
         return texts
-
-

@@ -60,9 +60,7 @@ def test_errors_name_the_line(tmp_path, line, message):
         read_preferences(path)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "no preferences"), (b"\n \n", "no preferences"), (b"\xff\xfe", "UTF-8")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"", "no preferences"), (b"\n \n", "no preferences"), (b"\xff\xfe", "UTF-8")])
 def test_empty_or_foreign_files(tmp_path, content, message):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)

@@ -200,9 +200,7 @@ def test_loading_runs_no_code(model, tmp_path):
 
 def test_same_seed_same_model_and_global_generators_untouched(tokenizer):
     def fit(seed):
-        return fit_preference_model(planted(40), tokenizer=tokenizer, trunk=TINY, seed=seed, **QUICK)[0].score(
-            episodes()
-        )
+        return fit_preference_model(planted(40), tokenizer=tokenizer, trunk=TINY, seed=seed, **QUICK)[0].score(episodes())
 
     torch.manual_seed(1)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -217,13 +215,9 @@ def test_trunk_starts_from_a_saved_language_model(tokenizer, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.random.fork_rng():
-        lm = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**TINY, vocab_size=tokenizer.vocab_size, num_key_value_heads=2)
-        )
+        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY, vocab_size=tokenizer.vocab_size, num_key_value_heads=2))
     lm.save_pretrained(tmp_path / "lm")
-    model, _ = fit_preference_model(
-        planted(20), tokenizer=tokenizer, trunk=tmp_path / "lm", learning_rate=0.0, dropout=0.5, **QUICK
-    )
+    model, _ = fit_preference_model(planted(20), tokenizer=tokenizer, trunk=tmp_path / "lm", learning_rate=0.0, dropout=0.5, **QUICK)
     trunk = model.network.parts["trunk"].trunk
     for name, weight in lm.model.named_parameters():
         assert torch.equal(weight, trunk.get_parameter(name))

@@ -56,9 +56,7 @@ def test_keywords_are_whole_words_in_any_case():
     assert reward.score([said(t) for t in texts]) == [0.25, 0.0, 1.0, 0.25, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("keywords", "error"), [("plot", TypeError), ([], ValueError), ([" "], ValueError), ([3], TypeError)]
-)
+@pytest.mark.parametrize(("keywords", "error"), [("plot", TypeError), ([], ValueError), ([" "], ValueError), ([3], TypeError)])
 def test_keywords_refuse(keywords, error):
     with pytest.raises(error, match="keywords="):
         KeywordReward(keywords)

@@ -161,9 +161,7 @@ def test_the_order_of_fluent_reviews(reviews: list[Review], utilities: np.ndarra
 
 
 @pytest.mark.parametrize("response", DEGENERATE)
-def test_degenerate_text_scores_below_an_average_fluent_pan(
-    response: str, reviews: list[Review], utilities: np.ndarray
-) -> None:
+def test_degenerate_text_scores_below_an_average_fluent_pan(response: str, reviews: list[Review], utilities: np.ndarray) -> None:
     negative = utilities[[review.attributes.sentiment < -0.2 for review in reviews]].mean()
     score = gold_score([PROMPT], [response])[0]
     assert math.isfinite(score)

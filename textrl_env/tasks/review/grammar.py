@@ -26,8 +26,7 @@ _OPENINGS = ("single", "plural", "joined", "clause")  # what the body goes on wi
 _OPENING_SHARES = (0.45, 0.2, 0.2, 0.15)
 _MAX_TOTAL = 2 * max(GRADES)
 _GRADE_PAIRS = {
-    total: [pair for pair in itertools.product(GRADES, repeat=2) if sum(pair) == total]
-    for total in range(-_MAX_TOTAL, _MAX_TOTAL + 1)
+    total: [pair for pair in itertools.product(GRADES, repeat=2) if sum(pair) == total] for total in range(-_MAX_TOTAL, _MAX_TOTAL + 1)
 }
 _SPLIT_SEEDS = {"train": 11, "validation": 12, "test": 13}
 _SPLIT_FOLDS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}

@@ -51,7 +51,7 @@ def review_task(name: str = "train") -> TextTask:
     tokenizer = FileTokenizer(Path(__file__).with_name("tokenizer.json"))
     return TextTask(
         tokenizer=tokenizer,
-        prompts=tuple(Prompt(review.opening) for review in split(name, _ROWS[name])),
+        prompts=tuple(Prompt(review.opening) for review in split(name, _ROWS[name])),  # type: ignore[arg-type]  # checked above
         max_new_tokens=MAX_NEW_TOKENS,
         max_prompt_tokens=16,
         reward="vader",
