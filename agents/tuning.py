@@ -32,10 +32,10 @@ class Tuning:
 
     beta: float | None = None
     kl_target: float = 8.0
-    total_tokens: int = 130_000
+    total_tokens: int = 110_000
     n_episodes: int = 128
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     seed: int = 0
 
 
