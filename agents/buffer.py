@@ -17,7 +17,7 @@ from torch import nn
 from .kl import KLController, as_kl_controller
 from .lm import frozen, load_lm, on_device
 from .policy import Acting
-from .sampler import Sampler, log_prob_and_entropy
+from .sampler import Sampler
 from .sequences import SequenceBatch, action_hidden, action_logits, pack
 
 
@@ -269,8 +269,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
             tokens = self._tokens(indices)
             batch = self._batch(indices)
             logits = action_logits(self.reference, action_hidden(self.reference, batch), batch, self.sampler, self.vocab_size)
-            log_probs, _ = log_prob_and_entropy(logits, torch.as_tensor(self.actions[tokens], device=self.device))
-            out[tokens] = log_probs.cpu().numpy()
+            actions = torch.as_tensor(self.actions[tokens], device=self.device)
+            out[tokens] = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1).cpu().numpy()
         return out
 
     def _note(self, score: float) -> None:

@@ -49,7 +49,8 @@ class Speed:
         episodes: Texts per iteration.
         epochs: Passes over them.
         batch: Texts per minibatch.
-        repeats: Iterations of ours; the first one is warm-up and not counted.
+        repeats: Iterations of ours, half of them before and half after stock PPO, so that a machine whose speed drifts
+            favours neither; one more is warm-up.
         stock_minibatches: Minibatches of stock PPO that are timed, after one of warm-up; 0 times its whole update.
         threads: Of torch.
         out: JSON file to write.
@@ -74,8 +75,12 @@ class Speed:
 def main(config: Speed) -> dict[str, Any]:
     """Time both, print a table, and return the figures."""
     torch.set_num_threads(config.threads)
-    ours = _time_ours(config)
+    model = _ours(config)
+    _iterate(model)
+    rows = [_iterate(model) for _ in range(config.repeats // 2)]
     stock = _time_stock(config)
+    rows += [_iterate(model) for _ in range(config.repeats - config.repeats // 2)]
+    ours = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     tokens = config.episodes * config.new_tokens
     figures = {
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
@@ -118,20 +123,20 @@ def _policy_kwargs(config: Speed) -> dict[str, Any]:
     return {"model": _model(config), "min_new_tokens": config.new_tokens}
 
 
-def _time_ours(config: Speed) -> dict[str, float]:
-    model = TextPPO(
+def _ours(config: Speed) -> TextPPO:
+    return TextPPO(
         "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs,
         policy_kwargs=_policy_kwargs(config), seed=0, device="cpu",
     )  # fmt: skip
-    tokens = config.episodes * config.new_tokens
-    rows = []
-    for _ in range(config.repeats):
-        began = perf_counter()
-        model.learn(tokens, reset_num_timesteps=False)
-        values = model.logger.name_to_value
-        assert model.rollout_buffer.stats is not None
-        rows.append((perf_counter() - began, values["time/update_seconds"], model.rollout_buffer.stats.reference_seconds))
-    total, update, reference = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+
+
+def _iterate(model: TextPPO) -> dict[str, float]:
+    """Time one rollout, one reference pass and one update."""
+    began = perf_counter()
+    model.learn(1, reset_num_timesteps=False)  # a whole rollout, however few tokens are asked for
+    total = perf_counter() - began
+    assert model.rollout_buffer.stats is not None
+    reference, update = model.rollout_buffer.stats.reference_seconds, model.logger.name_to_value["time/update_seconds"]
     return {"seconds": total, "update_seconds": update, "reference_seconds": reference, "rollout_seconds": total - update - reference}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.sampler import Sampler, log_prob_and_entropy, restrict
+from agents.sampler import Sampler, draw, log_prob_and_entropy, restrict
 from agents.sequences import pack_kept, unpack_kept
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
@@ -38,6 +38,17 @@ def test_cuts_by_hand(rules, expected):
 
 def test_nothing_is_cut_by_default():
     assert Sampler().cut(LOGITS) is None
+
+
+def test_draws_follow_the_distribution_and_never_take_what_is_withheld():
+    torch.manual_seed(0)
+    probability = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    drawn = draw(probability.log().clamp(min=-1e9).expand(20_000, -1))
+    counts = np.bincount(drawn.numpy(), minlength=6)
+    assert counts[[0, 2, 5]].sum() == 0
+    # chi-square with 2 degrees of freedom exceeds 13.8 once in a thousand
+    expected = 20_000 * np.array([0.5, 0.3, 0.2])
+    assert ((counts[[1, 3, 4]] - expected) ** 2 / expected).sum() < 13.8
 
 
 def test_restriction_renormalises():
