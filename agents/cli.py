@@ -11,6 +11,9 @@ from typing import Any
 import tyro
 import yaml
 from rich.console import Console
+from rich.text import Text
+
+from textrl_env import RewardError
 
 from .demo import Demo, run_demo
 from .train import Train, run_train
@@ -46,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on from there.")
         return 130
-    except (ValueError, TypeError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", markup=True, highlight=False)
+    except (ValueError, TypeError, OSError, RewardError, FloatingPointError) as error:
+        Console(stderr=True).print(Text("error: ", "red").append(str(error), "default"))
         return 2
     return 0
 
