@@ -126,7 +126,9 @@ class Constant:
 
 
 @pytest.mark.parametrize(
-    ("reward", "expected"), [("length", 1 / 24), ({"name": "regex", "pattern": "^ ?$"}, 1.0), (Constant(), 7.0), (shout, 0.0)], ids=str
+    ("reward", "expected"),
+    [("length", 1 / 24), ({"name": "regex", "pattern": "^ ?$"}, 1.0), (Constant(), 7.0), (shout, 0.0)],
+    ids=["name", "dict", "object", "function"],
 )
 def test_the_reward_of_a_running_environment_can_be_swapped(reward, expected):
     """A text of one token and then its end: LengthReward counts 1 of 24 tokens if that token is kept, 0 of 24 here."""
