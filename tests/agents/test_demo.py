@@ -44,7 +44,7 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_base, tmp_p
     monkeypatch.setattr(CurveCallback, "_on_rollout_end", record)
     run_demo(config)
     assert [path.stat().st_mtime_ns for path in kept[:2]] == times[:2]
-    rows = list(csv.DictReader((config.out / "kl" / "curve.csv").open()))
+    rows = list(csv.DictReader((config.out / "kl" / "curve.csv").read_text().splitlines()))
     assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))  # 8 rollouts, back to 5, and on
     assert float(rows[0]["kl_per_sequence"]) == pytest.approx(0, abs=1e-4)
     assert int(rows[-1]["tokens"]) >= config.total_tokens
@@ -52,7 +52,7 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_base, tmp_p
     results = json.loads((config.out / "results.json").read_text())
     tuned = results["variants"]["kl"]
     assert tuned["win_rate"]["low"] > 0.5
-    texts = [json.loads(line) for line in (config.out / "texts.jsonl").open()]
+    texts = [json.loads(line) for line in (config.out / "texts.jsonl").read_text().splitlines()]
     gains = np.array([text["kl"]["gold"] - text["base"]["gold"] for text in texts])
     assert gains.mean() > 3 * gains.std() / np.sqrt(len(gains))
     assert tuned["gold"] - results["base"]["gold"] == pytest.approx(gains.mean())
