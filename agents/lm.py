@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def save_lm(lm: PreTrainedModel, folder: str | Path) -> None:
     """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}"  # not mkdtemp, whose folders nobody else may read
     try:
         lm.save_pretrained(temporary, safe_serialization=True)
         if folder.exists():
