@@ -1,0 +1,122 @@
+"""Chat templates: messages to the text that a model was trained on, without transformers."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders a list of messages as a prompt that ends where the assistant is to write.
+
+    The result equals `apply_chat_template(messages, tokenize=False, add_generation_prompt=True)` of transformers.
+
+    Attributes:
+        source: The template, in Jinja2.
+        special_tokens: What the template calls `bos_token`, `eos_token` and so on.
+    """
+
+    source: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return the prompt's text.
+
+        Raises:
+            jinja2.TemplateError: The template refuses the messages, or reaches for what the sandbox forbids.
+        """
+        return _compiled(self.source).render(
+            messages=messages,
+            tools=None,  # templates ask `is not none`, which is true of a name that is undefined
+            documents=None,
+            add_generation_prompt=True,
+            **self.special_tokens,
+        )
+
+
+def chat_template(source: str | Path) -> ChatTemplate:
+    """Return the chat template of a tokenizer, or one given as text.
+
+    Args:
+        source: A folder that holds `tokenizer_config.json` (and `chat_template.jinja`, which goes first), as
+            transformers saves it; or a Jinja2 template.
+
+    Raises:
+        FileNotFoundError: No such folder, or it has no `tokenizer_config.json`.
+        ValueError: The folder's tokenizer has no chat template, or the template does not parse.
+    """
+    if isinstance(source, str) and ("{{" in source or "{%" in source):
+        return _checked(ChatTemplate(source), "the chat template")
+    folder = Path(source)
+    config_file = folder / "tokenizer_config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"no tokenizer_config.json in {folder}: pass a tokenizer's folder, or a Jinja template as text")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    template_file = folder / "chat_template.jinja"
+    template: str | None
+    if template_file.is_file():
+        template = template_file.read_text(encoding="utf-8")
+    else:
+        template = _default_of(config.get("chat_template"))
+    if template is None:
+        raise ValueError(f"the tokenizer in {folder} has no default chat template: pass a Jinja template as text")
+    tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
+    return _checked(ChatTemplate(template, {k: v for k, v in tokens.items() if v is not None}), str(folder))
+
+
+def _default_of(template: Any) -> str | None:
+    """Return the template called `default` where a tokenizer has several, as transformers picks it."""
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, Mapping):  # a token with its flags, as older tokenizers save it
+        value = value.get("content")
+    return value if isinstance(value, str) else None  # `add_bos_token: true` ends in `_token` as well
+
+
+def _checked(template: ChatTemplate, name: str) -> ChatTemplate:
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _compiled(template.source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{name} does not parse: {error.message} in line {error.lineno}") from error
+    return template
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> Any:
+    """Compile a template as transformers does: it comes from strangers, so it runs in a sandbox."""
+    import jinja2
+    from jinja2 import ext, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(ext.Extension):
+        """`{% generation %}` marks what the assistant wrote, for training masks; here it is only a scope."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's own filter escapes HTML
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
