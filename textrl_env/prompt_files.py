@@ -148,7 +148,7 @@ class JsonRows(LineRows):
             what = f"{error.msg} at column {error.colno}"
             raise RowError(f"not one JSON object on one line, {what}: {excerpt(text.strip())}") from error
         if not isinstance(row, dict):
-            raise RowError(f"a JSON {type(row).__name__}, not an object with named columns: {excerpt(text.strip())}")
+            raise RowError(f"a JSON value ({type(row).__name__}), not an object with named columns: {excerpt(text.strip())}")
         return row
 
 

@@ -60,12 +60,12 @@ def rows_of(source: Any, format: str | None, needed: Sequence[str] | None) -> Ro
     if isinstance(source, (str, Path)):
         return _file_rows(Path(source), format, needed)
     if format is not None:
-        raise ValueError(f"format={format!r} describes a file, but the source is a {type(source).__name__}")
-    if hasattr(source, "column_names") and hasattr(source, "__getitem__"):
+        raise ValueError(f"format={format!r} describes a file, but the source is of type {type(source).__name__}")
+    if all(hasattr(source, name) for name in ("column_names", "__getitem__", "__len__")):
         return _dataset_rows(source, "the dataset")
     if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
         return ListRows(source)
-    raise TypeError(f"prompts cannot come from a {type(source).__name__}: pass a path, a list, or a dataset that has a length")
+    raise TypeError(f"prompts cannot come from {type(source).__name__}: pass a path, a list, or a dataset that has a length")
 
 
 def _file_rows(path: Path, format: str | None, needed: Sequence[str] | None) -> Rows:

@@ -180,7 +180,7 @@ class _Schema:
         if isinstance(row, str):
             row = {self.prompt: row}
         if not isinstance(row, Mapping):
-            raise RowError(f"a {type(row).__name__}: rows are texts, dicts or Prompt")
+            raise RowError(f"a row is a text, a dict or a Prompt, not {type(row).__name__}")
         asked = (self.prompt, *self.references, *(self.columns or ()))
         missing = [name for name in asked if name not in row]
         if missing:
