@@ -4,9 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from .chat import ChatTemplate, chat_template
 from .core import TextCore
 from .env import TextGenerationEnv
 from .episode import Episode
+from .prompt_order import PromptSampler
+from .prompts import read_prompts, split_prompts
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
 from .task import BaseRecipe, Prompt, TextTask, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
@@ -17,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseRecipe",
+    "ChatTemplate",
     "Episode",
     "FileTokenizer",
     "IntegerTokenizer",
     "Prompt",
+    "PromptSampler",
     "RewardError",
     "RewardFunction",
     "RewardModel",
@@ -30,10 +35,13 @@ __all__ = [
     "TextGenerationVectorEnv",
     "TextTask",
     "Tokenizer",
+    "chat_template",
     "list_rewards",
     "make_reward",
     "make_task",
+    "read_prompts",
     "register_reward",
+    "split_prompts",
 ]
 
 
