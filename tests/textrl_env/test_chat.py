@@ -24,12 +24,12 @@ BUSY = """{{ bos_token }}
     {% if message.role == 'system' %}{% continue %}{% endif %}
     {% set ns.seen = ns.seen + 1 %}
     {% if message.role == 'assistant' %}
-    {% generation %}{% set inner = 'x' %}{{ message.content | trim }}{{ inner }}{{ eos_token }}{% endgeneration %}
+    {% generation %}{% set inner = 'x' %}{{ message.content | trim }}{{ inner }}{{ eos_token }}{% endgeneration %}{{ inner is defined }}
     {% else %}
 [{{ message.role | upper }}] {{ {'said': message.content, 'is': '<é>'} | tojson }} {{ message | tojson(indent=2) }}
     {% endif %}
 {% endfor %}
-{{ inner is defined }} {{ ns.seen }} {{ unk_token }} {{ pad_token is defined }}
+{{ ns.seen }} {{ unk_token }} {{ pad_token is defined }}
 {% if add_generation_prompt %}>>> {% endif %}"""
 CHATS = [
     [{"role": "user", "content": "hello <b>"}],

@@ -7,13 +7,12 @@ import pickle
 import random
 import re
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
-from textrl_env.prompts import read_prompts, split_prompts
+from textrl_env.prompts import read_prompts
 
 ROWS = [
     {"question": "two plus two", "answer": "four", "level": "1"},
@@ -240,45 +239,6 @@ def test_sources_that_are_none(source, kwargs, error, message):
         read_prompts(source, **kwargs)
 
 
-def test_a_large_file_is_never_in_memory_whole(tmp_path):
-    """50 MB in 100,000 rows: the index takes 0.8 MB twice (growing, and as an array), one line 500 bytes."""
-    path = tmp_path / "large.jsonl"
-    filler = "x" * 470
-    with open(path, "w") as file:
-        file.writelines(f'{{"prompt": "{i:06d} {filler}", "n": {i}}}\n' for i in range(100_000))
-    assert path.stat().st_size > 50e6
-    tracemalloc.start()
-    try:
-        prompts = read_prompts(path)
-        assert len(prompts) == 100_000
-        for i in range(0, 100_000, 997):
-            assert prompts[i].metadata == {"n": i}
-        assert sum(prompt.metadata["n"] for prompt in prompts[99_000:]) == sum(range(99_000, 100_000))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 4e6
-    assert len(pickle.dumps(prompts)) < 1e6
-
-
-def test_parquet_is_read_by_row_groups(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    path = tmp_path / "rows.parquet"
-    table = pa.table({"prompt": [f"p{i}" for i in range(100)], "n": range(100), "m": [[i, None] for i in range(100)]})
-    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
-        for start, count in ((0, 7), (7, 0), (7, 30), (37, 63)):
-            writer.write_table(table.slice(start, count))
-    prompts = read_prompts(path)
-    order = random.Random(0).sample(range(100), 100)
-    assert [prompts[i] for i in order] == [Prompt(f"p{i}", (), {"n": i, "m": [i, None]}) for i in order]
-    assert prompts[36].text == "p36" and len(prompts.rows._cached[1]) == 30
-    assert pickle.loads(pickle.dumps(prompts)).rows._cached is None
-    few = read_prompts(path, columns="n")
-    assert few[99] == Prompt("p99", (), {"n": 99}) and few.rows._cached[1].column_names == ["prompt", "n"]
-
-
 def test_a_named_dataset_is_loaded_with_its_split(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -308,32 +268,3 @@ def test_a_task_takes_lazy_prompts(tmp_path):
     path = source_of("jsonl", tmp_path, [{"prompt": "1 2 3"}, {"prompt": "4"}])
     task = TextTask(IntegerTokenizer(10), read_prompts(path), max_new_tokens=3)
     assert task.prompt_width == 3 and task.prompts[1].text == "4"
-
-
-def test_a_split_depends_on_text_and_seed_alone():
-    texts = [f"prompt {i % 3000}" for i in range(6000)]
-    parts = split_prompts(read_prompts(texts))
-    assert {name: part.indices.tolist() for name, part in parts.items()} == {
-        name: part.indices.tolist() for name, part in split_prompts([Prompt(text) for text in texts]).items()
-    }
-    sets = {name: {p.text for p in part} for name, part in parts.items()}
-    assert sum(map(len, sets.values())) == len(set(texts)) == 3000  # no text in two parts, none lost
-    assert sorted(np.concatenate([part.indices for part in parts.values()])) == list(range(6000))
-    for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
-        assert abs(len(sets[name]) - 3000 * share) < 5 * np.sqrt(3000 * share * (1 - share))
-    grown = split_prompts(read_prompts([f"new {i}" for i in range(500)] + texts))
-    assert all({p.text for p in grown[name] if not p.text.startswith("new")} == sets[name] for name in sets)
-    other = split_prompts(read_prompts(texts), seed=1)
-    assert {p.text for p in other["test"]} != sets["test"]
-
-
-def test_a_split_is_the_same_on_every_machine():
-    """Keyed 64-bit BLAKE2b of a, b, c, d as a share of 2**64: 0.5095, 0.9548, 0.6823 and 0.9392 under seed 0."""
-    parts = split_prompts([Prompt(text) for text in "abcd"], {"low": 0.5094, "middle": 0.4297, "high": 0.0609})  # edges 0.5094, 0.9391
-    assert {name: [p.text for p in part] for name, part in parts.items()} == {"low": [], "middle": ["a", "c"], "high": ["b", "d"]}
-
-
-@pytest.mark.parametrize("fractions", [{"a": 0.5, "b": 0.4}, {"a": 1.0, "b": 0.0}, {"a": 1.5, "b": -0.5}, {"a": float("nan")}, {}])
-def test_fractions_must_add_up(fractions):
-    with pytest.raises(ValueError, match="each must be above 0, and their sum 1"):
-        split_prompts([Prompt("a")], fractions)
