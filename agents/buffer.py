@@ -18,7 +18,7 @@ from .kl import KLController, as_kl_controller
 from .lm import frozen, load_lm, on_device
 from .policy import Acting
 from .sampler import Sampler
-from .sequences import SequenceBatch, action_hidden, action_logits, pack
+from .sequences import SequenceBatch, Written, action_hidden, action_logits, pack
 
 
 class SequenceSamples(NamedTuple):
@@ -44,12 +44,14 @@ class Segment:
         first_step: Number of response tokens in `context`.
         row: Environment row.
         steps: Steps of the rollout at which its tokens were written.
+        replies: Tokens of the environment between its actions, see `Written`.
     """
 
     context: np.ndarray
     first_step: int
     row: int
     steps: slice
+    replies: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._kept: list[np.ndarray] = []
         self._openings: list[tuple[int, int, np.ndarray, int]] = []  # (row, step, context, response length)
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
+        self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
+        self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
         self.sampler: Sampler | None = None
         self.pos = 0
         self.full = False
@@ -165,10 +169,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
         prompt, response = obs["prompt"], obs["response"]
         live = prompt[:, 0] >= 0
         starts = np.asarray(episode_start, bool)
-        for row in np.flatnonzero(live & (starts | ~self._written)):
-            context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][response[row] >= 0]])
-            self._openings.append((int(row), self.pos, context, int((response[row] >= 0).sum())))
-        self._written = live
+        opens = live & (starts | ~self._written)
+        lengths = (response >= 0).sum(1)
+        for row in np.flatnonzero(opens):
+            context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
+            self._openings.append((int(row), self.pos, context, int(lengths[row])))
+        for row in np.flatnonzero(live & ~opens & (lengths > self._lengths + 1)):  # more than the last action came: a dialogue
+            reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
+            self._replies.setdefault(int(row), []).append((self.pos, reply))
+        self._written, self._lengths = live, lengths
         values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()
         if not (np.isfinite(values).all() and np.isfinite(log_probs).all()):
             raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {self.pos} of the rollout")
@@ -230,9 +239,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             row, step, *_ = self._openings[index]
             ends[index] = next_start[row] or int(last[row])
             next_start[row] = step
-        self.segments = [
-            Segment(context, written, row, slice(step, ends[index])) for index, (row, step, context, written) in enumerate(self._openings)
-        ]
+        self.segments = []
+        for index, (row, step, context, written) in enumerate(self._openings):
+            replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
+            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
 
@@ -244,7 +254,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         chosen = [self.segments[i] for i in indices]
         spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
         kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])
-        return pack([s.context for s in chosen], [self.actions[span] for span in spans], [s.first_step for s in chosen], self.device, kept)
+        texts = [Written(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
+        return pack(texts, self.device, kept)
 
     def _shape_rewards(self) -> None:
         began = perf_counter()

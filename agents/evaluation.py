@@ -14,8 +14,8 @@ from scipy import stats
 from torch import nn
 
 from textrl_env import TextTask
-from textrl_env.core import spaces_of
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.shell import spaces_of
 
 from .buffer import SequenceRolloutBuffer
 from .lm import LMSource

@@ -31,33 +31,45 @@ class SequenceBatch(NamedTuple):
     kept: torch.Tensor | None = None
 
 
-def pack(
-    contexts: Sequence[np.ndarray],
-    actions: Sequence[np.ndarray],
-    first_steps: Sequence[int],
-    device: torch.device | str,
-    kept: np.ndarray | None = None,
-) -> SequenceBatch:
-    """Lay out texts of the form context + actions.
+class Written(NamedTuple):
+    """One text as a buffer knows it.
+
+    Attributes:
+        context: Tokens before the first action, at least one.
+        actions: Tokens that are actions, at least one.
+        first_step: Number of response tokens in `context`.
+        replies: Tokens of the environment between actions: the number of actions before them, and their ids.
+    """
+
+    context: np.ndarray
+    actions: np.ndarray
+    first_step: int
+    replies: Sequence[tuple[int, np.ndarray]] = ()
+
+
+def pack(texts: Sequence[Written], device: torch.device | str, kept: np.ndarray | None = None) -> SequenceBatch:
+    """Lay out texts side by side.
 
     Args:
-        contexts: Tokens before the first action of each text, at least one.
-        actions: Tokens that are actions, at least one each.
-        first_steps: Number of response tokens in each context.
+        texts: At least one.
         device: Where the tensors go.
         kept: Packed kept sets in the order of the actions.
     """
     # The last action is predicted but never read, so it needs no position of its own.
-    lengths = [len(c) + len(a) - 1 for c, a in zip(contexts, actions, strict=True)]
+    lengths = [len(t.context) + len(t.actions) + sum(len(ids) for _, ids in t.replies) - 1 for t in texts]
     width = max(lengths)
-    ids = np.zeros((len(contexts), width), np.int64)
+    ids = np.zeros((len(texts), width), np.int64)
     predictor, steps = [], []
-    for row, (context, written) in enumerate(zip(contexts, actions, strict=True)):
-        ids[row, : len(context)] = context
-        ids[row, len(context) : lengths[row]] = written[:-1]
-        start = row * width + len(context) - 1
-        predictor.append(np.arange(start, start + len(written)))
-        steps.append(np.arange(first_steps[row], first_steps[row] + len(written)))
+    for row, text in enumerate(texts):
+        offsets = np.arange(len(text.actions))  # of each action among the tokens after the context
+        after = text.actions
+        for number, reply in reversed(text.replies):
+            offsets[number:] += len(reply)
+            after = np.concatenate([after[:number], reply, after[number:]])
+        ids[row, : len(text.context)] = text.context
+        ids[row, len(text.context) : lengths[row]] = after[:-1]
+        predictor.append(row * width + len(text.context) - 1 + offsets)
+        steps.append(text.first_step + offsets)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)

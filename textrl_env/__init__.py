@@ -9,7 +9,7 @@ from .core import TextCore
 from .env import TextGenerationEnv
 from .episode import Episode
 from .prompt_order import PromptSampler
-from .prompts import read_prompts, split_prompts
+from .prompts import GeneratedPrompts, read_prompts, split_prompts
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
 from .task import BaseRecipe, Prompt, TextTask, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
@@ -23,6 +23,7 @@ __all__ = [
     "ChatTemplate",
     "Episode",
     "FileTokenizer",
+    "GeneratedPrompts",
     "IntegerTokenizer",
     "Prompt",
     "PromptSampler",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.utils import seeding
 
+from .constraints import as_constraint
+from .dialogue import next_replies
 from .episode import Episode
+from .prompt_order import PromptSampler
 from .reward_model import RewardModel, as_reward_model, checked_scores
-from .task import TextTask
+from .scoring import shaped
+from .task import Prompt, TextTask
 
 PAD = -1  # fills unused positions of observations; no token has this id, so padding never collides with end-of-text
+REASONS = ("", "eos", "stop", "length", "task", "turns", "illegal")
+GOES_ON, EOS, STOP, LENGTH, TASK, TURNS, ILLEGAL = range(len(REASONS))
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,20 @@ class StepResult:
     """What one step did to the B rows.
 
     Attributes:
-        rewards: Scores of the texts that ended, 0 elsewhere, shape (B,), float64.
+        rewards: Scores of the texts that ended after the task's penalties, and dense rewards, shape (B,), float64.
+        scores: What the reward model said of the texts that ended, 0 elsewhere, shape (B,), float64.
         terminated: True where a text ended, shape (B,), bool.
         episodes: The texts that ended, by row.
     """
 
     rewards: np.ndarray
+    scores: np.ndarray
     terminated: np.ndarray
     episodes: dict[int, Episode]
 
 
 class TextCore:
-    """B texts being written, one token a step.
+    """B texts being written, one token of the agent a step.
 
     A row is live (it has a prompt and takes tokens), or idle (its observation is all `PAD` and its action is ignored).
     Only `begin_rollout` makes idle rows; otherwise callers restart each row that ended.
@@ -51,13 +58,22 @@ class TextCore:
         self.num_rows = num_rows
         self.reward_model = task.reward if reward is None else reward
         self.generators: list[np.random.Generator | None] = [None] * num_rows
-        self.cursor = 0  # next row of data when prompts come in order
+        self.prompt_sampler = PromptSampler(len(task.prompts), task.prompt_order, task.prompt_weights, task.group_size)
         self.undealt: int | None = None  # episodes that `begin_rollout` may still start; None: as many as asked for
         self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)
         self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)
-        self.length = np.zeros(num_rows, np.int64)  # tokens written so far
+        self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
+        self.length = np.zeros(num_rows, np.int64)  # response tokens so far
+        self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
+        self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
+        self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)
         self.live = np.zeros(num_rows, bool)
+        self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
+        self._closes[list(task.stop_ids)] = STOP
+        self._closes[task.tokenizer.eos_token_id] = EOS
+        self.constraint = as_constraint(task.constraint, task.tokenizer, task.min_new_tokens, np.flatnonzero(self._closes))
+        self.states: list[Any] = [None] * num_rows  # of the constraint
 
     @property
     def reward_model(self) -> RewardModel:
@@ -69,24 +85,33 @@ class TextCore:
         self._reward_model = as_reward_model(reward)
 
     def seed(self, row: int, seed: int | None) -> None:
-        """Give a row its own generator, seeded with `seed` (None: from the operating system)."""
+        """Give a row its own generator, seeded with `seed` (None: from the operating system).
+
+        Seeding row 0 also starts the order of the prompts anew.
+        """
         self.generators[row], _ = seeding.np_random(seed)
+        if row == 0:
+            self.prompt_sampler.restart()
 
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
         """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
         for row in rows:
             self.prompt[row] = PAD
             self.response[row] = PAD
-            self.length[row] = 0
+            self.by_env[row] = False
+            self.length[row] = self.turns[row] = self.said[row] = 0
             self.live[row] = self.undealt is None or self.undealt > 0
             if not self.live[row]:
                 continue
             if self.undealt is not None:
                 self.undealt -= 1
-            index = self._draw(int(row))
-            ids = self.task.prompt_ids[index]
+            index = self.prompt_sampler.draw(self._generator(int(row)))
+            prompt, ids = self.task.start_of(index)
+            self.prompts[row] = prompt
             self.prompt_index[row] = index
             self.prompt[row, : len(ids)] = ids
+            if self.constraint is not None:
+                self.states[row] = self.constraint.start(prompt)
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle."""
@@ -98,8 +123,16 @@ class TextCore:
         """Deal as many texts as restarts ask for, as before `begin_rollout`."""
         self.undealt = None
 
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal, shape (B, V), bool; all of them in idle rows and without a constraint."""
+        masks = np.ones((self.num_rows, len(self._closes)), bool)
+        if self.constraint is not None:
+            for row in np.flatnonzero(self.live):
+                masks[row] = self.constraint.mask(self.states[row])
+        return masks
+
     def step(self, actions: np.ndarray) -> StepResult:
-        """Append one token to every live row, and score the texts that end with it in one call.
+        """Append one token to every live row, let the environment reply, and score the texts that end in one call.
 
         Args:
             actions: Token ids, shape (B,), integers in [0, V); ignored where a row is idle.
@@ -112,18 +145,28 @@ class TextCore:
         """
         tokens = self._checked(actions)
         rows = np.flatnonzero(self.live)
+        why = np.zeros(self.num_rows, np.int8)
+        illegal = self._advance(rows, tokens)
         self.response[rows, self.length[rows]] = tokens[rows]
         self.length[rows] += 1
-        is_eos = tokens == self.task.tokenizer.eos_token_id
-        terminated = self.live & (is_eos | (self.length == self.task.max_new_tokens))
+        why[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+        why[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], why[rows])
+        cuts = self._watch(rows, why)
+        why[illegal] = ILLEGAL
+        rewards = np.zeros(self.num_rows)
+        if self.task.reply is not None:
+            self._take_turns(np.flatnonzero((why == EOS) | (why == STOP)), why, rewards)
+        terminated = why > GOES_ON
+        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
-        rewards = np.zeros(self.num_rows)
+        scores = np.zeros(self.num_rows)
         if not len(ended):
-            return StepResult(rewards, terminated, {})
-        episodes = self._episodes(ended, is_eos)
-        rewards[ended] = checked_scores(self.reward_model, episodes)
-        return StepResult(rewards, terminated, dict(zip(ended.tolist(), episodes, strict=True)))
+            return StepResult(rewards, scores, terminated, {})
+        episodes = self._episodes(ended, why, cuts)
+        scores[ended] = self._scores(episodes)
+        rewards[ended] += shaped(self.task, episodes, scores[ended])
+        return StepResult(rewards, scores, terminated, dict(zip(ended.tolist(), episodes, strict=True)))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
@@ -131,39 +174,35 @@ class TextCore:
 
     def start_info(self, row: int) -> dict[str, Any]:
         """Return the info of a text that just began; empty for an idle row."""
-        if not self.live[row]:
+        prompt = self.prompts[row]
+        if not self.live[row] or prompt is None:
             return {}
-        index = int(self.prompt_index[row])
-        return {"prompt": self.task.prompts[index].text, "prompt_id": index}
+        return {"prompt": prompt.text, "prompt_id": int(self.prompt_index[row])}
 
-    def final_info(self, row: int, episode: Episode, score: float) -> dict[str, Any]:
+    def final_info(self, row: int, result: StepResult) -> dict[str, Any]:
         """Return the info of a text that just ended."""
+        episode = result.episodes[row]
         return {
             "prompt": episode.prompt,
             "prompt_id": int(self.prompt_index[row]),
             "response": episode.response,
             "finish_reason": episode.finish_reason,
-            "score": score,
+            "score": float(result.scores[row]),
         }
 
     def text(self, row: int) -> tuple[str, str]:
         """Return prompt and response so far, as text."""
-        if self.length[row] == 0 and not self.live[row]:
+        prompt = self.prompts[row]
+        if prompt is None or (self.length[row] == 0 and not self.live[row]):
             return "", ""
-        response = self.response[row, : self.length[row]]
-        return self.task.prompts[int(self.prompt_index[row])].text, self.task.tokenizer.decode_batch([response.tolist()])[0]
+        return prompt.text, self._decode([row])[0]
 
-    def _draw(self, row: int) -> int:
-        if self.task.prompt_order == "sequential":
-            index = self.cursor % len(self.task.prompts)
-            self.cursor += 1
-            return index
+    def _generator(self, row: int) -> np.random.Generator:
+        if self.generators[row] is None:
+            self.generators[row], _ = seeding.np_random(None)
         generator = self.generators[row]
-        if generator is None:
-            self.seed(row, None)
-            generator = self.generators[row]
         assert generator is not None
-        return int(generator.integers(len(self.task.prompts)))
+        return generator
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         tokens = np.asarray(actions)
@@ -180,61 +219,87 @@ class TextCore:
             raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
         return tokens
 
-    def _episodes(self, rows: np.ndarray, is_eos: np.ndarray) -> list[Episode]:
-        ids = [self.response[row, : self.length[row]].copy() for row in rows]
-        texts = self.task.tokenizer.decode_batch(ids)
+    def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> list[int]:
+        """Move the constraint's states on, and return the rows whose token was illegal."""
+        if self.constraint is None:
+            return []
+        illegal = [int(row) for row in rows if not self.constraint.mask(self.states[row])[tokens[row]]]
+        for row in set(rows.tolist()).difference(illegal):
+            self.states[row] = self.constraint.advance(self.states[row], int(tokens[row]))
+        return illegal
+
+    def _watch(self, rows: np.ndarray, why: np.ndarray) -> dict[int, int]:
+        """Look for ends that only the text shows; return where stop strings begin in the response, by row."""
+        cuts: dict[int, int] = {}
+        if self.task.stop_strings:
+            for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+                found = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
+                if found:
+                    cuts[row] = min(found)
+                    why[row] = STOP
+        if self.task.ends is not None:
+            open_rows = rows[(why[rows] == GOES_ON) | (why[rows] == LENGTH)]
+            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(why), {}))
+            if len(ends) != len(open_rows):
+                raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
+            why[open_rows[np.asarray(ends, bool)]] = TASK
+        return cuts
+
+    def _take_turns(self, rows: np.ndarray, why: np.ndarray, rewards: np.ndarray) -> None:
+        """Let the environment answer in rows whose turn is over; `why` says afterwards which texts go on."""
+        self.turns[rows] += 1
+        limit = self.task.max_turns
+        last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
+        why[last] = TURNS
+        rows = np.setdiff1d(rows, last)
+        if not len(rows):
+            return
+        episodes = self._episodes(rows, np.zeros_like(why), {})
+        for row, ids in zip(rows, next_replies(self.task, episodes), strict=True):
+            room = self.task.max_new_tokens - self.length[row]
+            why[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
+            if ids is None or why[row]:
+                continue
+            self.response[row, self.length[row] : self.length[row] + len(ids)] = ids
+            self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
+            self.length[row] += len(ids)
+            if self.constraint is not None:
+                self.states[row] = self.constraint.start(self.prompts[row])
+        going_on = [i for i, row in enumerate(rows) if why[row] == GOES_ON]
+        self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
+        self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
+
+    def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:
+        """Add what a reward model that also scores steps or turns says of unfinished texts."""
+        if len(rows) and hasattr(self.reward_model, method):
+            unfinished = self._episodes(rows, np.zeros(self.num_rows, np.int8), {}) if episodes is None else episodes
+            rewards[rows] += checked_scores(self.reward_model, unfinished, method)
+
+    def _scores(self, episodes: list[Episode]) -> np.ndarray:
+        scores = np.full(len(episodes), float(self.task.illegal_score))
+        legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
+        scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
+        return scores
+
+    def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])
+
+    def _episodes(self, rows: np.ndarray, why: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
         episodes = []
-        for row, response_ids, text in zip(rows, ids, texts, strict=True):
-            index = int(self.prompt_index[row])
-            prompt = self.task.prompts[index]
+        for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+            prompt, length = self.prompts[row], self.length[row]
+            assert prompt is not None
+            prompt_row = self.prompt[row]
             episodes.append(
                 Episode(
                     prompt=prompt.text,
-                    response=text,
-                    prompt_ids=self.task.prompt_ids[index],
-                    response_ids=response_ids,
-                    action_mask=np.ones(len(response_ids), bool),
-                    finish_reason="eos" if is_eos[row] else "length",
+                    response=text[: cuts[row]] if row in cuts else text,
+                    prompt_ids=prompt_row[prompt_row != PAD],
+                    response_ids=self.response[row, :length].copy(),
+                    action_mask=~self.by_env[row, :length],
+                    finish_reason=REASONS[why[row]],
                     references=prompt.references,
                     metadata=prompt.metadata,
                 )
             )
         return episodes
-
-
-class CoreShell:
-    """What the three shells share: the core, its spaces, and the reward model that can be swapped."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 10}
-    core: TextCore
-
-    @property
-    def task(self) -> TextTask:
-        """The task that is played."""
-        return self.core.task
-
-    @property
-    def reward_model(self) -> RewardModel:
-        """The reward model; assign a name, a dict, an object or a function to swap it while the environment runs."""
-        return self.core.reward_model
-
-    @reward_model.setter
-    def reward_model(self, reward: Any) -> None:
-        self.core.reward_model = reward
-
-
-def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Return the observation space of one text and its action space."""
-    vocab_size = task.tokenizer.vocab_size
-    observation = spaces.Dict(
-        {
-            "prompt": spaces.Box(PAD, vocab_size - 1, (task.prompt_width,), np.int64),
-            "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
-        }
-    )
-    return observation, spaces.Discrete(vocab_size)
-
-
-def transcript(prompt: str, response: str, outcome: str = "") -> str:
-    """Return a text for a terminal: the prompt dim, the response plain, the outcome in brackets."""
-    return f"\x1b[2m{prompt}\x1b[0m{response}{f'  [{outcome}]' if outcome else ''}"

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from .core import CoreShell, TextCore, spaces_of, transcript
-from .task import TextTask, make_task
+from .shell import CoreShell, spaces_of, transcript
+from .task import TextTask
 
 
 class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
@@ -26,16 +26,23 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
     been written, padded on the right with -1.
 
     ## Rewards
-    0 at every step but the last, whose reward is the reward model's score of the finished text.
+    0 at every step but the last, whose reward is the reward model's score of the finished text, with the task's penalties
+    for a missing end-of-text and for length.  A reward model that also has `score_steps(episodes)` or
+    `score_turns(episodes)` scores unfinished texts after each other step, or after each of the agent's turns.
 
     ## Starting State
     A prompt of the task, drawn with the environment's generator (or the next one, if the task's prompts come in order),
     and an empty response.
 
     ## Episode End
-    *Termination*: the action is the end-of-text token (`info["finish_reason"] == "eos"`), or the response has T tokens
-    (`"length"`).  Both are scored.  *Truncation*: never.  Do not add a `TimeLimit`: it would cut the text before the
-    reward model is asked.
+    *Termination*, with `info["finish_reason"]`: the action is the end-of-text token (`"eos"`) or a stop token, or completes a
+    stop string (`"stop"`); the response has T tokens (`"length"`); the task says so (`"task"`); a dialogue had its last turn
+    (`"turns"`); the action is illegal under the task's constraint (`"illegal"`).  All are scored, illegal ones with the
+    task's `illegal_score`.  *Truncation*: never.  Do not add a `TimeLimit`: it would cut the text before the reward model
+    is asked.
+
+    In a dialogue (`reply`), end-of-text or a stop ends the agent's turn.  What the environment replies is appended to
+    `response` in the same step: context, never an action (`Episode.action_mask` tells them apart).
 
     ## Info
     `reset`: `prompt`, `prompt_id`.  Last `step`: also `response`, `finish_reason`, `score`.
@@ -46,9 +53,8 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
         reward: Name of a reward model, `{"name": ..., **kwargs}`, an object with `score(episodes)`, or a function
             `f(prompts, completions, **columns)`; None takes the task's own.
         split: Prompts of a named task: `"train"`, `"validation"` or `"test"`.
-        max_new_tokens: T, if not the task's own.
-        prompt_order: `"random"` or `"sequential"`, if not the task's own.
         render_mode: `"ansi"` (render returns the text), `"human"` (it is printed), or None.
+        **settings: Fields of `TextTask` that replace the task's own, such as `max_new_tokens` or `stop_strings`.
 
     ## Version History
     * v0: first version.
@@ -59,13 +65,12 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
         task: str | TextTask = "review",
         reward: Any = None,
         split: str = "train",
-        max_new_tokens: int | None = None,
-        prompt_order: str | None = None,
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
-        self.core = TextCore(make_task(task, split=split, max_new_tokens=max_new_tokens, prompt_order=prompt_order), 1, reward)
+        self._make_core(1, task, reward, split, settings)
         self.observation_space: Any
-        self.observation_space, self.action_space = spaces_of(self.core.task)
+        self.observation_space, self.action_space = spaces_of(self.task)
         self.render_mode = render_mode
         self._outcome = ""
 
@@ -89,14 +94,17 @@ class TextGenerationEnv(CoreShell, gym.Env[dict[str, np.ndarray], np.int64]):
             RewardError: The reward model failed.
         """
         result = self.core.step(np.asarray(action).reshape(1))
-        score = float(result.rewards[0])
         info: dict[str, Any] = {}
         if 0 in result.episodes:
-            info = self.core.final_info(0, result.episodes[0], score)
-            self._outcome = f"{info['finish_reason']}, score {score:.3f}"
+            info = self.core.final_info(0, result)
+            self._outcome = f"{info['finish_reason']}, score {info['score']:.3f}"
         if self.render_mode == "human":
             self._print()
-        return self._observation(), score, bool(result.terminated[0]), False, info
+        return self._observation(), float(result.rewards[0]), bool(result.terminated[0]), False, info
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (V,), bool; sb3-contrib's MaskablePPO asks for it."""
+        return self.core.action_masks()[0]
 
     def render(self) -> str | None:
         """Return the text so far (`"ansi"`) or print it (`"human"`)."""

@@ -1,4 +1,4 @@
-"""The record of one finished text."""
+"""The record of one text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Episode:
-    """One finished text, as reward models and people see it.
+    """One text, as reward models and people see it: a finished one, or an unfinished one where a task or reward asks for it.
 
     Token ids are the truth; `prompt` and `response` are views of them.  `prompt + response` is the whole text: the
     response keeps its leading space.
@@ -22,7 +22,8 @@ class Episode:
         prompt_ids: Token ids of the prompt, shape (p,), int64.
         response_ids: Token ids of the response with the end-of-text token if it was written, shape (t,), int64.
         action_mask: True where the agent chose the token, False where the environment wrote it, shape (t,), bool.
-        finish_reason: `"eos"` when the agent ended the text, `"length"` when it reached `max_new_tokens`.
+        finish_reason: `"eos"`, `"stop"`, `"length"`, `"task"`, `"turns"` or `"illegal"`, see `TextGenerationEnv`; empty while
+            the text is unfinished.
         references: Texts to compare with, if the prompt has any.
         metadata: Further columns of the prompt's row of data.
     """

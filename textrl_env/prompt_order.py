@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from .hints import did_you_mean
+
 Order = Literal["sequential", "random", "shuffled", "weighted", "priority"]
 
-_ORDERS = ("sequential", "random", "shuffled", "weighted", "priority")
+ORDERS = ("sequential", "random", "shuffled", "weighted", "priority")
 
 
 class PromptSampler:
@@ -42,10 +43,8 @@ class PromptSampler:
         group_size: int = 1,
         alpha: float = 0.6,
     ) -> None:
-        if order not in _ORDERS:
-            close = difflib.get_close_matches(str(order), _ORDERS, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"order={order!r} is unknown: {hint}choose from {', '.join(map(repr, _ORDERS))}")
+        if order not in ORDERS:
+            raise ValueError(f"order={order!r} is unknown{did_you_mean(str(order), ORDERS)}: choose from {', '.join(map(repr, ORDERS))}")
         if num_prompts < 1 or group_size < 1:
             raise ValueError(f"num_prompts={num_prompts}, group_size={group_size}: both must be at least 1")
         if not 0 <= alpha < np.inf:
@@ -84,6 +83,11 @@ class PromptSampler:
             self._repeats = self.group_size
         self._repeats -= 1
         return self._current
+
+    def restart(self) -> None:
+        """Begin the order anew, as an environment does when it is seeded; priorities stay."""
+        self._repeats = self._position = 0
+        self._epoch_seed = None
 
     def update_priorities(self, indices: Sequence[int] | np.ndarray, priorities: Sequence[float] | np.ndarray) -> None:
         """Set the priorities of some prompts.

@@ -109,6 +109,31 @@ class LazyPrompts(Sequence[Prompt]):
         return self
 
 
+class GeneratedPrompts(LazyPrompts):
+    """Prompts that a function writes: row i is always the same, for its generator is seeded with (seed, i).
+
+    Args:
+        function: Given a `numpy.random.Generator`, returns a `Prompt` or a text.
+        number: N, how many rows there are.
+        seed: Another seed gives other prompts.
+    """
+
+    def __init__(self, function: Callable[[np.random.Generator], Prompt | str], number: int = 1_000_000, seed: int = 0) -> None:
+        if number < 1:
+            raise ValueError(f"number={number}: need at least 1 prompt")
+        self.function, self.number, self.seed = function, number, seed
+
+    def __len__(self) -> int:
+        return self.number
+
+    def _at(self, index: int) -> Prompt:
+        made = self.function(np.random.default_rng([self.seed, index]))
+        prompt = Prompt(made) if isinstance(made, str) else made
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"the prompt function returned {made!r} for row {index}: it must return a Prompt or a text")
+        return prompt
+
+
 class PromptView(LazyPrompts):
     """Some rows of other prompts.
 

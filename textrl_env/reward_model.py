@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .episode import Episode
+from .hints import did_you_mean
 
 _ROOMS = ("rewards", "agents")  # top-level packages that ship beside textrl_env; their names are not ours alone
 
@@ -109,7 +110,7 @@ def make_reward(name: str, **kwargs: Any) -> RewardModel:
         ValueError: The name is not registered.
     """
     if name not in _TABLE:
-        raise ValueError(f"no reward model is called {name!r}; known: {', '.join(list_rewards())}")
+        raise ValueError(f"no reward model is called {name!r}{did_you_mean(name, list_rewards())}; known: {', '.join(list_rewards())}")
     entry = _TABLE[name]
     return as_reward_model((_load(entry) if isinstance(entry, str) else entry)(**kwargs))
 
@@ -136,8 +137,13 @@ def list_rewards() -> list[str]:
     return sorted(_TABLE)
 
 
-def checked_scores(model: RewardModel, episodes: Sequence[Episode]) -> np.ndarray:
+def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
     """Score `episodes` and insist on one finite float for each.
+
+    Args:
+        model: The reward model.
+        episodes: What it scores.
+        method: `"score"`, or `"score_steps"` or `"score_turns"` of models that also score unfinished texts.
 
     Returns:
         Scores, shape (len(episodes),), float64.
@@ -149,7 +155,7 @@ def checked_scores(model: RewardModel, episodes: Sequence[Episode]) -> np.ndarra
     if not episodes:
         return np.zeros(0)
     try:
-        scores = model.score(episodes)
+        scores = getattr(model, method)(episodes)
     except Exception as error:
         raise RewardError(f"{model!r} failed on {len(episodes)} episode(s), first {_excerpt(episodes[0])}: {error}") from error
     values = scores.tolist() if hasattr(scores, "tolist") else scores

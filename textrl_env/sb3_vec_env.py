@@ -10,8 +10,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from .core import CoreShell, TextCore, spaces_of, transcript
-from .task import TextTask, make_task
+from .shell import CoreShell, spaces_of, transcript
+from .task import TextTask
 
 
 class TextGenerationVecEnv(CoreShell, VecEnv):
@@ -30,14 +30,12 @@ class TextGenerationVecEnv(CoreShell, VecEnv):
         task: str | TextTask = "review",
         reward: Any = None,
         split: str = "train",
-        max_new_tokens: int | None = None,
-        prompt_order: str | None = None,
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
-        task = make_task(task, split=split, max_new_tokens=max_new_tokens, prompt_order=prompt_order)
-        self.core = TextCore(task, num_envs, reward)
+        self._make_core(num_envs, task, reward, split, settings)
         self.render_mode = render_mode
-        super().__init__(num_envs, *spaces_of(task))
+        super().__init__(num_envs, *spaces_of(self.task))
         self._actions = np.zeros(num_envs, np.int64)
 
     def begin_rollout(self, num_episodes: int) -> None:
@@ -69,14 +67,18 @@ class TextGenerationVecEnv(CoreShell, VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if result.episodes:
             final = self.core.observe()
-            for row, episode in result.episodes.items():
-                infos[row] = self.core.final_info(row, episode, float(result.rewards[row]))
+            for row in result.episodes:
+                infos[row] = self.core.final_info(row, result)
                 infos[row]["terminal_observation"] = {key: value[row] for key, value in final.items()}
                 infos[row]["TimeLimit.truncated"] = False
             self.core.restart(list(result.episodes))
             for row in result.episodes:
                 self.reset_infos[row] = self.core.start_info(row)
         return self.core.observe(), result.rewards.astype(np.float32), result.terminated, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (B, V), bool; all of them in idle rows."""
+        return self.core.action_masks()
 
     def close(self) -> None:
         """Nothing to release."""
@@ -97,9 +99,9 @@ class TextGenerationVecEnv(CoreShell, VecEnv):
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method once, and return its result once per row asked for."""
+        """Call a method once, and return its result once per row asked for; of `action_masks`, each row's own."""
         value = getattr(self, method_name)(*method_args, **method_kwargs)
-        return [value for _ in self._get_indices(indices)]
+        return [value[row] if method_name == "action_masks" else value for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Return False for every row: there are no scalar environments to wrap."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from .episode import Episode
+from .hints import did_you_mean
+from .prompt_order import ORDERS
 from .tokenizer import Tokenizer
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -54,61 +57,151 @@ class BaseRecipe:
 
 @dataclass(frozen=True, eq=False)
 class TextTask:
-    """A text task: where episodes start, in which tokens, and how long they may get.
+    """A text task: where episodes start, in which tokens, how they end, and what shapes their score.
+
+    Every field can be given to `gym.make` as well, as in `gym.make("textrl/Review-v0", stop_strings=["!"])`.
 
     Attributes:
         tokenizer: Text to ids and back.
-        prompts: The rows that episodes start from; none may be empty.
-        max_new_tokens: T, the length limit of a response; reaching it ends the episode, and the text is scored.
-        max_prompt_tokens: P, the width of the prompt observation; None takes the longest prompt.
+        prompts: The rows that episodes start from; none may be empty.  A list or tuple is tokenized at once, any other
+            sequence (see `read_prompts`) row by row as its rows are drawn.
+        max_new_tokens: T, the width of the response observation, tokens of the environment included; reaching it ends
+            the episode, and the text is scored.
+        max_prompt_tokens: P, the width of the prompt observation; None takes the longest prompt of a list.
+        over_long: What happens to a prompt of more than P tokens: `"reject"` it with an error, or cut it on the `"left"`
+            or `"right"`.
         prompt_order: `"random"` draws with replacement from the row's own generator; `"sequential"` walks through the
-            rows and starts over at the end, as evaluation wants it.
+            rows and starts over, as evaluation wants it; `"shuffled"`, `"weighted"` and `"priority"`: see `PromptSampler`.
+        prompt_weights: One weight per prompt, for `"weighted"`.
+        group_size: Deal each prompt this many times in a row, so that neighbouring rows share it.
+        stop_tokens: Ids or spellings of tokens that end the text like end-of-text does (`finish_reason` `"stop"`).
+        stop_strings: Texts that end the text wherever they appear in it, across token borders too (`"stop"`); the
+            response is cut before them, the ids are kept.
+        ends: Given all unfinished texts after each step, says which end there (`"task"`): one bool each.
+        min_new_tokens: End-of-text and stop tokens are illegal before the agent wrote this many tokens of its turn.
+        constraint: What the agent may write: a `Constraint`, plain data, or a list of them; see `as_constraint`.
+        reply: Makes the task a dialogue.  Given the unfinished texts whose turn just ended with end-of-text or a stop,
+            it returns what the environment says next, a text or ids each; None ends the episode (`"task"`).
+        max_turns: The episode ends (`"turns"`) with the agent's turn of this number.
+        missing_eos_penalty: For texts that ran into the length limit.
+        missing_eos: `"subtract"` the penalty from the score, or `"replace"` the score by minus the penalty.
+        soft_max_tokens: From this many response tokens on, a penalty grows linearly to `soft_penalty` at T (Yu et al. 2025,
+            DAPO, eq. 13); None: no such penalty.
+        soft_penalty: Its largest value.
+        illegal_score: The reward of a text that ended with an illegal action (`"illegal"`); the reward model is not asked.
         reward: The reward if the user names none.
         gold: The task's own judgement of (prompts, responses), one float each, if it has one.
         recipe: How the task's base policy is pretrained, if it has one.
 
     Raises:
-        ValueError: No prompts, an empty one, one longer than `max_prompt_tokens`, or a limit below 1.
+        ValueError: No prompts, an empty one, one longer than `max_prompt_tokens`, or a limit out of range.
     """
 
     tokenizer: Tokenizer
     prompts: Sequence[Prompt]
     max_new_tokens: int
     max_prompt_tokens: int | None = None
-    prompt_order: Literal["random", "sequential"] = "random"
+    over_long: Literal["reject", "left", "right"] = "reject"
+    prompt_order: Literal["random", "sequential", "shuffled", "weighted", "priority"] = "random"
+    prompt_weights: Sequence[float] | None = None
+    group_size: int = 1
+    stop_tokens: Sequence[int | str] = ()
+    stop_strings: Sequence[str] = ()
+    ends: Callable[[Sequence[Episode]], Sequence[bool]] | None = None
+    min_new_tokens: int = 0
+    constraint: Any = None
+    reply: Callable[[Sequence[Episode]], Sequence[str | Sequence[int] | None]] | None = None
+    max_turns: int | None = None
+    missing_eos_penalty: float = 0.0
+    missing_eos: Literal["subtract", "replace"] = "subtract"
+    soft_max_tokens: int | None = None
+    soft_penalty: float = 1.0
+    illegal_score: float = -1.0
     reward: Any = "length"
     gold: GoldScore | None = None
     recipe: BaseRecipe | None = None
-    prompt_ids: tuple[np.ndarray, ...] = field(init=False, repr=False)
+    prompt_ids: tuple[np.ndarray, ...] | None = field(init=False, repr=False)
+    stop_ids: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: a response needs room for at least 1 token")
-        if self.prompt_order not in ("random", "sequential"):
-            raise ValueError(f"prompt_order={self.prompt_order!r}: choose 'random' or 'sequential'")
-        if not self.prompts:
+        self._check_tokenizer()
+        self._check_limits()
+        if not len(self.prompts):
             raise ValueError("a task needs at least one prompt; got none")
-        tokens = self.tokenizer.encode_batch([p.text for p in self.prompts])
-        for row, prompt in zip(tokens, self.prompts, strict=True):
-            if not row:
-                raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
-        width = max(map(len, tokens))
-        if self.max_prompt_tokens is None:
-            object.__setattr__(self, "max_prompt_tokens", width)
-        elif width > self.max_prompt_tokens:
-            longest = self.prompts[int(np.argmax([len(r) for r in tokens]))].text
-            limit = f"max_prompt_tokens={self.max_prompt_tokens}"
-            raise ValueError(f"prompt {longest[:80]!r} has {width} tokens, {limit}: raise it or shorten the prompt")
-        ids = tuple(np.asarray(row, np.int64) for row in tokens)
-        for array in ids:
-            array.setflags(write=False)  # episodes hand these out; nobody may change the task through them
-        object.__setattr__(self, "prompt_ids", ids)
+        object.__setattr__(self, "stop_ids", tuple(self._stop_id(token) for token in self.stop_tokens))
+        object.__setattr__(self, "prompt_ids", None)
+        if isinstance(self.prompts, (list, tuple)):
+            self._encode_all()
+        elif self.max_prompt_tokens is None:
+            raise ValueError("prompts are read one by one, so their longest is not known: pass max_prompt_tokens")
 
     @property
     def prompt_width(self) -> int:
         """P, the width of the prompt observation."""
         assert self.max_prompt_tokens is not None
         return self.max_prompt_tokens
+
+    def start_of(self, index: int) -> tuple[Prompt, np.ndarray]:
+        """Return a prompt and its ids, read-only and cut to P if the task says so.
+
+        Raises:
+            ValueError: The prompt has no tokens, or too many of them.
+        """
+        prompt = self.prompts[index]
+        if self.prompt_ids is not None:
+            return prompt, self.prompt_ids[index]
+        return prompt, self._fit(prompt, self.tokenizer.encode_batch([prompt.text])[0])
+
+    def _encode_all(self) -> None:
+        rows = self.tokenizer.encode_batch([p.text for p in self.prompts])
+        if self.max_prompt_tokens is None:
+            object.__setattr__(self, "max_prompt_tokens", max(map(len, rows)))
+        object.__setattr__(self, "prompt_ids", tuple(self._fit(p, row) for p, row in zip(self.prompts, rows, strict=True)))
+
+    def _fit(self, prompt: Prompt, row: Sequence[int]) -> np.ndarray:
+        width = self.prompt_width
+        if not row:
+            raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
+        if len(row) > width:
+            if self.over_long == "reject":
+                raise ValueError(
+                    f"prompt {prompt.text[:80]!r} has {len(row)} tokens, max_prompt_tokens={width}: raise it, shorten the prompt, "
+                    "or let over_long cut it on the 'left' or 'right'"
+                )
+            row = row[-width:] if self.over_long == "left" else row[:width]
+        ids = np.asarray(row, np.int64)
+        ids.setflags(write=False)  # episodes hand these out; nobody may change the task through them
+        return ids
+
+    def _stop_id(self, token: int | str) -> int:
+        ids = self.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
+        if len(ids) != 1 or not 0 <= ids[0] < self.tokenizer.vocab_size:
+            raise ValueError(f"stop token {token!r} is not one token of the vocabulary [0, {self.tokenizer.vocab_size}): use stop_strings")
+        return ids[0]
+
+    def _check_tokenizer(self) -> None:
+        size, eos = (getattr(self.tokenizer, name, None) for name in ("vocab_size", "eos_token_id"))
+        if not isinstance(size, int) or not isinstance(eos, int) or not 0 <= eos < size:
+            raise ValueError(
+                f"tokenizer {type(self.tokenizer).__name__} has vocab_size={size}, eos_token_id={eos}: a text can only end with a "
+                "token of the vocabulary; name its end-of-text token"
+            )
+
+    def _check_limits(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: a response needs room for at least 1 token")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens}: must be from 0 to max_new_tokens={self.max_new_tokens}")
+        if self.max_turns is not None and (self.max_turns < 1 or self.reply is None):
+            raise ValueError(f"max_turns={self.max_turns}: must be at least 1, and needs reply")
+        if self.soft_max_tokens is not None and not 0 <= self.soft_max_tokens < self.max_new_tokens:
+            raise ValueError(f"soft_max_tokens={self.soft_max_tokens}: must be from 0 to below max_new_tokens={self.max_new_tokens}")
+        choices = {"over_long": ("reject", "left", "right"), "missing_eos": ("subtract", "replace"), "prompt_order": ORDERS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, known))}")
+        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+            raise ValueError(f"stop_strings={self.stop_strings!r}: pass a list of texts, none of them empty")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextTask:
         """Return itself: a task never changes, and gymnasium deep-copies the arguments of every `make`."""
@@ -125,14 +218,18 @@ def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -
 
     Raises:
         ValueError: The name is unknown.
-        TypeError: `task` is neither.
+        TypeError: `task` is neither, or an override is no field of a task.
     """
     if isinstance(task, str):
         if task not in _TASKS:
-            raise ValueError(f"no task is called {task!r}; known: {', '.join(sorted(_TASKS))}")
+            raise ValueError(f"no task is called {task!r}{did_you_mean(task, list(_TASKS))}; known: {', '.join(sorted(_TASKS))}")
         module, attribute = _TASKS[task].split(":")
         task = getattr(importlib.import_module(module), attribute)(split)
     if not isinstance(task, TextTask):
         raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task or a TextTask")
+    known = [f.name for f in fields(TextTask) if f.init]
+    for key in overrides:
+        if key not in known:
+            raise TypeError(f"a task has no setting {key!r}{did_you_mean(key, known)}; it has {', '.join(known)}")
     changed = {key: value for key, value in overrides.items() if value is not None}
     return replace(task, **changed) if changed else task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -68,6 +69,16 @@ class FileTokenizer:
     def eos_token_id(self) -> int:
         """Id of the token that ends a text."""
         return self._eos_token_id
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether tokens spell bytes, so that what a token adds to a text never depends on its neighbours."""
+        return '"type":"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"], separators=(",", ":"))
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that decoding leaves out."""
+        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens."""

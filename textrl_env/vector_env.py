@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .core import CoreShell, TextCore, spaces_of, transcript
-from .task import TextTask, make_task
+from .shell import CoreShell, spaces_of, transcript
+from .task import TextTask
 
 
 class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
@@ -29,14 +29,12 @@ class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.nda
         task: str | TextTask = "review",
         reward: Any = None,
         split: str = "train",
-        max_new_tokens: int | None = None,
-        prompt_order: str | None = None,
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
-        task = make_task(task, split=split, max_new_tokens=max_new_tokens, prompt_order=prompt_order)
-        self.core = TextCore(task, num_envs, reward)
+        self._make_core(num_envs, task, reward, split, settings)
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = spaces_of(task)
+        self.single_observation_space, self.single_action_space = spaces_of(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = render_mode
@@ -69,10 +67,10 @@ class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.nda
         infos: dict[str, Any] = {}
         if result.episodes:
             final = self.core.observe()
-            for row, episode in result.episodes.items():
+            for row in result.episodes:
                 end = {
                     "final_obs": {key: value[row] for key, value in final.items()},
-                    "final_info": self.core.final_info(row, episode, float(result.rewards[row])),
+                    "final_info": self.core.final_info(row, result),
                 }
                 infos = self._add_info(infos, end, row)
             self.core.restart(list(result.episodes))
@@ -80,6 +78,10 @@ class TextGenerationVectorEnv(CoreShell, VectorEnv[dict[str, np.ndarray], np.nda
                 infos = self._add_info(infos, self.core.start_info(row), row)
         truncated = np.zeros(self.num_envs, bool)
         return self.core.observe(), result.rewards, result.terminated, truncated, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (B, V), bool."""
+        return self.core.action_masks()
 
     def render(self) -> tuple[str, ...] | None:
         """Return all texts so far (`"ansi"`) or print them (`"human"`)."""

@@ -56,8 +56,8 @@ def task():
 
 @pytest.fixture
 def make_env(task):
-    def make(num_envs=6, reward=sevens, seed=3):
-        env = TextGenerationVecEnv(num_envs, task=task, reward=reward)
+    def make(num_envs=6, reward=sevens, seed=3, **settings):
+        env = TextGenerationVecEnv(num_envs, task=task, reward=reward, **settings)
         env.seed(seed)
         return env
 

@@ -96,6 +96,14 @@ def test_whitening_by_hand(make_env):
     np.testing.assert_allclose(buffer.returns, [1, 2, 6])
 
 
+def counted(episodes):
+    return [f"{len(e.response_ids)} 3"[: 2 + 9 * (len(e.response_ids) % 3)] for e in episodes]
+
+
+# Turns end with any of a third of the tokens; replies of one or two tokens
+DIALOGUE = {"reply": counted, "stop_tokens": list(range(1, 9)), "max_new_tokens": 21, "max_turns": 4}
+
+
 def record(model, steps):
     """Fill SB3's per-transition buffer and ours with one rollout of the same policy."""
     env, policy = model.env, model.policy
@@ -119,10 +127,14 @@ def record(model, steps):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "min_new_tokens": 3}], ids=["plain", "rules"])
-def test_unmodified_ppo_learns_the_same_from_both_buffers(make_env, name, rules):
+@pytest.mark.parametrize(
+    ("rules", "settings"),
+    [({}, {}), ({"temperature": 0.7, "min_new_tokens": 3}, {}), ({"min_new_tokens": 2}, DIALOGUE)],
+    ids=["plain", "rules", "dialogue"],
+)
+def test_unmodified_ppo_learns_the_same_from_both_buffers(make_env, name, rules, settings):
     """SB3's own `PPO.train` over one batch of all tokens: same losses, gradients and new weights."""
-    env = make_env(num_envs=5)
+    env = make_env(num_envs=5, **settings)
     kwargs = {"model": MODELS[name], "optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}, **rules}
     model = PPO(
         TransformerPolicy, env, n_steps=31, batch_size=5 * 31, n_epochs=1, ent_coef=0.02, vf_coef=0.3, max_grad_norm=1e9,
@@ -130,7 +142,8 @@ def test_unmodified_ppo_learns_the_same_from_both_buffers(make_env, name, rules)
     )  # fmt: skip
     torch.nn.init.normal_(model.policy.value_head.weight, std=0.5)
     theirs, ours = record(model, 31)
-    assert len(ours.segments) > 15
+    assert len(ours.segments) > (4 if settings else 15)
+    assert any(segment.replies for segment in ours.segments) == bool(settings)
     start = copy.deepcopy(model.policy.state_dict())
     # One step from slightly other weights, so that the ratio is not 1 and clipping happens
     moved = {k: v + 0.05 * torch.randn_like(v) for k, v in start.items()}

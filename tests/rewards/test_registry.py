@@ -54,7 +54,7 @@ def test_make(reward, scores):
 
 def test_make_by_name_and_unknown_name():
     assert repr(rewards.make("length", target=9)) == "LengthReward(target=9)"
-    with pytest.raises(ValueError, match=r"'vadr'; known: .*vader"):
+    with pytest.raises(ValueError, match=r"'vadr' \(did you mean 'vader'\?\); known: .*vader"):
         rewards.make("vadr")
 
 

@@ -35,7 +35,7 @@ def test_the_record_of_a_text_that_ends_itself():
     assert episode.response_ids.tolist() == [7, 0]
     assert episode.action_mask.tolist() == [True, True]
     assert (episode.references, episode.metadata) == (("5",), {"label": "x"})
-    assert core.final_info(0, episode, 0.5) == {"prompt": "1 2", "prompt_id": 0, "response": " 7", "finish_reason": "eos", "score": 0.5}
+    assert core.final_info(0, result) == {"prompt": "1 2", "prompt_id": 0, "response": " 7", "finish_reason": "eos", "score": 0.5}
     core.restart([0])
     result = core.step(np.array([4, 9]))
     assert result.episodes[1].finish_reason == "length"
@@ -141,7 +141,7 @@ def test_a_failing_reward_names_the_text_and_the_cause():
 @pytest.mark.parametrize(
     ("reward", "error", "match"),
     [
-        ("vadre", ValueError, "no reward model is called 'vadre'; known: .*vader"),
+        ("vadre", ValueError, r"no reward model is called 'vadre' \(did you mean 'vader'\?\); known: .*vader"),
         (3, TypeError, "reward=3 is a int"),
         ({"keywords": ["a"]}, ValueError, "key 'name'"),
         (Keep, TypeError, "pass an instance"),

@@ -164,7 +164,7 @@ def test_drawing_from_a_million_weights_visits_one_path():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"order": "shufled"}, "order='shufled' is unknown: did you mean 'shuffled'?"),
+        ({"order": "shufled"}, r"order='shufled' is unknown \(did you mean 'shuffled'\?\)"),
         ({"order": "x"}, "order='x' is unknown: choose from 'sequential'"),
         ({"order": "weighted"}, "needs weights="),
         ({"weights": [1.0, 1.0, 1.0]}, "order='random' takes no weights"),

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from textrl_env import IntegerTokenizer, Prompt, TextTask
+from textrl_env import GeneratedPrompts, IntegerTokenizer, Prompt, TextTask
 from textrl_env.prompts import read_prompts
 
 ROWS = [
@@ -266,5 +266,20 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
 
 def test_a_task_takes_lazy_prompts(tmp_path):
     path = source_of("jsonl", tmp_path, [{"prompt": "1 2 3"}, {"prompt": "4"}])
-    task = TextTask(IntegerTokenizer(10), read_prompts(path), max_new_tokens=3)
-    assert task.prompt_width == 3 and task.prompts[1].text == "4"
+    with pytest.raises(ValueError, match="pass max_prompt_tokens"):
+        TextTask(IntegerTokenizer(10), read_prompts(path), max_new_tokens=3)
+    task = TextTask(IntegerTokenizer(10), read_prompts(path), max_new_tokens=3, max_prompt_tokens=2, over_long="left")
+    assert [task.start_of(i)[1].tolist() for i in (0, 1)] == [[2, 3], [4]]
+
+
+def test_a_function_writes_prompts():
+    def sums(rng):
+        a, b = rng.integers(1, 5, 2)
+        return Prompt(f"{a} {b}", (str(a + b),))
+
+    prompts = GeneratedPrompts(sums, 1000, seed=3)
+    assert len(prompts) == 1000 and prompts[7] == prompts[7] and prompts[-1] == prompts[999]
+    assert len({prompts[i].text for i in range(200)}) == 16
+    assert all(int(p.references[0]) == sum(map(int, p.text.split())) for p in (prompts[i] for i in range(50)))
+    with pytest.raises(TypeError, match="returned 5 for row 0"):
+        GeneratedPrompts(lambda rng: 5)[0]

@@ -1,0 +1,124 @@
+"""The protocol of constraints, and how they compose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..hints import did_you_mean
+from ..task import Prompt
+from ..tokenizer import Tokenizer
+from .grammar import Grammar, JSONSchema, Regex
+from .one_of import OneOf
+from .tokens import AllowedTokens, BannedTokens, MinNewTokens
+from .vocabulary import Vocabulary
+
+
+class BoundConstraint(Protocol):
+    """A constraint on the tokens of one tokenizer.  Masks have shape (V,), bool, True = legal, and may be shared."""
+
+    def start(self, prompt: Prompt) -> Any:
+        """Return the state of an empty turn."""
+        ...
+
+    def advance(self, state: Any, token: int) -> Any:
+        """Return the state after one more legal token; `state` is not used again."""
+        ...
+
+    def mask(self, state: Any) -> np.ndarray:
+        """Return which tokens may come next."""
+        ...
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Plain data that says what may be written; `bind` gives it a vocabulary."""
+
+    def bind(self, vocabulary: Vocabulary) -> BoundConstraint:
+        """Return the constraint on the tokens of `vocabulary`."""
+        ...
+
+
+_KINDS: dict[str, Callable[[Any], Constraint]] = {
+    "allowed_tokens": AllowedTokens,
+    "banned_tokens": BannedTokens,
+    "min_new_tokens": MinNewTokens,
+    "regex": Regex,
+    "json_schema": JSONSchema,
+    "grammar": Grammar,
+    "one_of": OneOf,
+}
+
+
+def as_constraint(spec: Any, tokenizer: Tokenizer, min_new_tokens: int = 0, closing: np.ndarray | None = None) -> BoundConstraint | None:
+    """Bind whatever a task holds as `constraint`.
+
+    Args:
+        spec: None, a `Constraint`, a dict such as `{"regex": " yes| no", "min_new_tokens": 1}`, or a list of these; all must
+            hold.  If they leave no token, end-of-text alone is legal, for an agent must be able to act.
+        tokenizer: The task's.
+        min_new_tokens: Shortest turn.
+        closing: Ids that end a turn.
+
+    Returns:
+        The bound constraint; None if everything is legal.
+
+    Raises:
+        TypeError: `spec` is none of these.
+        ValueError: An unknown kind of constraint, or one that cannot be compiled.
+    """
+    parts = _parts(spec)
+    if min_new_tokens:
+        parts.append(MinNewTokens(min_new_tokens))
+    if not parts:
+        return None
+    vocabulary = Vocabulary(tokenizer, closing)
+    return _All([part.bind(vocabulary) for part in parts], vocabulary.eos_token_id)
+
+
+def _parts(spec: Any) -> list[Constraint]:
+    if spec is None:
+        return []
+    if isinstance(spec, Mapping):
+        for kind in spec:
+            if kind not in _KINDS:
+                raise ValueError(f"no constraint is called {kind!r}{did_you_mean(str(kind), _KINDS)}; known: {', '.join(_KINDS)}")
+        return [_KINDS[kind](value) for kind, value in spec.items()]
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        return [part for item in spec for part in _parts(item)]
+    if isinstance(spec, Constraint):
+        return [spec]
+    raise TypeError(f"constraint={spec!r} is a {type(spec).__name__}: pass a Constraint, a dict like {{'regex': ...}}, or a list of them")
+
+
+class _All:
+    """The conjunction of bound constraints."""
+
+    def __init__(self, parts: list[BoundConstraint], eos_token_id: int) -> None:
+        self.parts, self.eos_token_id = parts, eos_token_id
+
+    def start(self, prompt: Prompt) -> _States:
+        return _States([part.start(prompt) for part in self.parts])
+
+    def advance(self, states: _States, token: int) -> _States:
+        return _States([part.advance(state, token) for part, state in zip(self.parts, states.each, strict=True)])
+
+    def mask(self, states: _States) -> np.ndarray:
+        if states.mask is None:
+            masks = [part.mask(state) for part, state in zip(self.parts, states.each, strict=True)]
+            mask = np.logical_and.reduce(masks) if len(masks) > 1 else masks[0]
+            if not mask.any():
+                mask = mask.copy()
+                mask[self.eos_token_id] = True
+            states.mask = mask
+        return states.mask
+
+
+class _States:
+    """States of all parts, with the mask once it was asked for."""
+
+    def __init__(self, each: list[Any]) -> None:
+        self.each = each
+        self.mask: np.ndarray | None = None

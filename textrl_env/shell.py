@@ -1,0 +1,57 @@
+"""What the three environment shells share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+
+from .core import PAD, TextCore
+from .reward_model import RewardModel
+from .task import TextTask, make_task
+
+
+class CoreShell:
+    """A core, its spaces, its action masks, and the reward model that can be swapped."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 10}
+    core: TextCore
+
+    def _make_core(self, num_rows: int, task: str | TextTask, reward: Any, split: str, settings: dict[str, Any]) -> None:
+        self.core = TextCore(make_task(task, split=split, **settings), num_rows, reward)
+
+    @property
+    def task(self) -> TextTask:
+        """The task that is played."""
+        return self.core.task
+
+    @property
+    def reward_model(self) -> RewardModel:
+        """The reward model; assign a name, a dict, an object or a function to swap it while the environment runs."""
+        return self.core.reward_model
+
+    @reward_model.setter
+    def reward_model(self, reward: Any) -> None:
+        self.core.reward_model = reward
+
+    def update_priorities(self, prompt_ids: Any, priorities: Any) -> None:
+        """Set the priorities of prompts, for tasks with `prompt_order="priority"`; see `PromptSampler`."""
+        self.core.prompt_sampler.update_priorities(np.asarray(prompt_ids), np.asarray(priorities, float))
+
+
+def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Return the observation space of one text and its action space."""
+    vocab_size = task.tokenizer.vocab_size
+    observation = spaces.Dict(
+        {
+            "prompt": spaces.Box(PAD, vocab_size - 1, (task.prompt_width,), np.int64),
+            "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
+        }
+    )
+    return observation, spaces.Discrete(vocab_size)
+
+
+def transcript(prompt: str, response: str, outcome: str = "") -> str:
+    """Return a text for a terminal: the prompt dim, the response plain, the outcome in brackets."""
+    return f"\x1b[2m{prompt}\x1b[0m{response}{f'  [{outcome}]' if outcome else ''}"
