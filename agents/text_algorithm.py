@@ -138,7 +138,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         record("kl/per_token_k3", stats.kl_per_token_k3)
         record("kl/beta", stats.beta)
         record("tokens/length", stats.num_tokens / stats.num_sequences)
-        for reason in ("eos", "length"):
+        for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
             record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
         record("time/rollout_tokens_per_second", stats.num_tokens / writing)
         record("time/rollout_seconds", writing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,13 @@ from gymnasium.utils import seeding
 from .constraints import as_constraint
 from .dialogue import next_replies
 from .episode import Episode
+from .outcome import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, StepResult
 from .prompt_order import PromptSampler
 from .reward_model import RewardModel, as_reward_model, checked_scores
 from .scoring import shaped
 from .task import Prompt, TextTask
 
 PAD = -1  # fills unused positions of observations; no token has this id, so padding never collides with end-of-text
-REASONS = ("", "eos", "stop", "length", "task", "turns", "illegal")
-GOES_ON, EOS, STOP, LENGTH, TASK, TURNS, ILLEGAL = range(len(REASONS))
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did to the B rows.
-
-    Attributes:
-        rewards: Scores of the texts that ended after the task's penalties, and dense rewards, shape (B,), float64.
-        scores: What the reward model said of the texts that ended, 0 elsewhere, shape (B,), float64.
-        terminated: True where a text ended, shape (B,), bool.
-        episodes: The texts that ended, by row.
-    """
-
-    rewards: np.ndarray
-    scores: np.ndarray
-    terminated: np.ndarray
-    episodes: dict[int, Episode]
 
 
 class TextCore:
@@ -118,6 +99,7 @@ class TextCore:
         if num_episodes < 1:
             raise ValueError(f"num_episodes={num_episodes}: a rollout needs at least 1")
         self.undealt = num_episodes
+        self.prompt_sampler.end_group()  # groups lie whole in a rollout
 
     def end_rollout(self) -> None:
         """Deal as many texts as restarts ask for, as before `begin_rollout`."""

@@ -84,6 +84,10 @@ class PromptSampler:
         self._repeats -= 1
         return self._current
 
+    def end_group(self) -> None:
+        """Draw a new prompt next, however often the present one was dealt."""
+        self._repeats = 0
+
     def restart(self) -> None:
         """Begin the order anew, as an environment does when it is seeded; priorities stay."""
         self._repeats = self._position = 0
