@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .buffer import SequenceRolloutBuffer
+    from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
     from .policy import TransformerPolicy
     from .ppo import TextPPO
@@ -21,9 +22,11 @@ _LAZY = {
     "SequenceRolloutBuffer": "buffer",
     "TextPPO": "ppo",
     "TransformerPolicy": "policy",
+    "generate": "generation",
+    "stream": "generation",
 }
 
-__all__ = ["SFT", "AdaptiveKLController", "KLController", "SequenceRolloutBuffer", "TextPPO", "TransformerPolicy"]
+__all__ = ["SFT", "AdaptiveKLController", "KLController", "SequenceRolloutBuffer", "TextPPO", "TransformerPolicy", "generate", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -96,13 +97,21 @@ def folder_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save_lm(lm: PreTrainedModel, folder: str | Path) -> None:
-    """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains."""
+def save_lm(lm: PreTrainedModel, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
+    """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains.
+
+    Args:
+        lm: The model.
+        folder: Replaced if it exists.
+        beside: Further safetensors files in it, by name.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{os.getpid()}"  # not mkdtemp, whose folders nobody else may read
     try:
         lm.save_pretrained(temporary, safe_serialization=True)
+        for name, tensors in (beside or {}).items():
+            save_file(tensors, temporary / name)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
