@@ -17,13 +17,21 @@ from textrl_env import RewardError
 
 from .demo import Demo, run_demo
 from .train import Train, run_train
+from .trained import Evaluate, Generate, run_evaluate, run_generate
 
-COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {"demo": (Demo, run_demo), "train": (Train, run_train)}
+COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "demo": (Demo, run_demo),
+    "train": (Train, run_train),
+    "evaluate": (Evaluate, run_evaluate),
+    "generate": (Generate, run_generate),
+}
 
 _USAGE = """textrl COMMAND [flags]
 
-  demo    pretrain, sample, compare, fit a reward model, tune by PPO, judge
-  train   train one policy on a task or on text files
+  demo      pretrain, sample, compare, fit a reward model, tune by PPO, judge
+  train     train one policy on a task or on text files
+  evaluate  measure a run's policy on the test prompts of its task
+  generate  write texts with a run's policy
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 

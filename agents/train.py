@@ -60,7 +60,7 @@ def run_train(config: Train) -> None:
     choose_threads()
     run = RunFolder(config.out)
     write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
-    task = _task(config, run)
+    task = task_of(config, run)
     if config.algo == "sft":
         _sft(config, run, task)
         console.print(f"model: {run.path / 'model'}")
@@ -68,19 +68,21 @@ def run_train(config: Train) -> None:
     base = config.model or str(base_policy(task, progress_bar=True))
     rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens")}
     rules["eos_token_id"] = task.tokenizer.eos_token_id
-    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=_reward(config.reward))
+    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward_of(config.reward))
     tune(run, "ppo", base, env, config, [base, config.reward], rules)
     console.print(f"policy: {run.path / 'ppo' / 'policy.zip'}\ncurve:  {run.path / 'ppo' / 'curve.csv'}")
 
 
-def _task(config: Train, run: RunFolder) -> TextTask:
+def task_of(config: Train, run: RunFolder, split: str = "train") -> TextTask:
+    """Return the task of a run; corpora have no splits."""
     if not config.corpus:
-        return make_task(config.task)
+        return make_task(config.task, split=split)
     sentences = [line for path in config.corpus for line in read_lines(path)]
     return corpus_task(sentences, sentences, run.path / f"tokenizer-{fingerprint(sentences)}")
 
 
-def _reward(text: str) -> Any:
+def reward_of(text: str) -> Any:
+    """Return what `--reward` names, as plain data."""
     if text.startswith("{"):
         return json.loads(text)
     if Path(text).is_dir():

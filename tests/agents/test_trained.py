@@ -1,0 +1,54 @@
+"""`textrl train`, then `evaluate` and `generate` on the run it left."""
+
+import json
+
+import pytest
+
+from agents.cli import main
+from agents.sft import SFT
+
+SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    learn = SFT.learn
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 15, *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    reward = '{"name": "keyword", "keywords": ["good"]}'
+    sizes = ["--total-tokens", "900", "--n-episodes", "16", "--batch-size", "8"]
+    assert main(["train", "--corpus", str(tmp_path / "corpus.txt"), "--reward", reward, "--out", str(tmp_path / "run"), *sizes]) == 0
+    assert "policy.zip" in capsys.readouterr().out.replace("\n", "")
+    return tmp_path / "run"
+
+
+def test_evaluate_and_generate(run, capsys, tmp_path):
+    assert main(["evaluate", str(run), "--texts", "20"]) == 0
+    figures = json.loads((run / "evaluation-ppo.json").read_text())
+    rows = [json.loads(line) for line in (run / "evaluation-ppo.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    assert figures["score"] == pytest.approx(sum(row["score"] for row in rows) / 20)
+    assert figures["kl_per_sequence"] > 0 and figures["length"] >= 1
+    assert sum(value for key, value in figures.items() if key.startswith("finished_by")) == pytest.approx(1)
+
+    capsys.readouterr()
+    assert main(["generate", str(run), "the plot", "--seed", "3"]) == 0
+    streamed = capsys.readouterr().out
+    (tmp_path / "prompts.txt").write_text("the plot\nthe cast\n")
+    assert (
+        main(["generate", str(run), "--file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out.jsonl"), "--deterministic"]) == 0
+    )
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in written] == ["the plot", "the cast"]
+    assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
+
+
+def test_wrong_folders_and_policies(run, tmp_path, capsys):
+    for arguments, message in (
+        (["evaluate", str(tmp_path)], "holds no config.yaml"),
+        (["evaluate", str(run), "--policy", "kl"], "choose one of ppo"),
+        (["generate", str(run)], "nothing to go on with"),
+    ):
+        assert main(arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
