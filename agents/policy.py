@@ -18,7 +18,7 @@ from torch import nn
 from .cache import CachedDecoder
 from .lm import LMSource, config_of, load_lm, save_lm
 from .sampler import Sampler, draw, log_prob_and_entropy, restrict
-from .sequences import SequenceBatch, action_hidden, action_logits, lm_head, pack_kept
+from .sequences import SequenceBatch, action_hidden, action_logits, lm_head, pack_kept, texts_of
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
 
@@ -219,7 +219,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def _next_token(self, obs: PyTorchObs, cache: CachedDecoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return live rows (B,) bool, their hidden states (R, D), logits (R, V) and kept sets (R, V)."""
-        texts, lengths, steps = _texts_of(obs)
+        texts, lengths, steps = texts_of(obs)
         if not lengths.any():
             raise ValueError("no row has a prompt: reset the environment before asking for actions")
         hidden = cache.last_hidden(self.lm, texts, lengths)  # (R, D)
@@ -237,7 +237,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def _one_action_each(self, obs: PyTorchObs) -> SequenceBatch:
         """Read each observation as a text with one action after it."""
-        texts, lengths, steps = _texts_of(obs)
+        texts, lengths, steps = texts_of(obs)
         width = max(int(lengths.max()), 1)
         last = np.arange(len(texts)) * width + np.maximum(lengths - 1, 0)
         ids = np.maximum(texts[:, :width], 0)
@@ -261,19 +261,3 @@ class _NoFeatures(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Space) -> None:
         super().__init__(observation_space, features_dim=1)
-
-
-def _texts_of(obs: PyTorchObs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pack observations to the left.
-
-    Returns:
-        Texts (B, P + T), -1 beyond each; their lengths (B,), 0 for idle rows; response lengths (B,).
-    """
-    assert isinstance(obs, dict)
-    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))
-    prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)
-    texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)
-    texts[:, : prompt.shape[1]] = prompt
-    columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
-    np.put_along_axis(texts, columns, response, axis=1)
-    return texts, prompt_length + response_length, response_length

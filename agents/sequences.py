@@ -79,6 +79,24 @@ def pack(texts: Sequence[Written], device: torch.device | str, kept: np.ndarray 
     )
 
 
+def texts_of(obs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pack observations to the left.
+
+    Args:
+        obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
+
+    Returns:
+        Texts (B, P + T), -1 beyond each; their lengths (B,), 0 for idle rows; response lengths (B,).
+    """
+    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))
+    prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)
+    texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)
+    texts[:, : prompt.shape[1]] = prompt
+    columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
+    np.put_along_axis(texts, columns, response, axis=1)
+    return texts, prompt_length + response_length, response_length
+
+
 def trunk_of(lm: nn.Module) -> nn.Module:
     """Return the part of a Hugging Face causal LM that maps ids to hidden states."""
     return lm.base_model  # type: ignore[return-value]
