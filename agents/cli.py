@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,13 @@ from rich.text import Text
 
 from textrl_env import RewardError
 
-from .demo import Demo, run_demo
-from .train import Train, run_train
-from .trained import Evaluate, Generate, run_evaluate, run_generate
-
-COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
-    "demo": (Demo, run_demo),
-    "train": (Train, run_train),
-    "evaluate": (Evaluate, run_evaluate),
-    "generate": (Generate, run_generate),
+# Module, configuration and function of each command; imported when it is asked for, since most of them need torch.
+COMMANDS = {
+    "demo": ("demo", "Demo", "run_demo"),
+    "train": ("train", "Train", "run_train"),
+    "evaluate": ("trained", "Evaluate", "run_evaluate"),
+    "generate": ("trained", "Generate", "run_generate"),
+    "play": ("play", "Play", "run_play"),
 }
 
 _USAGE = """textrl COMMAND [flags]
@@ -32,6 +31,7 @@ _USAGE = """textrl COMMAND [flags]
   train     train one policy on a task or on text files
   evaluate  measure a run's policy on the test prompts of its task
   generate  write texts with a run's policy
+  play      play an environment yourself
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 
@@ -47,17 +47,15 @@ def main(argv: list[str] | None = None) -> int:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         print(_USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    kind, run = COMMANDS[argv[0]]
+    module_name, kind, run = COMMANDS[argv[0]]
     try:
-        config = resolve(kind, argv[1:])
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # a bar for every file of a small model drowns ours
-        run(config)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        module = import_module(f".{module_name}", __package__)
+        getattr(module, run)(resolve(getattr(module, kind), argv[1:]))
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on from there.")
         return 130
-    except (ValueError, TypeError, OSError, RewardError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, RewardError, FloatingPointError, ImportError) as error:
         Console(stderr=True).print(Text("error: ", "red").append(str(error), "default"))
         return 2
     return 0

@@ -57,12 +57,10 @@ class ReferenceScore:
     def __init__(self, reference: Reference, beta: float, vocab_size: int, sampler: Sampler | None = None) -> None:
         if not 0 <= beta < np.inf:
             raise ValueError(f"beta={beta}: must be at least 0 and finite")
-        self.lm: Any = reference if isinstance(reference, nn.Module) else frozen(load_lm(reference))
-        found = self.lm.config.vocab_size
+        lm: Any = reference if isinstance(reference, nn.Module) else frozen(load_lm(reference))
+        self.lm, found = lm, lm.config.vocab_size
         if found < vocab_size:
-            raise ValueError(
-                f"the reference has {found} tokens, the environment {vocab_size}: use a model with the environment's tokenizer"
-            )
+            raise ValueError(f"the reference has {found} tokens, the environment {vocab_size}: they must share a tokenizer")
         self.beta, self.vocab_size, self.sampler = float(beta), vocab_size, sampler or Sampler()
         if self.sampler.cuts:
             raise ValueError("top_k and top_p depend on the model that acts: give the reference static rules only")
@@ -159,7 +157,7 @@ class ReferenceKLVector(VectorWrapper):
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a new text in every row."""
-        obs, infos = self.env.reset(seed=seed, options=options)
+        obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # its annotation forgets the list
         self.kl.see(obs)
         return obs, infos
 

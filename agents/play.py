@@ -1,0 +1,123 @@
+"""`textrl play`: a person plays an environment in the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+import textrl_env
+from textrl_env import TextGenerationEnv
+
+SHOWN = 8  # spellings that are offered
+
+
+@dataclass(frozen=True)
+class Play:
+    """Play an environment: go on with its prompts, and see the score.
+
+    Attributes:
+        id: Of the environment.
+        reward: Name of a reward model, or a JSON object with `name` and its arguments; by default the task's own.
+        by: `text`: a line is encoded and written token by token.  `token`: a line is the spelling of one token, or #ID.
+        split: Prompts to play.
+        seed: Of the prompts.
+    """
+
+    id: Annotated[str, tyro.conf.Positional] = "textrl/Review-v0"
+    reward: str | None = None
+    by: Literal["text", "token"] = "text"
+    split: str = "train"
+    seed: int | None = None
+
+
+def run_play(config: Play) -> None:
+    """Play until the person stops, then print the mean score.
+
+    Raises:
+        ValueError: There is no such environment, or it is no text environment.
+    """
+    assert textrl_env.__name__  # imported for its registrations
+    try:
+        reward = json.loads(config.reward) if config.reward and config.reward.startswith("{") else config.reward
+        env = gym.make(config.id, reward=reward, split=config.split).unwrapped
+    except gym.error.Error as error:
+        known = ", ".join(name for name in gym.registry if name.startswith("textrl/"))
+        raise ValueError(f"{error} Text environments: {known}") from error
+    if not isinstance(env, TextGenerationEnv):
+        raise ValueError(f"{config.id} is no text environment")
+    console = Console(highlight=False)
+    close = "empty line: end the text" if config.by == "text" else "#ID or a spelling: one token, empty line: end the text"
+    console.print(f"[dim]{close}, :n: next prompt, :q or Ctrl-D: stop[/dim]")
+    scores: list[float] = []
+    try:
+        while True:
+            env.reset(seed=config.seed if not scores else None)
+            score = _play_one(env, config.by, console)
+            if score is not None:
+                scores.append(score)
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+    if scores:
+        console.print(f"{len(scores)} text(s), mean score {np.mean(scores):.3f}")
+
+
+def _play_one(env: TextGenerationEnv, by: str, console: Console) -> float | None:
+    """Play one text; return its score, or None if the person wants another prompt.
+
+    Raises:
+        EOFError: The person wants to stop.
+    """
+    while True:
+        prompt, response = env.core.text(0)
+        console.print(Text(prompt, style="dim").append(response, style="not dim"))
+        line = input("> ")
+        if line.strip() == ":q":
+            raise EOFError
+        if line.strip() == ":n":
+            return None
+        for token in _tokens(env, by, line, console):
+            _, reward, ended, _, info = env.step(token)
+            if ended:
+                console.print(Text(info["prompt"], style="dim").append(info["response"], style="not dim"))
+                console.print(Text(f"{info['finish_reason']}, score {info['score']:.3f}, reward {reward:.3f}\n", style="bold"))
+                return float(info["score"])
+
+
+def _tokens(env: TextGenerationEnv, by: str, line: str, console: Console) -> list[int]:
+    """Return what a line stands for; nothing, and a hint, if it cannot be read."""
+    tokenizer = env.task.tokenizer
+    if not line.strip():
+        return [tokenizer.eos_token_id]
+    if by == "text":
+        try:
+            return tokenizer.encode_batch([line])[0]
+        except ValueError as error:
+            console.print(Text(str(error), style="red"))
+            return []
+    if line.startswith("#"):
+        if line[1:].isdecimal() and int(line[1:]) < tokenizer.vocab_size:
+            return [int(line[1:])]
+        console.print(Text(f"{line}: ids go from #0 to #{tokenizer.vocab_size - 1}", style="red"))
+        return []
+    return _by_spelling(env, line, console)
+
+
+def _by_spelling(env: TextGenerationEnv, line: str, console: Console) -> list[int]:
+    spellings = _spellings(env.task.tokenizer)
+    exact = [i for wanted in (line, f" {line}") for i, text in enumerate(spellings) if text == wanted]
+    if exact:
+        return exact[-1:]  # the one with the space, if both exist
+    close = [f"#{i} {text!r}" for i, text in enumerate(spellings) if text.lstrip().startswith(line.lstrip())][:SHOWN]
+    console.print(Text(f"no token is spelled {line!r}" + (f"; there are {', '.join(close)}" if close else ""), style="red"))
+    return []
+
+
+def _spellings(tokenizer: Any) -> list[str]:
+    return tokenizer.decode_batch([[i] for i in range(tokenizer.vocab_size)])
