@@ -230,6 +230,8 @@ def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -
     known = [f.name for f in fields(TextTask) if f.init]
     for key in overrides:
         if key not in known:
-            raise TypeError(f"a task has no setting {key!r}{did_you_mean(key, known)}; it has {', '.join(known)}")
+            # The words that Python itself uses: TorchRL's GymEnv looks for them when it probes for an Atari argument
+            hint = f"{did_you_mean(key, known)}; a task has {', '.join(known)}"
+            raise TypeError(f"make_task() got an unexpected keyword argument {key!r}{hint}")
     changed = {key: value for key, value in overrides.items() if value is not None}
     return replace(task, **changed) if changed else task

@@ -204,5 +204,5 @@ def test_a_tokenizer_must_have_an_end_of_text_token():
 def test_an_unknown_setting_gets_a_hint():
     from textrl_env import make_task
 
-    with pytest.raises(TypeError, match="no setting 'stop_string' \\(did you mean 'stop_strings'\\?\\)"):
+    with pytest.raises(TypeError, match="argument 'stop_string' \\(did you mean 'stop_strings'\\?\\)"):
         make_task("review", stop_string=["a"])
