@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -183,6 +182,6 @@ def test_ctrl_c_is_a_line_and_not_a_traceback(monkeypatch, capsys):
     def pressed(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules["agents.cli"].COMMANDS, "train", (Train, pressed))
+    monkeypatch.setattr("agents.train.run_train", pressed)
     assert main(["train"]) == 130
     assert "goes on from there" in capsys.readouterr().err
