@@ -59,6 +59,7 @@ class FileTokenizer:
             raise ValueError(f"{self.path} has no token {eos_token!r}: name its end-of-text token with eos_token=")
         self._eos_token_id = int(eos)
         self._vocab_size = int(self.backend.get_vocab_size())
+        self._anchor, self._anchor_length = self._find_anchor()
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +74,11 @@ class FileTokenizer:
     @property
     def is_byte_level(self) -> bool:
         """Whether tokens spell bytes, so that what a token adds to a text never depends on its neighbours."""
-        return '"type":"ByteLevel"' in json.dumps(json.loads(self.backend.to_str())["decoder"], separators=(",", ":"))
+        return self.has_decoder("ByteLevel")
+
+    def has_decoder(self, kind: str) -> bool:
+        """Return whether the file's decoder is of this kind, or has a step of it."""
+        return f'"type":"{kind}"' in json.dumps(json.loads(self.backend.to_str())["decoder"], separators=(",", ":"))
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -86,7 +91,21 @@ class FileTokenizer:
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each id sequence, special tokens left out and a leading space kept."""
-        return self.backend.decode_batch([list(map(int, row)) for row in ids], skip_special_tokens=True)
+        rows = [[*self._anchor, *map(int, row)] for row in ids]
+        return [text[self._anchor_length :] for text in self.backend.decode_batch(rows, skip_special_tokens=True)]
+
+    def _find_anchor(self) -> tuple[list[int], int]:
+        """Return a token to decode behind, and the length of its text: many decoders drop the space that a text begins with.
+
+        No token, if the file's decoder drops nothing: byte-level ones.
+        """
+        if self.is_byte_level:
+            return [], 0
+        for i in range(self._vocab_size):
+            text = self.backend.decode([i], skip_special_tokens=True)
+            if text.isascii() and text.isalpha():  # SentencePiece's bytes and lone spaces would join what follows
+                return [i], len(text)
+        return [], 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FileTokenizer:
         """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""

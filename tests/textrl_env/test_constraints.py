@@ -5,13 +5,25 @@ import itertools
 import json
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
 from textrl_env import IntegerTokenizer, Prompt, TextCore, TextGenerationEnv, TextTask, make_task
-from textrl_env.constraints import AllowedTokens, BannedTokens, Grammar, JSONSchema, MinNewTokens, Vocabulary, as_constraint
+from textrl_env.constraints import (
+    All,
+    AllowedTokens,
+    BannedTokens,
+    Grammar,
+    JSONSchema,
+    MinNewTokens,
+    Regex,
+    Vocabulary,
+    as_constraint,
+)
+from textrl_env.constraints.search import EndingSearch
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.vector_env import TextGenerationVectorEnv
 
@@ -109,6 +121,54 @@ def test_json_schema():
         assert set(row) == {"stars", "verdict"} and row["stars"] in range(1, 6) and row["verdict"] in ("see", "skip")
 
 
+def test_states_never_change_and_masks_are_read_only():
+    """One start, all branches in any order; each mask equals the one from scratch, and those of copies."""
+    constraint, rng = as_constraint([Regex("( 1| 2){2,6} 3?"), {"min_new_tokens": 3}], INTEGERS), np.random.default_rng(0)
+    states = {(): constraint.start(PROMPT)}
+    for _ in range(200):
+        row = list(states)[rng.integers(len(states))]
+        allowed = np.flatnonzero(constraint.mask(states[row]))
+        token = int(rng.choice(allowed))
+        if token != EOS:
+            states[(*row, token)] = constraint.advance(states[row], token)
+    assert len(states) > 50
+    for row, state in states.items():
+        expected = legal(constraint, row)
+        mask = constraint.mask(state)
+        assert set(np.flatnonzero(mask).tolist()) == expected
+        with pytest.raises(ValueError, match="read-only"):
+            mask[0] = True
+        for part, each in zip(constraint.parts, state.each, strict=True):
+            assert not part.mask(each).flags.writeable
+            other_part, other = pickle.loads(pickle.dumps((part, each)))
+            np.testing.assert_array_equal(other_part.mask(other), part.mask(each))
+            np.testing.assert_array_equal(part.mask(copy.deepcopy(each)), part.mask(each))
+
+
+def test_a_search_that_is_cut_short_allows_what_it_cannot_decide():
+    """No token spells "x" alone: " 9" leads nowhere, but the texts of ones and nines behind it never end."""
+    constraint = Regex("( 1| 9)* 9x| 1").bind(Vocabulary(INTEGERS))
+    start = constraint.start(PROMPT)
+    assert set(np.flatnonzero(constraint.mask(start)).tolist()) == {1, 9}
+    search = EndingSearch(constraint._ids, constraint._after, limit=50, depth_first=20)
+    assert search.can_end(constraint._after(start.matcher, 9)) and search.left == 0
+    finite = Regex(" 9( 1| 9){0,2} 9x| 1").bind(Vocabulary(INTEGERS))
+    assert np.flatnonzero(finite.mask(finite.start(PROMPT))).tolist() == [1]
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ImportError, match=r"a regex constraint needs llguidance: pip install 'textrl\[constraints\]'"):
+        as_constraint({"regex": " 1"}, INTEGERS)
+    assert legal(as_constraint({"one_of": [" 1"]}, INTEGERS), []) == {1}
+
+
+def test_all_nests():
+    parts = All(Regex("( [1-4])*"), All(BannedTokens([2]), MinNewTokens(1)))
+    assert legal(as_constraint(parts, INTEGERS), []) == {1, 3, 4}
+    assert legal(as_constraint([parts, {"allowed_tokens": [4]}], INTEGERS), [4]) == {EOS, 4}
+
+
 def test_tokens():
     assert legal(as_constraint(AllowedTokens([3, "4"]), INTEGERS), []) == {EOS, 3, 4}
     assert legal(as_constraint(BannedTokens([*range(1, 12)]), INTEGERS), [12]) == {EOS, 12}
@@ -130,6 +190,16 @@ def test_if_nothing_is_left_end_of_text_alone_is_legal():
         ({"one_of": []}, ValueError, "at least one text"),
         ({"one_of": ["word"]}, ValueError, "no tokens of the vocabulary spell 'word'"),
         ({"min_new_tokens": -1}, ValueError, "min_new_tokens=-1"),
+        ({"min_new_tokens": "3"}, TypeError, "min_new_tokens='3' is a str: pass an integer"),
+        ({"banned_tokens": "12"}, TypeError, "pass a list of ids or spellings"),
+        ({"allowed_tokens": [13]}, ValueError, "13 is not one token of the vocabulary \\[0, 13\\)"),
+        ({"regex": 5}, TypeError, "pass the pattern as a string"),
+        ({"regex": " 1x"}, ValueError, "no tokens of the vocabulary spell a text that regex ' 1x' matches"),
+        ({"regex": "(?=a)"}, ValueError, "cannot be compiled"),
+        ({"json_schema": "{"}, ValueError, "is no JSON"),
+        ({"json_schema": 3}, TypeError, "pass the schema as a dict"),
+        ({"json_schema": {"not": {"const": 3}}}, ValueError, "cannot be compiled"),
+        (Regex, TypeError, "pass a Constraint"),
     ],
 )
 def test_bad_constraints(spec, error, message):

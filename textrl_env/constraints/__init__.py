@@ -4,13 +4,14 @@ A constraint is plain data (`Regex(" was (good|bad)\.")`, or `{"regex": ...}`), 
 form holds one state per text and moves it on token by token, so that a mask never costs a pass over the text.
 """
 
-from .compose import BoundConstraint, Constraint, as_constraint
+from .compose import All, BoundConstraint, Constraint, as_constraint
 from .grammar import Grammar, JSONSchema, Regex
 from .one_of import OneOf
 from .tokens import AllowedTokens, BannedTokens, MinNewTokens
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "All",
     "AllowedTokens",
     "BannedTokens",
     "BoundConstraint",

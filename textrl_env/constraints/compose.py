@@ -17,14 +17,14 @@ from .vocabulary import Vocabulary
 
 
 class BoundConstraint(Protocol):
-    """A constraint on the tokens of one tokenizer.  Masks have shape (V,), bool, True = legal, and may be shared."""
+    """A constraint on the tokens of one tokenizer.  Masks have shape (V,), bool, True = legal; they are shared and read-only."""
 
     def start(self, prompt: Prompt) -> Any:
         """Return the state of an empty turn."""
         ...
 
     def advance(self, state: Any, token: int) -> Any:
-        """Return the state after one more legal token; `state` is not used again."""
+        """Return the state after one more legal token; `state` stays as it is."""
         ...
 
     def mask(self, state: Any) -> np.ndarray:
@@ -74,8 +74,7 @@ def as_constraint(spec: Any, tokenizer: Tokenizer, min_new_tokens: int = 0, clos
         parts.append(MinNewTokens(min_new_tokens))
     if not parts:
         return None
-    vocabulary = Vocabulary(tokenizer, closing)
-    return _All([part.bind(vocabulary) for part in parts], vocabulary.eos_token_id)
+    return All(*parts).bind(Vocabulary(tokenizer, closing))
 
 
 def _parts(spec: Any) -> list[Constraint]:
@@ -88,9 +87,24 @@ def _parts(spec: Any) -> list[Constraint]:
         return [_KINDS[kind](value) for kind, value in spec.items()]
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         return [part for item in spec for part in _parts(item)]
-    if isinstance(spec, Constraint):
+    if isinstance(spec, Constraint) and not isinstance(spec, type):
         return [spec]
     raise TypeError(f"constraint={spec!r} is a {type(spec).__name__}: pass a Constraint, a dict like {{'regex': ...}}, or a list of them")
+
+
+class All:
+    """Several constraints, all of which must hold.
+
+    Each looks at its own text alone: where two of them leave no token between them, end-of-text alone is legal, and the text
+    that ends there matches neither as a whole.
+    """
+
+    def __init__(self, *parts: Constraint) -> None:
+        self.parts = parts
+
+    def bind(self, vocabulary: Vocabulary) -> _All:
+        """Return the constraint on the tokens of `vocabulary`."""
+        return _All([part.bind(vocabulary) for part in self.parts], vocabulary.eos_token_id)
 
 
 class _All:
@@ -112,6 +126,7 @@ class _All:
             if not mask.any():
                 mask = mask.copy()
                 mask[self.eos_token_id] = True
+            mask.setflags(write=False)
             states.mask = mask
         return states.mask
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..task import Prompt
+from .search import EndingSearch
 from .vocabulary import Vocabulary
 
 
@@ -25,6 +26,8 @@ class Regex:
 
     def bind(self, vocabulary: Vocabulary) -> CompiledGrammar:
         """Return the constraint on the tokens of `vocabulary`."""
+        if not isinstance(self.pattern, str):
+            raise TypeError(f"regex={self.pattern!r} is a {type(self.pattern).__name__}: pass the pattern as a string")
         return CompiledGrammar("regex", self.pattern, vocabulary)
 
 
@@ -36,8 +39,13 @@ class JSONSchema:
 
     def bind(self, vocabulary: Vocabulary) -> CompiledGrammar:
         """Return the constraint on the tokens of `vocabulary`."""
-        schema = self.schema if isinstance(self.schema, str) else json.dumps(self.schema)
-        return CompiledGrammar("json_schema", schema, vocabulary)
+        try:
+            schema = json.loads(self.schema) if isinstance(self.schema, str) else self.schema
+        except ValueError as error:
+            raise ValueError(f"json_schema={self.schema!r} is no JSON: {error}") from error
+        if not isinstance(schema, Mapping):
+            raise TypeError(f"json_schema={self.schema!r} is a {type(schema).__name__}: pass the schema as a dict or as JSON text")
+        return CompiledGrammar("json_schema", json.dumps(schema), vocabulary)
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,14 @@ class CompiledGrammar:
     """A grammar over the vocabulary.
 
     End-of-text is legal exactly where the text so far is a whole match; any tokens that spell a match may be written.
-    Legal means that the text can go on in bytes: a vocabulary without a token for every byte may not have the tokens to.
+
+    llguidance asks whether a text can go on in bytes.  A vocabulary without a token for every byte may not have the tokens
+    to, so there each token that llguidance allows is also tried: it is legal if tokens to a whole match are found behind it.
+    Where the search for them reaches its limit undecided, the token is legal too; see `EndingSearch`.
 
     Raises:
         ImportError: llguidance is not installed.
-        ValueError: The grammar cannot be compiled.
+        ValueError: The grammar cannot be compiled, or no tokens spell a text that matches.
     """
 
     def __init__(self, kind: str, source: str, vocabulary: Vocabulary) -> None:
@@ -75,35 +86,56 @@ class CompiledGrammar:
         self.matcher = LLMatcher(words, LLMatcher.grammar_from_lark(self._lark()), log_level=0)
         if self.matcher.is_error():
             raise ValueError(f"{self.kind} {self.source!r} cannot be compiled: {_first_line(self.matcher.get_error())}")
+        if not self.mask(self.start(None)).any():
+            raise ValueError(f"no tokens of the vocabulary spell a text that {self.kind} {self.source!r} matches: check its leading space")
 
     def _lark(self) -> str:
         # Without no_forcing, llguidance tokenizes forced text itself and forbids every other spelling of it.
         option = '%llguidance {"no_forcing": true}\n'
         if self.kind == "regex":
-            pattern = re.sub(r"(\\.)|/", lambda found: found[1] or "\\/", self.source.replace("\n", "\\n"), flags=re.DOTALL)
+            raw = {"/": "\\/", "\n": "\\n"}  # these would end the pattern, or its line
+            pattern = re.sub(r"(\\.)|/|\n", lambda found: found[1] or raw[found[0]], self.source)
             return f"{option}start: /{pattern}/"
         return option + (f"start: %json {self.source}" if self.kind == "json_schema" else self.source)
 
-    def start(self, prompt: Prompt) -> MatcherState:
+    def start(self, prompt: Prompt | None) -> MatcherState:
         """Return the state of an empty turn."""
         return MatcherState(self, self.matcher.deep_copy(), ())
 
     def advance(self, state: MatcherState, token: int) -> MatcherState:
         """Return the state after one more legal token."""
-        if token != self.vocabulary.eos_token_id:
-            state.matcher.consume_token(token)
-            if state.matcher.is_error():
-                raise RuntimeError(f"token {token} after {state.tokens}: {_first_line(state.matcher.get_error())}")
-        return MatcherState(self, state.matcher, (*state.tokens, token))
+        if token == self.vocabulary.eos_token_id:
+            return state
+        return MatcherState(self, self._after(state.matcher, token), (*state.tokens, token))
 
     def mask(self, state: MatcherState) -> np.ndarray:
         """Return which tokens may come next."""
-        if state.matcher.is_stopped():  # a whole match that nothing can follow
-            mask = np.zeros(self.vocabulary.size, bool)
-            mask[self.vocabulary.eos_token_id] = True
-            return mask
-        bits = np.frombuffer(state.matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, bitorder="little")[: self.vocabulary.size].astype(bool)
+        mask = self._allowed(state.matcher)
+        if not self.vocabulary.spells_everything:
+            search = EndingSearch(self._ids, self._after)
+            for token in np.flatnonzero(mask).tolist():
+                mask[token] = token == self.vocabulary.eos_token_id or search.can_end(self._after(state.matcher, token))
+        mask.setflags(write=False)
+        return mask
+
+    def _after(self, matcher: Any, token: int) -> Any:
+        after = matcher.deep_copy()  # 2 us; what is expensive is shared
+        after.consume_token(token)
+        return _sound(after)
+
+    def _allowed(self, matcher: Any) -> np.ndarray:
+        mask = np.zeros(self.vocabulary.size, bool)
+        if matcher.is_stopped():  # a whole match that nothing can follow
+            mask[self.vocabulary.eos_token_id] = matcher.is_accepting()
+        else:
+            bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+            mask[:] = np.unpackbits(bits, bitorder="little")[: self.vocabulary.size]
+        if _sound(matcher).is_error():  # a dead end, and the bits say that end-of-text is left
+            mask[:] = False
+        return mask
+
+    def _ids(self, matcher: Any) -> list[int]:
+        return np.flatnonzero(self._allowed(matcher)).tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is compiled: it is no plain data."""
@@ -120,7 +152,7 @@ class CompiledGrammar:
 
 
 class MatcherState:
-    """Where a text is in a grammar; copies and pickles by the tokens that led there."""
+    """Where a text is in a grammar; never changes, and copies and pickles by the tokens that led there."""
 
     def __init__(self, grammar: CompiledGrammar, matcher: Any, tokens: tuple[int, ...]) -> None:
         self.grammar, self.matcher, self.tokens = grammar, matcher, tokens
@@ -129,9 +161,13 @@ class MatcherState:
         """Replay the tokens."""
         return _replay, (self.grammar, self.tokens)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MatcherState:
+        """Copy the matcher: llguidance refuses to use one from two threads at once."""
+        return MatcherState(self.grammar, self.matcher.deep_copy(), self.tokens)
+
 
 def _replay(grammar: CompiledGrammar, tokens: tuple[int, ...]) -> MatcherState:
-    state = MatcherState(grammar, grammar.matcher.deep_copy(), ())
+    state = grammar.start(None)
     for token in tokens:
         state = grammar.advance(state, token)
     return state
@@ -151,6 +187,13 @@ class _Words:
 
     def __call__(self, text: bytes | str) -> list[int]:
         return self.vocabulary.greedy(text.encode() if isinstance(text, str) else text)
+
+
+def _sound(matcher: Any) -> Any:
+    """Return `matcher`; raise if a limit of llguidance was hit, for its masks would allow end-of-text anywhere after that."""
+    if matcher.is_error() and not matcher.get_error().startswith("NoExtensionBias"):  # that one: no token fits, a dead end
+        raise RuntimeError(f"llguidance gave up on a constraint: {_first_line(matcher.get_error())}; simplify the pattern or the grammar")
+    return matcher
 
 
 def _first_line(message: str) -> str:

@@ -46,6 +46,8 @@ class MinNewTokens:
 
     def bind(self, vocabulary: Vocabulary) -> MinimumLength:
         """Return the constraint on the tokens of `vocabulary`."""
+        if isinstance(self.number, bool) or not isinstance(self.number, int | np.integer):
+            raise TypeError(f"min_new_tokens={self.number!r} is a {type(self.number).__name__}: pass an integer")
         if self.number < 0:
             raise ValueError(f"min_new_tokens={self.number}: must not be negative")
         return MinimumLength(self.number, vocabulary)
@@ -77,6 +79,8 @@ class MinimumLength:
         self.free = np.ones(vocabulary.size, bool)
         self.short = self.free.copy()
         self.short[vocabulary.closing] = False
+        self.free.setflags(write=False)
+        self.short.setflags(write=False)
 
     def start(self, prompt: Prompt) -> int:
         """Return the state of an empty turn."""
@@ -92,6 +96,8 @@ class MinimumLength:
 
 
 def _ids(tokens: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:
+    if isinstance(tokens, str | bytes):
+        raise TypeError(f"tokens={tokens!r} is a {type(tokens).__name__}: pass a list of ids or spellings")
     ids = []
     for token in tokens:
         found = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 import numpy as np
 
 from ..tokenizer import FileTokenizer, Tokenizer
+
+_UTF8 = {*range(0xF5)} - {0xC0, 0xC1}  # the bytes that occur in UTF-8 (RFC 3629)
 
 
 class Vocabulary:
@@ -25,17 +28,15 @@ class Vocabulary:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each token adds to a text, in UTF-8; empty for tokens that add nothing.
+        """What each token adds to a text, in UTF-8; empty for end-of-text and other tokens that add nothing.
 
         Raises:
             ValueError: A token's text depends on its neighbours, so that no mask can follow the text token by token.
         """
-        if isinstance(self.tokenizer, FileTokenizer) and self.tokenizer.is_byte_level:
-            special = self.tokenizer.special_ids
-            characters = _characters_of_bytes()
-            spellings = (self.tokenizer.backend.id_to_token(i) or "" for i in range(self.size))
-            return [b"" if i in special else bytes(characters[c] for c in text) for i, text in enumerate(spellings)]
-        return self._from_decoding()
+        byte_level = isinstance(self.tokenizer, FileTokenizer) and self.tokenizer.is_byte_level
+        spellings = self._from_byte_level() if byte_level else self._from_decoding()
+        spellings[self.eos_token_id] = b""
+        return spellings
 
     @cached_property
     def ids(self) -> dict[bytes, list[int]]:
@@ -45,6 +46,11 @@ class Vocabulary:
             if spelling:
                 found.setdefault(spelling, []).append(token)
         return found
+
+    @cached_property
+    def spells_everything(self) -> bool:
+        """Whether every byte of UTF-8 is a token, so that every text can be finished from everywhere."""
+        return all(bytes([byte]) in self.ids for byte in _UTF8)
 
     def greedy(self, text: bytes) -> list[int]:
         """Return tokens that spell `text` from the left, the longest one first, as far as that goes."""
@@ -59,19 +65,48 @@ class Vocabulary:
                 break
         return tokens
 
+    def _from_byte_level(self) -> list[bytes]:
+        assert isinstance(self.tokenizer, FileTokenizer)
+        special, characters = self.tokenizer.special_ids, _characters_of_bytes()
+        spellings = []
+        for i in range(self.size):
+            text = "" if i in special else self.tokenizer.backend.id_to_token(i) or ""
+            # A token added later is written as it is, in characters that need not stand for bytes.
+            known = all(c in characters for c in text)
+            spellings.append(bytes(characters[c] for c in text) if known else text.encode())
+        return spellings
+
     def _from_decoding(self) -> list[bytes]:
-        """Decode each token behind another one, for decoders that treat the beginning of a text differently."""
-        anchor = next(i for i in range(self.size) if i != self.eos_token_id and self.tokenizer.decode_batch([[i]])[0])
-        before = self.tokenizer.decode_batch([[anchor]])[0]
-        pairs = self.tokenizer.decode_batch([[anchor, i] for i in range(self.size)])
-        spellings = [pair[len(before) :] for pair in pairs]
-        sample = [i for i in range(self.size) if i != self.eos_token_id][:64]
-        if self.tokenizer.decode_batch([[anchor, *sample]])[0] != before + "".join(spellings[i] for i in sample):
+        """Decode each token behind another one, and compare with decoding it alone and among all others."""
+        raw = self._byte_fallback()
+        plain = [i for i in range(self.size) if i != self.eos_token_id and i not in raw]
+        alone = dict(zip(plain, self.tokenizer.decode_batch([[i] for i in plain]), strict=True))
+        anchor = next((i for i in plain if alone[i].strip()), None)
+        if anchor is None:
+            raise ValueError(f"{type(self.tokenizer).__name__} has no token that spells anything: constraints on the text need one")
+        before = alone[anchor]
+        pairs = self.tokenizer.decode_batch([[anchor, i] for i in plain])
+        behind = {i: pair[len(before) :] for i, pair in zip(plain, pairs, strict=True)}
+        different = next((i for i in plain if behind[i] != alone[i]), None)
+        if different is not None:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} decodes token {different} as {alone[different]!r} at the start of a text and as "
+                f"{behind[different]!r} behind another token: decode_batch must keep the leading space of a text"
+            )
+        order = np.random.default_rng(0).permutation(plain).tolist()  # all tokens once: a fixed order, but no token's own place
+        if self.tokenizer.decode_batch([order])[0] != "".join(alone[i] for i in order):
             raise ValueError(
                 f"{type(self.tokenizer).__name__} spells a token differently among other tokens: constraints on the text need a "
                 "byte-level tokenizer, or one whose decoding is plain concatenation"
             )
-        return [spelling.encode() for spelling in spellings]
+        return [raw[i] if i in raw else behind.get(i, "").encode() for i in range(self.size)]
+
+    def _byte_fallback(self) -> dict[int, bytes]:
+        """Return the tokens `<0x00>` to `<0xFF>` of SentencePiece: each is one byte, and alone mostly no character."""
+        if not (isinstance(self.tokenizer, FileTokenizer) and self.tokenizer.has_decoder("ByteFallback")):
+            return {}
+        names = {i: self.tokenizer.backend.id_to_token(i) or "" for i in range(self.size)}
+        return {i: bytes([int(name[3:5], 16)]) for i, name in names.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name)}
 
 
 def _characters_of_bytes() -> dict[str, int]:
