@@ -1,6 +1,7 @@
 """The review grammar: balance, variety, neutral openings, disjoint pools, and a tokenizer that fits."""
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 import textrl_env.tasks.review.grammar as grammar
 from textrl_env.tasks.review.annotator import attributes
-from textrl_env.tasks.review.build_tokenizer import PATH, build_tokenizer
+from textrl_env.tasks.review.build_data import OPENINGS, TOKENIZER, build_openings, build_tokenizer
 from textrl_env.tasks.review.grammar import Review, sample_reviews, split
 from textrl_env.tasks.review.lexicon import parse, polarity, templates, words
 from textrl_env.tasks.review.repetition import count_repeats
@@ -25,7 +26,7 @@ def corpus() -> list[Review]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(PATH))
+    return Tokenizer.from_file(str(TOKENIZER))
 
 
 def test_same_seed_same_reviews(corpus: list[Review]) -> None:
@@ -147,7 +148,7 @@ def test_count_repeats_by_hand() -> None:
 def test_only_numpy_and_the_standard_library_are_imported() -> None:
     folder = Path(grammar.__file__).parent
     for path in folder.glob("*.py"):
-        allowed = {*sys.stdlib_module_names, "numpy"} | ({"tokenizers"} if path.stem == "build_tokenizer" else set())
+        allowed = {*sys.stdlib_module_names, "numpy"} | ({"tokenizers"} if path.stem == "build_data" else set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -176,4 +177,8 @@ def test_tokenizer_ids_and_sizes(corpus: list[Review], tokenizer: Tokenizer) -> 
 
 
 def test_shipped_tokenizer_is_a_fresh_build() -> None:
-    assert PATH.read_text(encoding="utf-8") == build_tokenizer().to_str(pretty=False) + "\n"
+    assert TOKENIZER.read_text(encoding="utf-8") == build_tokenizer().to_str(pretty=False) + "\n"
+
+
+def test_the_openings_file_is_what_the_grammar_draws():
+    assert json.loads(OPENINGS.read_text(encoding="utf-8")) == build_openings()

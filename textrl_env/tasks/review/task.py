@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from .annotator import gold_score
 from .grammar import split
 
 MAX_NEW_TOKENS = 26
-_ROWS = {"train": 4000, "validation": 500, "test": 500}
 _CORPUS_SIZE = 20_000
 _MODEL = {
     "model_type": "llama",
@@ -46,12 +46,13 @@ def review_task(name: str = "train") -> TextTask:
     Raises:
         ValueError: There is no such split.
     """
-    if name not in _ROWS:
-        raise ValueError(f"split={name!r}: choose one of {', '.join(_ROWS)}")
+    openings = json.loads(Path(__file__).with_name("openings.json").read_text(encoding="utf-8"))  # see `build_data`
+    if name not in openings:
+        raise ValueError(f"split={name!r}: choose one of {', '.join(openings)}")
     tokenizer = FileTokenizer(Path(__file__).with_name("tokenizer.json"))
     return TextTask(
         tokenizer=tokenizer,
-        prompts=tuple(Prompt(review.opening) for review in split(name, _ROWS[name])),  # type: ignore[arg-type]  # checked above
+        prompts=tuple(map(Prompt, openings[name])),
         max_new_tokens=MAX_NEW_TOKENS,
         max_prompt_tokens=16,
         reward="vader",
