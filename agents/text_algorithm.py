@@ -6,6 +6,8 @@ import copy
 import io
 import os
 import pathlib
+import random
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -58,6 +61,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
     reference_path: str | None
     reference_hash: str | None = None
     kl_controller: KLController
+    resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
+    _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -96,6 +101,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
             False if a callback asked to stop.
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        if self.resume_state is not None:
+            restore_generators(self.resume_state, env)
+            self.resume_state = None
+        self._rollout_start = {**self._progress(), "resume_state": generators(env)}
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         began = perf_counter()
@@ -118,6 +127,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Update the policy as the SB3 algorithm does, and log how fast."""
         began = perf_counter()
         super().train()
+        self._rollout_start = None
         seconds = perf_counter() - began
         stats = self.rollout_buffer.stats
         assert stats is not None
@@ -158,11 +168,18 @@ class TextAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         """Save as SB3 does, to a temporary name first.
 
-        The file holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones;
+        `learn(..., reset_num_timesteps=False)` on what is loaded goes on as if nothing had happened, bit by bit: the file
+        holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
+        that was under way, which is collected again.
+
+        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones;
         and the policy's architecture instead of the folder it was loaded from, which may move.
         """
-        given = self.policy_kwargs
-        self.policy_kwargs = {**given, "model": config_of(self.policy.lm)}
+        now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env))}
+        kept = self._rollout_start or now
+        given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
+        self.__dict__.update(kept)
+        self.policy_kwargs = {**self.policy_kwargs, "model": config_of(self.policy.lm)}
         try:
             if not isinstance(path, (str, Path)):
                 super().save(path, exclude, include)
@@ -174,14 +191,55 @@ class TextAlgorithm(OnPolicyAlgorithm):
                 super().save(file, exclude, include)
             os.replace(temporary, target)
         finally:
-            self.policy_kwargs = given
+            self.__dict__.update(given)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start"]
+
+    def _progress(self) -> dict[str, Any]:
+        """Return what a rollout changes of the algorithm itself."""
+        kept = {name: self.__dict__.get(name, getattr(self, name)) for name in ("num_timesteps", "num_rollouts", "_n_updates")}
+        return {**kept, "kl_controller": copy.copy(self.kl_controller), "ep_info_buffer": copy.copy(self.ep_info_buffer)}
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        if reset_num_timesteps:  # a new training, from these weights
+            self.resume_state = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return state_dicts + (["reference"] if self.reference_path is None else []), variables
+
+
+def generators(env: VecEnv) -> dict[str, Any]:
+    """Return the states of all generators that a rollout and an update draw from."""
+    texts = env.unwrapped
+    assert isinstance(texts, TextGenerationVecEnv)
+    cuda = [state.numpy() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state().numpy(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "env": texts.random_state(),
+    }
+
+
+def restore_generators(state: dict[str, Any], env: VecEnv) -> None:
+    """Undo `generators`; the order of prompts only if the environment deals the same ones."""
+    texts = env.unwrapped
+    assert isinstance(texts, TextGenerationVecEnv)
+    torch.set_rng_state(torch.from_numpy(state["torch"]))
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([torch.from_numpy(device) for device in state["cuda"]])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    try:
+        texts.set_random_state(state["env"])
+    except ValueError as error:
+        warnings.warn(f"training goes on with other prompts than it would have: {error}", stacklevel=2)
 
 
 class _TokenProgressBar(BaseCallback):

@@ -74,6 +74,12 @@ class TextCore:
         if row == 0:
             self.prompt_sampler.restart()
 
+    def seed_from(self, row: int, state: Any) -> None:
+        """Put a row's generator in the state of a numpy bit generator; None: it has none yet."""
+        self.generators[row] = None if state is None else seeding.np_random(0)[0]
+        if state is not None:
+            self._generator(row).bit_generator.state = state
+
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
         """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
         for row in rows:

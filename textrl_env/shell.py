@@ -35,6 +35,23 @@ class CoreShell:
     def reward_model(self, reward: Any) -> None:
         self.core.reward_model = reward
 
+    def random_state(self) -> dict[str, Any]:
+        """Return, as plain data, what decides which prompts are dealt next: the rows' generators and the prompt order."""
+        states = [None if g is None else g.bit_generator.state for g in self.core.generators]
+        return {"generators": states, "prompts": self.core.prompt_sampler.state()}
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Deal the prompts that would have been dealt when `random_state` was called, from the next reset on.
+
+        Raises:
+            ValueError: The state is that of another number of rows, or of another task's prompts.
+        """
+        if len(state["generators"]) != self.core.num_rows:
+            raise ValueError(f"the state is that of {len(state['generators'])} rows, the environment has {self.core.num_rows}")
+        self.core.prompt_sampler.set_state(state["prompts"])
+        for row, generator in enumerate(state["generators"]):
+            self.core.seed_from(row, generator)
+
     def update_priorities(self, prompt_ids: Any, priorities: Any) -> None:
         """Set the priorities of prompts, for tasks with `prompt_order="priority"`; see `PromptSampler`."""
         self.core.prompt_sampler.update_priorities(np.asarray(prompt_ids), np.asarray(priorities, float))
