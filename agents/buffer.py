@@ -18,7 +18,7 @@ from .kl import KLController, as_kl_controller
 from .lm import frozen, load_lm, on_device
 from .policy import Acting
 from .sampler import Sampler
-from .sequences import SequenceBatch, Written, action_hidden, action_logits, pack
+from .sequences import SequenceBatch, Written, action_hidden, action_log_probs, pack
 
 
 class SequenceSamples(NamedTuple):
@@ -279,9 +279,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             indices = order[start : start + self.reference_batch_size]
             tokens = self._tokens(indices)
             batch = self._batch(indices)
-            logits = action_logits(self.reference, action_hidden(self.reference, batch), batch, self.sampler, self.vocab_size)
             actions = torch.as_tensor(self.actions[tokens], device=self.device)
-            out[tokens] = logits.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1).cpu().numpy()
+            hidden = action_hidden(self.reference, batch)
+            log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
+            out[tokens] = log_probs.cpu().numpy()
         return out
 
     def _note(self, score: float) -> None:

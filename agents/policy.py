@@ -17,8 +17,8 @@ from torch import nn
 
 from .cache import CachedDecoder
 from .lm import LMSource, config_of, load_lm, save_lm
-from .sampler import Sampler, draw, log_prob_and_entropy, restrict
-from .sequences import SequenceBatch, action_hidden, action_logits, lm_head, pack_kept, texts_of
+from .sampler import Sampler, draw, restrict
+from .sequences import SequenceBatch, action_hidden, action_log_probs, action_logits, lm_head, pack_kept, texts_of
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
 
@@ -197,8 +197,7 @@ class TransformerPolicy(ActorCriticPolicy):
                 "and this buffer does not store it; use rollout_buffer_class=SequenceRolloutBuffer"
             )
         hidden = action_hidden(self.lm, batch)  # (N, D)
-        logits = action_logits(self.lm, hidden, batch, self.sampler, self.vocab_size)  # (N, V)
-        log_probs, entropy = log_prob_and_entropy(logits, actions)
+        log_probs, entropy = action_log_probs(self.lm, hidden, batch, actions, self.sampler, self.vocab_size)
         return self.value_head(hidden.float()), log_probs, entropy
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from .sampler import Sampler, restrict
+from .sampler import Sampler, log_prob_and_entropy, restrict
+
+LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
 
 class SequenceBatch(NamedTuple):
@@ -113,6 +116,30 @@ def action_logits(lm: nn.Module, hidden: torch.Tensor, batch: SequenceBatch, sam
     logits = lm_head(lm, hidden)[:, :vocab_size]
     kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
     return restrict(sampler.apply_rules(logits, batch.steps), kept)
+
+
+def action_log_probs(
+    lm: nn.Module, hidden: torch.Tensor, batch: SequenceBatch, actions: torch.Tensor, sampler: Sampler, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies in nats of the actions, shape (N,) each.
+
+    Logits are N * V numbers, with a large vocabulary more than everything else.  Beyond `LOGITS_AT_ONCE` of them, tokens go
+    through the head in chunks whose logits are dropped at once and computed again in the backward pass: memory no longer
+    grows with N.
+    """
+
+    def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = None if batch.kept is None else batch.kept[rows]
+        chunk = SequenceBatch(batch.input_ids, batch.predictor[rows], batch.steps[rows], kept)
+        return log_prob_and_entropy(action_logits(lm, hidden[rows], chunk, sampler, vocab_size), actions[rows])
+
+    size = max(1, LOGITS_AT_ONCE // vocab_size)
+    if len(actions) <= size:
+        return score(slice(None))
+    chunks = [slice(start, start + size) for start in range(0, len(actions), size)]
+    scored = [checkpoint(score, rows, use_reentrant=False) if torch.is_grad_enabled() else score(rows) for rows in chunks]
+    log_probs, entropies = zip(*scored, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
 def lm_head(lm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

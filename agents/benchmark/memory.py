@@ -1,0 +1,108 @@
+"""Memory and time of one update with a large vocabulary: `python -m agents.benchmark.memory`.
+
+The plain path keeps the logits of all tokens; ours sends tokens through the head in chunks and computes their logits again in
+the backward pass.  Each is measured in a process of its own, since the largest resident size of a process never falls.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .. import sequences
+from ..lm import load_lm
+from ..sampler import Sampler
+from ..sequences import Written, action_hidden, action_log_probs, pack
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What to measure.
+
+    Attributes:
+        vocabulary: Tokens.
+        width: Hidden size.
+        layers: Transformer blocks.
+        texts: Texts in the minibatch.
+        new_tokens: Response tokens of each.
+        repeats: Updates that are timed, after one of warm-up.
+        path: Measure only this path, and print its figures as JSON.
+    """
+
+    vocabulary: int = 131_072
+    width: int = 256
+    layers: int = 2
+    texts: int = 32
+    new_tokens: int = 64
+    repeats: int = 3
+    path: str | None = None
+
+
+def main(config: Memory) -> None:
+    """Print both paths and their ratios."""
+    if config.path is not None:
+        print(json.dumps(_measure(config)))
+        return
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if name != "path"]
+    rows = {}
+    for path in ("plain", "chunked"):
+        command = [sys.executable, "-m", "agents.benchmark.memory", f"--path={path}", *flags]
+        rows[path] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    table = Table(title=f"One update, {config.texts * config.new_tokens} response tokens, vocabulary {config.vocabulary}")
+    for column in ("", "peak beyond the model, MiB", "seconds"):
+        table.add_column(column, justify="left" if not column else "right")
+    for path, row in rows.items():
+        table.add_row(path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}")
+    ratios = (rows["chunked"][key] / rows["plain"][key] for key in ("mib", "seconds"))
+    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios))
+    Console().print(table)
+
+
+def _measure(config: Memory) -> dict[str, float]:
+    if config.path == "plain":
+        sequences.LOGITS_AT_ONCE = 1 << 62
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    lm = load_lm(
+        {
+            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
+            "num_hidden_layers": config.layers, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
+            "bos_token_id": None, "eos_token_id": 0, "tie_word_embeddings": True,
+        }
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(lm.parameters(), fused=True)
+    texts = [
+        Written(rng.integers(config.vocabulary, size=16), rng.integers(config.vocabulary, size=config.new_tokens), 0)
+        for _ in range(config.texts)
+    ]
+    batch = pack(texts, "cpu")
+    actions = torch.from_numpy(np.concatenate([text.actions for text in texts]))
+    for parameter in lm.parameters():  # gradients and Adam's moments belong to the model
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(1 + config.repeats):
+        began = perf_counter()
+        log_probs, entropies = action_log_probs(lm, action_hidden(lm, batch), batch, actions, Sampler(), config.vocabulary)
+        optimizer.zero_grad(set_to_none=False)
+        (-log_probs.mean() - 0.01 * entropies.mean()).backward()
+        optimizer.step()
+        seconds.append(perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"mib": (peak - before) / 1024, "seconds": statistics.median(seconds[1:])}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Memory))

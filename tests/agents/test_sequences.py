@@ -1,0 +1,50 @@
+"""Scoring in chunks equals scoring at once."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents import sequences
+from agents.lm import load_lm
+from agents.sampler import Sampler
+from agents.sequences import Written, action_hidden, action_log_probs, pack, pack_kept
+
+from .conftest import LLAMA, VOCAB
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["all tokens", "kept sets"])
+@pytest.mark.parametrize("at_once", [VOCAB, 5 * VOCAB, VOCAB - 1])
+def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
+    rng = np.random.default_rng(0)
+    lm = load_lm(LLAMA)
+    texts = [Written(rng.integers(1, VOCAB, 3), rng.integers(1, VOCAB, n), 0) for n in (4, 1, 7)]
+    actions = torch.from_numpy(np.concatenate([t.actions for t in texts]))
+    kept = torch.rand(12, VOCAB) < 0.6
+    kept[torch.arange(12), actions] = True
+    batch = pack(texts, "cpu", pack_kept(kept) if cut else None)
+    sampler = Sampler(temperature=0.7, min_new_tokens=2, eos_token_id=0)
+
+    def outcome():
+        lm.zero_grad()
+        log_probs, entropies = action_log_probs(lm, action_hidden(lm, batch), batch, actions, sampler, VOCAB)
+        (log_probs.sum() + 0.3 * entropies.square().sum()).backward()
+        return log_probs, entropies, [p.grad.clone() for p in lm.parameters()]
+
+    log_probs, entropies, gradients = outcome()
+    monkeypatch.setattr(sequences, "LOGITS_AT_ONCE", at_once)
+    with torch.no_grad():
+        plain = action_log_probs(lm, action_hidden(lm, batch), batch, actions, sampler, VOCAB)
+    chunked = outcome()
+    for found in (plain, chunked[:2]):
+        torch.testing.assert_close(found[0], log_probs, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found[1], entropies, atol=1e-6, rtol=1e-6)
+    for one, two in zip(gradients, chunked[2], strict=True):
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-5)
+    assert all(g.abs().max() > 0 for g in gradients)
+
+
+def test_the_memory_benchmark_measures(capsys):
+    from agents.benchmark.memory import Memory, main
+
+    main(Memory(vocabulary=512, width=16, layers=1, texts=2, new_tokens=4, repeats=1))
+    assert "chunked" in capsys.readouterr().out
