@@ -64,9 +64,12 @@ def main(config: Memory) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for path, row in rows.items():
         table.add_row(path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}")
-    ratios = (rows["chunked"][key] / rows["plain"][key] for key in ("mib", "seconds"))
-    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios))
+    table.add_row("ratio", *(_ratio(rows["chunked"][key], rows["plain"][key]) for key in ("mib", "seconds")))
     Console().print(table)
+
+
+def _ratio(ours: float, plain: float) -> str:
+    return f"{ours / plain:.2f}" if plain else "-"  # small updates fit into what loading the model left free
 
 
 def _measure(config: Memory) -> dict[str, float]:
