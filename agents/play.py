@@ -26,14 +26,14 @@ class Play:
         id: Of the environment.
         reward: Name of a reward model, or a JSON object with `name` and its arguments; by default the task's own.
         by: `text`: a line is encoded and written token by token.  `token`: a line is the spelling of one token, or #ID.
-        split: Prompts to play.
+        split: Prompts to play; by default the environment's own.
         seed: Of the prompts.
     """
 
     id: Annotated[str, tyro.conf.Positional] = "textrl/Review-v0"
     reward: str | None = None
     by: Literal["text", "token"] = "text"
-    split: str = "train"
+    split: str | None = None
     seed: int | None = None
 
 
@@ -43,22 +43,16 @@ def run_play(config: Play) -> None:
     Raises:
         ValueError: There is no such environment, or it is no text environment.
     """
-    assert textrl_env.__name__  # imported for its registrations
-    try:
-        reward = json.loads(config.reward) if config.reward and config.reward.startswith("{") else config.reward
-        env = gym.make(config.id, reward=reward, split=config.split).unwrapped
-    except gym.error.Error as error:
-        known = ", ".join(name for name in gym.registry if name.startswith("textrl/"))
-        raise ValueError(f"{error} Text environments: {known}") from error
-    if not isinstance(env, TextGenerationEnv):
-        raise ValueError(f"{config.id} is no text environment")
+    env = _make(config)
     console = Console(highlight=False)
     close = "empty line: end the text" if config.by == "text" else "#ID or a spelling: one token, empty line: end the text"
     console.print(f"[dim]{close}, :n: next prompt, :q or Ctrl-D: stop[/dim]")
     scores: list[float] = []
+    seed = config.seed
     try:
         while True:
-            env.reset(seed=config.seed if not scores else None)
+            env.reset(seed=seed)
+            seed = None  # of the first prompt only: again, it would draw the same one
             score = _play_one(env, config.by, console)
             if score is not None:
                 scores.append(score)
@@ -66,6 +60,28 @@ def run_play(config: Play) -> None:
         console.print()
     if scores:
         console.print(f"{len(scores)} text(s), mean score {np.mean(scores):.3f}")
+
+
+def _make(config: Play) -> TextGenerationEnv:
+    assert textrl_env.__name__  # imported for its registrations
+    settings = {"reward": _reward(config.reward), "split": config.split}
+    try:
+        env = gym.make(config.id, **{name: value for name, value in settings.items() if value is not None}).unwrapped
+    except gym.error.Error as error:
+        known = ", ".join(name for name in gym.registry if name.startswith("textrl/"))
+        raise ValueError(f"{error} Text environments: {known}") from error
+    if not isinstance(env, TextGenerationEnv):
+        raise ValueError(f"{config.id} is a {type(env).__name__}, no text environment")
+    return env
+
+
+def _reward(given: str | None) -> Any:
+    if given is None or not given.startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--reward {given}: no JSON object ({error}); write --reward '{{\"name\": ...}}'") from error
 
 
 def _play_one(env: TextGenerationEnv, by: str, console: Console) -> float | None:
@@ -83,6 +99,9 @@ def _play_one(env: TextGenerationEnv, by: str, console: Console) -> float | None
         if line.strip() == ":n":
             return None
         for token in _tokens(env, by, line, console):
+            if not env.action_masks()[token]:
+                console.print(Text(_not_legal(env, token), style="red"))
+                break  # played, it would end the text
             _, reward, ended, _, info = env.step(token)
             if ended:
                 console.print(Text(info["prompt"], style="dim").append(info["response"], style="not dim"))
@@ -107,6 +126,14 @@ def _tokens(env: TextGenerationEnv, by: str, line: str, console: Console) -> lis
         console.print(Text(f"{line}: ids go from #0 to #{tokenizer.vocab_size - 1}", style="red"))
         return []
     return _by_spelling(env, line, console)
+
+
+def _not_legal(env: TextGenerationEnv, token: int) -> str:
+    tokenizer = env.task.tokenizer
+    named = "the end" if token == tokenizer.eos_token_id else repr(tokenizer.decode_batch([[token]])[0])
+    legal = np.flatnonzero(env.action_masks())
+    some = ", ".join(f"#{i} {text!r}" for i, text in zip(legal, tokenizer.decode_batch([[int(i)] for i in legal[:SHOWN]]), strict=False))
+    return f"{named} is not legal here; {len(legal)} tokens are: {some}{', ...' if len(legal) > SHOWN else ''}"
 
 
 def _by_spelling(env: TextGenerationEnv, line: str, console: Console) -> list[int]:
