@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backbones import LanguageModel
     from .buffer import SequenceRolloutBuffer
     from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "AdaptiveKLController": "kl",
     "KLController": "kl",
+    "LanguageModel": "backbones",
     "SFT": "sft",
     "SequenceRolloutBuffer": "buffer",
     "TextPPO": "ppo",
@@ -26,7 +28,17 @@ _LAZY = {
     "stream": "generation",
 }
 
-__all__ = ["SFT", "AdaptiveKLController", "KLController", "SequenceRolloutBuffer", "TextPPO", "TransformerPolicy", "generate", "stream"]
+__all__ = [
+    "SFT",
+    "AdaptiveKLController",
+    "KLController",
+    "LanguageModel",
+    "SequenceRolloutBuffer",
+    "TextPPO",
+    "TransformerPolicy",
+    "generate",
+    "stream",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -14,11 +13,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 
+from .acting import Acting
+from .backbones import Backbone, backbone_of
 from .kl import KLController, as_kl_controller
-from .lm import frozen, load_lm, on_device
-from .policy import Acting
+from .lm import LMSource, frozen, load_lm
 from .sampler import Sampler
-from .sequences import SequenceBatch, Written, action_hidden, action_log_probs, pack
+from .sequences import SequenceBatch, Written, action_log_probs, pack
 
 
 class SequenceSamples(NamedTuple):
@@ -87,7 +87,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     Fits every on-policy algorithm of Stable-Baselines3 with `rollout_buffer_class=SequenceRolloutBuffer` and a
     `TransformerPolicy`; one forward pass then scores every token of a text.  With a `reference`, the reward of each token
     becomes `reward - beta * log(pi / pi_ref)` before returns are computed.  Log-probabilities of the reference are those
-    of the acting distribution: same temperature and minimum length, renormalised on the tokens the policy kept.
+    of the acting distribution: same rules, renormalised on the tokens the policy kept.
 
     A text that began before the rollout or goes on after it contributes the tokens inside it; what came before is
     context and not trained.
@@ -100,7 +100,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gae_lambda: See SB3.
         gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
         n_envs: Rows.
-        reference: Folder of a causal language model, or a module; None: no KL shaping.
+        reference: What `agents.lm.load_lm` takes, a module, or a `Backbone`; None: no KL shaping.
         beta: A number, keyword arguments of `AdaptiveKLController`, or a controller.
         whiten_advantages: Give the advantages of the whole rollout mean 0 and variance 1; switch SB3's
             `normalize_advantage` (per minibatch) off then.
@@ -116,7 +116,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        reference: str | Path | nn.Module | None = None,
+        reference: LMSource | nn.Module | Backbone | None = None,
         beta: float | dict[str, Any] | KLController = 0.05,
         whiten_advantages: bool = False,
         reference_batch_size: int = 64,
@@ -126,12 +126,27 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.reference_batch_size = reference_batch_size
         self.stats: RolloutStats | None = None
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
-        self.reference: nn.Module | None
-        if isinstance(reference, (str, Path)):
-            self.reference = on_device(frozen(load_lm(reference)), self.device)
-        else:
-            self.reference = reference
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        self.reference = self.as_reference(reference)
+
+    def as_reference(self, reference: LMSource | nn.Module | Backbone | None) -> Backbone | None:
+        """Return the model that KL is measured against, see the class.
+
+        Raises:
+            ValueError: Its vocabulary or context is smaller than the environment's.
+        """
+        if reference is None:
+            return None
+        if isinstance(reference, Backbone):
+            backbone = reference
+        else:
+            backbone = backbone_of(reference if isinstance(reference, nn.Module) else frozen(load_lm(reference)).to(self.device))
+        if backbone.vocab_size < self.vocab_size:
+            raise ValueError(
+                f"the reference has {backbone.vocab_size} tokens, the environment {self.vocab_size}: they must share a tokenizer"
+            )
+        backbone.check_room(*(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
+        return backbone
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -142,6 +157,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
         self.sampler: Sampler | None = None
+        self.autocast: torch.dtype | None = None
         self.pos = 0
         self.full = False
 
@@ -163,7 +179,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         acting = getattr(log_prob, "acting", None)
         if not isinstance(acting, Acting):
             raise TypeError("SequenceRolloutBuffer needs a TransformerPolicy: its log_probs carry the sampler that drew the tokens")
-        self.sampler = acting.sampler
+        self.sampler, self.autocast = acting.sampler, acting.autocast
         if acting.kept is not None:
             self._kept.append(acting.kept)
         prompt, response = obs["prompt"], obs["response"]
@@ -255,7 +271,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
         kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])
         texts = [Written(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
-        return pack(texts, self.device, kept)
+        return pack(texts, self.device, kept, self.sampler)
 
     def _shape_rewards(self) -> None:
         began = perf_counter()
@@ -272,6 +288,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _reference_log_probs(self) -> np.ndarray:
         """Return the reference's log-probability of every action, shape (N,), float32."""
         assert self.sampler is not None and self.reference is not None
+        self.reference.autocast = self.autocast  # or the difference to the policy would be one of rounding
         out = np.empty(self._offsets[-1], np.float32)
         lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
         order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
@@ -280,7 +297,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             tokens = self._tokens(indices)
             batch = self._batch(indices)
             actions = torch.as_tensor(self.actions[tokens], device=self.device)
-            hidden = action_hidden(self.reference, batch)
+            hidden = self.reference.hidden(batch)
             log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
             out[tokens] = log_probs.cpu().numpy()
         return out

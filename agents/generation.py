@@ -105,7 +105,7 @@ def _sampling(policy: TransformerPolicy, seed: int | None) -> Iterator[None]:
 def _actions(policy: TransformerPolicy, core: TextCore, deterministic: bool) -> np.ndarray:
     with torch.no_grad():
         observation: Any = obs_as_tensor(core.observe(), policy.device)
-        return policy._predict(observation, deterministic).cpu().numpy()
+        return policy._predict(observation, deterministic, core.legal()).cpu().numpy()
 
 
 def _settled(core: TextCore) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,43 +12,89 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from .sequences import lm_head, trunk_of
+from .backbones import Backbone, backbone_of
+from .lora import merged
+from .sequences import Written, pack
 
 LMSource = str | Path | Mapping[str, Any]
+_OWN_CONFIG = "config.json"
 
 
-def load_lm(source: LMSource) -> PreTrainedModel:
-    """Build a causal language model in float32, with dropout off.
+def load_lm(source: LMSource) -> nn.Module:
+    """Build a language model in float32, with dropout off.
 
     Args:
-        source: A folder or hub id that `from_pretrained` opens, or a configuration as plain data with `model_type`
-            (fresh weights from torch's global generator).
+        source: One of
+
+            - a folder or hub id that `from_pretrained` opens, decoder-only or encoder-decoder;
+            - an architecture of transformers as plain data with `model_type`: fresh weights from torch's global generator;
+            - a module of your own, see `agents.LanguageModel`: `{"class": "package.module:Name", **arguments}`, and
+              `"weights": folder` for those that `save_pretrained` wrote.
 
     Raises:
-        ValueError: The configuration has no `model_type`, or the logits are not the head applied to the hidden states.
-        TypeError: `source` is neither.
+        ValueError: The data name no model, the logits are not the head applied to the hidden states, or the model is random
+            in training mode.
+        TypeError: `source` is none of these, or the module lacks what `agents.LanguageModel` asks for.
     """
-    if isinstance(source, Mapping):
-        if "model_type" not in source:
-            raise ValueError(f"model={dict(source)!r}: a configuration needs 'model_type', e.g. 'llama' or 'gpt2'")
-        config = AutoConfig.for_model(**source)
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    elif isinstance(source, (str, Path)):
-        # trust_remote_code stays off: loading a policy never runs code that came with a file.
-        lm = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
-    else:
-        raise TypeError(f"model is a {type(source).__name__}: pass a folder, a hub id, or a configuration as a dict")
+    lm = _build(source)
     switch_off_dropout(lm)
-    _check_head(lm)
+    check_model(backbone_of(lm))
+    return lm
+
+
+def _build(source: LMSource) -> nn.Module:
+    if isinstance(source, Mapping):
+        if "class" in source:
+            return _own_model(source)
+        if "model_type" not in source:
+            raise ValueError(f"model={dict(source)!r}: a configuration needs 'model_type', e.g. 'llama' or 'gpt2', or 'class'")
+        config = AutoConfig.for_model(**source)
+        return _auto(config).from_config(config, dtype=torch.float32)
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"model is a {type(source).__name__}: pass a folder, a hub id, or a configuration as a dict")
+    written = Path(source) / _OWN_CONFIG
+    if written.is_file() and "class" in (plain := json.loads(written.read_text(encoding="utf-8"))):
+        # A file must not choose what code is imported.
+        raise ValueError(
+            f"{source} holds weights of {plain['class']}: pass model={{'class': {plain['class']!r}, 'weights': {str(source)!r}}}"
+        )
+    # trust_remote_code stays off: loading a policy never runs code that came with a file.
+    return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+
+
+def _auto(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _own_model(source: Mapping[str, Any]) -> nn.Module:
+    arguments = {name: value for name, value in source.items() if name not in ("class", "weights")}
+    weights = source.get("weights")
+    if weights is not None:
+        written = json.loads((Path(weights) / _OWN_CONFIG).read_text(encoding="utf-8"))
+        if written.pop("class", None) != source["class"]:
+            raise ValueError(f"{weights} holds no weights of {source['class']}: give the folder that save_pretrained wrote")
+        arguments = {**written, **arguments}
+    module, _, name = str(source["class"]).partition(":")
+    if not name:
+        raise ValueError(f"class={source['class']!r}: write it as 'package.module:Name'")
+    made = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        raise TypeError(f"class={source['class']!r} is no torch.nn.Module")
+    lm = made(**arguments).float()
+    lm.built_from = {"class": source["class"], **arguments}  # type: ignore[assignment]  # for config_of
+    if weights is not None:
+        load_model(lm, str(Path(weights) / "model.safetensors"))
     return lm
 
 
 def config_of(lm: nn.Module) -> dict[str, Any]:
     """Return the model's configuration as plain data that `load_lm` accepts."""
+    if not isinstance(lm, PreTrainedModel):
+        return dict(lm.built_from)  # type: ignore[arg-type]  # _own_model set it
     config: Any = lm.config
     data = config.to_diff_dict()
     data["model_type"] = config.model_type
@@ -68,15 +116,9 @@ def switch_off_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def frozen(lm: PreTrainedModel) -> PreTrainedModel:
+def frozen(lm: nn.Module) -> nn.Module:
     """Return the model in evaluation mode, its parameters without gradients."""
     return lm.eval().requires_grad_(False)
-
-
-def on_device(lm: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    """Move the model; transformers' own annotation of `to` takes no device."""
-    nn.Module.to(lm, device)
-    return lm
 
 
 def folder_hash(folder: str | Path) -> str:
@@ -97,8 +139,10 @@ def folder_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save_lm(lm: PreTrainedModel, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
+def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
     """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains.
+
+    Adapters are folded into the weights.  A module of one's own becomes its weights (safetensors) and its arguments (JSON).
 
     Args:
         lm: The model.
@@ -109,7 +153,13 @@ def save_lm(lm: PreTrainedModel, folder: str | Path, beside: Mapping[str, dict[s
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{os.getpid()}"  # not mkdtemp, whose folders nobody else may read
     try:
-        lm.save_pretrained(temporary, safe_serialization=True)
+        whole = merged(lm)
+        if isinstance(whole, PreTrainedModel):
+            whole.save_pretrained(temporary, safe_serialization=True)
+        else:
+            temporary.mkdir()
+            save_model(whole, str(temporary / "model.safetensors"))
+            (temporary / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")
         for name, tensors in (beside or {}).items():
             save_file(tensors, temporary / name)
         if folder.exists():
@@ -121,14 +171,31 @@ def save_lm(lm: PreTrainedModel, folder: str | Path, beside: Mapping[str, dict[s
 
 
 @torch.no_grad()
-def _check_head(lm: PreTrainedModel) -> None:
-    """Insist that logits = head(hidden): some architectures scale or cap them, and the policy would miss it."""
-    ids = torch.tensor([[0, 1]])
+def check_model(backbone: Backbone) -> None:
+    """Insist on what training relies on.
+
+    Raises:
+        ValueError: The logits are not the head applied to the hidden states (some architectures scale or cap them in ways of
+            their own), or training mode makes the model random.
+    """
+    lm = backbone.lm
+    batch = pack([Written(torch.arange(min(3, backbone.vocab_size)).numpy(), torch.arange(2).numpy(), 0)], backbone.device)
+    name = type(lm).__name__
+    lm.train()
+    with torch.random.fork_rng(devices=[]):
+        one, two = (backbone.hidden(batch) for _ in range(2))
     lm.eval()
-    expected = lm(input_ids=ids).logits
-    found = lm_head(lm, trunk_of(lm)(input_ids=ids).last_hidden_state)
-    if not torch.allclose(expected, found, atol=1e-4):
+    if not torch.equal(one, two):
         raise ValueError(
-            f"{type(lm).__name__} changes its logits after the output head (e.g. a cap or a scale), which TransformerPolicy "
-            "does not support"
+            f"{name} is random in training mode, and the ratios of an update would be noise: make its dropout a torch.nn.Dropout, "
+            "which is switched off here, or set it to 0"
         )
+    if isinstance(lm, PreTrainedModel):
+        width = int(batch.prompt_lengths[0])
+        if lm.config.is_encoder_decoder:
+            start = batch.input_ids.new_tensor([[backbone.start_token_id]])  # type: ignore[attr-defined]
+            expected = lm(input_ids=batch.input_ids[:, :width], decoder_input_ids=start).logits[0, -1]
+        else:
+            expected = lm(input_ids=batch.input_ids[:, :width]).logits[0, -1]
+        if not torch.allclose(expected, backbone.logits(one)[0], atol=1e-4):
+            raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")

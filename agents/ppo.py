@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .buffer import SequenceRolloutBuffer
 from .kl import KLController, as_kl_controller
+from .lm import LMSource
 from .policy import TransformerPolicy
 from .text_algorithm import TextAlgorithm
 
@@ -40,10 +41,13 @@ class TextPPO(TextAlgorithm, PPO):
         max_grad_norm: See SB3.
         target_kl: Stop the epochs of a rollout early at 1.5 times this `approx_kl`; not the KL to the reference.
         beta: Coefficient of KL to the reference: a number, keyword arguments of `AdaptiveKLController`, or a controller.
-        reference: Folder of the reference; None takes a frozen copy of the policy's first weights.
+        reference: Folder of the reference, or what else `agents.lm.load_lm` takes that has weights; None takes a frozen copy of
+            the policy's first weights, or, if only adapters train (`lora`), the base model under them, which needs no copy.
+        reference_mixup: After each update the reference becomes (1 - this) * reference + this * policy; 0: it never changes.
+        critic_warmup: Rollouts at the start in which only the critic learns.
         stats_window_size: See SB3.
         tensorboard_log: See SB3.
-        policy_kwargs: Arguments of the policy: `model`, and the sampling rules.
+        policy_kwargs: Arguments of the policy: `model`, the sampling rules, and more, see `TransformerPolicy`.
         verbose: See SB3.
         seed: See SB3.
         device: See SB3.
@@ -67,7 +71,9 @@ class TextPPO(TextAlgorithm, PPO):
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         beta: float | dict[str, Any] | KLController = 0.05,
-        reference: str | Path | None = None,
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        critic_warmup: int = 0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -79,7 +85,12 @@ class TextPPO(TextAlgorithm, PPO):
         if n_episodes < 1 or batch_size < 1:
             raise ValueError(f"n_episodes={n_episodes}, batch_size={batch_size}: both count texts and must be at least 1")
         self.n_episodes = n_episodes
-        self.reference_path = None if reference is None else str(reference)
+        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
+            raise ValueError(
+                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
+            )
+        self.reference_source = str(reference) if isinstance(reference, Path) else reference
+        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
         self.kl_controller = as_kl_controller(beta)
         super().__init__(
             policy,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Bar:
@@ -55,3 +56,19 @@ def bar(title: str, total: int, show: bool = True) -> Iterator[Bar]:
         yield made
     finally:
         made.close()
+
+
+class TokenProgressBar(BaseCallback):
+    """SB3's bar adds `num_envs` a step; idle rows write nothing, so this one follows `num_timesteps`."""
+
+    def _on_training_start(self) -> None:
+        self.seen = self.model.num_timesteps
+        self.bar = Bar(type(self.model).__name__, self.locals["total_timesteps"] - self.seen)
+
+    def _on_step(self) -> bool:
+        self.bar.advance(self.model.num_timesteps - self.seen)
+        self.seen = self.model.num_timesteps
+        return True
+
+    def _on_training_end(self) -> None:
+        self.bar.close()

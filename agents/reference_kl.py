@@ -39,10 +39,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from torch import nn
 
+from .backbones import Backbone, backbone_of
 from .cache import CachedDecoder
 from .lm import LMSource, frozen, load_lm
 from .sampler import Sampler
-from .sequences import lm_head, texts_of
+from .sequences import Texts, repeats_after, texts_of
 
 Reference = LMSource | nn.Module
 
@@ -51,7 +52,7 @@ class ReferenceScore:
     """Log-probabilities of the reference for the tokens of many texts, a step at a time.
 
     Args:
-        reference: A language model: folder or hub id, configuration as plain data, or a module of transformers.  Of a module
+        reference: A language model: folder or hub id, configuration as plain data, or a module.  Of a module
             that trains (gradients or training mode on) a frozen copy is taken.
         beta: Coefficient, at least 0.
         observation_space: Of one text: `prompt` and `response`.
@@ -59,7 +60,7 @@ class ReferenceScore:
         sampler: Static rules of the agent's sampler; KL is measured between distributions under the same rules.
 
     Raises:
-        TypeError: The environment writes no texts, or the module is no causal language model of transformers.
+        TypeError: The environment writes no texts, or the module is no language model.
         ValueError: Beta is negative or not finite, the reference has too few tokens or positions, or the sampler cuts.
     """
 
@@ -74,8 +75,8 @@ class ReferenceScore:
         self.beta, self.vocab_size, self.sampler = float(beta), int(action_space.n), sampler or Sampler()
         if self.sampler.cuts:
             raise ValueError("top_k and top_p depend on the model that acts: give the reference static rules only")
-        self.lm: Any = _frozen_reference(reference)
-        _check_fit(self.lm.config, self.vocab_size, shapes["prompt"][0] + shapes["response"][0])
+        self.backbone = backbone_of(_frozen_reference(reference))
+        _check_fit(self.backbone, self.vocab_size, shapes["prompt"][0], shapes["response"][0])
         self._cache = CachedDecoder()
         self._obs: dict[str, np.ndarray] = {}
 
@@ -98,15 +99,19 @@ class ReferenceScore:
         """
         if not self._obs:
             raise RuntimeError("no text is being written: call reset() before step()")
-        texts, lengths, steps = texts_of({key: torch.as_tensor(value) for key, value in self._obs.items()})
-        live = lengths > 0
+        texts = texts_of({key: torch.as_tensor(value) for key, value in self._obs.items()})
+        live = texts.lengths > 0
         tokens = self._tokens(actions, live)
         own = None if log_probs is None else _checked_log_probs(log_probs, len(live))
         added = np.zeros(len(live))
         if self.beta and live.any():
-            hidden = self._cache.last_hidden(self.lm, texts, lengths)  # (R, D)
-            raw = lm_head(self.lm, hidden)[:, : self.vocab_size]  # (R, V)
-            logits = self.sampler.apply_rules(raw, torch.as_tensor(steps[live], device=raw.device))
+            hidden = self._cache.last_hidden(self.backbone, texts)  # (R, D)
+            raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
+            writing = Texts(*(column[live] for column in texts))
+            rules = (
+                None if a is None else torch.as_tensor(a, device=raw.device) for a in (writing.steps, repeats_after(writing, self.sampler))
+            )
+            logits = self.sampler.apply_rules(raw, *rules)  # type: ignore[arg-type]  # steps are never None
             chosen = torch.as_tensor(tokens[live], device=raw.device).long()[:, None]  # (R, 1)
             added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).double().cpu().numpy()
         if own is not None:
@@ -244,20 +249,19 @@ class ReferenceKLVecEnv(VecEnvWrapper):
 def _frozen_reference(reference: Reference) -> Any:
     if not isinstance(reference, nn.Module):
         return frozen(load_lm(reference))
-    if not (hasattr(reference, "config") and hasattr(reference, "get_output_embeddings")):
-        raise TypeError(f"reference is a {type(reference).__name__}: pass a causal language model of transformers, or its folder")
     if reference.training or any(p.requires_grad for p in reference.parameters()):
         # Left as it is, dropout would make rewards noise, and KL would be measured to the tuned weights.
         reference = deepcopy(reference).eval().requires_grad_(False)
     return reference
 
 
-def _check_fit(config: Any, vocab_size: int, need: int) -> None:
-    if config.vocab_size < vocab_size:
-        raise ValueError(f"the reference has {config.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
-    room = getattr(config, "max_position_embeddings", None)
-    if room is not None and room < need:
-        raise ValueError(f"the reference reads {room} tokens, prompt and response take {need}: lower max_new_tokens or take another")
+def _check_fit(backbone: Backbone, vocab_size: int, prompt: int, response: int) -> None:
+    if backbone.vocab_size < vocab_size:
+        raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
+    try:
+        backbone.check_room(prompt, response)
+    except ValueError as error:
+        raise ValueError(f"the reference does not fit: {error}") from error
 
 
 def _checked_log_probs(log_probs: Any, number: int) -> np.ndarray:

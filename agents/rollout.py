@@ -51,7 +51,7 @@ def play_episodes(policy: TransformerPolicy, env: VecEnv, buffer: SequenceRollou
         starts = np.ones(env.num_envs, bool)
         while (live := obs["prompt"][:, 0] >= 0).any():
             with torch.no_grad():
-                actions, values, log_probs = policy(obs_as_tensor(obs, policy.device))
+                actions, values, log_probs = policy(obs_as_tensor(obs, policy.device), action_masks=texts.core.legal())
             chosen = actions.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(chosen)
             buffer.add(obs, chosen, rewards, starts, values, log_probs)

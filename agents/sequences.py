@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .sampler import Sampler, log_prob_and_entropy, restrict
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
 
 LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
@@ -23,15 +25,63 @@ class SequenceBatch(NamedTuple):
 
     Attributes:
         input_ids: Shape (B, L), int64; padding is 0 and is never read.
-        predictor: Index into the B * L positions of the one whose hidden state predicts each action, shape (N,).
+        predictor: Index into the B * L positions of the newest token before each action, shape (N,).
         steps: Number of response tokens written before each action, shape (N,).
-        kept: Packed set of tokens that the acting policy's cuts kept, shape (N, ceil(V / 8)), uint8; None without cuts.
+        prompt_lengths: Tokens of each text's prompt, shape (B,).
+        kept: Packed set of tokens that the acting policy's masks and cuts kept, shape (N, ceil(V / 8)), uint8; None: all.
+        repeats: Pairs (action, token) that `no_repeat_ngram` bans, shape (2, M), int64; None: none.
     """
 
     input_ids: torch.Tensor
     predictor: torch.Tensor
     steps: torch.Tensor
+    prompt_lengths: torch.Tensor
     kept: torch.Tensor | None = None
+    repeats: torch.Tensor | None = None
+
+    def split(self, size: int) -> list[tuple[SequenceBatch, slice]]:
+        """Cut the batch into parts of at most `size` texts; return each with the range of its actions."""
+        rows = self.predictor // self.input_ids.shape[1]  # (N,), ascending
+        edges = list(range(0, len(self.input_ids), size))
+        bounds = torch.searchsorted(rows, torch.tensor([*edges, len(self.input_ids)], device=rows.device)).tolist()
+        parts = []
+        for start, first, last in zip(edges, bounds[:-1], bounds[1:], strict=True):
+            part = self.only(slice(first, last))
+            texts = slice(start, start + size)
+            offset = start * self.input_ids.shape[1]
+            part = part._replace(
+                input_ids=self.input_ids[texts], prompt_lengths=self.prompt_lengths[texts], predictor=part.predictor - offset
+            )
+            parts.append((part, slice(first, last)))
+        return parts
+
+    def only(self, actions: slice) -> SequenceBatch:
+        """Return the batch with these actions only."""
+        repeats = self.repeats
+        if repeats is not None and actions != slice(None):
+            inside = (repeats[0] >= actions.start) & (repeats[0] < actions.stop)
+            repeats = repeats[:, inside] - repeats.new_tensor([[actions.start], [0]])
+        kept = None if self.kept is None else self.kept[actions]
+        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, repeats=repeats)
+
+
+class Texts(NamedTuple):
+    """B unfinished texts, prompt and response in one.
+
+    Attributes:
+        ids: Packed to the left, shape (B, W), int64, -1 beyond each text.
+        lengths: Tokens in each, shape (B,); 0 for idle rows.
+        prompt_lengths: How many of them are the prompt, shape (B,).
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    prompt_lengths: np.ndarray
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Response tokens in each, shape (B,)."""
+        return self.lengths - self.prompt_lengths
 
 
 class Written(NamedTuple):
@@ -50,19 +100,22 @@ class Written(NamedTuple):
     replies: Sequence[tuple[int, np.ndarray]] = ()
 
 
-def pack(texts: Sequence[Written], device: torch.device | str, kept: np.ndarray | None = None) -> SequenceBatch:
+def pack(
+    texts: Sequence[Written], device: torch.device | str, kept: np.ndarray | None = None, sampler: Sampler | None = None
+) -> SequenceBatch:
     """Lay out texts side by side.
 
     Args:
         texts: At least one.
         device: Where the tensors go.
         kept: Packed kept sets in the order of the actions.
+        sampler: Whose rules look at the texts; None: there are no such rules.
     """
     # The last action is predicted but never read, so it needs no position of its own.
     lengths = [len(t.context) + len(t.actions) + sum(len(ids) for _, ids in t.replies) - 1 for t in texts]
     width = max(lengths)
     ids = np.zeros((len(texts), width), np.int64)
-    predictor, steps = [], []
+    predictor, steps, responses = [], [], []
     for row, text in enumerate(texts):
         offsets = np.arange(len(text.actions))  # of each action among the tokens after the context
         after = text.actions
@@ -71,25 +124,24 @@ def pack(texts: Sequence[Written], device: torch.device | str, kept: np.ndarray 
             after = np.concatenate([after[:number], reply, after[number:]])
         ids[row, : len(text.context)] = text.context
         ids[row, len(text.context) : lengths[row]] = after[:-1]
+        responses.append(np.concatenate([text.context[len(text.context) - text.first_step :], after]))
         predictor.append(row * width + len(text.context) - 1 + offsets)
         steps.append(text.first_step + offsets)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    return SequenceBatch(
-        tensor(ids), tensor(np.concatenate(predictor)), tensor(np.concatenate(steps)), None if kept is None else tensor(kept)
-    )
+    prompts = np.asarray([len(text.context) - text.first_step for text in texts])
+    columns = (ids, np.concatenate(predictor), np.concatenate(steps), prompts)
+    repeats = None if sampler is None else sampler.repeats(responses, steps)
+    return SequenceBatch(*(None if column is None else tensor(column) for column in (*columns, kept, repeats)))  # type: ignore[arg-type]
 
 
-def texts_of(obs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def texts_of(obs: Any) -> Texts:
     """Pack observations to the left.
 
     Args:
         obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
-
-    Returns:
-        Texts (B, P + T), -1 beyond each; their lengths (B,), 0 for idle rows; response lengths (B,).
     """
     prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))
     prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)
@@ -97,29 +149,34 @@ def texts_of(obs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     texts[:, : prompt.shape[1]] = prompt
     columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
     np.put_along_axis(texts, columns, response, axis=1)
-    return texts, prompt_length + response_length, response_length
+    return Texts(texts, prompt_length + response_length, prompt_length)
 
 
-def trunk_of(lm: nn.Module) -> nn.Module:
-    """Return the part of a Hugging Face causal LM that maps ids to hidden states."""
-    return lm.base_model  # type: ignore[return-value]
+def one_action_each(texts: Texts, device: torch.device | str, sampler: Sampler | None = None) -> SequenceBatch:
+    """Lay out texts with one action after each."""
+    width = max(int(texts.lengths.max()), 1)
+    last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)
+    ids = np.maximum(texts.ids[:, :width], 0)
+    repeats = None if sampler is None else repeats_after(texts, sampler)
+    columns = (ids, last, texts.steps, texts.prompt_lengths, None, repeats)
+    return SequenceBatch(*(None if c is None else torch.from_numpy(c).to(device) for c in columns))  # type: ignore[arg-type]
 
 
-def action_hidden(lm: nn.Module, batch: SequenceBatch) -> torch.Tensor:
-    """Return the hidden state that predicts each action, shape (N, D): the head sees no prompt and no padding."""
-    hidden = trunk_of(lm)(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, L, D)
-    return hidden.flatten(0, 1)[batch.predictor]  # (N, D)
+def repeats_after(texts: Texts, sampler: Sampler) -> np.ndarray | None:
+    """Return which tokens may not come next, see `Sampler.repeats`; the index is that of the text."""
+    rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True)
+    return sampler.repeats([ids[start:end] for ids, start, end in rows], [np.array([n]) for n in texts.steps])
 
 
-def action_logits(lm: nn.Module, hidden: torch.Tensor, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
+def action_logits(backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
     """Return the logits of the distribution that the actions were drawn from, shape (N, V)."""
-    logits = lm_head(lm, hidden)[:, :vocab_size]
+    logits = backbone.logits(hidden)[:, :vocab_size]
     kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
-    return restrict(sampler.apply_rules(logits, batch.steps), kept)
+    return restrict(sampler.apply_rules(logits, batch.steps, batch.repeats), kept)
 
 
 def action_log_probs(
-    lm: nn.Module, hidden: torch.Tensor, batch: SequenceBatch, actions: torch.Tensor, sampler: Sampler, vocab_size: int
+    backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch, actions: torch.Tensor, sampler: Sampler, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probabilities and entropies in nats of the actions, shape (N,) each.
 
@@ -129,23 +186,15 @@ def action_log_probs(
     """
 
     def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        kept = None if batch.kept is None else batch.kept[rows]
-        chunk = SequenceBatch(batch.input_ids, batch.predictor[rows], batch.steps[rows], kept)
-        return log_prob_and_entropy(action_logits(lm, hidden[rows], chunk, sampler, vocab_size), actions[rows])
+        return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])
 
     size = max(1, LOGITS_AT_ONCE // vocab_size)
     if len(actions) <= size:
         return score(slice(None))
-    chunks = [slice(start, start + size) for start in range(0, len(actions), size)]
+    chunks = [slice(start, min(start + size, len(actions))) for start in range(0, len(actions), size)]
     scored = [checkpoint(score, rows, use_reentrant=False) if torch.is_grad_enabled() else score(rows) for rows in chunks]
     log_probs, entropies = zip(*scored, strict=True)
     return torch.cat(log_probs), torch.cat(entropies)
-
-
-def lm_head(lm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Return raw logits, shape (N, V), of hidden states of shape (N, D)."""
-    head: Any = lm.get_output_embeddings()  # type: ignore[operator]
-    return head(hidden)
 
 
 def pack_kept(kept: torch.Tensor) -> np.ndarray:

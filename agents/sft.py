@@ -1,4 +1,4 @@
-"""Supervised training of causal language models: the base policies, and demonstrations."""
+"""Supervised training of language models: the base policies, and demonstrations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from torch.nn import functional
 
 from textrl_env import Tokenizer
 
-from .lm import LMSource, load_lm, on_device, save_lm
+from .backbones import backbone_of
+from .lm import LMSource, load_lm, save_lm
 from .progress import bar
+from .sequences import Written, pack
 
 
 class SFT:
     """Next-token training on (prompt, response) texts, each closed with the end-of-text token.
 
     Args:
-        model: A folder, a hub id, or a configuration as plain data.
+        model: What `agents.lm.load_lm` takes.
         tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
         learning_rate: Peak of a one-cycle schedule.
         batch_size: Texts per step.
         weight_decay: Of AdamW.
-        train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not.
+        train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not; those
+            that an encoder reads never do.
         seed: Of fresh weights and of the order of the texts.
         device: Where to train.
 
@@ -45,9 +48,10 @@ class SFT:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.lm = on_device(load_lm(model), device)
-        if self.lm.config.vocab_size < tokenizer.vocab_size:
-            raise ValueError(f"the model has {self.lm.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+            self.lm = load_lm(model).to(device)
+        self.backbone = backbone_of(self.lm)
+        if self.backbone.vocab_size < tokenizer.vocab_size:
+            raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
         self.tokenizer = tokenizer
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -70,8 +74,8 @@ class SFT:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
         self.lm.train()
         with bar(title, steps, progress_bar) as shown:
-            for ids, prompt_lengths in self._batches(rows, steps):
-                loss = self._loss(ids, prompt_lengths)
+            for batch in self._batches(rows, steps):
+                loss = self._loss(batch)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
                 optimizer.zero_grad()
@@ -89,7 +93,7 @@ class SFT:
         """Return the mean loss per token, in nats, weighted by batches."""
         rows = self._encode(texts)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        return float(np.mean([self._loss(*_pad(batch, self.lm.device)).item() for batch in batches]))
+        return float(np.mean([self._loss(batch).item() for batch in batches]))
 
     def save(self, folder: str | Path) -> None:
         """Write the model as `save_pretrained` does."""
@@ -100,25 +104,21 @@ class SFT:
         eos = self.tokenizer.eos_token_id
         return [(p + r + [eos], len(p)) for p, r in zip(prompts, responses, strict=True)]
 
-    def _batches(self, rows: list[tuple[list[int], int]], steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self, rows: list[tuple[list[int], int]], steps: int) -> Iterator[list[tuple[list[int], int]]]:
         rng = np.random.default_rng(self.seed)
         order = np.zeros(0, np.int64)
         for _ in range(steps):
             while len(order) < self.batch_size:
                 order = np.concatenate([order, rng.permutation(len(rows))])
             chosen, order = order[: self.batch_size], order[self.batch_size :]
-            yield _pad([rows[i] for i in chosen], self.lm.device)
+            yield [rows[i] for i in chosen]
 
-    def _loss(self, ids: torch.Tensor, prompt_lengths: torch.Tensor) -> torch.Tensor:
-        logits = self.lm(input_ids=ids[:, :-1].clamp(min=0)).logits  # (B, L - 1, V); right padding needs no mask
-        targets = ids[:, 1:]
-        if not self.train_on_prompts:
-            positions = torch.arange(targets.shape[1], device=ids.device)
-            targets = targets.masked_fill(positions[None] + 1 < prompt_lengths[:, None], -1)
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-
-
-def _pad(rows: Sequence[tuple[list[int], int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(ids) for ids, _ in rows)
-    padded = [ids + [-1] * (width - len(ids)) for ids, _ in rows]
-    return torch.tensor(padded, device=device), torch.tensor([length for _, length in rows], device=device)
+    def _loss(self, rows: Sequence[tuple[list[int], int]]) -> torch.Tensor:
+        texts = []
+        for ids, prompt_length in rows:
+            # The first token of all has nothing that could predict it; an encoder's prompt is not predicted at all.
+            read = 1 if self.train_on_prompts and not self.backbone.reads_prompt_apart else max(prompt_length, 1)
+            texts.append(Written(np.asarray(ids[:read]), np.asarray(ids[read:]), 0))
+        batch = pack(texts, self.backbone.device)
+        targets = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=self.backbone.device)
+        return functional.cross_entropy(self.backbone.logits(self.backbone.hidden(batch)), targets)

@@ -6,10 +6,8 @@ import copy
 import io
 import os
 import pathlib
-import random
-import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -24,16 +22,18 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
-from transformers import PreTrainedModel
+from torch import nn
 
 from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
 from .kl import KLController
-from .lm import config_of, folder_hash, frozen, load_lm, on_device
+from .lm import LMSource, folder_hash, frozen, load_lm
+from .lora import WithoutAdapters
 from .policy import TransformerPolicy
-from .progress import Bar
+from .progress import TokenProgressBar
+from .resume import generators, restore_generators
 from .rollout import play_episodes
 
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
@@ -42,24 +42,28 @@ DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 class TextAlgorithm(OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
-    Subclasses set `n_episodes`, `reference_path` and `kl_controller` before `_setup_model`.
+    Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
 
     Attributes:
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
-        reference: The frozen model that KL is measured against.
-        reference_path: The folder it came from; None if it is a copy of the policy's first weights.
+        reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
+        reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
+        reference_mixup: Share of the policy that goes into the reference after each update.
+        critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
-    reference: PreTrainedModel
+    reference: nn.Module | None
     n_episodes: int
     num_rollouts: int = 0
-    reference_path: str | None
+    reference_source: LMSource | None
     reference_hash: str | None = None
+    reference_mixup: float = 0.0
+    critic_warmup: int = 0
     kl_controller: KLController
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -81,18 +85,31 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer.kl_controller = self.kl_controller
-        if self.reference_path is None:
-            self.reference = frozen(copy.deepcopy(self.policy.lm))
-        else:
-            found = folder_hash(self.reference_path)
+        self._set_reference()
+        if self.critic_warmup and self.policy.value_head is None:
+            raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
+
+    def _set_reference(self) -> None:
+        adapted = self.policy_kwargs.get("lora") is not None
+        if self.reference_mixup and adapted:
+            raise ValueError(
+                f"reference_mixup={self.reference_mixup} changes the reference, which adapters share with the policy: set it to 0"
+            )
+        if self.reference_source is not None:
+            found = folder_hash(_folder_of(self.reference_source))
             if self.reference_hash not in (None, found):
                 raise ValueError(
-                    f"the reference in {self.reference_path} has changed since this model was saved (SHA-256 {found[:12]}..., "
-                    f"saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
+                    f"the reference in {_folder_of(self.reference_source)} has changed since this model was saved (SHA-256 "
+                    f"{found[:12]}..., saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
                 )
             self.reference_hash = found
-            self.reference = on_device(frozen(load_lm(self.reference_path)), self.device)
-        self.rollout_buffer.reference = self.reference
+            self.reference = frozen(load_lm(self.reference_source)).to(self.device)
+        else:
+            self.reference = None if adapted else frozen(copy.deepcopy(self.policy.lm))
+        buffer = self.rollout_buffer
+        buffer.reference = buffer.as_reference(WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
+        if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
+            raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         """Write `n_episodes` whole texts; `n_rollout_steps` is not used.
@@ -126,13 +143,68 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the policy as the SB3 algorithm does, and log how fast."""
         began = perf_counter()
-        super().train()
+        waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
+        trainable = self._check_optimizer()
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+        try:
+            super().train()
+        finally:
+            for parameter in waiting:
+                parameter.requires_grad_(True)
+        if self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
+            self._check_gradients(trainable)
+        if self.reference_mixup:
+            self._mix_reference()
         self._rollout_start = None
         seconds = perf_counter() - began
         stats = self.rollout_buffer.stats
         assert stats is not None
         self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
         self.logger.record("time/update_seconds", seconds)
+
+    def _check_optimizer(self) -> list[nn.Parameter]:
+        """Insist that the optimizer holds every parameter of the policy that is to learn, and return these."""
+        held = {id(p) for group in self.policy.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in held]
+        if missing:
+            raise RuntimeError(
+                f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them: give adapters to the policy "
+                "as policy_kwargs={'lora': ...}, or build the optimizer after adding them"
+            )
+        return self.policy.actor_parameters()
+
+    @staticmethod
+    def _check_gradients(trainable: list[nn.Parameter]) -> None:
+        if not any(p.grad is not None and bool(p.grad.any()) for p in trainable):
+            raise RuntimeError(
+                f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
+            )
+
+    @torch.no_grad()
+    def _mix_reference(self) -> None:
+        """Move the reference toward the policy (TR-DPO's soft update, Gorbatovski et al. 2024)."""
+        assert self.reference is not None
+        for kept, now in zip(self.reference.parameters(), self.policy.lm.parameters(), strict=True):
+            kept.lerp_(now, self.reference_mixup)
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        """Follow the schedule, as SB3 does; a critic's own rate stays."""
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("own_lr", group["lr"])
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose the next token, see `TransformerPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
         stats = self.rollout_buffer.stats
@@ -159,7 +231,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         made = super()._init_callback(callback, progress_bar=False)
         if not progress_bar:
             return made
-        bar = CallbackList([made, _TokenProgressBar()])
+        bar = CallbackList([made, TokenProgressBar()])
         bar.init_callback(self)
         return bar
 
@@ -172,14 +244,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
         that was under way, which is collected again.
 
-        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones;
+        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones or moves;
         and the policy's architecture instead of the folder it was loaded from, which may move.
         """
         now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env))}
         kept = self._rollout_start or now
         given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
         self.__dict__.update(kept)
-        self.policy_kwargs = {**self.policy_kwargs, "model": config_of(self.policy.lm)}
+        self.policy_kwargs = {**self.policy_kwargs, **self.policy.architecture()}
         try:
             if not isinstance(path, (str, Path)):
                 super().save(path, exclude, include)
@@ -210,49 +282,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return state_dicts + (["reference"] if self.reference_path is None else []), variables
+        weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
+        return state_dicts + (["reference"] if weights else []), variables
 
 
-def generators(env: VecEnv) -> dict[str, Any]:
-    """Return the states of all generators that a rollout and an update draw from."""
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
-    cuda = [state.numpy() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-    return {
-        "torch": torch.get_rng_state().numpy(),
-        "cuda": cuda,
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-        "env": texts.random_state(),
-    }
-
-
-def restore_generators(state: dict[str, Any], env: VecEnv) -> None:
-    """Undo `generators`; the order of prompts only if the environment deals the same ones."""
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
-    torch.set_rng_state(torch.from_numpy(state["torch"]))
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([torch.from_numpy(device) for device in state["cuda"]])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
-    try:
-        texts.set_random_state(state["env"])
-    except ValueError as error:
-        warnings.warn(f"training goes on with other prompts than it would have: {error}", stacklevel=2)
-
-
-class _TokenProgressBar(BaseCallback):
-    """SB3's bar adds `num_envs` a step; idle rows write nothing, so this one follows `num_timesteps`."""
-
-    def _on_training_start(self) -> None:
-        self.seen = self.model.num_timesteps
-        self.bar = Bar(type(self.model).__name__, self.locals["total_timesteps"] - self.seen)
-
-    def _on_step(self) -> bool:
-        self.bar.advance(self.model.num_timesteps - self.seen)
-        self.seen = self.model.num_timesteps
-        return True
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
+def _folder_of(source: LMSource) -> str | Path:
+    folder = source.get("weights") if isinstance(source, Mapping) else source
+    if folder is None:
+        raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")  # type: ignore[arg-type]
+    return folder

@@ -119,6 +119,10 @@ class TextCore:
                 masks[row] = self.constraint.mask(self.states[row])
         return masks
 
+    def legal(self) -> np.ndarray | None:
+        """Return `action_masks()`, or None where every token is legal everywhere."""
+        return None if self.constraint is None else self.action_masks()
+
     def step(self, actions: np.ndarray) -> StepResult:
         """Append one token to every live row, let the environment reply, and score the texts that end in one call.
 

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import sequences
+from ..backbones import backbone_of
 from ..lm import load_lm
 from ..sampler import Sampler
-from ..sequences import Written, action_hidden, action_log_probs, pack
+from ..sequences import Written, action_log_probs, pack
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def _measure(config: Memory) -> dict[str, float]:
             "bos_token_id": None, "eos_token_id": 0, "tie_word_embeddings": True,
         }
     )  # fmt: skip
+    backbone = backbone_of(lm)
     optimizer = torch.optim.Adam(lm.parameters(), fused=True)
     texts = [
         Written(rng.integers(config.vocabulary, size=16), rng.integers(config.vocabulary, size=config.new_tokens), 0)
@@ -98,7 +100,7 @@ def _measure(config: Memory) -> dict[str, float]:
     seconds = []
     for _ in range(1 + config.repeats):
         began = perf_counter()
-        log_probs, entropies = action_log_probs(lm, action_hidden(lm, batch), batch, actions, Sampler(), config.vocabulary)
+        log_probs, entropies = action_log_probs(backbone, backbone.hidden(batch), batch, actions, Sampler(), config.vocabulary)
         optimizer.zero_grad(set_to_none=False)
         (-log_probs.mean() - 0.01 * entropies.mean()).backward()
         optimizer.step()

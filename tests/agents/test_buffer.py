@@ -52,18 +52,17 @@ def test_gae_by_hand(make_env):
 class _Uniform(torch.nn.Module):
     """A reference that finds every token equally likely."""
 
+    vocab_size, hidden_size = VOCAB, 1
+
     def __init__(self):
         super().__init__()
-        self.base_model = self
-        self.embedding = torch.nn.Linear(1, VOCAB)
-        torch.nn.init.zeros_(self.embedding.weight)
-        torch.nn.init.zeros_(self.embedding.bias)
+        self.zeros = torch.nn.Parameter(torch.zeros(1, VOCAB))
 
-    def forward(self, input_ids, use_cache):
-        return type("Out", (), {"last_hidden_state": torch.zeros(*input_ids.shape, 1)})
+    def forward(self, input_ids, positions, mask=None):
+        return torch.zeros(*input_ids.shape, 1)
 
-    def get_output_embeddings(self):
-        return self.embedding
+    def logits(self, hidden):
+        return hidden @ self.zeros
 
 
 def test_kl_shaping_by_hand(make_env):

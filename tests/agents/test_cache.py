@@ -58,7 +58,7 @@ def test_rows_that_go_idle_leave_the_batch(make_env, name):
     worst, ends = play_and_compare(policy, env, steps=99)
     assert ends == 11
     assert worst < 1e-5
-    assert len(policy._acting_cache._rows) < 8
+    assert len(policy._caches["acting"]._rows) < 8
 
 
 def test_actions_other_than_the_ones_drawn(make_env):
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(make_env):
     env = make_env(num_envs=3)
     policy = make_policy(env, MODELS["llama"])
     play_and_compare(policy, env, steps=400)
-    assert policy._acting_cache._layers[0].keys.shape[2] <= 4 * (6 + 9)
+    assert policy._caches["acting"].memory <= 3 * 32 * 2 * 2 * 8 * 4  # rows, columns, layers, keys and values, size, bytes
 
 
 def test_predict_does_not_disturb_a_rollout(make_env):

@@ -3,9 +3,11 @@
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 
 import gymnasium as gym
 import pytest
@@ -39,9 +41,9 @@ def test_by_token():
 
 
 def read_until(terminal, wanted):
-    """Return what the terminal shows until `wanted` appears, or until it is closed."""
+    """Return what the terminal shows until `wanted` appears, until it is closed, or for a minute."""
     seen = b""
-    while wanted not in seen:
+    while wanted not in seen and select.select([terminal], [], [], 60)[0]:
         try:
             seen += os.read(terminal, 4096)
         except OSError:  # Linux reports the closed terminal so
@@ -52,7 +54,11 @@ def read_until(terminal, wanted):
 @pytest.mark.parametrize("way", ["ctrl-d", "ctrl-c"])
 def test_in_a_terminal_both_keys_end_it_cleanly(way):
     terminal, child = pty.openpty()
-    run = subprocess.Popen([sys.executable, "-m", "agents.cli", "play", "--seed", "1"], stdin=child, stdout=child, stderr=child)
+    command = [sys.executable, "-m", "agents.cli", "play", "--seed", "1"]
+    # A shell that runs the tests in the background has them ignore Ctrl-C, which children would inherit.
+    run = subprocess.Popen(
+        command, stdin=child, stdout=child, stderr=child, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     os.close(child)
     for line in (b"was good .\n", b"\n"):
         read_until(terminal, b"> ")
@@ -61,7 +67,9 @@ def test_in_a_terminal_both_keys_end_it_cleanly(way):
     if way == "ctrl-d":
         os.write(terminal, b"\x04")
     else:
-        run.send_signal(signal.SIGINT)
+        while run.poll() is None:  # readline misses a signal that comes just before it waits for a key: press again
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.5)
     seen += read_until(terminal, b"never shown")
     os.close(terminal)
     assert run.wait(timeout=60) == 0

@@ -222,7 +222,7 @@ def test_references_and_environments_that_do_not_fit(reference, task):
         ReferenceKLVector(env, {**GPT2, "n_positions": 8}, BETA)
     with pytest.raises(ValueError, match="static rules only"):
         ReferenceKLVector(env, reference, BETA, Sampler(top_k=3))
-    with pytest.raises(TypeError, match="reference is a Linear"):
+    with pytest.raises(TypeError, match="Linear lacks vocab_size"):
         ReferenceKLVector(env, torch.nn.Linear(2, 2), BETA)
     with pytest.raises(TypeError, match="a text environment has"):
         ReferenceKL(gym.make("CartPole-v1"), reference, BETA)

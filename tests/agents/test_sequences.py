@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from agents import sequences
+from agents.backbones import backbone_of
 from agents.lm import load_lm
 from agents.sampler import Sampler
-from agents.sequences import Written, action_hidden, action_log_probs, pack, pack_kept
+from agents.sequences import Written, action_log_probs, pack, pack_kept
 
 from .conftest import LLAMA, VOCAB
 
@@ -17,6 +18,7 @@ from .conftest import LLAMA, VOCAB
 def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
     rng = np.random.default_rng(0)
     lm = load_lm(LLAMA)
+    backbone = backbone_of(lm)
     texts = [Written(rng.integers(1, VOCAB, 3), rng.integers(1, VOCAB, n), 0) for n in (4, 1, 7)]
     actions = torch.from_numpy(np.concatenate([t.actions for t in texts]))
     kept = torch.rand(12, VOCAB) < 0.6
@@ -26,14 +28,14 @@ def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
 
     def outcome():
         lm.zero_grad()
-        log_probs, entropies = action_log_probs(lm, action_hidden(lm, batch), batch, actions, sampler, VOCAB)
+        log_probs, entropies = action_log_probs(backbone, backbone.hidden(batch), batch, actions, sampler, VOCAB)
         (log_probs.sum() + 0.3 * entropies.square().sum()).backward()
         return log_probs, entropies, [p.grad.clone() for p in lm.parameters()]
 
     log_probs, entropies, gradients = outcome()
     monkeypatch.setattr(sequences, "LOGITS_AT_ONCE", at_once)
     with torch.no_grad():
-        plain = action_log_probs(lm, action_hidden(lm, batch), batch, actions, sampler, VOCAB)
+        plain = action_log_probs(backbone, backbone.hidden(batch), batch, actions, sampler, VOCAB)
     chunked = outcome()
     for found in (plain, chunked[:2]):
         torch.testing.assert_close(found[0], log_probs, atol=1e-6, rtol=1e-6)
