@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
 from agents.backbones import backbone_of
-from agents.benchmark.architectures import ENCODER_DECODERS, FAMILIES
+from agents.benchmark.architectures import ENCODER_DECODERS, architectures
 from agents.cache import CachedDecoder
 from agents.lm import load_lm
 from agents.sequences import Texts, one_action_each
@@ -23,7 +23,7 @@ OWN = {
     "nano": {"class": "tests.agents.own_models:Nano", "vocab_size": VOCAB, "width": 16, "layers": 2, "heads": 2, "context_length": 64},
     "gru": {"class": "tests.agents.own_models:Recurrent", "vocab_size": VOCAB},
 }
-MODELS = {**FAMILIES, **OWN}
+MODELS = {**architectures(VOCAB), **OWN}
 PROMPT, RESPONSE, ROWS = 5, 12, 4
 WIDTH = PROMPT + RESPONSE
 
@@ -115,7 +115,7 @@ def test_modules_that_lack_something():
 
 
 def test_encoder_decoders_need_a_first_token():
-    config = {**ENCODER_DECODERS["bart"], "decoder_start_token_id": None, "pad_token_id": None, "bos_token_id": None}
+    config = {**MODELS["bart"], "decoder_start_token_id": None, "pad_token_id": None, "bos_token_id": None}
     with pytest.raises(ValueError, match="decoder_start_token_id"):
         load_lm(config)
 
@@ -123,7 +123,7 @@ def test_encoder_decoders_need_a_first_token():
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_hidden_states_of_encoder_decoders_are_those_of_transformers(name):
     """Prompt as source, start token and response into the decoder; rows of different lengths."""
-    lm = load_lm(ENCODER_DECODERS[name])
+    lm = load_lm(MODELS[name])
     backbone = backbone_of(lm)
     texts = Texts(np.array([[4, 5, 6, 7, 8, -1], [9, 3, -1, -1, -1, -1]]), np.array([5, 2]), np.array([2, 1]))
     logits = backbone.logits(backbone.hidden(one_action_each(texts, "cpu")))
