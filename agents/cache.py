@@ -10,6 +10,7 @@ import torch
 from .backbones import Backbone
 from .backbones.base import Fed
 from .backbones.states import BLOCK, Plan, States
+from .cuda_graphs import GraphedSteps
 from .sequences import Texts, one_action_each
 
 Hidden = tuple[np.ndarray, torch.Tensor]  # rows of the caller, and the hidden state of the last token of each
@@ -26,7 +27,9 @@ class CachedDecoder:
     copies of a prompt in a group) are read once.  Buffers are no longer than the longest live text, rounded up to 32.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuda_graphs: bool = False) -> None:
+        """Args: `cuda_graphs`: replay decoding steps on a GPU, see `GraphedSteps`."""
+        self._graphs = GraphedSteps() if cuda_graphs else None
         self.drop()
 
     def drop(self) -> None:
@@ -146,8 +149,12 @@ class CachedDecoder:
         """Feed one token to every slot, and return hidden states (S, D); slots that are about to be read anew get junk."""
         rows = self._rows
         position = np.where(start[rows] > 0, start[rows], 0)
-        tokens = np.maximum(ids[rows, position], 0)[:, None]
-        return self._feed(backbone, states, None, tokens, position[:, None], int(position.max()) + 1, False)[:, -1]
+        tokens = np.maximum(ids[rows, position], 0)
+        if self._graphs is not None and backbone.graphable:
+            hidden = self._graphs.step(backbone, states, tokens, position)
+            if hidden is not None:
+                return hidden
+        return self._feed(backbone, states, None, tokens[:, None], position[:, None], int(position.max()) + 1, False)[:, -1]
 
     def _read(
         self, backbone: Backbone, states: States, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, sources: np.ndarray | None

@@ -98,6 +98,10 @@ class WithoutAdapters(Backbone):
         with adapters_off(self.lm):
             return self.adapted.hidden(batch)
 
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        with adapters_off(self.lm):
+            return self.adapted._run_trunk(batch)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
         with adapters_off(self.lm):

@@ -71,6 +71,8 @@ class TransformerPolicy(ActorCriticPolicy):
         micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
             computed again there.  0: the whole minibatch.
         gradient_checkpointing: Compute the layers' activations again in the backward pass.
+        compile: Have `torch.compile` translate the passes of updates; the first ones take minutes.
+        cuda_graphs: Record and replay decoding steps on a GPU; decoder-only models with attention, and your own with a cache.
         use_sde: SB3 passes False; there is no state-dependent exploration over tokens.
         optimizer_class: Of the parameters; Adam by default.
         optimizer_kwargs: Its arguments; for Adam, eps 1e-5 and the fused implementation by default.
@@ -101,6 +103,8 @@ class TransformerPolicy(ActorCriticPolicy):
         precision: Precision = "float32",
         micro_batch_size: int = 0,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
+        cuda_graphs: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -123,6 +127,7 @@ class TransformerPolicy(ActorCriticPolicy):
             "eos_token_id": eos_token_id, "critic": critic, "detach_critic": detach_critic,
             "critic_learning_rate": critic_learning_rate, "lora": lora, "precision": precision,
             "micro_batch_size": micro_batch_size, "gradient_checkpointing": gradient_checkpointing,
+            "compile": compile, "cuda_graphs": cuda_graphs,
         }  # fmt: skip
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
@@ -161,7 +166,9 @@ class TransformerPolicy(ActorCriticPolicy):
             backbone.autocast = precision_of(settings["precision"])
             if settings["gradient_checkpointing"]:
                 backbone.checkpoint_layers()
-        self._caches = {name: CachedDecoder() for name in ("acting", "predict", "values")}
+            if settings["compile"]:
+                backbone.compile()
+        self._caches = {name: CachedDecoder(settings["cuda_graphs"]) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
         if settings["precision"] == "float16":
             scale_gradients(self)

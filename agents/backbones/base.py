@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -41,11 +42,34 @@ class Backbone(ABC):
     """
 
     reads_prompt_apart = False
+    graphable = False  # whether a decoding step is one fixed list of kernels, see `agents.cuda_graphs`
 
     def __init__(self, lm: nn.Module) -> None:
         self.lm: Any = lm
         self.autocast: torch.dtype | None = None
         self.cacheable: bool | None = None
+        self._compiled: Any = None
+
+    def compile(self) -> None:
+        """Have `torch.compile` translate the trunk of full passes at its first use; where that fails, go on without."""
+        self._compiled = torch.compile(self._run_trunk, dynamic=True)
+
+    @abstractmethod
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        """Return hidden states of all positions, in the trunk's precision."""
+
+    def trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        """Run a full pass, shape (B, L, D)."""
+        with self.precision():
+            if self._compiled is None:
+                return self._run_trunk(batch)
+            try:
+                return self._compiled(batch)
+            except Exception as error:  # whatever a compiler's back end raises: a missing C++ compiler, an unknown operation
+                self._compiled = None
+                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                warnings.warn(f"torch.compile failed ({first}): training goes on without it", stacklevel=2)
+                return self._run_trunk(batch)
 
     @property
     @abstractmethod

@@ -78,6 +78,7 @@ class Custom(Backbone):
             raise TypeError(f"{type(lm).__name__} lacks {', '.join(wanted)}: see agents.LanguageModel for what a model of your own needs")
         if "cache" not in parameters:
             self.cacheable = False
+        self.graphable = "cache" in parameters
 
     @property
     def vocab_size(self) -> int:
@@ -104,10 +105,11 @@ class Custom(Backbone):
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D)."""
+        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()
+
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-        with self.precision():
-            states = self.lm(batch.input_ids, positions, mask=None)  # (B, L, D)
-        return states.flatten(0, 1)[batch.predictor].float()
+        return self.lm(batch.input_ids, positions, mask=None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""

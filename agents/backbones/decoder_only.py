@@ -28,6 +28,7 @@ class DecoderOnly(Backbone):
         self._recurrent = _recurrent_layers(lm.config)
         if self._recurrent is None:
             self.cacheable = False
+        self.graphable = self._recurrent is not None and not any(self._recurrent)
 
     @property
     def _trunk(self) -> Any:
@@ -58,10 +59,11 @@ class DecoderOnly(Backbone):
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D)."""
+        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (N, D)
+
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         # Texts begin at column 0 and a causal model never looks ahead: neither mask nor positions are needed.
-        with self.precision():
-            states = self._trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # (B, L, D)
-        return states.flatten(0, 1)[batch.predictor].float()  # (N, D)
+        return self._trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""

@@ -59,21 +59,22 @@ class EncoderDecoder(Backbone):
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D)."""
+        rows = batch.predictor // batch.input_ids.shape[1]
+        return self.trunk(batch)[rows, batch.steps].float()  # (N, D)
+
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         ids, prompts = batch.input_ids, batch.prompt_lengths.clamp(min=1)  # (B, L), (B,); an idle row has a meaningless one
         columns = torch.arange(ids.shape[1], device=ids.device)
-        read = columns < prompts[:, None]  # (B, L)
         width = int(prompts.max())
+        read = (columns[:width] < prompts[:, None]).long()  # (B, P)
         # Decoder ids: the start token, then the response, moved to the left
-        moved = (columns[:-1] + prompts[:, None]).clamp(max=ids.shape[1] - 1) if ids.shape[1] > 1 else columns[:0].expand(len(ids), 0)
-        steps = int(batch.steps.max()) + 1
+        moved = (columns[:-1] + prompts[:, None]).clamp(max=ids.shape[1] - 1)
         starts = ids.new_full((len(ids), 1), self.start_token_id)
-        decoder_ids = torch.cat([starts, ids.gather(1, moved)], 1)[:, :steps]
-        with self.precision():
-            read = read[:, :width].long()
-            encoded = self.lm.get_encoder()(input_ids=ids[:, :width] * read, attention_mask=read).last_hidden_state
-            out = self.lm.get_decoder()(input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=read, use_cache=False)
-        rows = batch.predictor // ids.shape[1]
-        return out.last_hidden_state[rows, batch.steps].float()  # (N, D)
+        decoder_ids = torch.cat([starts, ids.gather(1, moved)], 1)[:, : int(batch.steps.max()) + 1]
+        encoded = self.lm.get_encoder()(input_ids=ids[:, :width] * read, attention_mask=read).last_hidden_state
+        return self.lm.get_decoder()(
+            input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=read, use_cache=False
+        ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""

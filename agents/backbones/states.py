@@ -35,6 +35,7 @@ class States:
 
     Attributes:
         plan: Of the pass under way.
+        generation: Grows when buffers move; 0 before the first pass has made them.
         num_slots: S, the slots in use.
         capacity: Slots of the buffers; those in use are the first ones.
         columns: Columns of the buffers.
@@ -47,7 +48,7 @@ class States:
         """Args: `recurrent`: which layers carry a recurrent state; None: none does, and layers are made when first used."""
         self.plan: Plan
         self.rows: torch.Tensor
-        self.num_slots = self.capacity = self.columns = self.source_columns = 0
+        self.num_slots = self.capacity = self.columns = self.source_columns = self.generation = 0
         self.source_lengths: np.ndarray | None = None  # (S,) tokens of each slot's source
         self.recurrent = bool(recurrent and any(recurrent))
         if recurrent is None:
@@ -59,7 +60,7 @@ class States:
     def begin(self, plan: Plan) -> None:
         """Set out on a pass."""
         self.plan = plan
-        slots = torch.arange(self.num_slots, device=plan.positions.device) if plan.slots is None else plan.slots
+        slots = torch.arange(len(plan.positions), device=plan.positions.device) if plan.slots is None else plan.slots
         self.rows = slots[:, None]  # (r, 1)
         for layer in (*self.cache.layers, *self.cross.layers):
             if isinstance(layer, (RecurrentState, SourceKeysAndValues)):
@@ -67,6 +68,7 @@ class States:
 
     def end(self) -> None:
         """Keep what the pass changed in copies."""
+        self.generation = max(self.generation, 1)
         for layer in self.cache.layers:
             if isinstance(layer, RecurrentState):
                 layer.close()
@@ -78,6 +80,7 @@ class States:
         if fits:
             return
         self.capacity, self.columns, self.source_columns = num_slots, columns, source_columns
+        self.generation += 1 if self.cache.layers else 0
         for layer in (*self.cache.layers, *self.cross.layers):
             layer.lay_out(kept)  # type: ignore[union-attr]  # every layer here is one of ours
 
@@ -123,7 +126,7 @@ class KeysAndValues(CacheLayerMixin):
         if fresh:
             return key_states, value_states
         if slots is None:
-            used = self.states.num_slots
+            used = len(positions)
             return self.keys[:used, :, :width], self.values[:used, :, :width]
         return self.keys[slots, :, :width], self.values[slots, :, :width]
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 from ..buffer import SequenceRolloutBuffer
 from ..policy import TransformerPolicy
 from ..rollout import play_episodes
+from ..run_folder import write_text
 from .architectures import architectures
 
 COLUMNS = ("family", "cached", "ratio", "gradient", "saved", "cached tokens/s", "full tokens/s", "speed-up")
@@ -80,7 +82,9 @@ def main(config: Families) -> list[tuple[Any, ...]]:
     console.print(table)
     if config.out is not None:
         lines = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1), *(_shown(row) for row in rows)]
-        config.out.write_text("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n", encoding="utf-8")
+        head = f"# Families of models\n\n{__doc__}\n{table.title}, {os.cpu_count()} cores, torch {torch.__version__}:\n"
+        text = "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+        write_text(config.out, text)
     return rows
 
 
@@ -170,7 +174,8 @@ def _speed(policy: TransformerPolicy, env: TextGenerationVecEnv, config: Familie
     policy.drop_caches()
     before, policy.backbone.cacheable = policy.backbone.cacheable, use_cache
     steps = config.new_tokens if use_cache else min(config.new_tokens, 24) // 2 * 2
-    obs, seconds = env.reset(), 0.0
+    obs: Any = env.reset()
+    seconds = 0.0
     skip = 0 if use_cache else config.new_tokens // 2 - steps // 2  # full passes: a stretch around the mean length
     for step in range(skip + steps):
         began = perf_counter()
