@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 from torch import nn
@@ -35,6 +36,9 @@ from .policy import TransformerPolicy
 from .progress import TokenProgressBar
 from .resume import generators, restore_generators
 from .rollout import play_episodes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
@@ -264,6 +268,27 @@ class TextAlgorithm(OnPolicyAlgorithm):
             os.replace(temporary, target)
         finally:
             self.__dict__.update(given)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load as SB3 does; `policy_kwargs` replaces single arguments of the saved policy, such as the temperature.
+
+        The file holds pickled data: load only files you trust.
+        """
+        if changed := kwargs.pop("policy_kwargs", None):
+            data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
+            assert data is not None
+            custom_objects = {**(custom_objects or {}), "policy_kwargs": {**data["policy_kwargs"], **changed}}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "reference", "_rollout_start"]

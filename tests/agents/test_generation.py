@@ -1,8 +1,10 @@
 """Generation against a plain loop over full forward passes."""
 
+import numpy as np
 import pytest
 import torch
 
+from agents import TextPPO
 from agents.evaluation import make_policy
 from agents.generation import generate, stream
 from agents.policy import TransformerPolicy
@@ -64,3 +66,36 @@ def test_what_save_pretrained_writes_opens_with_transformers_and_with_the_policy
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "value_head.safetensors"
     ]  # fmt: skip
+
+
+def test_predict_on_one_text_and_on_many_with_and_without_state(make_env):
+    env = make_env(num_envs=3)
+    policy = TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model=LLAMA)
+    obs = env.reset()
+    state = (np.zeros(2),)
+    many, kept = policy.predict(obs, state=state, episode_start=np.ones(3, bool), deterministic=True)
+    assert many.shape == (3,) and kept is state
+    assert policy.predict(obs, deterministic=True)[1] is None
+    for row in range(3):
+        one, _ = policy.predict({key: value[row] for key, value in obs.items()}, deterministic=True)
+        assert one.shape == () and one == many[row]
+        masks = np.arange(VOCAB) != one
+        other, _ = policy.predict({key: value[row] for key, value in obs.items()}, deterministic=True, action_masks=masks)
+        assert other != one
+
+
+def test_set_env_and_other_settings_at_load(make_env, tmp_path):
+    env = make_env(num_envs=3)
+    agent = TextPPO("TransformerPolicy", env, n_episodes=6, batch_size=3, policy_kwargs={"model": LLAMA})
+    agent.learn(10)
+    agent.save(tmp_path / "agent.zip")
+    agent.set_env(make_env(num_envs=3, seed=8))
+    agent.learn(20, reset_num_timesteps=False)
+    loaded = TextPPO.load(tmp_path / "agent.zip", env=env, policy_kwargs={"temperature": 0.5, "top_k": 4})
+    plain = TextPPO.load(tmp_path / "agent.zip", env=env)
+    obs = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    cold, warm = (model.policy.get_distribution(obs).distribution for model in (loaded, plain))
+    assert ((cold.probs > 0).sum(-1) == 4).all()
+    top = warm.logits.topk(4).indices
+    torch.testing.assert_close(cold.logits.gather(1, top).log_softmax(-1), (2 * warm.logits.gather(1, top)).log_softmax(-1))
+    loaded.learn(10)
