@@ -1,0 +1,215 @@
+"""Tasks so small that everything about them can be computed: all texts, the optimum, and how far a policy is from it.
+
+With a reference policy pi_ref and a coefficient beta > 0, the KL-regularised return of a policy is
+
+    J(pi) = E_pi[R] - beta * KL(pi || pi_ref),
+
+over whole texts.  It is largest for pi*(text) = pi_ref(text) * exp(R / beta) / Z, where it is J* = beta * log E_ref[exp(R / beta)],
+and J* - J(pi) = beta * KL(pi || pi*) (Korbak et al. 2022, "RL with KL penalties is better viewed as Bayesian inference").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..episode import Episode
+from ..task import Prompt, TextTask
+from ..tokenizer import IntegerTokenizer
+
+EOS = 0
+PROMPTS = ("1", "2")
+
+# Given the texts, shape (N, L) with EOS from the end on, and a generator: their rewards, shape (N,).
+Rule = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+def smooth(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Each token at each position has a worth, and so has each pair of neighbours; standard deviation about 0.5."""
+    length = texts.shape[1]
+    single, pair = rng.normal(size=(length, vocab_size)), rng.normal(size=(vocab_size, vocab_size))
+    worth = single[np.arange(length), texts].sum(1) + pair[texts[:, :-1], texts[:, 1:]].sum(1)
+    return 0.5 * worth / np.sqrt(2 * length - 1)
+
+
+def rough(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Every text has a worth of its own, uniform in [0, 1]: nothing can be inferred from other texts."""
+    codes = texts @ vocab_size ** np.arange(texts.shape[1])
+    return rng.permutation(np.linspace(0, 1, vocab_size ** texts.shape[1]))[codes]
+
+
+def prefix(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Share of leading tokens that agree with a secret text: each right token is paid."""
+    secret = rng.integers(1, vocab_size, texts.shape[1])
+    return (texts == secret).cumprod(1).mean(1)
+
+
+def sparse(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
+    """1 for about one text in twenty, 0 for the others."""
+    return (rough(texts, vocab_size, rng) > 0.95).astype(float)
+
+
+def needle(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
+    """1 for a single text of full length, 0 for all others."""
+    return (texts == rng.integers(1, vocab_size, texts.shape[1])).all(1).astype(float)
+
+
+@dataclass(frozen=True)
+class ExactTask:
+    """A rule on texts of at most `length` of `vocab_size` tokens; token 0 ends a text.
+
+    Attributes:
+        name: Short name; the environment's id is `textrl/Exact-{Name}-v0`.
+        rule: Rewards of texts.
+        vocab_size: V.
+        length: L, the longest response.
+        seed: Of the rule's numbers; each prompt has its own.
+    """
+
+    name: str
+    rule: Rule
+    vocab_size: int
+    length: int
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """The environment's id."""
+        return f"textrl/Exact-{self.name}-v0"
+
+    def rewards(self, prompt: int, texts: np.ndarray) -> np.ndarray:
+        """Return the rewards of texts, shape (N, L), padded with 0, after prompt number `prompt`."""
+        return self.rule(texts, self.vocab_size, np.random.default_rng([self.seed, prompt]))
+
+    def tree(self, prompt: int) -> TokenTree:
+        """Return everything that can be written after a prompt."""
+        return TokenTree(self.vocab_size, self.length, lambda texts: self.rewards(prompt, texts))
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        ExactTask("Smooth", smooth, 6, 4),
+        ExactTask("Long", smooth, 4, 6),
+        ExactTask("Wide", smooth, 16, 3),
+        ExactTask("Rough", rough, 8, 3),
+        ExactTask("Prefix", prefix, 6, 4),
+        ExactTask("Sparse", sparse, 6, 4),
+        ExactTask("Needle", needle, 8, 4),
+    )
+}
+
+
+def exact_task(name: str) -> TextTask:
+    """Build one of the exact tasks.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"no exact task is called {name!r}; known: {', '.join(TASKS)}")
+    task = TASKS[name]
+    prompts = tuple(Prompt(text, metadata={"number": number}) for number, text in enumerate(PROMPTS))
+    return TextTask(IntegerTokenizer(task.vocab_size, EOS), prompts, task.length, reward=ExactReward(task))
+
+
+class ExactReward:
+    """The task's own reward, by token ids."""
+
+    def __init__(self, task: ExactTask) -> None:
+        self.task = task
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExactReward:
+        return self
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the reward of each text."""
+        texts = np.zeros((len(episodes), self.task.length), np.int64)
+        for row, episode in enumerate(episodes):
+            ids = [token for token in episode.response_ids if token != EOS]
+            texts[row, : len(ids)] = ids
+        numbers = np.array([episode.metadata["number"] for episode in episodes])
+        scores = np.zeros(len(episodes))
+        for number in np.unique(numbers):
+            scores[numbers == number] = self.task.rewards(int(number), texts[numbers == number])
+        return scores.tolist()
+
+
+class Evaluation(NamedTuple):
+    """What a policy achieves exactly.
+
+    Attributes:
+        objective: J(pi), the KL-regularised return.
+        score: E_pi[R].
+        kl: KL(pi || pi_ref) of whole texts, in nats.
+    """
+
+    objective: float
+    score: float
+    kl: float
+
+
+class TokenTree:
+    """All texts of at most L of V tokens, level by level.
+
+    Level t holds the (V - 1)^t unfinished texts of t tokens in lexicographic order; writing token a > 0 after text i of level t
+    leads to text i * (V - 1) + a - 1 of level t + 1.  A policy is a list of L arrays of log-probabilities, ((V - 1)^t, V).
+
+    Attributes:
+        prefixes: Of each level t, the texts, shape ((V - 1)^t, t).
+        rewards: Of each level t, the rewards of the texts that end with each token, shape ((V - 1)^t, V); NaN where the text
+            goes on.
+    """
+
+    def __init__(self, vocab_size: int, length: int, rewards: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.vocab_size, self.length = vocab_size, length
+        self.prefixes = [np.zeros((1, 0), np.int64)]
+        for _ in range(length - 1):
+            last = self.prefixes[-1]
+            tokens = np.tile(np.arange(1, vocab_size), len(last))
+            self.prefixes.append(np.column_stack([np.repeat(last, vocab_size - 1, 0), tokens]))
+        self.rewards = []
+        for t, texts in enumerate(self.prefixes):
+            ends = np.full((len(texts), vocab_size), np.nan)
+            for token in range(vocab_size) if t == length - 1 else [EOS]:
+                full = np.zeros((len(texts), length), np.int64)
+                full[:, :t], full[:, t] = texts, token
+                ends[:, token] = rewards(full)
+            self.rewards.append(ends)
+
+    def optimum(self, reference: Sequence[np.ndarray], beta: float) -> tuple[float, list[np.ndarray]]:
+        """Return J* and the log-probabilities of pi*."""
+        policy: list[np.ndarray] = []
+        ahead = np.zeros(0)
+        for t in reversed(range(self.length)):
+            tilted = reference[t] + self._worth(t, ahead) / beta  # (n, V)
+            top = tilted.max(1, keepdims=True)
+            total = top[:, 0] + np.log(np.exp(tilted - top).sum(1))
+            policy.insert(0, tilted - total[:, None])
+            ahead = beta * total
+        return float(ahead[0]), policy
+
+    def evaluate(self, policy: Sequence[np.ndarray], reference: Sequence[np.ndarray], beta: float) -> Evaluation:
+        """Return what a policy achieves."""
+        score = kl = np.zeros(0)
+        for t in reversed(range(self.length)):
+            p = np.exp(policy[t])
+            # 0 * log 0 = 0: a token that the policy never writes may be impossible for the reference
+            ratio = np.where(p > 0, policy[t] - np.where(p > 0, reference[t], 0.0), 0.0)
+            kl = (p * (ratio + self._spread(t, kl))).sum(1)
+            score = (p * self._worth(t, score)).sum(1)
+        return Evaluation(float(score[0] - beta * kl[0]), float(score[0]), float(kl[0]))
+
+    def _worth(self, t: int, ahead: np.ndarray) -> np.ndarray:
+        """Return the reward where a text ends, and what lies ahead of it where it goes on, shape (n, V)."""
+        return np.where(np.isnan(self.rewards[t]), self._spread(t, ahead), self.rewards[t])
+
+    def _spread(self, t: int, ahead: np.ndarray) -> np.ndarray:
+        """Lay the next level's numbers beside the tokens that lead there, 0 where a text ends."""
+        out = np.zeros_like(self.rewards[t])
+        if t < self.length - 1:
+            out[:, 1:] = ahead.reshape(len(out), -1)
+        return out
