@@ -110,12 +110,20 @@ class Config:
 
 def main(config: Config) -> float:
     """Train, and return the mean score of the last 100 texts."""
-    prompts = [Prompt(f"{n} {n + 1} {n + 2}") for n in range(1, 24)]
-    task = TextTask(IntegerTokenizer(32, eos_token_id=0), prompts, max_new_tokens=6)
+    prompts = [Prompt(f"{n} {n + 1} {n + 2}") for n in range(1, 10)]
+    task = TextTask(IntegerTokenizer(16, eos_token_id=0), prompts, max_new_tokens=6)
     env = TextGenerationVecEnv(64, task=task, reward=counted)
-    policy = {"model": {"class": "custom_transformer:Nano", "vocab_size": 32, "width": 64, "layers": 2, "context_length": 16}}
+    policy = {"model": {"class": "custom_transformer:Nano", "vocab_size": 16, "width": 64, "layers": 2, "context_length": 16}}
     agent = TextPPO(
-        "TransformerPolicy", env, learning_rate=1e-3, n_episodes=128, batch_size=32, beta=0.0, seed=config.seed, policy_kwargs=policy
+        "TransformerPolicy",
+        env,
+        learning_rate=5e-3,
+        n_episodes=128,
+        batch_size=32,
+        beta=0.0,
+        ent_coef=0.03,
+        seed=config.seed,
+        policy_kwargs=policy,
     )
     agent.learn(config.timesteps, progress_bar=True)
     score = float(np.mean([episode["r"] for episode in agent.ep_info_buffer]))

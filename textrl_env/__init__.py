@@ -62,3 +62,10 @@ gym.register(
     vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
     kwargs={"task": "review"},
 )
+for _name in ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle"):
+    gym.register(
+        f"textrl/Exact-{_name}-v0",
+        entry_point="textrl_env.env:TextGenerationEnv",
+        vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
+        kwargs={"task": f"exact-{_name.lower()}"},
+    )

@@ -16,7 +16,10 @@ from .tokenizer import Tokenizer
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
-_TASKS: dict[str, str] = {"review": "textrl_env.tasks.review.task:review_task"}
+_TASKS: dict[str, str] = {
+    "review": "textrl_env.tasks.review.task:review_task",
+    **{f"exact-{n}": f"textrl_env.tasks.exact:{n}_task" for n in ("smooth", "long", "wide", "rough", "prefix", "sparse", "needle")},
+}
 
 
 @dataclass(frozen=True)

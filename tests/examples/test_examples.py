@@ -68,3 +68,9 @@ def test_torchrl_makes_registered_environments():
     libs = pytest.importorskip("torchrl.envs", reason="torchrl is not installed: pip install 'textrl[test]'")
     env = libs.GymEnv("textrl/Review-v0", reward="length")
     assert env.rollout(3)["next", "response"].shape == (3, 26)
+
+
+def test_custom_transformer():
+    example = load("custom_transformer")
+    assert example.main(example.Config(timesteps=1000)) < 0.15  # where it starts
+    assert example.main(example.Config(timesteps=15_000)) > 0.22

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,17 +104,14 @@ TASKS = {
 }
 
 
-def exact_task(name: str) -> TextTask:
-    """Build one of the exact tasks.
-
-    Raises:
-        ValueError: There is no such task.
-    """
-    if name not in TASKS:
-        raise ValueError(f"no exact task is called {name!r}; known: {', '.join(TASKS)}")
+def exact_task(name: str, split: str = "train") -> TextTask:
+    """Build one of the exact tasks; every split has the same two prompts."""
     task = TASKS[name]
     prompts = tuple(Prompt(text, metadata={"number": number}) for number, text in enumerate(PROMPTS))
     return TextTask(IntegerTokenizer(task.vocab_size, EOS), prompts, task.length, reward=ExactReward(task))
+
+
+smooth_task, long_task, wide_task, rough_task, prefix_task, sparse_task, needle_task = (partial(exact_task, name) for name in TASKS)
 
 
 class ExactReward:
