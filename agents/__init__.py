@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .buffer import SequenceRolloutBuffer
     from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
+    from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
+    from .on_policy import TextA2C, TextMaskablePPO, TextTRPO
     from .policy import TransformerPolicy
     from .ppo import TextPPO
     from .sft import SFT
@@ -20,9 +22,14 @@ _LAZY = {
     "AdaptiveKLController": "kl",
     "KLController": "kl",
     "LanguageModel": "backbones",
+    "MaskableSequenceRolloutBuffer": "maskable",
+    "MaskableTransformerPolicy": "maskable",
     "SFT": "sft",
     "SequenceRolloutBuffer": "buffer",
+    "TextA2C": "on_policy",
+    "TextMaskablePPO": "on_policy",
     "TextPPO": "ppo",
+    "TextTRPO": "on_policy",
     "TransformerPolicy": "policy",
     "generate": "generation",
     "stream": "generation",
@@ -33,8 +40,13 @@ __all__ = [
     "AdaptiveKLController",
     "KLController",
     "LanguageModel",
+    "MaskableSequenceRolloutBuffer",
+    "MaskableTransformerPolicy",
     "SequenceRolloutBuffer",
+    "TextA2C",
+    "TextMaskablePPO",
     "TextPPO",
+    "TextTRPO",
     "TransformerPolicy",
     "generate",
     "stream",

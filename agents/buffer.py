@@ -24,7 +24,7 @@ from .sequences import SequenceBatch, Written, action_log_probs, pack
 class SequenceSamples(NamedTuple):
     """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
 
-    All but `observations` are flat over the N tokens that are actions, shape (N,).
+    All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).
     """
 
     observations: SequenceBatch
@@ -33,6 +33,7 @@ class SequenceSamples(NamedTuple):
     old_log_prob: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
+    action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.whiten_advantages = whiten_advantages
         self.reference_batch_size = reference_batch_size
         self.stats: RolloutStats | None = None
-        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
+        RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
         self.reference = self.as_reference(reference)
 
@@ -221,7 +223,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         scores = self.rewards.sum()
         self._shape_rewards()
         self.advantages = np.zeros_like(self.rewards)
-        super().compute_returns_and_advantage(last_values, dones)
+        RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
         for name in ("rewards", "values", "log_probs", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))
         if self.whiten_advantages:
@@ -240,7 +242,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns))
+        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns))  # type: ignore[arg-type]
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,7 @@ class TransformerPolicy(ActorCriticPolicy):
         return actions, values, log_probs
 
     def evaluate_actions(
-        self, obs: PyTorchObs | SequenceBatch, actions: torch.Tensor
+        self, obs: PyTorchObs | SequenceBatch, actions: torch.Tensor, action_masks: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Score actions under the current weights.
 
@@ -270,6 +270,7 @@ class TransformerPolicy(ActorCriticPolicy):
             obs: A `SequenceBatch` of N actions from a `SequenceRolloutBuffer`, or a dict of N observations from SB3's own
                 buffers.
             actions: Shape (N,).
+            action_masks: Which tokens were legal, shape (N, V), if `obs` does not hold them; None: all.
 
         Returns:
             Values (N, 1), log-probabilities (N,) and entropies in nats (N,).
@@ -277,7 +278,7 @@ class TransformerPolicy(ActorCriticPolicy):
         Raises:
             ValueError: Top-k, top-p or min-p is on and `obs` is a dict: SB3's buffers do not keep which tokens were cut.
         """
-        batch = obs if isinstance(obs, SequenceBatch) else one_action_each(texts_of(obs), self.device, self.sampler)
+        batch = self._as_batch(obs, action_masks)
         if self.sampler.cuts and batch.kept is None:
             raise ValueError(
                 f"top_k={self.sampler.top_k}, top_p={self.sampler.top_p}, min_p={self.sampler.min_p}: what the acting policy cut must "
@@ -303,19 +304,41 @@ class TransformerPolicy(ActorCriticPolicy):
             hidden = self._value_backbone.hidden(batch)
         return values_of(self.value_head, hidden, self._settings["detach_critic"])
 
-    def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """Return the distribution over the next token of every text; rows must not be idle."""
-        batch = one_action_each(texts_of(obs), self.device, self.sampler)
-        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)
-        return CategoricalDistribution(self.vocab_size).proba_distribution(restrict(logits, self.sampler.cut(logits)))
+    def get_distribution(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> Distribution:
+        """Return the distribution over the next token of every text; rows must not be idle.
 
-    def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
-        """Return the value of every text, shape (B, 1); that of an idle row means nothing."""
-        batch = one_action_each(texts_of(obs), self.device)
+        Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p and min-p cut here.
+        """
+        batch = self._as_batch(obs, action_masks)
+        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)
+        if not isinstance(obs, SequenceBatch):
+            logits = restrict(logits, self.sampler.cut(logits))
+        return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
+
+    def predict_values(self, obs: PyTorchObs | SequenceBatch) -> torch.Tensor:
+        """Return the value of every text, shape (B, 1) or (N, 1); that of an idle row means nothing."""
+        batch = self._as_batch(obs)
         if self.value_head is None:
-            return torch.zeros(len(batch.input_ids), 1, device=self.device)
+            return torch.zeros(len(batch.predictor), 1, device=self.device)
         backbone = self._value_backbone or self.backbone
         return values_of(self.value_head, backbone.hidden(batch), self._settings["detach_critic"])
+
+    def _as_batch(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> SequenceBatch:
+        if isinstance(obs, SequenceBatch):
+            return obs
+        batch = one_action_each(texts_of(obs), self.device, self.sampler)
+        if action_masks is None:
+            return batch
+        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()
+        return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield names and parameters; of the model's names, "value" becomes "val".
+
+        sb3-contrib's TRPO takes every parameter with "value" in its name for the critic's; GPT-NeoX's attention has such names.
+        """
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            yield (name.replace("value", "val") if name.startswith("lm.") else name), parameter
 
     def predict(
         self,

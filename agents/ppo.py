@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .buffer import SequenceRolloutBuffer
-from .kl import KLController, as_kl_controller
+from .kl import KLController
 from .lm import LMSource
 from .policy import TransformerPolicy
 from .text_algorithm import TextAlgorithm
@@ -82,16 +81,9 @@ class TextPPO(TextAlgorithm, PPO):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if n_episodes < 1 or batch_size < 1:
-            raise ValueError(f"n_episodes={n_episodes}, batch_size={batch_size}: both count texts and must be at least 1")
-        self.n_episodes = n_episodes
-        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
-            raise ValueError(
-                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
-            )
-        self.reference_source = str(reference) if isinstance(reference, Path) else reference
-        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
-        self.kl_controller = as_kl_controller(beta)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: texts per minibatch, at least 1")
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
         super().__init__(
             policy,
             gym.make(env) if isinstance(env, str) else env,  # SB3 would ask for render_mode="rgb_array"

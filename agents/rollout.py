@@ -30,7 +30,9 @@ class Played(NamedTuple):
     infos: list[dict[str, Any]]
 
 
-def play_episodes(policy: TransformerPolicy, env: VecEnv, buffer: SequenceRolloutBuffer, num_episodes: int) -> Iterator[Played]:
+def play_episodes(
+    policy: TransformerPolicy, env: VecEnv, buffer: SequenceRolloutBuffer, num_episodes: int, use_masking: bool = True
+) -> Iterator[Played]:
     """Reset `env`, deal exactly `num_episodes` texts, write them all into `buffer`, and compute its returns.
 
     Args:
@@ -38,6 +40,7 @@ def play_episodes(policy: TransformerPolicy, env: VecEnv, buffer: SequenceRollou
         env: A `TextGenerationVecEnv`, wrapped or not.
         buffer: Emptied first.
         num_episodes: How many.
+        use_masking: Whether the environment's action masks are followed.
 
     Yields:
         Every step after it was stored.
@@ -51,7 +54,9 @@ def play_episodes(policy: TransformerPolicy, env: VecEnv, buffer: SequenceRollou
         starts = np.ones(env.num_envs, bool)
         while (live := obs["prompt"][:, 0] >= 0).any():
             with torch.no_grad():
-                actions, values, log_probs = policy(obs_as_tensor(obs, policy.device), action_masks=texts.core.legal())
+                actions, values, log_probs = policy(
+                    obs_as_tensor(obs, policy.device), action_masks=texts.core.legal() if use_masking else None
+                )
             chosen = actions.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(chosen)
             buffer.add(obs, chosen, rewards, starts, values, log_probs)

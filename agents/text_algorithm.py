@@ -29,7 +29,7 @@ from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
-from .kl import KLController
+from .kl import KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
 from .policy import TransformerPolicy
@@ -69,6 +69,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     reference_mixup: float = 0.0
     critic_warmup: int = 0
     kl_controller: KLController
+    _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
 
@@ -85,6 +86,30 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
             env = VecMonitor(env)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _set_text(
+        self,
+        n_episodes: int,
+        beta: float | dict[str, Any] | KLController,
+        reference: LMSource | None,
+        reference_mixup: float,
+        critic_warmup: int,
+    ) -> None:
+        """Take the arguments that all our algorithms share, see `TextPPO`.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
+        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
+            raise ValueError(
+                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
+            )
+        self.n_episodes = n_episodes
+        self.kl_controller = as_kl_controller(beta)
+        self.reference_source = str(reference) if isinstance(reference, Path) else reference
+        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -115,8 +140,17 @@ class TextAlgorithm(OnPolicyAlgorithm):
         if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
             raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        """Write `n_episodes` whole texts; `n_rollout_steps` is not used.
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
+    ) -> bool:
+        """Write `n_episodes` whole texts.
+
+        Args:
+            env: A `TextGenerationVecEnv`, wrapped or not.
+            callback: Called after every step.
+            rollout_buffer: A `SequenceRolloutBuffer`.
+            n_rollout_steps: Not used.
+            use_masking: Whether the environment's action masks are followed; MaskablePPO passes it.
 
         Returns:
             False if a callback asked to stop.
@@ -130,7 +164,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()
         began = perf_counter()
         finished: list[dict[str, Any]] = []
-        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes):
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
@@ -156,7 +190,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         finally:
             for parameter in waiting:
                 parameter.requires_grad_(True)
-        if self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
+        if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
             self._check_gradients(trainable)
         if self.reference_mixup:
             self._mix_reference()

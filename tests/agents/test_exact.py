@@ -74,7 +74,7 @@ def test_values_and_optimum_by_brute_force(small):
 
 def test_no_search_finds_a_better_policy(small):
     """A general optimiser over all logits ends at J*."""
-    task, tree, _, reference = small
+    _task, tree, _, reference = small
     shapes = [r.shape for r in reference]
 
     def objective(flat):
@@ -95,7 +95,7 @@ def test_the_environment_pays_what_the_tree_says(name):
     env = gym.make(task.id)
     rng = np.random.default_rng(0)
     for episode in range(60):
-        obs, info = env.reset(seed=episode)
+        obs, _info = env.reset(seed=episode)
         number, index, tree = int(obs["prompt"][0]) - 1, 0, None
         tree = tree_of(name, number)
         for t in range(task.length):

@@ -1,0 +1,285 @@
+"""A2C, TRPO and MaskablePPO on texts: the libraries' own `train()`, with whole episodes and a reference."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from sb3_contrib import TRPO, MaskablePPO
+from stable_baselines3 import A2C
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .buffer import SequenceRolloutBuffer
+from .kl import KLController
+from .lm import LMSource
+from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
+from .policy import TransformerPolicy
+from .text_algorithm import TextAlgorithm
+
+
+class TextA2C(TextAlgorithm, A2C):
+    """SB3's A2C on texts: one step of Adam on all texts of a rollout; `train()` is SB3's own.
+
+    Differences from `stable_baselines3.A2C` are those of `TextPPO`, and Adam instead of RMSprop.
+
+    Args:
+        policy: See `TextPPO`.
+        env: See `TextPPO`.
+        learning_rate: See SB3.
+        n_episodes: Texts per rollout, all in one step.
+        gamma: Discount.
+        gae_lambda: See SB3; below 1, the critic's error biases the gradient.
+        ent_coef: See SB3.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: See SB3.
+        beta: See `TextPPO`.
+        reference: See `TextPPO`.
+        reference_mixup: See `TextPPO`.
+        critic_warmup: See `TextPPO`.
+        whiten_advantages: Give the advantages of a rollout mean 0 and variance 1.
+        stats_window_size: See SB3.
+        tensorboard_log: See SB3.
+        policy_kwargs: See `TextPPO`.
+        verbose: See SB3.
+        seed: See SB3.
+        device: See SB3.
+        _init_setup_model: See SB3.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[TransformerPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_episodes: int = 64,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        max_grad_norm: float = 1.0,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        critic_warmup: int = 0,
+        whiten_advantages: bool = True,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
+        super().__init__(
+            policy,
+            gym.make(env) if isinstance(env, str) else env,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_rms_prop=False,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages},
+            normalize_advantage=False,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+
+class TextTRPO(TextAlgorithm, TRPO):
+    """sb3-contrib's TRPO on texts; `train()` is the library's own.
+
+    It needs second derivatives, so attention runs in plain matrix products, and the logits of a whole rollout are in memory.  A
+    shared trunk belongs to the policy: the critic's steps move its head alone; `policy_kwargs={"critic": "separate"}` gives it
+    more to learn with.
+
+    Args:
+        policy: See `TextPPO`.
+        env: See `TextPPO`.
+        learning_rate: Of the critic.
+        n_episodes: Texts per rollout, all in one step.
+        batch_size: Texts per minibatch of the critic.
+        gamma: Discount.
+        gae_lambda: See SB3.
+        cg_max_steps: See sb3-contrib.
+        cg_damping: See sb3-contrib.
+        line_search_shrinking_factor: See sb3-contrib.
+        line_search_max_iter: See sb3-contrib.
+        n_critic_updates: See sb3-contrib.
+        target_kl: Largest mean KL per token between the policies before and after an update.
+        beta: See `TextPPO`.
+        reference: See `TextPPO`.
+        reference_mixup: See `TextPPO`.
+        whiten_advantages: See `TextA2C`.
+        stats_window_size: See SB3.
+        tensorboard_log: See SB3.
+        policy_kwargs: See `TextPPO`.
+        verbose: See SB3.
+        seed: See SB3.
+        device: See SB3.
+        _init_setup_model: See SB3.
+    """
+
+    _leaves_gradients = False
+
+    def __init__(
+        self,
+        policy: str | type[TransformerPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_episodes: int = 64,
+        batch_size: int = 16,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        target_kl: float = 0.01,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        whiten_advantages: bool = True,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup=0)
+        super().__init__(
+            policy,
+            gym.make(env) if isinstance(env, str) else env,
+            learning_rate=learning_rate,
+            n_steps=batch_size,  # not used; a multiple of batch_size keeps a warning about cut minibatches quiet
+            batch_size=batch_size,
+            gamma=gamma,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            line_search_shrinking_factor=line_search_shrinking_factor,
+            line_search_max_iter=line_search_max_iter,
+            n_critic_updates=n_critic_updates,
+            gae_lambda=gae_lambda,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages},
+            normalize_advantage=False,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def train(self) -> None:
+        """Update as the library does."""
+        with sdpa_kernel(SDPBackend.MATH):  # the only kernel that can be differentiated twice
+            super().train()
+
+
+class TextMaskablePPO(TextAlgorithm, MaskablePPO):  # type: ignore[misc]
+    """sb3-contrib's MaskablePPO on texts; `train()` is the library's own.
+
+    `TextPPO` follows the environment's masks as well; this class is for code that expects sb3-contrib's.
+
+    Args:
+        policy: `"MaskableTransformerPolicy"` or a subclass of it.
+        env: See `TextPPO`.
+        learning_rate: See SB3.
+        n_episodes: See `TextPPO`.
+        batch_size: See `TextPPO`.
+        n_epochs: See `TextPPO`.
+        gamma: See `TextPPO`.
+        gae_lambda: See `TextPPO`.
+        clip_range: See `TextPPO`.
+        clip_range_vf: See `TextPPO`.
+        ent_coef: See `TextPPO`.
+        vf_coef: See `TextPPO`.
+        max_grad_norm: See `TextPPO`.
+        target_kl: See `TextPPO`.
+        beta: See `TextPPO`.
+        reference: See `TextPPO`.
+        reference_mixup: See `TextPPO`.
+        critic_warmup: See `TextPPO`.
+        stats_window_size: See SB3.
+        tensorboard_log: See SB3.
+        policy_kwargs: See `TextPPO`.
+        verbose: See SB3.
+        seed: See SB3.
+        device: See SB3.
+        _init_setup_model: See SB3.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MaskableTransformerPolicy": MaskableTransformerPolicy}
+
+    def __init__(
+        self,
+        policy: str | type[MaskableTransformerPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_episodes: int = 64,
+        batch_size: int = 16,
+        n_epochs: int = 4,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        critic_warmup: int = 0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
+        super().__init__(
+            policy,  # type: ignore[arg-type]  # registered, not derived
+            gym.make(env) if isinstance(env, str) else env,
+            learning_rate=learning_rate,
+            n_steps=batch_size,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=False,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            rollout_buffer_class=MaskableSequenceRolloutBuffer,
+            rollout_buffer_kwargs={"whiten_advantages": True},
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
