@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
     from .on_policy import TextA2C, TextMaskablePPO, TextTRPO
     from .policy import TransformerPolicy
+    from .policy_gradient import GRPO, RLOO, Reinforce, ReinforcePlusPlus, TextPolicyGradient
     from .ppo import TextPPO
     from .sft import SFT
 
 _LAZY = {
+    "GRPO": "policy_gradient",
+    "RLOO": "policy_gradient",
+    "Reinforce": "policy_gradient",
+    "ReinforcePlusPlus": "policy_gradient",
+    "TextPolicyGradient": "policy_gradient",
     "AdaptiveKLController": "kl",
     "KLController": "kl",
     "LanguageModel": "backbones",
@@ -36,16 +42,21 @@ _LAZY = {
 }
 
 __all__ = [
+    "GRPO",
+    "RLOO",
     "SFT",
     "AdaptiveKLController",
     "KLController",
     "LanguageModel",
     "MaskableSequenceRolloutBuffer",
     "MaskableTransformerPolicy",
+    "Reinforce",
+    "ReinforcePlusPlus",
     "SequenceRolloutBuffer",
     "TextA2C",
     "TextMaskablePPO",
     "TextPPO",
+    "TextPolicyGradient",
     "TextTRPO",
     "TransformerPolicy",
     "generate",

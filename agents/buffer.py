@@ -24,7 +24,8 @@ from .sequences import SequenceBatch, Written, action_log_probs, pack
 class SequenceSamples(NamedTuple):
     """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
 
-    All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).
+    All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).  `reference_log_prob` is None
+    without a reference.
     """
 
     observations: SequenceBatch
@@ -34,6 +35,7 @@ class SequenceSamples(NamedTuple):
     advantages: torch.Tensor
     returns: torch.Tensor
     action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
+    reference_log_prob: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_advantages: Give the advantages of the whole rollout mean 0 and variance 1; switch SB3's
             `normalize_advantage` (per minibatch) off then.
         reference_batch_size: Texts in one pass of the reference.
+        kl_in_reward: Whether KL shapes the rewards; False only measures it, for losses that hold it down themselves.
     """
 
     def __init__(
@@ -121,10 +124,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         beta: float | dict[str, Any] | KLController = 0.05,
         whiten_advantages: bool = False,
         reference_batch_size: int = 64,
+        kl_in_reward: bool = True,
     ) -> None:
         self.kl_controller = as_kl_controller(beta)
         self.whiten_advantages = whiten_advantages
         self.reference_batch_size = reference_batch_size
+        self.kl_in_reward = kl_in_reward
         self.stats: RolloutStats | None = None
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -233,7 +238,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
         """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all."""
         assert self.full, "compute_returns_and_advantage first"
-        order = np.random.permutation(len(self.segments))
+        order = np.random.permutation(self.trained)
         size = batch_size or len(order)
         for start in range(0, len(order), size):
             yield self.samples(order[start : start + size])
@@ -242,7 +247,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns))  # type: ignore[arg-type]
+        reference = self.reference_log_probs
+        ours = {} if reference is None else {"reference_log_prob": torch.as_tensor(reference[tokens], device=self.device)}
+        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns), **ours)  # type: ignore[arg-type]
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays."""
@@ -261,6 +268,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for index, (row, step, context, written) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
+        self.trained = np.arange(len(self.segments))  # texts that `get` yields; an estimator may leave some out
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
 
@@ -279,8 +287,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         began = perf_counter()
         self.beta = self.kl_controller.beta
         self.kl = np.zeros(self._offsets[-1], np.float32)  # (N,) log(pi / pi_ref) of each action
+        self.reference_log_probs: np.ndarray | None = None
         if self.reference is not None:
-            self.kl = self._flat(self.log_probs) - self._reference_log_probs()
+            self.reference_log_probs = self._reference_log_probs()
+            self.kl = self._flat(self.log_probs) - self.reference_log_probs
+        if self.reference is not None and self.kl_in_reward:
             for index, segment in enumerate(self.segments):
                 penalty = self.beta * self.kl[self._offsets[index] : self._offsets[index + 1]]
                 self.rewards[segment.steps, segment.row] -= penalty

@@ -179,14 +179,14 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return True
 
     def train(self) -> None:
-        """Update the policy as the SB3 algorithm does, and log how fast."""
+        """Update the policy as the algorithm does, and log how fast."""
         began = perf_counter()
         waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
         trainable = self._check_optimizer()
         for parameter in waiting:
             parameter.requires_grad_(False)
         try:
-            super().train()
+            self._train()
         finally:
             for parameter in waiting:
                 parameter.requires_grad_(True)
@@ -200,6 +200,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
         assert stats is not None
         self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
         self.logger.record("time/update_seconds", seconds)
+
+    def _train(self) -> None:
+        super().train()
 
     def _check_optimizer(self) -> list[nn.Parameter]:
         """Insist that the optimizer holds every parameter of the policy that is to learn, and return these."""

@@ -76,7 +76,7 @@ def test_seeds_decide_everything(name):
     one, two = (play(gymnasium.make(name, reward="length")) for _ in range(2))
     same(one, two)
     prompts = {gymnasium.make(name).reset(seed=s)[1]["prompt"] for s in range(10)}
-    assert len(prompts) > 3
+    assert len(prompts) > 1
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -84,7 +84,7 @@ def test_seeds_decide_everything(name):
 def test_copies_go_on_alike(name, twin):
     env = gymnasium.make(name, reward="length").unwrapped
     env.reset(seed=2)
-    env.step(9)
+    env.step(3)
     other = twin(env)
     rng = np.random.default_rng(0)
     for _ in range(80):

@@ -1,0 +1,117 @@
+"""From the rewards of a rollout to the advantages of its tokens: what critic-free methods differ in.
+
+Returns are those that the buffer holds: with KL in the reward, a text's return is score - beta * sum log(pi / pi_ref), and an
+estimator that is unbiased for it follows the exact gradient of the KL-regularised return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Rollout(NamedTuple):
+    """What an estimator sees of S texts with N tokens.
+
+    Attributes:
+        rewards: Of each token, shape (N,).
+        offsets: Where each text's tokens begin, and N, shape (S + 1,).
+        groups: Number of each text's prompt, shape (S,).
+        gae: Generalised advantages, if there is a critic, shape (N,).
+        average: Moving average of the returns of earlier rollouts.
+    """
+
+    rewards: np.ndarray
+    offsets: np.ndarray
+    groups: np.ndarray
+    gae: np.ndarray
+    average: float
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Return of each text, shape (S,)."""
+        return np.add.reduceat(self.rewards, self.offsets[:-1])
+
+    @property
+    def to_go(self) -> np.ndarray:
+        """Sum of the rewards from each token on, shape (N,)."""
+        total = np.cumsum(self.rewards)
+        ends = np.repeat(total[self.offsets[1:] - 1], self.lengths)
+        return ends - total + self.rewards
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, shape (S,)."""
+        return np.diff(self.offsets)
+
+    def spread(self, per_text: np.ndarray) -> np.ndarray:
+        """Give each token its text's number."""
+        return np.repeat(per_text, self.lengths)
+
+    def group_sums(self, per_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each text the sum over its group, and how many texts that has."""
+        size = int(self.groups.max()) + 1
+        sums, counts = np.bincount(self.groups, per_text, size), np.bincount(self.groups, minlength=size)
+        return sums[self.groups], counts[self.groups]
+
+
+def gae(rollout: Rollout) -> np.ndarray:
+    """Schulman et al. 2016, with the buffer's critic; PPO's."""
+    return rollout.gae
+
+
+def reinforce(rollout: Rollout) -> np.ndarray:
+    """Reward to go minus a moving average of earlier returns (Williams 1992): unbiased."""
+    return rollout.to_go - rollout.average
+
+
+def rloo(rollout: Rollout) -> np.ndarray:
+    """Return minus the mean return of the group's other texts (Kool et al. 2019; Ahmadian et al. 2024): unbiased."""
+    returns = rollout.returns
+    sums, counts = rollout.group_sums(returns)
+    return rollout.spread((returns - sums / counts) * counts / (counts - 1))
+
+
+def group_mean(rollout: Rollout) -> np.ndarray:
+    """Return minus the group's mean (Dr. GRPO, Liu et al. 2025): the unbiased one times (k - 1) / k."""
+    returns = rollout.returns
+    sums, counts = rollout.group_sums(returns)
+    return rollout.spread(returns - sums / counts)
+
+
+def grpo(rollout: Rollout) -> np.ndarray:
+    """The same divided by the group's standard deviation (Shao et al. 2024): another objective, for easy and hard prompts count more."""
+    returns = rollout.returns
+    sums, counts = rollout.group_sums(returns)
+    deviation = returns - sums / counts
+    squares, _ = rollout.group_sums(deviation**2)
+    return rollout.spread(deviation / (np.sqrt(squares / np.maximum(counts - 1, 1)) + 1e-4))
+
+
+def reinforce_plus_plus(rollout: Rollout) -> np.ndarray:
+    """Reward to go, whitened over the rollout (Hu et al. 2025): the direction is unbiased up to the batch's own mean."""
+    return whitened(rollout.to_go)
+
+
+def reinforce_plus_plus_baseline(rollout: Rollout) -> np.ndarray:
+    """Return minus the group's mean, then whitened over the rollout (Hu et al. 2025)."""
+    return whitened(group_mean(rollout))
+
+
+def whitened(advantages: np.ndarray) -> np.ndarray:
+    """Give the numbers mean 0 and variance 1."""
+    return (advantages - advantages.mean()) / np.sqrt(advantages.var() + 1e-8)
+
+
+ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {
+    "gae": gae,
+    "reinforce": reinforce,
+    "rloo": rloo,
+    "group_mean": group_mean,
+    "grpo": grpo,
+    "reinforce++": reinforce_plus_plus,
+    "reinforce++_baseline": reinforce_plus_plus_baseline,
+}
+GROUPED = ("rloo", "group_mean", "grpo", "reinforce++_baseline")

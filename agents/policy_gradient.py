@@ -1,0 +1,335 @@
+"""The clipped policy gradient with any estimator of the advantage: RLOO, GRPO, REINFORCE and their relatives.
+
+Here, once, is the `train()` for all that Stable-Baselines3's loop cannot express.  With `estimator="gae"` and every option off it
+is `PPO.train` to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import explained_variance
+from torch.nn import functional
+
+from textrl_env.env import TextGenerationEnv
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+from .buffer import SequenceRolloutBuffer, SequenceSamples
+from .estimators import ESTIMATORS, GROUPED, Rollout
+from .kl import KLController
+from .lm import LMSource
+from .policy import TransformerPolicy
+from .text_algorithm import TextAlgorithm
+
+Aggregation = Literal["token", "sequence", "budget"]
+KLIn = Literal["reward", "loss"]
+_WHY_NOT = {
+    ("reward", "k2"): "k2 in the reward does not hold the policy to the reference: its gradient points away from KL's",
+    ("reward", "k3"): "k3 in the reward does not hold the policy to the reference: its gradient points away from KL's",
+    ("loss", "k1"): "the gradient of k1 in the loss is 0 on average: it does nothing",
+}
+
+
+class TextPolicyGradient(TextAlgorithm, PPO):
+    """Policy gradient on texts, clipped as PPO's, with a choice of advantages, averages and places for KL.
+
+    `RLOO`, `GRPO`, `Reinforce` and `ReinforcePlusPlus` are this class with their defaults.
+
+    Args:
+        policy: See `TextPPO`.
+        env: See `TextPPO`.
+        estimator: Of the advantage, a key of `agents.estimators.ESTIMATORS`.
+        learning_rate: See SB3.
+        n_episodes: Texts per rollout; a multiple of the group size.
+        batch_size: Texts per minibatch.
+        n_epochs: Passes over a rollout.
+        group_size: Texts for each prompt, if `env` is an id; a task's own `group_size` otherwise.
+        gamma: Discount, of `gae` only.
+        gae_lambda: See SB3, of `gae` only.
+        clip_range: How far a ratio may fall, and rise if `clip_range_high` does not say otherwise.
+        clip_range_high: How far a ratio may rise (DAPO's clip-higher); None: as far as it may fall.
+        clip_range_vf: See SB3.
+        dual_clip: Largest ratio that counts where the advantage is negative (Ye et al. 2020); None: any.
+        loss_aggregation: `"token"`: mean over the minibatch's tokens; `"sequence"`: mean over each text's tokens, then over texts;
+            `"budget"`: sum over a text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).
+        skip_equal_groups: Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling without
+            sampling again).
+        whiten_advantages: Give the advantages of a rollout mean 0 and variance 1, after the estimator.
+        ent_coef: See SB3.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: See SB3.
+        target_kl: See `TextPPO`.
+        beta: See `TextPPO`; with `kl_in="loss"` the weight of that term.
+        kl_in: Whether KL to the reference is part of the reward or of the loss.
+        kl_estimator: `"k1"` in the reward; in the loss `"k2"` or `"k3"`, the latter times the ratio.  Their gradients are exact on
+            the policy's own samples (Tang and Munos 2025).
+        reference: See `TextPPO`.
+        reference_mixup: See `TextPPO`.
+        critic_warmup: See `TextPPO`.
+        stats_window_size: See SB3.
+        tensorboard_log: See SB3.
+        policy_kwargs: See `TextPPO`; without `gae` the default is `"critic": "none"`.
+        verbose: See SB3.
+        seed: See SB3.
+        device: See SB3.
+        _init_setup_model: See SB3.
+
+    Raises:
+        ValueError: An argument is out of range, the estimator needs groups that the task does not deal, or KL would not regularise.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[TransformerPolicy],
+        env: GymEnv | str,
+        estimator: str = "rloo",
+        learning_rate: float | Schedule = 3e-4,
+        n_episodes: int = 64,
+        batch_size: int = 64,
+        n_epochs: int = 1,
+        group_size: int = 4,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_high: float | None = None,
+        clip_range_vf: float | Schedule | None = None,
+        dual_clip: float | None = None,
+        loss_aggregation: Aggregation = "token",
+        skip_equal_groups: bool = False,
+        whiten_advantages: bool = False,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        kl_in: KLIn = "reward",
+        kl_estimator: Literal["k1", "k2", "k3"] = "k1",
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        critic_warmup: int = 0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator={estimator!r}: must be one of {', '.join(ESTIMATORS)}")
+        if loss_aggregation not in ("token", "sequence", "budget"):
+            raise ValueError(f"loss_aggregation={loss_aggregation!r}: must be 'token', 'sequence' or 'budget'")
+        if dual_clip is not None and dual_clip <= 1:
+            raise ValueError(f"dual_clip={dual_clip}: a ratio above 1, usually 3")
+        if kl_in not in ("reward", "loss") or kl_estimator not in ("k1", "k2", "k3"):
+            raise ValueError(
+                f"kl_in={kl_in!r}, kl_estimator={kl_estimator!r}: KL goes into the 'reward' or the 'loss', as 'k1', 'k2' or 'k3'"
+            )
+        if (why := _WHY_NOT.get((kl_in, kl_estimator))) is not None:
+            raise ValueError(f"kl_in={kl_in!r} with kl_estimator={kl_estimator!r}: {why}; use k1 in the reward, or k2 or k3 in the loss")
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
+        self.estimator, self.loss_aggregation, self.skip_equal_groups = estimator, loss_aggregation, skip_equal_groups
+        self.clip_range_high, self.dual_clip = clip_range_high, dual_clip
+        self.kl_in, self.kl_estimator, self.average_return = kl_in, kl_estimator, 0.0
+        self.whiten = whiten_advantages
+        grouped = estimator in GROUPED
+        if isinstance(env, str):
+            env = gym.make(env, group_size=group_size if grouped else 1)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=batch_size,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=False,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef if estimator == "gae" else 0.0,
+            max_grad_norm=max_grad_norm,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            rollout_buffer_kwargs={"kl_in_reward": kl_in == "reward"},
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs if estimator == "gae" else {"critic": "none", **(policy_kwargs or {})},
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.estimator in GROUPED:
+            texts = self.env.unwrapped  # type: ignore[union-attr]  # SB3's own check comes first
+            assert isinstance(texts, (TextGenerationVecEnv, TextGenerationEnv))
+            size = texts.core.task.group_size
+            if size < 2 or self.n_episodes % size:
+                raise ValueError(
+                    f"estimator={self.estimator!r} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
+                    f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
+                )
+
+    def _estimate(self) -> None:
+        """Replace the buffer's advantages by the estimator's."""
+        buffer = self.rollout_buffer
+        _, groups = np.unique([s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments], return_inverse=True)
+        rollout = Rollout(buffer.rewards, buffer._offsets, groups.reshape(-1), buffer.advantages, self.average_return)
+        buffer.advantages = ESTIMATORS[self.estimator](rollout).astype(np.float32)
+        if self.whiten:
+            buffer.advantages = (buffer.advantages - buffer.advantages.mean()) / np.sqrt(buffer.advantages.var() + 1e-8)
+        returns = rollout.returns
+        self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
+        if self.skip_equal_groups:
+            sums, counts = rollout.group_sums(returns)
+            squares, _ = rollout.group_sums((returns - sums / counts) ** 2)
+            buffer.trained = np.flatnonzero(squares > 1e-12)
+        self.logger.record("objective/share_trained", len(buffer.trained) / len(buffer.segments))
+
+    def _train(self) -> None:
+        self._estimate()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        log: dict[str, list[float]] = {}
+        go_on = True
+        for _ in range(self.n_epochs):
+            log["approx_kl"] = []  # as SB3 logs it: of the last epoch
+            for samples in self.rollout_buffer.get(self.batch_size) if len(self.rollout_buffer.trained) else ():
+                loss, notes = self._loss(samples)
+                for name, value in notes.items():
+                    log.setdefault(name, []).append(value)
+                if self.target_kl is not None and notes["approx_kl"] > 1.5 * self.target_kl:
+                    go_on = False
+                    break
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                log.setdefault("grad_norm", []).append(float(norm))
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if not go_on:
+                break
+        for name, values in log.items():
+            if values:
+                self.logger.record(f"train/{name}", float(np.mean(values)))
+        self.logger.record("train/explained_variance", explained_variance(self.rollout_buffer.values, self.rollout_buffer.returns))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _loss(self, samples: SequenceSamples) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of a minibatch, and what the log says of it."""
+        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())
+        assert entropy is not None
+        weights = self._weights(samples)
+        log_ratio = log_prob - samples.old_log_prob
+        ratio = log_ratio.exp()
+        low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        high = low if self.clip_range_high is None else self.clip_range_high
+        advantages = samples.advantages
+        gain = torch.min(advantages * ratio, advantages * ratio.clamp(1 - low, 1 + high))
+        if self.dual_clip is not None:
+            gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
+        policy_loss = -(weights * gain).sum()
+        entropy_loss = -(weights * entropy).sum()
+        loss = policy_loss + self.ent_coef * entropy_loss
+        notes = {"policy_gradient_loss": policy_loss.item(), "entropy_loss": entropy_loss.item()}
+        if self.vf_coef:
+            value_loss = self._value_loss(values.flatten(), samples)
+            loss = loss + self.vf_coef * value_loss
+            notes["value_loss"] = value_loss.item()
+        if self.kl_in == "loss" and samples.reference_log_prob is not None:
+            kl_loss = (weights * self._kl(log_prob, ratio, samples.reference_log_prob)).sum()
+            loss = loss + self.rollout_buffer.beta * kl_loss
+            notes["kl_loss"] = kl_loss.item()
+        with torch.no_grad():
+            notes["approx_kl"] = float(((ratio - 1) - log_ratio).mean())
+            notes["clip_fraction"] = float(((ratio > 1 + high) | (ratio < 1 - low)).float().mean())
+        return loss, {**notes, "loss": loss.item()}
+
+    def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Return per token what has the gradient of KL(pi || pi_ref) in expectation."""
+        difference = log_prob - reference
+        if self.kl_estimator == "k2":
+            return 0.5 * difference.square()
+        return ratio * ((-difference).exp() - 1 + difference)
+
+    def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
+        if self.clip_range_vf is not None:
+            reach = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            values = samples.old_values + (values - samples.old_values).clamp(-reach, reach)
+        return functional.mse_loss(samples.returns, values)
+
+    def _weights(self, samples: SequenceSamples) -> torch.Tensor:
+        """Return what each token counts in a minibatch of S texts, shape (N,)."""
+        batch = samples.observations
+        if self.loss_aggregation == "token":
+            return torch.full_like(samples.advantages, 1 / len(samples.advantages))
+        rows = batch.predictor // batch.input_ids.shape[1]
+        counts = torch.bincount(rows, minlength=len(batch.input_ids))
+        texts = int((counts > 0).sum())
+        if self.loss_aggregation == "sequence":
+            return 1 / (texts * counts[rows].float())
+        longest = self.observation_space["response"].shape[0]  # type: ignore[index]
+        return torch.full_like(samples.advantages, 1 / (texts * longest))
+
+
+class RLOO(TextPolicyGradient):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024): a text's baseline is the mean return of its prompt's other texts."""
+
+    def __init__(self, policy: Any, env: Any, estimator: str = "rloo", **settings: Any) -> None:
+        super().__init__(policy, env, estimator, **settings)
+
+
+class Reinforce(TextPolicyGradient):
+    """REINFORCE (Williams 1992) with reward to go and a moving average of returns as the baseline."""
+
+    def __init__(self, policy: Any, env: Any, estimator: str = "reinforce", **settings: Any) -> None:
+        super().__init__(policy, env, estimator, **settings)
+
+
+class ReinforcePlusPlus(TextPolicyGradient):
+    """REINFORCE++ (Hu et al. 2025): reward to go, whitened over the rollout; `estimator="reinforce++_baseline"` for its group form."""
+
+    def __init__(self, policy: Any, env: Any, estimator: str = "reinforce++", n_epochs: int = 2, **settings: Any) -> None:
+        super().__init__(policy, env, estimator, n_epochs=n_epochs, **settings)
+
+
+class GRPO(TextPolicyGradient):
+    """Group-relative policy optimisation (Shao et al. 2024), KL in the loss.
+
+    Its normalisation changes the objective: a prompt's reward is divided by its spread.  Dr. GRPO is `estimator="group_mean",
+    loss_aggregation="budget"`; DAPO is `clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, beta=0.0`, with the
+    task's `soft_max_tokens` for over-long texts.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        estimator: str = "grpo",
+        n_epochs: int = 2,
+        loss_aggregation: Aggregation = "sequence",
+        beta: Any = 0.04,
+        kl_in: KLIn = "loss",
+        kl_estimator: Literal["k1", "k2", "k3"] = "k3",
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            estimator,
+            n_epochs=n_epochs,
+            loss_aggregation=loss_aggregation,
+            beta=beta,
+            kl_in=kl_in,
+            kl_estimator=kl_estimator,
+            **settings,
+        )
