@@ -95,11 +95,11 @@ TASKS = {
     for task in (
         ExactTask("Smooth", smooth, 6, 4),
         ExactTask("Long", smooth, 4, 6),
-        ExactTask("Wide", smooth, 16, 3),
+        ExactTask("Wide", smooth, 16, 2),
         ExactTask("Rough", rough, 8, 3),
         ExactTask("Prefix", prefix, 6, 4),
         ExactTask("Sparse", sparse, 6, 4),
-        ExactTask("Needle", needle, 8, 4),
+        ExactTask("Needle", needle, 8, 3),
     )
 }
 

@@ -1,0 +1,48 @@
+"""The table of exact tasks: every algorithm runs, finished runs are kept, and the statistics are right."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from agents.benchmark import exact
+from agents.benchmark.exact import ALGORITHMS, Exact, interquartile_mean, main, train
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("policy", ["table", "transformer"])
+def test_every_algorithm_runs(algorithm, policy):
+    result = train(algorithm, "Smooth", seed=0, tokens=300, beta=0.2, policy=policy)
+    assert result["optimum"] - result["objective"] == pytest.approx(0.2 * result["kl_to_optimum"], abs=1e-6)
+    assert -2 < result["closed"] < 1 and json.dumps(result)
+
+
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    config = Exact(tasks=("Prefix",), algorithms=("RLOO",), seeds=2, tokens=200, processes=1, out=tmp_path, markdown=tmp_path / "t.md")
+    first = main(config)
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    monkeypatch.setattr(exact, "ProcessPoolExecutor", _NoPool)
+    assert main(config) == first
+    assert (tmp_path / "runs.jsonl").read_text().splitlines() == lines
+    assert "RLOO" in (tmp_path / "t.md").read_text() and "RLOO" in capsys.readouterr().out
+
+
+class _NoPool:
+    def __init__(self, *arguments):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *arguments):
+        pass
+
+
+def test_interquartile_means_and_intervals():
+    scores = np.random.default_rng(0).normal(size=12)
+    mean, low, high = interquartile_mean(scores)
+    assert mean == pytest.approx(trim_mean(scores, 0.25))
+    assert low < mean < high
+    assert interquartile_mean(np.full(10, 0.5)) == (0.5, 0.5, 0.5)
