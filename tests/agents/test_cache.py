@@ -114,3 +114,35 @@ def test_predict_does_not_disturb_a_rollout(make_env):
         np.testing.assert_allclose(log_probs.numpy(), full, atol=1e-5)
         elsewhere = other.step(policy.predict(elsewhere)[0])[0]
         obs = env.step(actions.numpy())[0]
+
+
+def test_the_copies_of_a_prompt_are_read_once(task):
+    """Two groups of four: two prompts go through the model, and every copy goes on by itself."""
+    from dataclasses import replace
+
+    from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
+    env = TextGenerationVecEnv(8, task=replace(task, group_size=4), reward=lambda completions: [0.0] * len(completions))
+    env.seed(0)
+    policy = make_policy(env, MODELS["llama"])
+    rows, feed = [], policy.backbone.feed
+
+    def watched(fed, states):
+        rows.append((len(fed.ids), states.plan.fresh))
+        return feed(fed, states)
+
+    policy._caches["acting"].last_hidden(policy.backbone, texts_of_prompts(env.reset()))  # the check at first use
+    policy.drop_caches()
+    policy.backbone.feed = watched
+    env.seed(0)
+    play_and_compare(policy, env, steps=1)
+    distinct = len({tuple(row) for row in env.core.observe()["prompt"].tolist()})
+    assert rows[0] == (distinct, True) and distinct <= 2
+    worst, _ = play_and_compare(policy, env, steps=30)
+    assert worst < 1e-5
+
+
+def texts_of_prompts(obs):
+    from agents.sequences import texts_of
+
+    return texts_of({key: torch.as_tensor(value) for key, value in obs.items()})
