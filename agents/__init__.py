@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
+    from .nlpo import NLPO
     from .on_policy import TextA2C, TextMaskablePPO, TextTRPO
     from .policy import TransformerPolicy
     from .policy_gradient import GRPO, RLOO, Reinforce, ReinforcePlusPlus, TextPolicyGradient
@@ -28,6 +29,7 @@ _LAZY = {
     "AdaptiveKLController": "kl",
     "KLController": "kl",
     "LanguageModel": "backbones",
+    "NLPO": "nlpo",
     "MaskableSequenceRolloutBuffer": "maskable",
     "MaskableTransformerPolicy": "maskable",
     "SFT": "sft",
@@ -43,6 +45,7 @@ _LAZY = {
 
 __all__ = [
     "GRPO",
+    "NLPO",
     "RLOO",
     "SFT",
     "AdaptiveKLController",

@@ -30,6 +30,7 @@ from .critic import (
     value_head,
     values_of,
 )
+from .learned_mask import LearnedMask
 from .lm import LMSource, config_of, load_lm, save_lm, switch_off_dropout
 from .lora import add_adapters
 from .precision import Precision, precision_of, scale_gradients, scaled
@@ -168,6 +169,7 @@ class TransformerPolicy(ActorCriticPolicy):
                 backbone.checkpoint_layers()
             if settings["compile"]:
                 backbone.compile()
+        self.mask: LearnedMask | None = None  # NLPO's
         self._caches = {name: CachedDecoder(settings["cuda_graphs"]) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
         if settings["precision"] == "float16":
@@ -220,6 +222,8 @@ class TransformerPolicy(ActorCriticPolicy):
         """Forget keys and values; needed after every change of the weights that does not go through SB3."""
         for cache in self._caches.values():
             cache.drop()
+        if self.mask is not None:
+            self.mask.drop()
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch between training and evaluation; training changes the weights, so the caches are dropped."""
@@ -279,7 +283,7 @@ class TransformerPolicy(ActorCriticPolicy):
             ValueError: Top-k, top-p or min-p is on and `obs` is a dict: SB3's buffers do not keep which tokens were cut.
         """
         batch = self._as_batch(obs, action_masks)
-        if self.sampler.cuts and batch.kept is None:
+        if (self.sampler.cuts or self.mask is not None) and batch.kept is None:
             raise ValueError(
                 f"top_k={self.sampler.top_k}, top_p={self.sampler.top_p}, min_p={self.sampler.min_p}: what the acting policy cut must "
                 "be cut in training, and this buffer does not store it; use rollout_buffer_class=SequenceRolloutBuffer"
@@ -387,6 +391,9 @@ class TransformerPolicy(ActorCriticPolicy):
             legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)
             logits = restrict(logits, legal)
         kept = self.sampler.cut(logits)
+        if self.mask is not None:
+            allowed = self.mask.kept(texts, live, legal)
+            kept = allowed if kept is None else kept & allowed
         kept = legal if kept is None else kept if legal is None else kept & legal
         return hidden, restrict(logits, kept), kept
 
