@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbones import LanguageModel
+    from .best_of import best_of_n
     from .buffer import SequenceRolloutBuffer
+    from .dpo import DPO
     from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .sft import SFT
 
 _LAZY = {
+    "DPO": "dpo",
+    "best_of_n": "best_of",
     "GRPO": "policy_gradient",
     "RLOO": "policy_gradient",
     "Reinforce": "policy_gradient",
@@ -44,6 +48,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "DPO",
     "GRPO",
     "NLPO",
     "RLOO",
@@ -62,6 +67,7 @@ __all__ = [
     "TextPolicyGradient",
     "TextTRPO",
     "TransformerPolicy",
+    "best_of_n",
     "generate",
     "stream",
 ]

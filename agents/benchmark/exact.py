@@ -45,6 +45,7 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "GRPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64)),
     "Dr. GRPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64, estimator="group_mean", loss_aggregation="budget")),
+    "NLPO": ("NLPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2, mask_top_p=0.9, mask_refresh=10)),
     "DAPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64, **_DAPO)),
 }
 
@@ -126,7 +127,7 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
         }  # fmt: skip
         rate = rate / 15
     own = getattr(agents, name)
-    critic = {"critic": "separate"} if name.startswith("Text") else {}
+    critic = {"critic": "separate"} if name.startswith("Text") or name == "NLPO" else {}
     began = perf_counter()
     agent = own(
         "MaskableTransformerPolicy" if name == "TextMaskablePPO" else "TransformerPolicy",

@@ -1,0 +1,62 @@
+"""Best of n: write n texts, keep the one that the reward likes best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from textrl_env import Episode, Tokenizer, make_reward
+
+from .generation import generate
+from .policy import TransformerPolicy
+
+
+class Best(NamedTuple):
+    """The best of n responses to a prompt.
+
+    Attributes:
+        response: Its text.
+        score: Its score.
+        scores: Of all n, shape (n,).
+    """
+
+    response: str
+    score: float
+    scores: np.ndarray
+
+
+def best_of_n(
+    policy: TransformerPolicy, tokenizer: Tokenizer, prompts: Sequence[str], n: int, reward: Any, max_new_tokens: int, **settings: Any
+) -> list[Best]:
+    """Return the best of `n` responses to each prompt.
+
+    Args:
+        policy: Who writes.
+        tokenizer: The policy's.
+        prompts: What the texts start from.
+        n: Responses for each.
+        reward: What `textrl_env.make_reward` takes; it sees texts.
+        max_new_tokens: Longest response.
+        **settings: Further arguments of `agents.generate`.
+
+    Raises:
+        ValueError: `n` is less than 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: write at least one response")
+    model = make_reward(reward)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    responses = generate(policy, tokenizer, repeated, max_new_tokens, **settings)
+    episodes = [Episode.from_text(prompt, response) for prompt, response in zip(repeated, responses, strict=True)]
+    scores = np.asarray(model.score(episodes), float).reshape(len(prompts), n)
+    return [Best(responses[row * n + int(own.argmax())], float(own.max()), own) for row, own in enumerate(scores)]
+
+
+def kl_bound(n: int) -> float:
+    """Return the most that best-of-n can be away from its policy, in nats: log n - (n - 1) / n.
+
+    Reached where no two texts score alike (Beirami et al. 2024).
+    """
+    return float(np.log(n) - (n - 1) / n)
