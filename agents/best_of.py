@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textrl_env import Episode, Tokenizer, make_reward
+from textrl_env import Episode, Tokenizer
+from textrl_env.reward_model import as_reward_model, checked_scores
 
 from .generation import generate
 from .policy import TransformerPolicy
@@ -37,7 +38,7 @@ def best_of_n(
         tokenizer: The policy's.
         prompts: What the texts start from.
         n: Responses for each.
-        reward: What `textrl_env.make_reward` takes; it sees texts.
+        reward: What an environment's `reward` takes; it sees texts.
         max_new_tokens: Longest response.
         **settings: Further arguments of `agents.generate`.
 
@@ -46,11 +47,11 @@ def best_of_n(
     """
     if n < 1:
         raise ValueError(f"n={n}: write at least one response")
-    model = make_reward(reward)
+    model = as_reward_model(reward)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     responses = generate(policy, tokenizer, repeated, max_new_tokens, **settings)
     episodes = [Episode.from_text(prompt, response) for prompt, response in zip(repeated, responses, strict=True)]
-    scores = np.asarray(model.score(episodes), float).reshape(len(prompts), n)
+    scores = np.asarray(checked_scores(model, episodes), float).reshape(len(prompts), n)
     return [Best(responses[row * n + int(own.argmax())], float(own.max()), own) for row, own in enumerate(scores)]
 
 
