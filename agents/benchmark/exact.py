@@ -36,9 +36,9 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "MaskablePPO": ("TextMaskablePPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "A2C": ("TextA2C", dict(rate=0.05, n_episodes=64)),
     "TRPO": ("TextTRPO", dict(rate=0.05, n_episodes=256, batch_size=64, target_kl=0.02)),
-    "REINFORCE": ("Reinforce", dict(rate=0.05, n_episodes=64, batch_size=64)),
+    "REINFORCE": ("Reinforce", dict(rate=0.03, n_episodes=64, batch_size=64)),
     "RLOO": ("RLOO", dict(rate=0.05, n_episodes=64, batch_size=64)),
-    "REINFORCE++": ("ReinforcePlusPlus", dict(rate=0.05, n_episodes=64, batch_size=64, n_epochs=1)),
+    "REINFORCE++": ("ReinforcePlusPlus", dict(rate=0.03, n_episodes=64, batch_size=64, n_epochs=1)),
     "REINFORCE++ baseline": (
         "ReinforcePlusPlus",
         dict(rate=0.05, n_episodes=64, batch_size=64, n_epochs=1, estimator="reinforce++_baseline"),
@@ -70,7 +70,7 @@ class Exact:
     algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     seeds: int = 10
     tokens: int = 150_000
-    beta: float = 0.2
+    beta: float = 0.5
     policy: Literal["table", "transformer"] = "table"
     processes: int = 2
     out: Path = Path("runs/exact")

@@ -37,25 +37,25 @@ def smooth(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.n
 
 
 def rough(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Every text has a worth of its own, uniform in [0, 1]: nothing can be inferred from other texts."""
+    """Every text has a worth of its own, uniform in [0, 3]: nothing can be inferred from other texts."""
     codes = texts @ vocab_size ** np.arange(texts.shape[1])
-    return rng.permutation(np.linspace(0, 1, vocab_size ** texts.shape[1]))[codes]
+    return rng.permutation(np.linspace(0, 3, vocab_size ** texts.shape[1]))[codes]
 
 
 def prefix(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Share of leading tokens that agree with a secret text: each right token is paid."""
+    """Number of leading tokens that agree with a secret text: each right token is paid."""
     secret = rng.integers(1, vocab_size, texts.shape[1])
-    return (texts == secret).cumprod(1).mean(1)
+    return (texts == secret).cumprod(1).sum(1).astype(float)
 
 
 def sparse(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
-    """1 for about one text in twenty, 0 for the others."""
-    return (rough(texts, vocab_size, rng) > 0.95).astype(float)
+    """3 for about one text in twenty, 0 for the others."""
+    return 3.0 * (rough(texts, vocab_size, rng) > 2.85)
 
 
 def needle(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
-    """1 for a single text of full length, 0 for all others."""
-    return (texts == rng.integers(1, vocab_size, texts.shape[1])).all(1).astype(float)
+    """6 for a single text of full length, 0 for all others."""
+    return 6.0 * (texts == rng.integers(1, vocab_size, texts.shape[1])).all(1)
 
 
 @dataclass(frozen=True)
