@@ -169,8 +169,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if self.estimator in GROUPED:
-            texts = self.env.unwrapped  # type: ignore[union-attr]  # SB3's own check comes first
+        if self.estimator in GROUPED and self.env is not None:
+            texts = self.env.unwrapped
             assert isinstance(texts, (TextGenerationVecEnv, TextGenerationEnv))
             size = texts.core.task.group_size
             if size < 2 or self.n_episodes % size:

@@ -13,6 +13,7 @@ from rich.console import Console
 from textrl_env import TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
+from .algorithms import ALGORITHMS
 from .base import base_policy
 from .corpus import corpus_task, read_lines
 from .run_folder import RunFolder, fingerprint, write_yaml
@@ -26,7 +27,7 @@ class Train(Tuning):
     """Train a policy on a task or on the sentences of text files.
 
     Attributes:
-        algo: `ppo` tunes a model by a reward; `sft` trains it on the task's corpus.
+        algo: `sft` trains a model on the task's corpus, the others tune it by a reward.
         task: Name of a task.
         corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
         model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
@@ -41,7 +42,7 @@ class Train(Tuning):
         out: Folder of the run; running again goes on where it stopped.
     """
 
-    algo: Literal["ppo", "sft"] = "ppo"
+    algo: Literal["ppo", "maskable-ppo", "nlpo", "a2c", "trpo", "reinforce", "reinforce++", "rloo", "grpo", "sft"] = "ppo"
     task: str = "review"
     corpus: tuple[Path, ...] = ()
     model: str | None = None
@@ -68,9 +69,10 @@ def run_train(config: Train) -> None:
     base = config.model or str(base_policy(task, progress_bar=True))
     rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens")}
     rules["eos_token_id"] = task.tokenizer.eos_token_id
-    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward_of(config.reward))
-    tune(run, "ppo", base, env, config, [base, config.reward], rules)
-    console.print(f"policy: {run.path / 'ppo' / 'policy.zip'}\ncurve:  {run.path / 'ppo' / 'curve.csv'}")
+    grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
+    env = TextGenerationVecEnv(config.n_episodes, task=grouped, reward=reward_of(config.reward))
+    tune(run, config.algo, base, env, config, [base, config.reward], rules, config.algo)
+    console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
 
 
 def task_of(config: Train, run: RunFolder, split: str = "train") -> TextTask:

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from textrl_env import TextTask, make_task, read_prompts
 
+from .algorithms import ALGORITHMS
 from .evaluation import Texts, distinct_n, write_texts
 from .generation import generate, stream
-from .ppo import TextPPO
 from .run_folder import RunFolder, write_json, write_jsonl
+from .text_algorithm import TextAlgorithm
 from .train import Train, reward_of, task_of
 
 
@@ -79,7 +80,7 @@ class TrainedRun:
 
     name: str
     task: TextTask
-    algorithm: TextPPO
+    algorithm: TextAlgorithm
     reward: Any
 
 
@@ -111,7 +112,8 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     else:
         task, reward = make_task("review", split="test"), {"name": "preference", "path": str(folder / "reward")}
     ordered = dataclasses.replace(task, prompt_order="sequential")
-    return TrainedRun(name, ordered, TextPPO.load(folder / name / "policy.zip", device="cpu"), reward)
+    made = ALGORITHMS[settings.get("algo", "ppo")].made
+    return TrainedRun(name, ordered, made.load(folder / name / "policy.zip", device="cpu"), reward)
 
 
 def measures(texts: Texts, task: TextTask) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tuning a policy with TextPPO into a run folder, resumable."""
+"""Tuning a policy by a reward into a run folder, resumable."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from stable_baselines3.common.logger import configure
 
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
+from .algorithms import ALGORITHMS
 from .callbacks import CurveCallback, rewind_curve
 from .lm import LMSource
-from .ppo import TextPPO
 from .run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How PPO tunes a policy; the values suit models of about a million parameters.
+    """How a policy is tuned; the values suit models of about a million parameters.
 
     Attributes:
         beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`.
         kl_target: KL per text that the adaptive coefficient steers to, in nats.
-        total_tokens: Tokens that PPO writes.
+        total_tokens: Tokens that the policy writes.
         n_episodes: Texts per rollout.
         batch_size: Texts per minibatch.
-        learning_rate: Of PPO, falling linearly to 0.
+        learning_rate: Falls linearly to 0.
         seed: Of everything that is drawn.
     """
 
@@ -58,6 +58,7 @@ def tune(
     config: Tuning,
     depends_on: Any,
     rules: dict[str, Any] | None = None,
+    algo: str = "ppo",
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV and TensorBoard).
 
@@ -71,30 +72,33 @@ def tune(
         config: How.
         depends_on: Plain data that the result depends on besides `config`.
         rules: Sampling rules of the policy.
+        algo: Name of the algorithm, see `agents.algorithms`.
     """
+    algorithm_of = ALGORITHMS[algo]
     names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
-    circumstances = [depends_on, rules, *(getattr(config, name) for name in names)]
+    circumstances = [depends_on, rules, algo, *(getattr(config, name) for name in names)]
     if run.done(stage, circumstances):
         return
     began = perf_counter()
     folder = run.path / stage
     checkpoint = folder / "policy.zip"
     if run.done(f"{stage} began", circumstances) and checkpoint.is_file():
-        algorithm = TextPPO.load(checkpoint, env=env)
+        algorithm = algorithm_of.made.load(checkpoint, env=env)
     else:
         for left_over in (checkpoint, folder / "curve.csv"):
             left_over.unlink(missing_ok=True)
         run.finish(f"{stage} began", circumstances)
         adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
-        algorithm = TextPPO(
-            "TransformerPolicy",
+        sizes: dict[str, Any] = {"n_episodes": config.n_episodes, **({"batch_size": config.batch_size} if algorithm_of.minibatches else {})}
+        algorithm = algorithm_of.made(
+            algorithm_of.policy,
             env,
             learning_rate=Linear(config.learning_rate),
-            n_episodes=config.n_episodes,
-            batch_size=config.batch_size,
             beta=adaptive if config.beta is None else config.beta,
             policy_kwargs={"model": model, **(rules or {})},
             seed=config.seed,
+            **sizes,
+            **algorithm_of.settings,
         )
     rewind_curve(folder, algorithm.num_timesteps)
     algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "tensorboard"]))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from agents.algorithms import ALGORITHMS
 from agents.cli import main
 from agents.sft import SFT
 
@@ -42,6 +43,24 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in written] == ["the plot", "the cast"]
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
+
+
+@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
+def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
+    learn = SFT.learn
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 5, *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--batch-size", "8", "--algo", algo, "--reward", "length"]
+    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), *sizes]
+    assert main(arguments) == 0
+    curve = (tmp_path / "run" / algo / "curve.csv").read_text()
+    assert len(curve.splitlines()) >= 2
+    assert main(arguments) == 0  # done already: nothing is trained again
+    assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
+    assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
+    assert (tmp_path / "run" / f"evaluation-{algo}.json").is_file()
+    capsys.readouterr()
 
 
 def test_wrong_folders_and_policies(run, tmp_path, capsys):
