@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .best_of import best_of_n
     from .buffer import SequenceRolloutBuffer
     from .dpo import DPO
+    from .expert_iteration import ExpertIteration
     from .generation import generate, stream
     from .kl import AdaptiveKLController, KLController
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
@@ -31,6 +32,7 @@ _LAZY = {
     "ReinforcePlusPlus": "policy_gradient",
     "TextPolicyGradient": "policy_gradient",
     "AdaptiveKLController": "kl",
+    "ExpertIteration": "expert_iteration",
     "KLController": "kl",
     "LanguageModel": "backbones",
     "NLPO": "nlpo",
@@ -54,6 +56,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "AdaptiveKLController",
+    "ExpertIteration",
     "KLController",
     "LanguageModel",
     "MaskableSequenceRolloutBuffer",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from textrl_env import Tokenizer
@@ -19,7 +20,7 @@ class SFT(Supervised):
     """Next-token training on (prompt, response) texts, each closed with the end-of-text token.
 
     Args:
-        model: What `agents.lm.load_lm` takes.
+        model: What `agents.lm.load_lm` takes, or a module, which is trained itself.
         tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
         learning_rate: Peak of a one-cycle schedule.
         batch_size: Texts per step.
@@ -35,7 +36,7 @@ class SFT(Supervised):
 
     def __init__(
         self,
-        model: LMSource,
+        model: LMSource | nn.Module,
         tokenizer: Tokenizer,
         learning_rate: float = 3e-3,
         batch_size: int = 32,

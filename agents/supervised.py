@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from typing_extensions import Self
+from torch import nn
 
 from textrl_env import Tokenizer
 
@@ -17,12 +17,15 @@ from .backbones import backbone_of
 from .lm import LMSource, load_lm, save_lm
 from .progress import bar
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Supervised(ABC):
     """Minibatches in random order, AdamW, a one-cycle schedule.
 
     Args:
-        model: What `agents.lm.load_lm` takes.
+        model: What `agents.lm.load_lm` takes, or a module, which is trained itself.
         tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
         learning_rate: Peak of the schedule.
         batch_size: Rows per step.
@@ -36,7 +39,7 @@ class Supervised(ABC):
 
     def __init__(
         self,
-        model: LMSource,
+        model: LMSource | nn.Module,
         tokenizer: Tokenizer,
         learning_rate: float,
         batch_size: int,
@@ -46,7 +49,7 @@ class Supervised(ABC):
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.lm = load_lm(model).to(device)
+            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(device)
         self.backbone = backbone_of(self.lm)
         if self.backbone.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")

@@ -1,0 +1,49 @@
+"""Expert iteration climbs a reward that can be climbed, and does what its name says."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents import ExpertIteration
+from agents.best_of import best_of_n
+from textrl_env import IntegerTokenizer, Prompt, TextTask
+
+from .conftest import LLAMA, VOCAB, sevens
+
+TASK = TextTask(IntegerTokenizer(VOCAB, 0), [Prompt("1 2 3"), Prompt("4")], max_new_tokens=9)
+
+
+def test_it_learns_to_write_sevens():
+    agent = ExpertIteration(TASK, LLAMA, sevens, n=8, n_prompts=32, steps=6, learning_rate=1e-2)
+    agent.learn(12)
+    assert agent.scores[0] < 1 and agent.scores[-1] > 4
+    again = ExpertIteration(TASK, LLAMA, sevens, n=8, n_prompts=32, steps=6, learning_rate=1e-2).learn(3)
+    np.testing.assert_array_equal(again.scores, agent.scores[:3])  # the seed decides everything
+
+
+def test_it_imitates_the_best_of_n(monkeypatch):
+    agent = ExpertIteration(TASK, LLAMA, sevens, n=4, n_prompts=6, steps=1)
+    seen = []
+    monkeypatch.setattr(type(agent.trainer), "learn", lambda self, pairs, steps: seen.append((pairs, steps)))
+
+    def watched(*arguments, **settings):
+        seen.append(best_of_n(*arguments, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr("agents.expert_iteration.best_of_n", watched)
+    agent.learn(1)
+    best, (pairs, steps) = seen
+    assert steps == 1 and [response for _, response in pairs] == [b.response for b in best]
+    assert all(sevens([""], [b.response])[0] == b.score == b.scores.max() for b in best)
+
+
+def test_the_trainer_and_the_policy_share_weights():
+    agent = ExpertIteration(TASK, LLAMA, sevens, n=2, n_prompts=4, steps=2)
+    before = agent.policy.lm.get_input_embeddings().weight.detach().clone()
+    agent.learn(1)
+    assert not torch.equal(agent.policy.lm.get_input_embeddings().weight, before)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="n=1"):
+        ExpertIteration(TASK, LLAMA, sevens, n=1)
