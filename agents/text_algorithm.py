@@ -29,6 +29,7 @@ from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
+from .health import Health, Symptoms
 from .kl import KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
@@ -117,6 +118,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self._set_reference()
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
+
+        self.health = Health()
 
     def _set_reference(self) -> None:
         adapted = self.policy_kwargs.get("lora") is not None
@@ -253,6 +256,18 @@ class TextAlgorithm(OnPolicyAlgorithm):
         writing = seconds - stats.reference_seconds
         reasons = Counter(info["finish_reason"] for info in finished)
         record = self.logger.record
+        buffer, starts = self.rollout_buffer, self.rollout_buffer._offsets[:-1]
+        penalties = self.rollout_buffer.beta * buffer.kl if buffer.kl_in_reward else 0.0
+        last = self.logger.name_to_value.get("train/approx_kl")
+        self.health.check(
+            Symptoms(
+                np.add.reduceat(buffer.kl, starts),
+                np.add.reduceat(buffer.rewards + penalties, starts).round(4),
+                -float(buffer.log_probs.mean()),
+                1 - reasons["length"] / len(finished),
+                None if last is None else float(last),
+            )
+        )
         record("objective/score", stats.score)
         record("objective/shaped_return", stats.shaped_return)
         record("objective/entropy", -float(self.rollout_buffer.log_probs.mean()))
@@ -328,7 +343,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
