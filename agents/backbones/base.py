@@ -49,10 +49,11 @@ class Backbone(ABC):
         self.autocast: torch.dtype | None = None
         self.cacheable: bool | None = None
         self._compiled: Any = None
+        self._compiles = False
 
     def compile(self) -> None:
         """Have `torch.compile` translate the trunk of full passes at its first use; where that fails, go on without."""
-        self._compiled = torch.compile(self._run_trunk, dynamic=True)
+        self._compiles = True
 
     @abstractmethod
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
@@ -61,12 +62,14 @@ class Backbone(ABC):
     def trunk(self, batch: SequenceBatch) -> torch.Tensor:
         """Run a full pass, shape (B, L, D)."""
         with self.precision():
-            if self._compiled is None:
+            if not self._compiles:
                 return self._run_trunk(batch)
             try:
+                if self._compiled is None:
+                    self._compiled = torch.compile(self._run_trunk, dynamic=True)
                 return self._compiled(batch)
             except Exception as error:  # whatever a compiler's back end raises: a missing C++ compiler, an unknown operation
-                self._compiled = None
+                self._compiles = False
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 warnings.warn(f"torch.compile failed ({first}): training goes on without it", stacklevel=2)
                 return self._run_trunk(batch)
