@@ -164,6 +164,8 @@ def one_action_each(texts: Texts, device: torch.device | str, sampler: Sampler |
 
 def repeats_after(texts: Texts, sampler: Sampler) -> np.ndarray | None:
     """Return which tokens may not come next, see `Sampler.repeats`; the index is that of the text."""
+    if not sampler.no_repeat_ngram:
+        return None
     rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True)
     return sampler.repeats([ids[start:end] for ids, start, end in rows], [np.array([n]) for n in texts.steps])
 

@@ -11,7 +11,7 @@ from .episode import Episode
 from .prompt_order import PromptSampler
 from .prompts import GeneratedPrompts, read_prompts, split_prompts
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
-from .task import BaseRecipe, Prompt, TextTask, make_task
+from .task import EXACT_TASKS, BaseRecipe, Prompt, TextTask, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
 from .vector_env import TextGenerationVectorEnv
 
@@ -62,7 +62,7 @@ gym.register(
     vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
     kwargs={"task": "review"},
 )
-for _name in ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle"):
+for _name in EXACT_TASKS:
     gym.register(
         f"textrl/Exact-{_name}-v0",
         entry_point="textrl_env.env:TextGenerationEnv",

@@ -16,9 +16,10 @@ from .tokenizer import Tokenizer
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
+EXACT_TASKS = ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle")
 _TASKS: dict[str, str] = {
     "review": "textrl_env.tasks.review.task:review_task",
-    **{f"exact-{n}": f"textrl_env.tasks.exact:{n}_task" for n in ("smooth", "long", "wide", "rough", "prefix", "sparse", "needle")},
+    **{f"exact-{name.lower()}": f"textrl_env.tasks.exact:{name.lower()}_task" for name in EXACT_TASKS},
 }
 
 

@@ -17,7 +17,27 @@ from .masks import attention_mask
 from .states import States
 
 
-class DecoderOnly(Backbone):
+class FromTransformers(Backbone):
+    """What every model of transformers answers from its configuration."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the head scores."""
+        return int(self.lm.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the hidden state that the head reads."""
+        return int(self.lm.config.hidden_size)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-text token; None if the configuration names none or several."""
+        eos = getattr(self.lm.config, "eos_token_id", None)
+        return eos if isinstance(eos, int) else None
+
+
+class DecoderOnly(FromTransformers):
     """A causal language model: prompt and response are one text."""
 
     def __init__(self, lm: nn.Module) -> None:
@@ -33,21 +53,6 @@ class DecoderOnly(Backbone):
     @property
     def _trunk(self) -> Any:
         return self.lm.base_model
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that the head scores."""
-        return int(self.lm.config.vocab_size)
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of the hidden state that the head reads."""
-        return int(self.lm.config.hidden_size)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token; None if the configuration names none or several."""
-        return eos_of(self.lm.config)
 
     def check_room(self, prompt: int, response: int) -> None:
         """Insist that texts of this many tokens fit."""
@@ -101,12 +106,6 @@ def finish_logits(lm: Any, logits: torch.Tensor) -> torch.Tensor:
         logits = logits / scaling
     bias = getattr(lm, "final_logits_bias", None)  # BART
     return logits if bias is None else logits + bias[0]
-
-
-def eos_of(config: Any) -> int | None:
-    """Return the end-of-text token of a configuration; None if it names none or several."""
-    eos = getattr(config, "eos_token_id", None)
-    return eos if isinstance(eos, int) else None
 
 
 def _recurrent_layers(config: Any) -> list[bool] | None:

@@ -12,13 +12,13 @@ from torch import nn
 from transformers import EncoderDecoderCache
 
 from ..sequences import SequenceBatch, Texts
-from .base import Backbone, Fed, full_precision
-from .decoder_only import eos_of, finish_logits
+from .base import Fed, full_precision
+from .decoder_only import FromTransformers, finish_logits
 from .masks import attention_mask
 from .states import States
 
 
-class EncoderDecoder(Backbone):
+class EncoderDecoder(FromTransformers):
     """An encoder reads the prompt once; the decoder begins with its start token, and its token t predicts response token t.
 
     Raises:
@@ -35,21 +35,6 @@ class EncoderDecoder(Backbone):
         if start is None:
             raise ValueError(f"{type(lm).__name__}: set decoder_start_token_id in its configuration, the decoder's first token")
         self.start_token_id = start
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that the head scores."""
-        return int(self.lm.config.vocab_size)
-
-    @property
-    def hidden_size(self) -> int:
-        """Size of the hidden state that the head reads."""
-        return int(self.lm.config.hidden_size)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token; None if the configuration names none or several."""
-        return eos_of(self.lm.config)
 
     def check_room(self, prompt: int, response: int) -> None:
         """Insist that source and response fit."""
