@@ -64,22 +64,11 @@ def separate_critic(critic: Critic, actor: Backbone) -> tuple[nn.Module, nn.Line
         head.bias.zero_() if score.bias is None else head.bias.copy_(score.bias)
     setattr(model, "score" if hasattr(model, "score") else "classifier", nn.Identity())
     switch_off_dropout(model)
-    if backbone_of_trunk(model).vocab_size < actor.vocab_size:
+    if backbone_of(model, head=False).vocab_size < actor.vocab_size:
         raise ValueError(
             f"critic={critic!r} has {model.config.vocab_size} tokens, the policy {actor.vocab_size}: they must share a tokenizer"
         )
     return model, head
-
-
-def backbone_of_trunk(trunk: nn.Module) -> Backbone:
-    """Return a critic's trunk, which has no language-model head, as a `Backbone`."""
-    from .backbones.decoder_only import DecoderOnly
-    from .backbones.encoder_decoder import EncoderDecoder
-
-    config: Any = getattr(trunk, "config", None)
-    if config is None:
-        return backbone_of(trunk)
-    return EncoderDecoder(trunk) if config.is_encoder_decoder else DecoderOnly(trunk)
 
 
 def saved_head(source: Any) -> Path | None:

@@ -17,6 +17,7 @@ from .kl import KLController
 from .lm import LMSource
 from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
 from .policy import TransformerPolicy
+from .ppo import ClippedText
 from .text_algorithm import TextAlgorithm
 
 
@@ -193,93 +194,12 @@ class TextTRPO(TextAlgorithm, TRPO):
             super().train()
 
 
-class TextMaskablePPO(TextAlgorithm, MaskablePPO):  # type: ignore[misc]
+class TextMaskablePPO(ClippedText, MaskablePPO):  # type: ignore[misc]
     """sb3-contrib's MaskablePPO on texts; `train()` is the library's own.
 
-    `TextPPO` follows the environment's masks as well; this class is for code that expects sb3-contrib's.
-
-    Args:
-        policy: `"MaskableTransformerPolicy"` or a subclass of it.
-        env: See `TextPPO`.
-        learning_rate: See SB3.
-        n_episodes: See `TextPPO`.
-        batch_size: See `TextPPO`.
-        n_epochs: See `TextPPO`.
-        gamma: See `TextPPO`.
-        gae_lambda: See `TextPPO`.
-        clip_range: See `TextPPO`.
-        clip_range_vf: See `TextPPO`.
-        ent_coef: See `TextPPO`.
-        vf_coef: See `TextPPO`.
-        max_grad_norm: See `TextPPO`.
-        target_kl: See `TextPPO`.
-        beta: See `TextPPO`.
-        reference: See `TextPPO`.
-        reference_mixup: See `TextPPO`.
-        critic_warmup: See `TextPPO`.
-        stats_window_size: See SB3.
-        tensorboard_log: See SB3.
-        policy_kwargs: See `TextPPO`.
-        verbose: See SB3.
-        seed: See SB3.
-        device: See SB3.
-        _init_setup_model: See SB3.
+    `TextPPO` follows the environment's masks as well; this class is for code that expects sb3-contrib's.  Its policy is
+    `"MaskableTransformerPolicy"` or a subclass of it; all other arguments are those of `TextPPO`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MaskableTransformerPolicy": MaskableTransformerPolicy}
-
-    def __init__(
-        self,
-        policy: str | type[MaskableTransformerPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_episodes: int = 64,
-        batch_size: int = 16,
-        n_epochs: int = 4,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
-        clip_range_vf: float | Schedule | None = None,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.1,
-        max_grad_norm: float = 1.0,
-        target_kl: float | None = None,
-        beta: float | dict[str, Any] | KLController = 0.05,
-        reference: LMSource | None = None,
-        reference_mixup: float = 0.0,
-        critic_warmup: int = 0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
-        super().__init__(
-            policy,  # type: ignore[arg-type]  # registered, not derived
-            gym.make(env) if isinstance(env, str) else env,
-            learning_rate=learning_rate,
-            n_steps=batch_size,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=False,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            rollout_buffer_class=MaskableSequenceRolloutBuffer,
-            rollout_buffer_kwargs={"whiten_advantages": True},
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+    _buffer_class = MaskableSequenceRolloutBuffer

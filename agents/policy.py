@@ -23,7 +23,6 @@ from .critic import (
     SHARED,
     VALUE_HEAD,
     Critic,
-    backbone_of_trunk,
     load_head,
     saved_head,
     separate_critic,
@@ -157,7 +156,7 @@ class TransformerPolicy(ActorCriticPolicy):
             self.value_head = value_head(self.backbone.hidden_size)
         elif settings["critic"] != NONE:
             self.value_trunk, self.value_head = separate_critic(settings["critic"], self.backbone)
-            self._value_backbone = backbone_of_trunk(self.value_trunk)
+            self._value_backbone = backbone_of(self.value_trunk, head=False)
         if self.value_head is not None and (saved := saved_head(self._source)) is not None and self.value_trunk is None:
             load_head(self.value_head, saved)
         if settings["lora"] is not None:

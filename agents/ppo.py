@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -16,7 +16,71 @@ from .policy import TransformerPolicy
 from .text_algorithm import TextAlgorithm
 
 
-class TextPPO(TextAlgorithm, PPO):
+class ClippedText(TextAlgorithm):
+    """The constructor of `TextPPO` and `TextMaskablePPO`, before the library's class in the line of bases; see `TextPPO`."""
+
+    _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[TransformerPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_episodes: int = 64,
+        batch_size: int = 16,
+        n_epochs: int = 4,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        beta: float | dict[str, Any] | KLController = 0.05,
+        reference: LMSource | None = None,
+        reference_mixup: float = 0.0,
+        critic_warmup: int = 0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: texts per minibatch, at least 1")
+        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
+        super().__init__(  # type: ignore[call-arg]  # of PPO, which comes after in line
+            policy,
+            gym.make(env) if isinstance(env, str) else env,  # SB3 would ask for render_mode="rgb_array"
+            learning_rate=learning_rate,
+            n_steps=batch_size,  # not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=False,  # the buffer whitens the whole rollout
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            rollout_buffer_class=self._buffer_class,
+            rollout_buffer_kwargs={"whiten_advantages": True},
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+
+class TextPPO(ClippedText, PPO):
     """SB3's PPO with the defaults that texts need; `train()` is SB3's own.
 
     Differences from `stable_baselines3.PPO`, and why: rollouts are `n_episodes` whole texts, so nothing is bootstrapped;
@@ -52,61 +116,3 @@ class TextPPO(TextAlgorithm, PPO):
         device: See SB3.
         _init_setup_model: See SB3.
     """
-
-    def __init__(
-        self,
-        policy: str | type[TransformerPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_episodes: int = 64,
-        batch_size: int = 16,
-        n_epochs: int = 4,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
-        clip_range_vf: float | Schedule | None = None,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.1,
-        max_grad_norm: float = 1.0,
-        target_kl: float | None = None,
-        beta: float | dict[str, Any] | KLController = 0.05,
-        reference: LMSource | None = None,
-        reference_mixup: float = 0.0,
-        critic_warmup: int = 0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: texts per minibatch, at least 1")
-        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
-        super().__init__(
-            policy,
-            gym.make(env) if isinstance(env, str) else env,  # SB3 would ask for render_mode="rgb_array"
-            learning_rate=learning_rate,
-            n_steps=batch_size,  # not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=False,  # the buffer whitens the whole rollout
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            rollout_buffer_class=SequenceRolloutBuffer,
-            rollout_buffer_kwargs={"whiten_advantages": True},
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )

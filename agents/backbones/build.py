@@ -13,8 +13,12 @@ from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
 
 
-def backbone_of(lm: nn.Module) -> Backbone:
+def backbone_of(lm: nn.Module, head: bool = True) -> Backbone:
     """Return the module as a `Backbone`.
+
+    Args:
+        lm: The module.
+        head: Whether it must score tokens; a critic's trunk need not.
 
     Raises:
         TypeError: It is neither a language model of transformers nor one that follows `LanguageModel`.
@@ -24,6 +28,6 @@ def backbone_of(lm: nn.Module) -> Backbone:
     config: Any = lm.config
     if config.is_encoder_decoder:
         return EncoderDecoder(lm)
-    if lm.get_output_embeddings() is None:
+    if head and lm.get_output_embeddings() is None:
         raise TypeError(f"{type(lm).__name__} has no language-model head: load it as a causal language model")
     return DecoderOnly(lm)
