@@ -16,13 +16,13 @@ from rich.text import Text
 
 from textrl_env import RewardError
 
-# Module, configuration and function of each command; imported when it is asked for, since most of them need torch.
+# Module, configuration and function of each command, of one word or two; imported when asked for, since most of them need torch.
 COMMANDS = {
-    "demo": ("demo", "Demo", "run_demo"),
-    "train": ("train", "Train", "run_train"),
-    "evaluate": ("trained", "Evaluate", "run_evaluate"),
-    "generate": ("trained", "Generate", "run_generate"),
-    "play": ("play", "Play", "run_play"),
+    "demo": ("agents.demo", "Demo", "run_demo"),
+    "train": ("agents.train", "Train", "run_train"),
+    "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
+    "generate": ("agents.trained", "Generate", "run_generate"),
+    "play": ("agents.play", "Play", "run_play"),
 }
 
 _USAGE = """textrl COMMAND [flags]
@@ -43,15 +43,17 @@ def main(argv: list[str] | None = None) -> int:
         0; 2 for a wrong command or setting; 130 after Ctrl-C, which keeps what was finished.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] not in COMMANDS:
-        asked = bool(argv) and argv[0] in ("-h", "--help")
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    command = " ".join(argv[:words])
+    if command not in COMMANDS:
+        asked = command in ("-h", "--help")
         print(_USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    module_name, kind, run = COMMANDS[argv[0]]
+    module_name, kind, run = COMMANDS[command]
     try:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        module = import_module(f".{module_name}", __package__)
-        getattr(module, run)(resolve(getattr(module, kind), argv[1:]))
+        module = import_module(module_name)
+        getattr(module, run)(resolve(getattr(module, kind), argv[words:]))
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on from there.")
         return 130
