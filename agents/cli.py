@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
     "generate": ("agents.trained", "Generate", "run_generate"),
     "play": ("agents.play", "Play", "run_play"),
+    "reward serve": ("rewards.serve", "Serve", "run_serve"),
 }
 
 _USAGE = """textrl COMMAND [flags]
@@ -32,6 +33,7 @@ _USAGE = """textrl COMMAND [flags]
   evaluate  measure a run's policy on the test prompts of its task
   generate  write texts with a run's policy
   play      play an environment yourself
+  reward serve  serve a reward model over HTTP
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 

@@ -15,10 +15,14 @@ from textrl_env.reward_model import register_reward as register
 
 if TYPE_CHECKING:
     from .data import Preference, read_preferences, write_preferences
+    from .http import HttpReward
+    from .judge import JudgeReward
     from .preference import PreferenceRewardModel, fit_preference_model
     from .rules import KeywordReward, LengthReward, RegexReward, VaderReward
 
 _LAZY = {
+    "HttpReward": "http",
+    "JudgeReward": "judge",
     "KeywordReward": "rules",
     "LengthReward": "rules",
     "Preference": "data",
@@ -31,6 +35,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "HttpReward",
+    "JudgeReward",
     "KeywordReward",
     "LengthReward",
     "Preference",

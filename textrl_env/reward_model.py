@@ -22,6 +22,8 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "keyword": "rewards.rules:KeywordReward",
     "regex": "rewards.rules:RegexReward",
     "preference": "rewards.preference:load_preference_reward",
+    "http": "rewards.http:HttpReward",
+    "judge": "rewards.judge:JudgeReward",
 }
 
 
