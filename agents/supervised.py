@@ -99,6 +99,10 @@ class Supervised(ABC):
         """Write the model as `save_pretrained` does."""
         save_lm(self.lm, folder)
 
+    def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
+        """Return the loss of these texts as one minibatch, with gradients."""
+        return self._loss(self._encode(texts))
+
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
         """Turn what the user passes into rows of token ids."""
