@@ -30,7 +30,7 @@ from ..exact import optimality_gap
 from ..progress import bar
 from ..run_folder import write_text
 
-_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, beta=0.0)
+_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("TextPPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "MaskablePPO": ("TextMaskablePPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
