@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class Supervised(ABC):
         title: str | None = None,
         checkpoint: str | Path | None = None,
         save_every: int = 100,
+        callback: Callable[[int], None] | None = None,
     ) -> Self:
         """Take `steps` optimizer steps.
 
@@ -83,6 +84,7 @@ class Supervised(ABC):
             checkpoint: A folder.  Every `save_every` steps and at the end the training is saved there; the same call goes on from it,
                 bit by bit as if nothing had happened.
             save_every: Steps between two checkpoints.
+            callback: Called after every step with the number of steps taken.
 
         Raises:
             ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
@@ -113,6 +115,8 @@ class Supervised(ABC):
                 schedule.step()
                 self.losses.append(loss.item())
                 shown.advance(note=f"loss {self.losses[-1]:.2f}")
+                if callback is not None:
+                    callback(number + 1)
                 if folder is not None and ((number + 1) % save_every == 0 or number + 1 == steps):
                     save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
         self.lm.eval()

@@ -54,6 +54,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     Attributes:
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
+        num_texts: Texts so far.
         reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
         reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
         reference_mixup: Share of the policy that goes into the reference after each update.
@@ -68,6 +69,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     reference: nn.Module | None
     n_episodes: int
     num_rollouts: int = 0
+    num_texts: int = 0
     reference_source: LMSource | None
     reference_hash: str | None = None
     reference_mixup: float = 0.0
@@ -185,6 +187,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             finished += [infos[row] for row in np.flatnonzero(dones)]
         self.num_rollouts += 1
+        self.num_texts += len(finished)
         self._log_rollout(finished, perf_counter() - began)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -342,7 +345,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
-        names = ("num_timesteps", "num_rollouts", "_n_updates", "_current_progress_remaining")
+        names = ("num_timesteps", "num_rollouts", "num_texts", "_n_updates", "_current_progress_remaining")
         kept = {name: self.__dict__.get(name, getattr(self, name)) for name in names}
         return {**kept, **{name: copy.copy(getattr(self, name)) for name in ("kl_controller", "score_scale", "ep_info_buffer")}}
 
