@@ -61,11 +61,7 @@ def run_demo(config: Demo) -> None:
     began = perf_counter()
     base = base_policy(task, progress_bar=True)
     pretrain = perf_counter() - began
-    shared = [base.name, config.pairs, config.seed]
-    if not run.done("compare", shared):
-        _compare(run, config, base, shared)
-    if not run.done("reward", shared):
-        _fit_reward(run, config, task, base, shared)
+    shared = prepare(config, run, task, base)
     reward = PreferenceRewardModel.load(run.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
     tune(run, config.variant, str(base), env, config, shared)
@@ -75,6 +71,16 @@ def run_demo(config: Demo) -> None:
     console.print(f"\nReport: [bold]{report}[/bold]")
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
+
+
+def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
+    """Let pairs be written and compared, and fit the reward model; return what all of it depends on."""
+    shared = [base.name, config.pairs, config.seed]
+    if not run.done("compare", shared):
+        _compare(run, config, base, shared)
+    if not run.done("reward", shared):
+        _fit_reward(run, config, task, base, shared)
+    return shared
 
 
 def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:
