@@ -76,7 +76,7 @@ def main(config: Review) -> dict[str, dict[str, Any]]:
     seeds = range(config.seeds)
     jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(share, (config, seed)) for seed in seeds]
     runs = [(run_one, (config, name, seed)) for seed in seeds for name in config.algorithms]
-    runs = [job for job in runs if not _result(config, *job[1][1:]).is_file()]
+    runs = [job for job in runs if not _known(config, *job[1][1:])]
     with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn")) as pool:
         for stage in (jobs, runs):
             with bar("prepare" if stage is jobs else "train", len(stage), True) as shown:
@@ -121,7 +121,7 @@ def run_one(config: Review, name: str, seed: int) -> str:
         seconds = perf_counter() - began - watched
         gold, kl = _gold(policy, test, config.texts, 2000 + seed, base)
     theirs = np.array(json.loads((shared / "base.json").read_text(encoding="utf-8")))
-    outcome = {"gold": gold.tolist(), "base": theirs.tolist(), "kl": kl, "seconds": seconds, "curve": curve}
+    outcome = {"tokens": config.tokens, "gold": gold.tolist(), "base": theirs.tolist(), "kl": kl, "seconds": seconds, "curve": curve}
     write_json(_result(config, name, seed), outcome)
     return f"{name} {seed}: {win_rate(gold, theirs).rate:.2f}"
 
@@ -186,6 +186,15 @@ def _gold(policy: TransformerPolicy, task: TextTask, number: int, seed: int, bas
 
 def _result(config: Review, name: str, seed: int) -> Path:
     return config.out / f"seed-{seed}" / name / "result.json"
+
+
+def _known(config: Review, name: str, seed: int) -> bool:
+    """Return whether this run is done, as the configuration wants it."""
+    path = _result(config, name, seed)
+    if not path.is_file():
+        return False
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return (result["tokens"], len(result["gold"])) == (config.tokens, config.texts)
 
 
 def _row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
