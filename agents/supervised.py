@@ -94,7 +94,8 @@ class Supervised(ABC):
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         optimizer = torch.optim.AdamW(self.lm.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
         facts = {"of": fingerprint([type(self).__name__, list(map(str, texts)), steps, self.learning_rate, self.batch_size, self.seed])}
         folder = None if checkpoint is None else Path(checkpoint)

@@ -136,7 +136,7 @@ def _trained(
         tuning = Tuning(total_tokens=config.tokens, seed=seed)
         grouped = dataclasses.replace(task, group_size=ALGORITHMS[name].group_size)
         tune(run, name, str(base), TextGenerationVecEnv(tuning.n_episodes, task=grouped, reward=reward), tuning, [], algo=name)
-        rows = np.genfromtxt(run.path / name / "curve.csv", delimiter=",", names=True)
+        rows = np.atleast_1d(np.genfromtxt(run.path / name / "curve.csv", delimiter=",", names=True))
         agent = ALGORITHMS[name].made.load(run.path / name / "policy.zip")
         return agent.policy, list(zip((rows["tokens"] / rows["tokens"][-1]).tolist(), rows["gold"].tolist(), strict=True)), 0.0
     watcher = _Watcher(make_policy(task, base), STEPS[name])

@@ -89,3 +89,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2).learn(TEXTS, 4, checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match="is no checkpoint of this training"):
         load_training(tmp_path, trainer.lm)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20])
+def test_any_number_of_steps(steps):
+    assert len(SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2).learn(TEXTS, steps).losses) == steps
