@@ -13,10 +13,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from rewards.diversity import distinct_n
 from textrl_env import TextTask, make_task, read_prompts
 
 from .algorithms import ALGORITHMS
-from .evaluation import Texts, distinct_n, write_texts
+from .evaluation import Texts, write_texts
 from .generation import generate, stream
 from .run_folder import RunFolder, write_json, write_jsonl
 from .text_algorithm import TextAlgorithm

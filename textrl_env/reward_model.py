@@ -22,6 +22,23 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "keyword": "rewards.rules:KeywordReward",
     "regex": "rewards.rules:RegexReward",
     "preference": "rewards.preference:load_preference_reward",
+    "repetition": "rewards.rules:RepetitionReward",
+    "forbidden": "rewards.rules:ForbiddenReward",
+    "known_words": "rewards.rules:KnownWordsReward",
+    "exact_match": "rewards.verifiers:ExactMatchReward",
+    "numeric": "rewards.numeric:NumericReward",
+    "choice": "rewards.verifiers:ChoiceReward",
+    "json": "rewards.verifiers:JsonReward",
+    "python_syntax": "rewards.verifiers:PythonSyntaxReward",
+    "bleu": "rewards.metrics:BleuReward",
+    "chrf": "rewards.metrics:ChrfReward",
+    "ter": "rewards.metrics:TerReward",
+    "rouge": "rewards.metrics:RougeReward",
+    "meteor": "rewards.metrics:MeteorReward",
+    "bertscore": "rewards.bertscore:BertScoreReward",
+    "cider": "rewards.cider:CiderReward",
+    "distinct": "rewards.diversity:DistinctReward",
+    "self_bleu": "rewards.diversity:SelfBleuReward",
 }
 
 
