@@ -12,9 +12,11 @@ from textrl_env.reward_model import RewardError, RewardFunction, RewardModel
 from textrl_env.reward_model import list_rewards as list
 from textrl_env.reward_model import make_reward as make
 from textrl_env.reward_model import register_reward as register
+from textrl_env.reward_watch import RewardWarning
 
 if TYPE_CHECKING:
     from .bertscore import BertScoreReward
+    from .checks import RewardCheck, check
     from .cider import CiderReward
     from .data import Preference, read_preferences, write_preferences
     from .diversity import DistinctReward, SelfBleuReward, distinct_n
@@ -44,10 +46,12 @@ _LAZY = {
     "PythonSyntaxReward": "verifiers",
     "RegexReward": "rules",
     "RepetitionReward": "rules",
+    "RewardCheck": "checks",
     "RougeReward": "metrics",
     "SelfBleuReward": "diversity",
     "TerReward": "metrics",
     "VaderReward": "rules",
+    "check": "checks",
     "distinct_n": "diversity",
     "fit_preference_model": "preference",
     "read_preferences": "data",
@@ -74,13 +78,16 @@ __all__ = [
     "PythonSyntaxReward",
     "RegexReward",
     "RepetitionReward",
+    "RewardCheck",
     "RewardError",
     "RewardFunction",
     "RewardModel",
+    "RewardWarning",
     "RougeReward",
     "SelfBleuReward",
     "TerReward",
     "VaderReward",
+    "check",
     "distinct_n",
     "fit_preference_model",
     "list",

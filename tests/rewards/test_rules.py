@@ -95,7 +95,7 @@ def test_rules_copy_as_themselves_pickle_and_print(rule, written):
 
 
 def test_rules_and_data_need_no_torch():
-    code = "import sys, rewards, rewards.rules, rewards.data, rewards.verifiers, rewards.metrics, rewards.cider"
+    code = "import sys, rewards, rewards.rules, rewards.data, rewards.verifiers, rewards.metrics, rewards.cider, rewards.checks"
     code += "; [rewards.make(name).score([]) for name in ('vader', 'numeric', 'bleu', 'rouge', 'cider', 'distinct')]"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.rsplit("/tests/", 1)[0])
