@@ -12,12 +12,13 @@ import numpy as np
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.diversity import distinct_n
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.review.annotator import SimulatedAnnotator
 
 from .base import base_policy
-from .evaluation import Texts, distinct_n, make_policy, win_rate, write_texts
+from .evaluation import Texts, make_policy, win_rate, write_texts
 from .lm import frozen, load_lm
 from .ppo import TextPPO
 from .progress import bar

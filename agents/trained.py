@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from rewards.diversity import distinct_n
 from textrl_env import TextTask, make_task, read_prompts
 
 from .algorithms import ALGORITHMS
 from .base import base_policy
-from .evaluation import Texts, distinct_n, make_policy, write_texts
+from .evaluation import Texts, make_policy, write_texts
 from .generation import generate, stream
 from .policy import TransformerPolicy
 from .run_folder import RunFolder, write_json, write_jsonl

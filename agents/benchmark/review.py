@@ -29,7 +29,7 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from ..algorithms import ALGORITHMS
 from ..base import base_policy
-from ..best_of import best_of_n
+from ..best_of import best_of_n, kl_bound
 from ..demo import Demo, prepare
 from ..evaluation import make_policy, win_rate, write_texts
 from ..expert_iteration import ExpertIteration
@@ -114,7 +114,7 @@ def run_one(config: Review, name: str, seed: int) -> str:
         prompts = [test.prompts[i].text for i in range(config.texts)]
         best = best_of_n(policy, task.tokenizer, prompts, 8, reward, task.max_new_tokens, seed=seed)
         assert test.gold is not None
-        gold, kl = test.gold(prompts, [b.response for b in best]), float("nan")
+        gold, kl = test.gold(prompts, [b.response for b in best]), kl_bound(8)
         seconds = perf_counter() - began
     else:
         policy, curve, watched = _trained(config, name, seed, task, base, reward, shared, run)
@@ -214,7 +214,7 @@ def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
     lines = [head, ["---"] * len(head), ["base", "", "", f"{base:.3f}", "0", "0"]]
     for name, row in rows.items():
         seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
-        kl = "at most 1.20" if name == "best-of-8" else f"{row['kl']:.1f}"
+        kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
         lines.append([name, str(row["wins"]), seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     Console(width=140).print(table)
