@@ -14,8 +14,9 @@ from textrl_env.reward_model import make_reward as make
 from textrl_env.reward_model import register_reward as register
 
 if TYPE_CHECKING:
-    from .data import Preference, read_preferences, write_preferences
+    from .data import Preference, Ranking, write_preferences
     from .preference import PreferenceRewardModel, fit_preference_model
+    from .preference_files import read_preference_file, read_preferences, read_rankings
     from .rules import KeywordReward, LengthReward, RegexReward, VaderReward
 
 _LAZY = {
@@ -23,10 +24,13 @@ _LAZY = {
     "LengthReward": "rules",
     "Preference": "data",
     "PreferenceRewardModel": "preference",
+    "Ranking": "data",
     "RegexReward": "rules",
     "VaderReward": "rules",
     "fit_preference_model": "preference",
-    "read_preferences": "data",
+    "read_preference_file": "preference_files",
+    "read_preferences": "preference_files",
+    "read_rankings": "preference_files",
     "write_preferences": "data",
 }
 
@@ -35,6 +39,7 @@ __all__ = [
     "LengthReward",
     "Preference",
     "PreferenceRewardModel",
+    "Ranking",
     "RegexReward",
     "RewardError",
     "RewardFunction",
@@ -43,7 +48,9 @@ __all__ = [
     "fit_preference_model",
     "list",
     "make",
+    "read_preference_file",
     "read_preferences",
+    "read_rankings",
     "register",
     "write_preferences",
 ]
