@@ -15,7 +15,8 @@ from textrl_env.reward_model import register_reward as register
 
 if TYPE_CHECKING:
     from .data import Preference, Ranking, write_preferences
-    from .preference import PreferenceRewardModel, fit_preference_model
+    from .fitting import fit_preference_model
+    from .preference import PreferenceRewardModel
     from .preference_files import read_preference_file, read_preferences, read_rankings
     from .rules import KeywordReward, LengthReward, RegexReward, VaderReward
 
@@ -27,7 +28,7 @@ _LAZY = {
     "Ranking": "data",
     "RegexReward": "rules",
     "VaderReward": "rules",
-    "fit_preference_model": "preference",
+    "fit_preference_model": "fitting",
     "read_preference_file": "preference_files",
     "read_preferences": "preference_files",
     "read_rankings": "preference_files",
