@@ -11,25 +11,26 @@ if TYPE_CHECKING:
     from .backbones import LanguageModel
     from .best_of import best_of_n
     from .buffer import SequenceRolloutBuffer
+    from .critic_free import GRPO, RLOO, Reinforce, ReinforcePlusPlus
     from .dpo import DPO
     from .expert_iteration import ExpertIteration
     from .generation import generate, stream
-    from .kl import AdaptiveKLController, KLController
+    from .kl import AdaptiveKLController, KLController, ScheduledKLController
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
     from .nlpo import NLPO
     from .on_policy import TextA2C, TextMaskablePPO, TextTRPO
     from .policy import TransformerPolicy
-    from .policy_gradient import GRPO, RLOO, Reinforce, ReinforcePlusPlus, TextPolicyGradient
+    from .policy_gradient import TextPolicyGradient
     from .ppo import TextPPO
     from .sft import SFT
 
 _LAZY = {
     "DPO": "dpo",
     "best_of_n": "best_of",
-    "GRPO": "policy_gradient",
-    "RLOO": "policy_gradient",
-    "Reinforce": "policy_gradient",
-    "ReinforcePlusPlus": "policy_gradient",
+    "GRPO": "critic_free",
+    "RLOO": "critic_free",
+    "Reinforce": "critic_free",
+    "ReinforcePlusPlus": "critic_free",
     "TextPolicyGradient": "policy_gradient",
     "AdaptiveKLController": "kl",
     "ExpertIteration": "expert_iteration",
@@ -39,6 +40,7 @@ _LAZY = {
     "MaskableSequenceRolloutBuffer": "maskable",
     "MaskableTransformerPolicy": "maskable",
     "SFT": "sft",
+    "ScheduledKLController": "kl",
     "SequenceRolloutBuffer": "buffer",
     "TextA2C": "on_policy",
     "TextMaskablePPO": "on_policy",
@@ -63,6 +65,7 @@ __all__ = [
     "MaskableTransformerPolicy",
     "Reinforce",
     "ReinforcePlusPlus",
+    "ScheduledKLController",
     "SequenceRolloutBuffer",
     "TextA2C",
     "TextMaskablePPO",

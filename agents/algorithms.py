@@ -1,4 +1,4 @@
-"""The algorithms by name, as the command line calls them."""
+"""The on-policy algorithms by name, as the command line calls them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Algorithm:
         return "MaskableTransformerPolicy" if self.name == "TextMaskablePPO" else "TransformerPolicy"
 
 
+_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
+
 ALGORITHMS: Mapping[str, Algorithm] = {
     "ppo": Algorithm("TextPPO"),
     "maskable-ppo": Algorithm("TextMaskablePPO"),
@@ -44,6 +46,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "trpo": Algorithm("TextTRPO"),
     "reinforce": Algorithm("Reinforce"),
     "reinforce++": Algorithm("ReinforcePlusPlus"),
+    "reinforce++-baseline": Algorithm("ReinforcePlusPlus", group_size=4, settings={"estimator": "reinforce++_baseline"}),
     "rloo": Algorithm("RLOO", group_size=4, settings={"n_epochs": 2}),
     "grpo": Algorithm("GRPO", group_size=4),
+    "dr-grpo": Algorithm("GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
+    "dapo": Algorithm("GRPO", group_size=4, settings=_DAPO),
 }

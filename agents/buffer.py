@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,73 +14,14 @@ from torch import nn
 
 from .acting import Acting
 from .backbones import Backbone, backbone_of
-from .kl import KLController, as_kl_controller
+from .kl import Beta, as_kl_controller
 from .lm import LMSource, frozen, load_lm
+from .rollout_data import RolloutStats, Segment, SequenceSamples
 from .sampler import Sampler
-from .sequences import SequenceBatch, Written, action_log_probs, pack
+from .score_scale import ScoreScale
+from .sequences import SequenceBatch, Written, action_log_probs, full_kl, pack
 
-
-class SequenceSamples(NamedTuple):
-    """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
-
-    All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).  `reference_log_prob` is None
-    without a reference.
-    """
-
-    observations: SequenceBatch
-    actions: torch.Tensor
-    old_values: torch.Tensor
-    old_log_prob: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-    action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
-    reference_log_prob: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The part of one text that lies in this rollout.
-
-    Attributes:
-        context: Ids before the first action: the prompt, and what an earlier rollout wrote.
-        first_step: Number of response tokens in `context`.
-        row: Environment row.
-        steps: Steps of the rollout at which its tokens were written.
-        replies: Tokens of the environment between its actions, see `Written`.
-    """
-
-    context: np.ndarray
-    first_step: int
-    row: int
-    steps: slice
-    replies: tuple[tuple[int, np.ndarray], ...] = ()
-
-
-@dataclass(frozen=True)
-class RolloutStats:
-    """What a rollout looked like before the update, for the log.
-
-    Attributes:
-        kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
-        kl_per_token: The same per token.
-        kl_per_token_k3: The low-variance estimator exp(-d) - 1 + d of the same, d = log(pi / pi_ref).
-        beta: The coefficient that shaped these rewards.
-        score: Mean reward of the environment per text.
-        shaped_return: Mean over texts of score - beta * KL.
-        num_tokens: Tokens that are actions.
-        num_sequences: Texts.
-        reference_seconds: Time of the reference pass.
-    """
-
-    kl_per_sequence: float
-    kl_per_token: float
-    kl_per_token_k3: float
-    beta: float
-    score: float
-    shaped_return: float
-    num_tokens: int
-    num_sequences: int
-    reference_seconds: float
+KLReward = Literal["k1", "full", "none"]
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -108,7 +48,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_advantages: Give the advantages of the whole rollout mean 0 and variance 1; switch SB3's
             `normalize_advantage` (per minibatch) off then.
         reference_batch_size: Texts in one pass of the reference.
-        kl_in_reward: Whether KL shapes the rewards; False only measures it, for losses that hold it down themselves.
+        kl_reward: How KL shapes the rewards.  `"k1"`: each token's log(pi / pi_ref); `"full"`: the exact KL of each step's
+            distribution, which is half of an objective only, see `TextPolicyGradient`, and needs `actor`; `"none"`: it is measured
+            only, for losses that hold it down themselves.
+        whiten_rewards: Give the shaped rewards of a rollout's tokens variance 1, and leave their mean (Ziegler et al. 2019).
+        norm_reward: See `ScoreScale`.
+        clip_reward: See `ScoreScale`.
+
+    Attributes:
+        actor: The policy's backbone; only `kl_reward="full"` asks for it.
+        score_scale: What the rewards go through first; holds the running moments.
+        scores: Of each text, as the environment paid them, shape (S,).
+
+    Raises:
+        ValueError: `kl_reward` or `clip_reward` is out of range.
     """
 
     def __init__(
@@ -121,15 +74,23 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gamma: float = 1.0,
         n_envs: int = 1,
         reference: LMSource | nn.Module | Backbone | None = None,
-        beta: float | dict[str, Any] | KLController = 0.05,
+        beta: Beta = 0.05,
         whiten_advantages: bool = False,
         reference_batch_size: int = 64,
-        kl_in_reward: bool = True,
+        kl_reward: KLReward = "k1",
+        whiten_rewards: bool = False,
+        norm_reward: bool = False,
+        clip_reward: float | None = None,
     ) -> None:
+        if kl_reward not in ("k1", "full", "none"):
+            raise ValueError(f"kl_reward={kl_reward!r}: must be 'k1', 'full' or 'none'")
         self.kl_controller = as_kl_controller(beta)
         self.whiten_advantages = whiten_advantages
         self.reference_batch_size = reference_batch_size
-        self.kl_in_reward = kl_in_reward
+        self.kl_reward = kl_reward
+        self.whiten_rewards = whiten_rewards
+        self.score_scale = ScoreScale(norm_reward, clip_reward)
+        self.actor: Backbone | None = None
         self.stats: RolloutStats | None = None
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -225,7 +186,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.full = True
         self._cut_segments(live)
         self.actions = self._flat(actions)
-        scores = self.rewards.sum()
+        self.scores = np.array([self.rewards[s.steps, s.row].sum() for s in self.segments])
+        self.rewards = self.score_scale(self.rewards, self.scores)
         self._shape_rewards()
         self.advantages = np.zeros_like(self.rewards)
         RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
@@ -233,7 +195,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             setattr(self, name, self._flat(getattr(self, name)))
         if self.whiten_advantages:
             self.advantages = (self.advantages - self.advantages.mean()) / np.sqrt(self.advantages.var() + 1e-8)
-        self._note(float(scores))
+        self._note()
 
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
         """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all."""
@@ -257,12 +219,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _cut_segments(self, live: np.ndarray) -> None:
         """Say for every text at which steps its tokens were written, in the order in which texts began."""
-        last = live.cumsum(0).argmax(0) + 1  # (E,): a row that goes idle stays idle
-        next_start = dict.fromkeys(range(self.n_envs), 0)
+        steps = np.where(live, len(live), np.arange(len(live))[:, None])
+        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (S, E): the first step from here on at which the row is idle
+        next_start = dict.fromkeys(range(self.n_envs), len(live))
         ends = {}
         for index in range(len(self._openings) - 1, -1, -1):
             row, step, *_ = self._openings[index]
-            ends[index] = next_start[row] or int(last[row])
+            ends[index] = min(next_start[row], int(idle[step, row]))
             next_start[row] = step
         self.segments = []
         for index, (row, step, context, written) in enumerate(self._openings):
@@ -291,11 +254,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if self.reference is not None:
             self.reference_log_probs = self._reference_log_probs()
             self.kl = self._flat(self.log_probs) - self.reference_log_probs
-        if self.reference is not None and self.kl_in_reward:
-            for index, segment in enumerate(self.segments):
-                penalty = self.beta * self.kl[self._offsets[index] : self._offsets[index + 1]]
-                self.rewards[segment.steps, segment.row] -= penalty
+        if self.reference is not None and self.kl_reward != "none":
+            self._penalise(self.kl if self.kl_reward == "k1" else self._full_kl())
+        if self.whiten_rewards:
+            flat = self._flat(self.rewards)
+            self.rewards = (self.rewards - flat.mean()) / np.sqrt(flat.var() + 1e-8) + flat.mean()
         self._reference_seconds = perf_counter() - began
+
+    def _penalise(self, kl: np.ndarray) -> None:
+        for index, segment in enumerate(self.segments):
+            self.rewards[segment.steps, segment.row] -= self.beta * kl[self._offsets[index] : self._offsets[index + 1]]
 
     @torch.inference_mode()
     def _reference_log_probs(self) -> np.ndarray:
@@ -303,26 +271,40 @@ class SequenceRolloutBuffer(RolloutBuffer):
         assert self.sampler is not None and self.reference is not None
         self.reference.autocast = self.autocast  # or the difference to the policy would be one of rounding
         out = np.empty(self._offsets[-1], np.float32)
-        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
-        order = np.argsort(lengths, kind="stable")  # texts of like length together: little padding
-        for start in range(0, len(order), self.reference_batch_size):
-            indices = order[start : start + self.reference_batch_size]
-            tokens = self._tokens(indices)
-            batch = self._batch(indices)
+        for tokens, batch in self._by_length():
             actions = torch.as_tensor(self.actions[tokens], device=self.device)
             hidden = self.reference.hidden(batch)
             log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
             out[tokens] = log_probs.cpu().numpy()
         return out
 
-    def _note(self, score: float) -> None:
+    @torch.inference_mode()
+    def _full_kl(self) -> np.ndarray:
+        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
+        if self.actor is None:
+            raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
+        assert self.sampler is not None and self.reference is not None
+        out = np.empty(self._offsets[-1], np.float32)
+        for tokens, batch in self._by_length():
+            out[tokens] = full_kl(self.actor, self.reference, batch, self.sampler, self.vocab_size).cpu().numpy()
+        return out
+
+    def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
+        """Yield all texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
+        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), self.reference_batch_size):
+            indices = order[start : start + self.reference_batch_size]
+            yield self._tokens(indices), self._batch(indices)
+
+    def _note(self) -> None:
         texts, tokens = len(self.segments), int(self._offsets[-1])
         self.stats = RolloutStats(
             kl_per_sequence=float(self.kl.sum()) / texts,
             kl_per_token=float(self.kl.mean()),
             kl_per_token_k3=float((np.exp(-self.kl) - 1 + self.kl).mean()),
             beta=self.beta,
-            score=score / texts,
+            score=float(self.scores.mean()),
             shaped_return=float(self.rewards.sum()) / texts,
             num_tokens=tokens,
             num_sequences=texts,

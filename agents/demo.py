@@ -12,12 +12,13 @@ import numpy as np
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.diversity import distinct_n
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.review.annotator import SimulatedAnnotator
 
 from .base import base_policy
-from .evaluation import Texts, distinct_n, make_policy, win_rate, write_texts
+from .evaluation import Texts, make_policy, win_rate, write_texts
 from .lm import frozen, load_lm
 from .ppo import TextPPO
 from .progress import bar
@@ -61,11 +62,7 @@ def run_demo(config: Demo) -> None:
     began = perf_counter()
     base = base_policy(task, progress_bar=True)
     pretrain = perf_counter() - began
-    shared = [base.name, config.pairs, config.seed]
-    if not run.done("compare", shared):
-        _compare(run, config, base, shared)
-    if not run.done("reward", shared):
-        _fit_reward(run, config, task, base, shared)
+    shared = prepare(config, run, task, base)
     reward = PreferenceRewardModel.load(run.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
     tune(run, config.variant, str(base), env, config, shared)
@@ -75,6 +72,16 @@ def run_demo(config: Demo) -> None:
     console.print(f"\nReport: [bold]{report}[/bold]")
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
+
+
+def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
+    """Let pairs be written and compared, and fit the reward model; return what all of it depends on."""
+    shared = [base.name, config.pairs, config.seed]
+    if not run.done("compare", shared):
+        _compare(run, config, base, shared)
+    if not run.done("reward", shared):
+        _fit_reward(run, config, task, base, shared)
+    return shared
 
 
 def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:

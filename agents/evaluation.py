@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -121,15 +120,6 @@ def write_texts(
 
 def _length(info: dict[str, Any]) -> int:
     return int((info["terminal_observation"]["response"] >= 0).sum())
-
-
-def distinct_n(texts: Sequence[str], n: int = 2) -> float:
-    """Return the share of different word n-grams among all n-grams of the texts (Li et al. 2016), in [0, 1].
-
-    The share falls as texts are added, so compare equal numbers of texts only.
-    """
-    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 @dataclass(frozen=True)

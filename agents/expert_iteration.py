@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from textrl_env import TextTask
 
 from .best_of import best_of_n
+from .checkpoint import load_training, save_training
 from .evaluation import make_policy
 from .lm import LMSource
 from .progress import bar
+from .run_folder import fingerprint
 from .sft import SFT
 
 
@@ -61,10 +64,28 @@ class ExpertIteration:
         self.trainer = SFT(self.policy.lm, task.tokenizer, learning_rate, batch_size, weight_decay=0.0, train_on_prompts=False, seed=seed)
         self.scores: list[float] = []
 
-    def learn(self, iterations: int, progress_bar: bool = False) -> ExpertIteration:
-        """Take this many iterations."""
+    def learn(self, iterations: int, progress_bar: bool = False, checkpoint: str | Path | None = None) -> ExpertIteration:
+        """Take this many iterations.
+
+        Args:
+            iterations: How many, those of the checkpoint included.
+            progress_bar: Show one.
+            checkpoint: A folder.  After every iteration the training is saved there; the same call goes on from it, bit by bit.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or of other settings.
+        """
+        folder = None if checkpoint is None else Path(checkpoint)
+        own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size]
+        facts = {"of": fingerprint([type(self).__name__, *own])}
+        if folder is not None and (found := load_training(folder, self.policy.lm)) is not None:
+            if found.get("of") != facts["of"]:
+                raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
+            self.scores = found["scores"]
+        done = len(self.scores) if folder is not None else 0
         with bar("ExpertIteration", iterations, progress_bar) as shown:
-            for _ in range(iterations):
+            shown.advance(done)
+            for _ in range(iterations - done):
                 number = len(self.scores)
                 rng = np.random.default_rng([self.seed, number])
                 prompts = [self.task.prompts[int(i)].text for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
@@ -75,5 +96,7 @@ class ExpertIteration:
                 self.trainer.learn(list(zip(prompts, (b.response for b in best), strict=True)), self.steps)
                 self.policy.drop_caches()
                 self.scores.append(float(np.mean([b.scores for b in best])))
+                if folder is not None:
+                    save_training(folder, self.policy.lm, {**facts, "scores": self.scores})
                 shown.advance(note=f"score {self.scores[-1]:.2f}")
         return self

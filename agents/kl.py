@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ class KLController:
             kl_per_sequence: Mean over texts of the summed log(pi / pi_ref), in nats.
             num_episodes: Number of texts in the rollout.
         """
+
+    def follow(self, progress_remaining: float) -> None:
+        """Learn how much of the training is left, from 1 to 0, before a rollout; only a schedule cares."""
 
     def state_dict(self) -> dict[str, float]:
         """Return what a checkpoint must hold."""
@@ -66,8 +70,30 @@ class AdaptiveKLController(KLController):
         self.beta = float(np.clip(beta, *self.bounds))
 
 
-def as_kl_controller(beta: float | dict[str, Any] | KLController) -> KLController:
-    """Return a controller from a number (fixed), keyword arguments of `AdaptiveKLController`, or a controller."""
+class ScheduledKLController(KLController):
+    """A coefficient that follows a schedule, in the form of SB3's schedules.
+
+    Args:
+        schedule: From what is left of the training, 1 at the start and 0 at the end, to beta >= 0.  Under Stable-Baselines3's own
+            algorithms, which do not tell the buffer how far they are, it stays at its start.
+    """
+
+    def __init__(self, schedule: Callable[[float], float]) -> None:
+        super().__init__(schedule(1.0))
+        self.schedule = schedule
+
+    def follow(self, progress_remaining: float) -> None:
+        """Take the schedule's value."""
+        self.beta = KLController(self.schedule(progress_remaining)).beta
+
+
+Beta = float | dict[str, Any] | KLController | Callable[[float], float]  # what `as_kl_controller` takes
+
+
+def as_kl_controller(beta: Beta) -> KLController:
+    """Return a controller: of a number (fixed), keyword arguments of `AdaptiveKLController`, a schedule, or a controller itself."""
     if isinstance(beta, KLController):
         return beta
+    if callable(beta):
+        return ScheduledKLController(beta)
     return AdaptiveKLController(**beta) if isinstance(beta, dict) else KLController(beta)

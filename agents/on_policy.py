@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .buffer import SequenceRolloutBuffer
-from .kl import KLController
+from .kl import Beta
 from .lm import LMSource
 from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
 from .policy import TransformerPolicy
@@ -41,6 +41,7 @@ class TextA2C(TextAlgorithm, A2C):
         reference_mixup: See `TextPPO`.
         critic_warmup: See `TextPPO`.
         whiten_advantages: Give the advantages of a rollout mean 0 and variance 1.
+        rollout_buffer_kwargs: Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ...
         stats_window_size: See SB3.
         tensorboard_log: See SB3.
         policy_kwargs: See `TextPPO`.
@@ -61,11 +62,12 @@ class TextA2C(TextAlgorithm, A2C):
         ent_coef: float = 0.0,
         vf_coef: float = 0.1,
         max_grad_norm: float = 1.0,
-        beta: float | dict[str, Any] | KLController = 0.05,
+        beta: Beta = 0.05,
         reference: LMSource | None = None,
         reference_mixup: float = 0.0,
         critic_warmup: int = 0,
         whiten_advantages: bool = True,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -86,7 +88,7 @@ class TextA2C(TextAlgorithm, A2C):
             max_grad_norm=max_grad_norm,
             use_rms_prop=False,
             rollout_buffer_class=SequenceRolloutBuffer,
-            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages},
+            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages, **(rollout_buffer_kwargs or {})},
             normalize_advantage=False,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -123,6 +125,7 @@ class TextTRPO(TextAlgorithm, TRPO):
         reference: See `TextPPO`.
         reference_mixup: See `TextPPO`.
         whiten_advantages: See `TextA2C`.
+        rollout_buffer_kwargs: Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ...
         stats_window_size: See SB3.
         tensorboard_log: See SB3.
         policy_kwargs: See `TextPPO`.
@@ -149,10 +152,11 @@ class TextTRPO(TextAlgorithm, TRPO):
         line_search_max_iter: int = 10,
         n_critic_updates: int = 10,
         target_kl: float = 0.01,
-        beta: float | dict[str, Any] | KLController = 0.05,
+        beta: Beta = 0.05,
         reference: LMSource | None = None,
         reference_mixup: float = 0.0,
         whiten_advantages: bool = True,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -176,7 +180,7 @@ class TextTRPO(TextAlgorithm, TRPO):
             n_critic_updates=n_critic_updates,
             gae_lambda=gae_lambda,
             rollout_buffer_class=SequenceRolloutBuffer,
-            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages},
+            rollout_buffer_kwargs={"whiten_advantages": whiten_advantages, **(rollout_buffer_kwargs or {})},
             normalize_advantage=False,
             target_kl=target_kl,
             stats_window_size=stats_window_size,

@@ -122,6 +122,36 @@ def learning_curve(curves: dict[str, Curve], path: str | Path) -> None:
     _finish(figure, scores, curves, path)
 
 
+def small_multiples(curves: dict[str, list[list[tuple[float, float]]]], level: float, path: Path) -> None:
+    """Draw a panel for each algorithm: its runs' gold scores against the share of the training that is done.
+
+    Args:
+        curves: By algorithm, of each run the points of its curve.
+        level: Score of the base policy, a dashed line.
+        path: PNG to write.
+    """
+    columns = 4
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(2.3 * columns, 1.8 * rows), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (name, runs) in zip(panels.flat, curves.items(), strict=False):
+        for colour, points in zip(cycle(_COLOURS), runs, strict=False):
+            share, gold = np.asarray(points).T
+            axes.plot(100 * share, running_mean(gold, 3), color=colour, linewidth=1.4)
+        axes.axhline(level, color="black", linestyle="--", linewidth=0.9)
+        axes.set_title(name, fontsize=_FONT)
+        _dress(axes)
+    for axes in panels.flat[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("training done, %", fontsize=_FONT)
+    figure.supylabel("gold score; dashed: base policy", fontsize=_FONT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
 def _check(curves: dict[str, Curve]) -> None:
     if not curves:
         raise ValueError("no curves to draw: give at least one variant")

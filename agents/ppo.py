@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .buffer import SequenceRolloutBuffer
-from .kl import KLController
+from .kl import Beta
 from .lm import LMSource
 from .policy import TransformerPolicy
 from .text_algorithm import TextAlgorithm
@@ -37,10 +37,11 @@ class ClippedText(TextAlgorithm):
         vf_coef: float = 0.1,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
-        beta: float | dict[str, Any] | KLController = 0.05,
+        beta: Beta = 0.05,
         reference: LMSource | None = None,
         reference_mixup: float = 0.0,
         critic_warmup: int = 0,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -68,7 +69,7 @@ class ClippedText(TextAlgorithm):
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             rollout_buffer_class=self._buffer_class,
-            rollout_buffer_kwargs={"whiten_advantages": True},
+            rollout_buffer_kwargs={"whiten_advantages": True, **(rollout_buffer_kwargs or {})},
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -103,11 +104,13 @@ class TextPPO(ClippedText, PPO):
         vf_coef: Weight of the value loss.
         max_grad_norm: See SB3.
         target_kl: Stop the epochs of a rollout early at 1.5 times this `approx_kl`; not the KL to the reference.
-        beta: Coefficient of KL to the reference: a number, keyword arguments of `AdaptiveKLController`, or a controller.
+        beta: Coefficient of KL to the reference: a number, keyword arguments of `AdaptiveKLController`, a schedule of what remains of
+            the training (from 1 to 0), or a controller.
         reference: Folder of the reference, or what else `agents.lm.load_lm` takes that has weights; None takes a frozen copy of
             the policy's first weights, or, if only adapters train (`lora`), the base model under them, which needs no copy.
         reference_mixup: After each update the reference becomes (1 - this) * reference + this * policy; 0: it never changes.
         critic_warmup: Rollouts at the start in which only the critic learns.
+        rollout_buffer_kwargs: Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ...
         stats_window_size: See SB3.
         tensorboard_log: See SB3.
         policy_kwargs: Arguments of the policy: `model`, the sampling rules, and more, see `TransformerPolicy`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,12 @@ class Played(NamedTuple):
 
 
 def play_episodes(
-    policy: TransformerPolicy, env: VecEnv, buffer: SequenceRolloutBuffer, num_episodes: int, use_masking: bool = True
+    policy: TransformerPolicy,
+    env: VecEnv,
+    buffer: SequenceRolloutBuffer,
+    num_episodes: int,
+    use_masking: bool = True,
+    more: Callable[[], int] = lambda: 0,
 ) -> Iterator[Played]:
     """Reset `env`, deal exactly `num_episodes` texts, write them all into `buffer`, and compute its returns.
 
@@ -41,6 +46,7 @@ def play_episodes(
         buffer: Emptied first.
         num_episodes: How many.
         use_masking: Whether the environment's action masks are followed.
+        more: Called when all are written: how many to write besides, 0 for none.
 
     Yields:
         Every step after it was stored.
@@ -48,20 +54,22 @@ def play_episodes(
     texts = env.unwrapped
     assert isinstance(texts, TextGenerationVecEnv)
     buffer.reset()
-    texts.begin_rollout(num_episodes)
     try:
-        obs: Any = env.reset()
-        starts = np.ones(env.num_envs, bool)
-        while (live := obs["prompt"][:, 0] >= 0).any():
-            with torch.no_grad():
-                actions, values, log_probs = policy(
-                    obs_as_tensor(obs, policy.device), action_masks=texts.core.legal() if use_masking else None
-                )
-            chosen = actions.cpu().numpy()
-            new_obs, rewards, dones, infos = env.step(chosen)
-            buffer.add(obs, chosen, rewards, starts, values, log_probs)
-            obs, starts = new_obs, dones
-            yield Played(int(live.sum()), dones, infos)
+        while num_episodes:
+            texts.begin_rollout(num_episodes)
+            obs: Any = env.reset()
+            starts = np.ones(env.num_envs, bool)
+            while (live := obs["prompt"][:, 0] >= 0).any():
+                with torch.no_grad():
+                    actions, values, log_probs = policy(
+                        obs_as_tensor(obs, policy.device), action_masks=texts.core.legal() if use_masking else None
+                    )
+                chosen = actions.cpu().numpy()
+                new_obs, rewards, dones, infos = env.step(chosen)
+                buffer.add(obs, chosen, rewards, starts, values, log_probs)
+                obs, starts = new_obs, dones
+                yield Played(int(live.sum()), dones, infos)
+            num_episodes = more()
         buffer.compute_returns_and_advantage(torch.zeros(env.num_envs), starts)
     finally:
         texts.end_rollout()

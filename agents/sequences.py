@@ -199,6 +199,33 @@ def action_log_probs(
     return torch.cat(log_probs), torch.cat(entropies)
 
 
+def full_kl(policy: Backbone, reference: Backbone, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
+    """Return KL(policy || reference) over the whole vocabulary at each action, in nats, shape (N,).
+
+    Both are taken under the rules and the kept tokens of the actions.  Gradients flow into the policy; chunks as in
+    `action_log_probs`.
+    """
+    own = policy.hidden(batch)  # (N, D)
+    with torch.no_grad():
+        other = reference.hidden(batch)
+
+    def compare(rows: slice) -> torch.Tensor:
+        part = batch.only(rows)
+        log_p = action_logits(policy, own[rows], part, sampler, vocab_size).float().log_softmax(-1)  # (n, V)
+        with torch.no_grad():
+            log_q = action_logits(reference, other[rows], part, sampler, vocab_size).float().log_softmax(-1)
+        possible = log_p > -torch.inf  # 0 * (-inf - -inf) is not a number, neither is its gradient
+        difference = log_p.masked_fill(~possible, 0.0) - log_q.masked_fill(~possible, 0.0)
+        return (log_p.exp() * difference).sum(-1)  # (n,)
+
+    number, size = len(own), max(1, LOGITS_AT_ONCE // vocab_size)
+    if number <= size:
+        return compare(slice(None))
+    chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
+    again = torch.is_grad_enabled()
+    return torch.cat([checkpoint(compare, rows, use_reentrant=False) if again else compare(rows) for rows in chunks])
+
+
 def pack_kept(kept: torch.Tensor) -> np.ndarray:
     """Pack a boolean (N, V) tensor to bits, shape (N, ceil(V / 8)), uint8."""
     return np.packbits(kept.cpu().numpy(), axis=-1)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from textrl_env import Tokenizer
 
 from .backbones import backbone_of
+from .checkpoint import load_training, save_training
 from .lm import LMSource, load_lm, save_lm
 from .progress import bar
+from .run_folder import fingerprint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,21 +64,48 @@ class Supervised(ABC):
         self.seed = seed
         self.losses: list[float] = []
 
-    def learn(self, texts: Sequence[Any], steps: int, progress_bar: bool = False, title: str | None = None) -> Self:
+    def learn(
+        self,
+        texts: Sequence[Any],
+        steps: int,
+        progress_bar: bool = False,
+        title: str | None = None,
+        checkpoint: str | Path | None = None,
+        save_every: int = 100,
+        callback: Callable[[int], None] | None = None,
+    ) -> Self:
         """Take `steps` optimizer steps.
 
+        Args:
+            texts: What is learned from.
+            steps: How many.
+            progress_bar: Show one.
+            title: Of the bar.
+            checkpoint: A folder.  Every `save_every` steps and at the end the training is saved there; the same call goes on from it,
+                bit by bit as if nothing had happened.
+            save_every: Steps between two checkpoints.
+            callback: Called after every step with the number of steps taken.
+
         Raises:
-            ValueError: There are no texts.
+            ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
         """
         if not texts:
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         optimizer = torch.optim.AdamW(self.lm.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.1)
+        rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
+        course = (optimizer, schedule)
+        facts = {"of": fingerprint([type(self).__name__, list(map(str, texts)), steps, self.learning_rate, self.batch_size, self.seed])}
+        folder = None if checkpoint is None else Path(checkpoint)
+        done = 0 if folder is None else self._go_on(folder, facts, course)
         self.lm.train()
         with bar(title or type(self).__name__, steps, progress_bar) as shown:
-            for batch in self._batches(rows, steps):
+            shown.advance(done)
+            for number, batch in enumerate(self._batches(rows, steps)):
+                if number < done:
+                    continue
                 loss = self._loss(batch)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
@@ -85,8 +116,22 @@ class Supervised(ABC):
                 schedule.step()
                 self.losses.append(loss.item())
                 shown.advance(note=f"loss {self.losses[-1]:.2f}")
+                if callback is not None:
+                    callback(number + 1)
+                if folder is not None and ((number + 1) % save_every == 0 or number + 1 == steps):
+                    save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
         self.lm.eval()
         return self
+
+    def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
+        """Restore what was saved, and return how many steps it had taken."""
+        found = load_training(folder, self.lm, course)
+        if found is None:
+            return 0
+        if found.get("of") != facts["of"]:
+            raise ValueError(f"{folder} is a checkpoint of other texts or settings: delete it to start over")
+        self.losses = found["losses"]
+        return int(found["steps"])
 
     @torch.inference_mode()
     def evaluate(self, texts: Sequence[Any]) -> float:
@@ -98,6 +143,10 @@ class Supervised(ABC):
     def save(self, folder: str | Path) -> None:
         """Write the model as `save_pretrained` does."""
         save_lm(self.lm, folder)
+
+    def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
+        """Return the loss of these texts as one minibatch, with gradients."""
+        return self._loss(self._encode(texts))
 
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:

@@ -6,8 +6,8 @@ import copy
 import io
 import os
 import pathlib
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,13 +30,15 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
 from .health import Health, Symptoms
-from .kl import KLController, as_kl_controller
+from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
+from .metrics import record_rollout, rename
 from .policy import TransformerPolicy
 from .progress import TokenProgressBar
 from .resume import generators, restore_generators
 from .rollout import play_episodes
+from .score_scale import ScoreScale
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,11 +54,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
     Attributes:
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
+        num_texts: Texts so far.
         reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
         reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
         reference_mixup: Share of the policy that goes into the reference after each update.
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
+        score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
@@ -65,11 +69,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
     reference: nn.Module | None
     n_episodes: int
     num_rollouts: int = 0
+    num_texts: int = 0
     reference_source: LMSource | None
     reference_hash: str | None = None
     reference_mixup: float = 0.0
     critic_warmup: int = 0
     kl_controller: KLController
+    score_scale: ScoreScale | None = None
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -91,7 +97,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def _set_text(
         self,
         n_episodes: int,
-        beta: float | dict[str, Any] | KLController,
+        beta: Beta,
         reference: LMSource | None,
         reference_mixup: float,
         critic_warmup: int,
@@ -115,6 +121,9 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer.kl_controller = self.kl_controller
+        if self.score_scale is None:
+            self.score_scale = self.rollout_buffer.score_scale
+        self.rollout_buffer.score_scale = self.score_scale
         self._set_reference()
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
@@ -164,10 +173,12 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self.resume_state = None
         self._rollout_start = {**self._progress(), "resume_state": generators(env)}
         self.policy.set_training_mode(False)
+        self.kl_controller.follow(self._current_progress_remaining)
         callback.on_rollout_start()
         began = perf_counter()
         finished: list[dict[str, Any]] = []
-        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking):
+        more = partial(self._more_texts, finished)
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
@@ -176,10 +187,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             finished += [infos[row] for row in np.flatnonzero(dones)]
         self.num_rollouts += 1
+        self.num_texts += len(finished)
         self._log_rollout(finished, perf_counter() - began)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
+        """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
+        return 0
 
     def train(self) -> None:
         """Update the policy as the algorithm does, and log how fast."""
@@ -190,6 +206,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             parameter.requires_grad_(False)
         try:
             self._train()
+            rename(self.logger)
         finally:
             for parameter in waiting:
                 parameter.requires_grad_(True)
@@ -251,37 +268,18 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
-        stats = self.rollout_buffer.stats
-        assert stats is not None
-        writing = seconds - stats.reference_seconds
-        reasons = Counter(info["finish_reason"] for info in finished)
-        record = self.logger.record
-        buffer, starts = self.rollout_buffer, self.rollout_buffer._offsets[:-1]
-        penalties = self.rollout_buffer.beta * buffer.kl if buffer.kl_in_reward else 0.0
-        last = self.logger.name_to_value.get("train/approx_kl")
+        buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
+        unfinished = sum(info["finish_reason"] == "length" for info in finished) / len(finished)
         self.health.check(
             Symptoms(
-                np.add.reduceat(buffer.kl, starts),
-                np.add.reduceat(buffer.rewards + penalties, starts).round(4),
+                np.add.reduceat(buffer.kl, buffer._offsets[:-1]),
+                buffer.scores,
                 -float(buffer.log_probs.mean()),
-                1 - reasons["length"] / len(finished),
+                1 - unfinished,
                 None if last is None else float(last),
             )
         )
-        record("objective/score", stats.score)
-        record("objective/shaped_return", stats.shaped_return)
-        record("objective/entropy", -float(self.rollout_buffer.log_probs.mean()))
-        record("kl/per_sequence", stats.kl_per_sequence)
-        record("kl/per_token", stats.kl_per_token)
-        record("kl/per_token_k3", stats.kl_per_token_k3)
-        record("kl/beta", stats.beta)
-        record("tokens/length", stats.num_tokens / stats.num_sequences)
-        for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
-            record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
-        record("time/rollout_tokens_per_second", stats.num_tokens / writing)
-        record("time/rollout_seconds", writing)
-        record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))
-        record("time/reference_seconds", stats.reference_seconds)
+        record_rollout(self.logger, buffer, finished, seconds)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar=False)
@@ -343,12 +341,13 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
-        kept = {name: self.__dict__.get(name, getattr(self, name)) for name in ("num_timesteps", "num_rollouts", "_n_updates")}
-        return {**kept, "kl_controller": copy.copy(self.kl_controller), "ep_info_buffer": copy.copy(self.ep_info_buffer)}
+        names = ("num_timesteps", "num_rollouts", "num_texts", "_n_updates", "_current_progress_remaining")
+        kept = {name: self.__dict__.get(name, getattr(self, name)) for name in names}
+        return {**kept, **{name: copy.copy(getattr(self, name)) for name in ("kl_controller", "score_scale", "ep_info_buffer")}}
 
     def _setup_learn(
         self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any

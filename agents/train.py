@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from rewards.preference_files import read_preferences
 from textrl_env import TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .algorithms import ALGORITHMS
 from .base import base_policy
 from .corpus import corpus_task, read_lines
+from .offline import OFFLINE, learn_offline
 from .run_folder import RunFolder, fingerprint, write_yaml
-from .sft import SFT
 from .threads import choose_threads
 from .tuning import Tuning, tune
 
@@ -27,7 +28,8 @@ class Train(Tuning):
     """Train a policy on a task or on the sentences of text files.
 
     Attributes:
-        algo: `sft` trains a model on the task's corpus, the others tune it by a reward.
+        algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
+            `expert-iteration` on the policy's own best texts; all others play the environment.
         task: Name of a task.
         corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
         model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
@@ -38,11 +40,15 @@ class Train(Tuning):
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
-        steps: Optimizer steps of `sft`; by default the task's own.
+        preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
+        steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
         out: Folder of the run; running again goes on where it stopped.
     """
 
-    algo: Literal["ppo", "maskable-ppo", "nlpo", "a2c", "trpo", "reinforce", "reinforce++", "rloo", "grpo", "sft"] = "ppo"
+    algo: Literal[
+        "ppo", "maskable-ppo", "nlpo", "a2c", "trpo", "reinforce", "reinforce++", "reinforce++-baseline", "rloo", "grpo", "dr-grpo", "dapo",
+        "sft", "dpo", "ipo", "expert-iteration",
+    ] = "ppo"  # fmt: skip
     task: str = "review"
     corpus: tuple[Path, ...] = ()
     model: str | None = None
@@ -51,6 +57,7 @@ class Train(Tuning):
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
+    preferences: Path | None = None
     steps: int | None = None
     out: Path = Path("runs/train")
 
@@ -62,9 +69,9 @@ def run_train(config: Train) -> None:
     run = RunFolder(config.out)
     write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
     task = task_of(config, run)
-    if config.algo == "sft":
-        _sft(config, run, task)
-        console.print(f"model: {run.path / 'model'}")
+    if config.algo in OFFLINE:
+        _offline(config, run, task)
+        console.print(f"model: {run.path / config.algo / 'model'}")
         return
     base = config.model or str(base_policy(task, progress_bar=True))
     rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens")}
@@ -92,15 +99,31 @@ def reward_of(text: str) -> Any:
     return text
 
 
-def _sft(config: Train, run: RunFolder, task: TextTask) -> None:
-    if task.recipe is None:
-        raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE...")
-    recipe, steps = task.recipe, config.steps or task.recipe.steps
-    source = config.model or dict(recipe.model)
-    circumstances = [str(source), steps, config.seed, config.task, [str(p) for p in config.corpus]]
-    if run.done("sft", circumstances):
-        return
-    trainer = SFT(source, task.tokenizer, recipe.learning_rate, recipe.batch_size, seed=config.seed)
-    trainer.learn(recipe.corpus(), steps, progress_bar=True)
-    trainer.save(run.path / "model")
-    run.finish("sft", circumstances, loss=trainer.losses[-1])
+def _offline(config: Train, run: RunFolder, task: TextTask) -> None:
+    pairs = None if config.preferences is None else read_preferences(config.preferences)
+    if config.algo in ("dpo", "ipo") and pairs is None:
+        raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
+    data: Any
+    model: Any = config.model
+    steps, rate = config.steps, None if config.learning_rate == Tuning.learning_rate else config.learning_rate
+    if config.algo == "expert-iteration":
+        data = reward_of(config.reward)
+    elif config.algo != "sft":
+        data = pairs
+    elif pairs is not None:
+        data = [(pair.prompt, pair.chosen) for pair in pairs]
+    elif task.recipe is not None:  # as a base policy is made
+        data, model = task.recipe.corpus(), config.model or dict(task.recipe.model)
+        steps, rate = steps or task.recipe.steps, rate or task.recipe.learning_rate
+    else:
+        raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
+    model = model or str(base_policy(task, progress_bar=True))
+    depends_on = [
+        str(model),
+        config.task,
+        [str(path) for path in config.corpus],
+        config.reward,
+        pairs and fingerprint(list(map(str, pairs))),
+    ]
+    beta = 0.1 if config.beta is None else config.beta
+    learn_offline(config.algo, run, config.algo, model, task, data, depends_on, steps, rate, beta, config.seed)

@@ -12,14 +12,17 @@ import tyro
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from rewards.diversity import distinct_n
 from textrl_env import TextTask, make_task, read_prompts
 
 from .algorithms import ALGORITHMS
-from .evaluation import Texts, distinct_n, write_texts
+from .base import base_policy
+from .evaluation import Texts, make_policy, write_texts
 from .generation import generate, stream
+from .policy import TransformerPolicy
 from .run_folder import RunFolder, write_json, write_jsonl
-from .text_algorithm import TextAlgorithm
 from .train import Train, reward_of, task_of
 
 
@@ -74,13 +77,15 @@ class TrainedRun:
     Attributes:
         name: The policy's subfolder.
         task: What it was trained on, with the prompts of the test split in order if the task has splits.
-        algorithm: The trained algorithm, its reference included.
+        policy: Who writes.
+        reference: What KL is measured against; None: nothing.
         reward: What it was trained for, as plain data.
     """
 
     name: str
     task: TextTask
-    algorithm: TextAlgorithm
+    policy: TransformerPolicy
+    reference: nn.Module | str | None
     reward: Any
 
 
@@ -97,9 +102,9 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     """
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
-    found = sorted(path.parent.name for path in folder.glob("*/policy.zip"))
+    found = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
     if not found:
-        raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip): run textrl train or textrl demo first")
+        raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip or */model): run textrl train or textrl demo first")
     name = policy or (found[0] if len(found) == 1 else "kl")
     if name not in found:
         raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(found)} with --policy")
@@ -112,8 +117,11 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     else:
         task, reward = make_task("review", split="test"), {"name": "preference", "path": str(folder / "reward")}
     ordered = dataclasses.replace(task, prompt_order="sequential")
-    made = ALGORITHMS[settings.get("algo", "ppo")].made
-    return TrainedRun(name, ordered, made.load(folder / name / "policy.zip", device="cpu"), reward)
+    if not (folder / name / "policy.zip").is_file():
+        first = settings.get("model") or (None if task.recipe is None or settings["algo"] == "sft" else str(base_policy(task)))
+        return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward)
+    algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device="cpu")
+    return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward)
 
 
 def measures(texts: Texts, task: TextTask) -> dict[str, float]:
@@ -136,9 +144,7 @@ def run_evaluate(config: Evaluate) -> None:
     """Write `evaluation-POLICY.json` and `evaluation-POLICY.jsonl` into the run, and print a table."""
     run = open_run(config.run, config.policy)
     reward = run.reward if config.reward is None else reward_of(config.reward)
-    texts = write_texts(
-        run.algorithm.policy, run.task, config.texts, reward, run.algorithm.reference, config.seed, progress_bar=True, title="evaluate"
-    )
+    texts = write_texts(run.policy, run.task, config.texts, reward, run.reference, config.seed, progress_bar=True, title="evaluate")
     figures = measures(texts, run.task)
     name = config.run / f"evaluation-{run.name}"
     write_json(name.with_suffix(".json"), {"policy": run.name, "texts": config.texts, "seed": config.seed, **figures})
@@ -158,7 +164,7 @@ def run_generate(config: Generate) -> None:
     if not prompts:
         raise ValueError("nothing to go on with: pass prompts, or --file")
     limit = config.max_new_tokens or run.task.max_new_tokens
-    policy, tokenizer = run.algorithm.policy, run.task.tokenizer
+    policy, tokenizer = run.policy, run.task.tokenizer
     if len(prompts) == 1 and config.out is None:
         print(prompts[0], end="", flush=True)
         for piece in stream(policy, tokenizer, prompts[0], limit, config.deterministic, config.seed):

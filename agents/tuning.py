@@ -60,7 +60,7 @@ def tune(
     rules: dict[str, Any] | None = None,
     algo: str = "ppo",
 ) -> None:
-    """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV and TensorBoard).
+    """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
     A stage that was interrupted goes on from its last checkpoint; one that is done is not run again.
 
@@ -85,27 +85,28 @@ def tune(
     if run.done(f"{stage} began", circumstances) and checkpoint.is_file():
         algorithm = algorithm_of.made.load(checkpoint, env=env)
     else:
-        for left_over in (checkpoint, folder / "curve.csv"):
+        for left_over in (checkpoint, folder / "curve.csv", folder / "samples.jsonl"):
             left_over.unlink(missing_ok=True)
         run.finish(f"{stage} began", circumstances)
         adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
-        sizes: dict[str, Any] = {"n_episodes": config.n_episodes, **({"batch_size": config.batch_size} if algorithm_of.minibatches else {})}
+        settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive if config.beta is None else config.beta}
+        if algorithm_of.minibatches:
+            settings["batch_size"] = config.batch_size
         algorithm = algorithm_of.made(
             algorithm_of.policy,
             env,
             learning_rate=Linear(config.learning_rate),
-            beta=adaptive if config.beta is None else config.beta,
             policy_kwargs={"model": model, **(rules or {})},
             seed=config.seed,
-            **sizes,
-            **algorithm_of.settings,
+            **{**settings, **algorithm_of.settings},
         )
     rewind_curve(folder, algorithm.num_timesteps)
-    algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "tensorboard"]))
+    algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "json", "tensorboard"]))
     remaining = config.total_tokens - algorithm.num_timesteps
     try:
         if remaining > 0:
-            algorithm.learn(remaining, callback=CurveCallback(folder, env.task.gold), reset_num_timesteps=False, progress_bar=True)
+            curve = CurveCallback(folder, env.task.gold)
+            algorithm.learn(remaining, curve, log_interval=1, reset_num_timesteps=False, progress_bar=True)
     finally:
         algorithm.logger.close()
     algorithm.save(checkpoint)

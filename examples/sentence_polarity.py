@@ -23,13 +23,13 @@ from transformers.utils import logging
 
 from agents.base import base_policy
 from agents.corpus import corpus_task, read_lines
-from agents.evaluation import Texts, distinct_n, make_policy, write_texts
+from agents.evaluation import Texts, make_policy, write_texts
 from agents.lm import frozen, load_lm
 from agents.ppo import TextPPO
 from agents.run_folder import RunFolder, write_json, write_jsonl
 from agents.threads import choose_threads
 from agents.tuning import Tuning, tune
-from rewards import Preference, PreferenceRewardModel, fit_preference_model
+from rewards import Preference, PreferenceRewardModel, distinct_n, fit_preference_model
 from textrl_env import Episode, TextTask
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 

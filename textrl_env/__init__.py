@@ -11,6 +11,7 @@ from .episode import Episode
 from .prompt_order import PromptSampler
 from .prompts import GeneratedPrompts, read_prompts, split_prompts
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
+from .reward_watch import RewardWarning
 from .task import EXACT_TASKS, BaseRecipe, Prompt, TextTask, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
 from .vector_env import TextGenerationVectorEnv
@@ -30,6 +31,7 @@ __all__ = [
     "RewardError",
     "RewardFunction",
     "RewardModel",
+    "RewardWarning",
     "TextCore",
     "TextGenerationEnv",
     "TextGenerationVecEnv",

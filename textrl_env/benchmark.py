@@ -18,6 +18,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from .env import TextGenerationEnv
+from .reward_model import make_reward
+from .reward_watch import stop_watching
 from .sb3_vec_env import TextGenerationVecEnv
 from .task import Prompt, TextTask
 from .tokenizer import IntegerTokenizer
@@ -56,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 def _task() -> TextTask:
     rng = np.random.default_rng(1)
     prompts = [Prompt(" ".join(map(str, rng.integers(1, VOCABULARY, PROMPT)))) for _ in range(1000)]
-    return TextTask(IntegerTokenizer(VOCABULARY), prompts, NEW_TOKENS)
+    reward = make_reward("length")
+    stop_watching(reward)  # random tokens hardly ever end a text: all score 0
+    return TextTask(IntegerTokenizer(VOCABULARY), prompts, NEW_TOKENS, reward=reward)
 
 
 def _tokens_per_second(step: Callable[[np.ndarray], Any], actions: np.ndarray, repeats: int) -> float:

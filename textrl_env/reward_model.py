@@ -13,6 +13,7 @@ import numpy as np
 
 from .episode import Episode
 from .hints import did_you_mean
+from .reward_watch import watch
 
 _ROOMS = ("rewards", "agents")  # top-level packages that ship beside textrl_env; their names are not ours alone
 
@@ -22,6 +23,23 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "keyword": "rewards.rules:KeywordReward",
     "regex": "rewards.rules:RegexReward",
     "preference": "rewards.preference:load_preference_reward",
+    "repetition": "rewards.rules:RepetitionReward",
+    "forbidden": "rewards.rules:ForbiddenReward",
+    "known_words": "rewards.rules:KnownWordsReward",
+    "exact_match": "rewards.verifiers:ExactMatchReward",
+    "numeric": "rewards.numeric:NumericReward",
+    "choice": "rewards.verifiers:ChoiceReward",
+    "json": "rewards.verifiers:JsonReward",
+    "python_syntax": "rewards.verifiers:PythonSyntaxReward",
+    "bleu": "rewards.metrics:BleuReward",
+    "chrf": "rewards.metrics:ChrfReward",
+    "ter": "rewards.metrics:TerReward",
+    "rouge": "rewards.metrics:RougeReward",
+    "meteor": "rewards.metrics:MeteorReward",
+    "bertscore": "rewards.bertscore:BertScoreReward",
+    "cider": "rewards.cider:CiderReward",
+    "distinct": "rewards.diversity:DistinctReward",
+    "self_bleu": "rewards.diversity:SelfBleuReward",
 }
 
 
@@ -138,7 +156,7 @@ def list_rewards() -> list[str]:
 
 
 def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
-    """Score `episodes` and insist on one finite float for each.
+    """Score `episodes` and insist on one finite float for each; warn once of a model whose first scores look wrong (`RewardWarning`).
 
     Args:
         model: The reward model.
@@ -152,6 +170,14 @@ def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str 
         RewardError: The model raised, or returned another number of scores, a non-number, NaN or infinity; the message
             holds the text it happened on.
     """
+    values = valid_scores(model, episodes, method)
+    if method == "score":
+        watch(scorer_of(model), model, episodes, values)
+    return values
+
+
+def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
+    """Do what `checked_scores` does, without the warnings."""
     if not episodes:
         return np.zeros(0)
     try:
@@ -169,6 +195,11 @@ def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str 
         if not np.isfinite(float(value)):
             raise RewardError(f"{model!r} returned {value!r} for {_excerpt(episode)}; it must be finite")
     return np.asarray(values, np.float64)
+
+
+def scorer_of(model: RewardModel) -> Any:
+    """Return the function in a `RewardFunction`, which is made anew wherever the function is passed, or else the model itself."""
+    return model.function if isinstance(model, RewardFunction) else model
 
 
 def _excerpt(episode: Episode, limit: int = 200) -> str:

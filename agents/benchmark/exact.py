@@ -30,15 +30,15 @@ from ..exact import optimality_gap
 from ..progress import bar
 from ..run_folder import write_text
 
-_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, beta=0.0)
+_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("TextPPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "MaskablePPO": ("TextMaskablePPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "A2C": ("TextA2C", dict(rate=0.05, n_episodes=64)),
     "TRPO": ("TextTRPO", dict(rate=0.05, n_episodes=256, batch_size=64, target_kl=0.02)),
-    "REINFORCE": ("Reinforce", dict(rate=0.03, n_episodes=64, batch_size=64)),
+    "REINFORCE": ("Reinforce", dict(rate=0.03, n_episodes=128, batch_size=128)),
     "RLOO": ("RLOO", dict(rate=0.05, n_episodes=64, batch_size=64)),
-    "REINFORCE++": ("ReinforcePlusPlus", dict(rate=0.03, n_episodes=64, batch_size=64, n_epochs=1)),
+    "REINFORCE++": ("ReinforcePlusPlus", dict(rate=0.03, n_episodes=128, batch_size=128, n_epochs=1)),
     "REINFORCE++ baseline": (
         "ReinforcePlusPlus",
         dict(rate=0.05, n_episodes=64, batch_size=64, n_epochs=1, estimator="reinforce++_baseline"),
@@ -48,6 +48,7 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "NLPO": ("NLPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2, mask_top_p=0.9, mask_refresh=10)),
     "DAPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64, **_DAPO)),
 }
+PATIENCE: Mapping[str, int] = {"REINFORCE": 2, "REINFORCE++": 2}  # times the tokens: one baseline for all prompts leaves noise
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Exact:
         tasks: Names of exact tasks.
         algorithms: Names of algorithms.
         seeds: Runs of each pair.
-        tokens: Tokens that a run writes.
+        tokens: Tokens that a run writes; twice as many for REINFORCE and REINFORCE++, which have neither critic nor groups.
         beta: Coefficient of KL in the objective that is judged, and in every algorithm but DAPO, which has none.
         policy: A table with a row for each text, or a transformer of two layers.
         processes: Runs side by side, one thread each.
@@ -81,8 +82,13 @@ def main(config: Exact) -> dict[tuple[str, str], tuple[float, float, float]]:
     """Run what is missing, print the table, and return its cells by algorithm and task."""
     path = config.out / "runs.jsonl"
     done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    settings: dict[str, Any] = {"tokens": config.tokens, "beta": config.beta, "policy": config.policy}
-    known = {(r["algorithm"], r["task"], r["seed"]): r for r in done if settings.items() <= r.items()}
+    settings: dict[str, Any] = {"beta": config.beta, "policy": config.policy}
+    tokens = {a: config.tokens * PATIENCE.get(a, 1) for a in ALGORITHMS}
+    known = {
+        (r["algorithm"], r["task"], r["seed"]): r
+        for r in done
+        if settings.items() <= r.items() and r["tokens"] == tokens.get(r["algorithm"])
+    }
     wanted = [(a, t, s) for s in range(config.seeds) for t in config.tasks for a in config.algorithms]
     missing = [job for job in wanted if job not in known]
     config.out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +98,7 @@ def main(config: Exact) -> dict[tuple[str, str], tuple[float, float, float]]:
         path.open("a", encoding="utf-8") as file,
         ProcessPoolExecutor(config.processes, context) as pool,
     ):
-        jobs = [pool.submit(train, *job, **settings) for job in missing]
+        jobs = [pool.submit(train, *job, tokens[job[0]], **settings) for job in missing]
         try:
             for job in as_completed(jobs):
                 result = job.result()

@@ -127,7 +127,7 @@ def test_the_critics_own_learning_rate(make_env):
     agent = make(env, critic="separate", critic_learning_rate=5e-3, learning_rate=lambda left: 1e-2 * left)
     agent.learn(60)
     assert [group["lr"] for group in agent.policy.optimizer.param_groups] == [
-        pytest.approx(agent.logger.name_to_value["train/learning_rate"]),
+        pytest.approx(agent.logger.name_to_value["policy/learning_rate"]),
         5e-3,
     ]
 

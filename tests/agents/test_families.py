@@ -148,8 +148,8 @@ def test_gradients_equal_the_per_transition_path(make_env, name):
         torch.nn.init.normal_(agent.policy.value_head.weight)
         agent.learn(36)
         grads[buffer_class] = {n: p.grad for n, p in agent.policy.named_parameters() if p.grad is not None}
-        assert agent.logger.name_to_value["train/clip_fraction"] == 0
-        assert abs(agent.logger.name_to_value["train/approx_kl"]) < 1e-6
+        assert agent.logger.name_to_value["policy/clip_fraction"] == 0
+        assert abs(agent.logger.name_to_value["policy/approx_kl"]) < 1e-6
     one, two = grads.values()
     assert one.keys() == two.keys() and len(one) > 3
     scale = max(g.abs().max() for g in one.values())

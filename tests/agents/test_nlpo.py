@@ -60,8 +60,8 @@ def test_updates_see_the_same_distribution(make_env):
     agent.learn(40)
     agent.learn(1, reset_num_timesteps=False)
     assert np.isfinite(agent.rollout_buffer.kl).all()
-    assert agent.logger.name_to_value["train/clip_fraction"] == 0  # one minibatch: the first ratios
-    assert abs(agent.logger.name_to_value["train/approx_kl"]) < 1e-6
+    assert agent.logger.name_to_value["policy/clip_fraction"] == 0  # one minibatch: the first ratios
+    assert abs(agent.logger.name_to_value["policy/approx_kl"]) < 1e-6
 
 
 def test_save_load_and_go_on_as_if_nothing_had_happened(make_env, tmp_path):

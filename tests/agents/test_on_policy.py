@@ -74,8 +74,8 @@ def test_trpo_moves_every_weight_of_the_trunk_and_keeps_its_bound(make_env, mode
     agent.learn(60)
     still = [name for name, p in agent.policy.lm.named_parameters() if torch.equal(p, before[name])]
     assert not [name for name in still if "bias" not in name]  # softmax ignores the keys' biases
-    assert 0 < agent.logger.name_to_value["train/kl_divergence_loss"] <= 0.0101
-    assert agent.logger.name_to_value["train/is_line_search_success"] == 1
+    assert 0 < agent.logger.name_to_value["policy/approx_kl"] <= 0.0101
+    assert agent.logger.name_to_value["policy/line_search_success"] == 1
 
 
 @pytest.mark.parametrize("name", ["a2c", "trpo", "maskable"])

@@ -49,8 +49,8 @@ def test_with_gae_it_is_sb3s_ppo(make_env, extra):
     assert agents[0]._n_updates == agents[1]._n_updates
     for (name, one), two in zip(agents[0].policy.state_dict().items(), agents[1].policy.state_dict().values(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5, msg=name)
-    for name in ("policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction"):
-        ours, theirs = (agent.logger.name_to_value[f"train/{name}"] for agent in reversed(agents))
+    for name in ("policy/loss", "value/loss", "policy/entropy_loss", "policy/approx_kl", "policy/clip_fraction"):
+        ours, theirs = (agent.logger.name_to_value[name] for agent in reversed(agents))
         assert ours == pytest.approx(theirs, abs=1e-6)
 
 
@@ -64,8 +64,8 @@ def by_numpy(new, old, advantages, returns, values, entropy, clip):
         clipped += abs(ratio - 1) > clip
         kl.append(ratio - 1 - (n - o))
     return {
-        "policy_gradient_loss": np.mean(losses), "clip_fraction": clipped / len(losses), "approx_kl": np.mean(kl),
-        "value_loss": np.mean((returns - values) ** 2), "entropy_loss": -np.mean(entropy),
+        "policy/loss": np.mean(losses), "policy/clip_fraction": clipped / len(losses), "policy/approx_kl": np.mean(kl),
+        "value/loss": np.mean((returns - values) ** 2), "policy/entropy_loss": -np.mean(entropy),
     }  # fmt: skip
 
 
@@ -82,8 +82,8 @@ def test_a_recorded_batch_against_plain_numpy(make_env, algorithm):
     expected = by_numpy(new, *(c.astype(float) for c in columns), values, entropy, 0.2)
     agent.train()
     for name, value in expected.items():
-        assert agent.logger.name_to_value[f"train/{name}"] == pytest.approx(float(value), abs=1e-6), name
-    assert 0 < expected["clip_fraction"] < 1
+        assert agent.logger.name_to_value[name] == pytest.approx(float(value), abs=1e-6), name
+    assert 0 < expected["policy/clip_fraction"] < 1
 
 
 @pytest.fixture(scope="module")

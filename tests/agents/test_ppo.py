@@ -44,8 +44,8 @@ def test_first_minibatch(make_env, name, rules):
         assert (entropy >= 0).all()
     model.n_epochs, model.batch_size = 1, 20
     model.train()
-    assert model.logger.name_to_value["train/clip_fraction"] == 0
-    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert model.logger.name_to_value["policy/clip_fraction"] == 0
+    assert model.logger.name_to_value["policy/approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_dropout_in_the_configuration_is_switched_off(make_env):

@@ -6,6 +6,7 @@ import pytest
 
 from agents.algorithms import ALGORITHMS
 from agents.cli import main
+from agents.offline import OFFLINE
 from agents.sft import SFT
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
@@ -56,10 +57,39 @@ def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, al
     assert main(arguments) == 0
     curve = (tmp_path / "run" / algo / "curve.csv").read_text()
     assert len(curve.splitlines()) >= 2
+    samples = [json.loads(line) for line in (tmp_path / "run" / algo / "samples.jsonl").read_text().splitlines()]
+    assert samples and set(samples[0]) == {"tokens", "prompt", "response", "score"}
+    (log,) = (tmp_path / "run" / algo / "log-0").glob("progress.json")
+    names = {name.split("/")[0] for line in log.read_text().splitlines() for name in json.loads(line)}
+    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout"}
     assert main(arguments) == 0  # done already: nothing is trained again
     assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
     assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
     assert (tmp_path / "run" / f"evaluation-{algo}.json").is_file()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("algo", OFFLINE)
+def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 5), *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
+    if algo in ("dpo", "ipo"):
+        assert main(arguments) == 2
+        assert "pass --preferences FILE" in capsys.readouterr().err
+        arguments += ["--preferences", str(tmp_path / "pairs.jsonl")]
+    arguments += ["--steps", "2"]
+    assert main(arguments) == 0
+    weights = tmp_path / "run" / algo / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert main(arguments) == 0 and weights.stat().st_mtime_ns == written  # done already
+    assert not (tmp_path / "run" / algo / "checkpoint").exists()
+    assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
+    assert json.loads((tmp_path / "run" / f"evaluation-{algo}.json").read_text())["length"] >= 1
     capsys.readouterr()
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from rewards.rules import KeywordReward, LengthReward, RegexReward, VaderReward
+from rewards.rules import ForbiddenReward, KeywordReward, KnownWordsReward, LengthReward, RegexReward, RepetitionReward, VaderReward
 from textrl_env.episode import Episode
 
 
@@ -95,6 +95,63 @@ def test_rules_copy_as_themselves_pickle_and_print(rule, written):
 
 
 def test_rules_and_data_need_no_torch():
-    code = "import sys, rewards, rewards.rules, rewards.data; rewards.make('vader').score([])"
+    code = "import sys, rewards, rewards.rules, rewards.data, rewards.verifiers, rewards.metrics, rewards.cider, rewards.checks"
+    code += "; [rewards.make(name).score([]) for name in ('vader', 'numeric', 'bleu', 'rouge', 'cider', 'distinct')]"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.rsplit("/tests/", 1)[0])
+
+
+def test_forbidden_words_are_whole_words_in_any_case():
+    texts = ["it was fine", "it was Awful.", "awfully good", "a waste  of time", "a Waste of Time", ""]
+    assert ForbiddenReward(["awful", "waste of time"]).score([said(t) for t in texts]) == [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+
+
+def test_repetition_by_hand():
+    # bigrams of "a b a b a": (a b) (b a) (a b) (b a), 2 new of 4; "a a a a": 1 of 3
+    texts = ["a b a b a", "a a a a", "a b c", "a", ""]
+    assert RepetitionReward(n=2).score([said(t) for t in texts]) == pytest.approx([0.5, 1 / 3, 1.0, 1.0, 1.0])
+
+
+def test_repetition_counts_tokens_without_the_end():
+    ids = np.array([3, 3, 4, 1])
+    texts = [Episode("", "x", ids[:0], ids, np.ones(4, bool), reason) for reason in ("eos", "length")]
+    assert RepetitionReward(n=1).score(texts) == pytest.approx([2 / 3, 3 / 4])
+
+
+def test_known_words_by_hand():
+    known = ["The", "film", "don't", "é"]
+    texts = ["the film's plot", "THE FILM, 1999!", "don\u2019t don't dont", "é e", "...", ""]
+    assert KnownWordsReward(known).score([said(t) for t in texts]) == pytest.approx([2 / 3, 1.0, 2 / 3, 0.5, 0.0, 0.0])
+
+
+def test_known_words_of_a_file(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes("\ufefffilm\r\n\r\nplot\n".encode())
+    assert KnownWordsReward(str(path)).score([said("a film, a plot")]) == [0.5]
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no lines"):
+        KnownWordsReward(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="UTF-8"):
+        KnownWordsReward(path)
+
+
+def test_known_words_by_default_are_english():
+    pytest.importorskip("spellchecker", reason="pyspellchecker is not installed: pip install 'textrl[metrics]'")
+    assert KnownWordsReward().score([said("The color of this film isn't grey"), said("zxqv the")]) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kwargs", "error"),
+    [
+        (ForbiddenReward, {"words": "awful"}, TypeError),
+        (ForbiddenReward, {"words": []}, ValueError),
+        (KnownWordsReward, {"words": [" "]}, ValueError),
+        (KnownWordsReward, {"words": [3]}, TypeError),
+        (RepetitionReward, {"n": 0}, ValueError),
+        (RepetitionReward, {"n": 2.0}, TypeError),
+    ],
+)
+def test_the_rules_of_words_refuse(rule, kwargs, error):
+    with pytest.raises(error, match=f"{next(iter(kwargs))}="):
+        rule(**kwargs)
