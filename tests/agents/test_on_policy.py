@@ -70,7 +70,8 @@ def test_trpo_s_gradients_are_the_library_s(make_env, monkeypatch):
     weights = []
     for method in (TextTRPO._compute_actor_grad, TRPO._compute_actor_grad):
         monkeypatch.setattr(TextTRPO, "_compute_actor_grad", method)
-        agent = TextTRPO("TransformerPolicy", make_env(), n_episodes=16, batch_size=8, cg_max_steps=3, policy_kwargs={"model": LLAMA}, seed=0)
+        settings = dict(n_episodes=16, batch_size=8, cg_max_steps=3, policy_kwargs={"model": LLAMA}, seed=0)
+        agent = TextTRPO("TransformerPolicy", make_env(), **settings)
         agent.learn(1)  # more steps of the conjugate gradient, and rounding grows
         weights.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters()]))
     assert (weights[0] - weights[1]).abs().max() < 1e-5
