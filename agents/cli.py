@@ -24,7 +24,7 @@ COMMANDS = {
     "generate": ("agents.trained", "Generate", "run_generate"),
     "play": ("agents.play", "Play", "run_play"),
     "reward score": ("agents.score", "Score", "run_score"),
-    "reward serve": ("rewards.serve", "Serve", "run_serve"),
+    "reward serve": ("agents.serve", "Serve", "run_serve"),
 }
 
 _USAGE = """textrl COMMAND [flags]

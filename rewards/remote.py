@@ -1,7 +1,7 @@
 """Requests to a server that may fail, stall or restart: bounded concurrency, time-outs, retries, patience.
 
-Connection errors, time-outs, 429 (with Retry-After) and 5xx are tried again with growing waits and jitter, other answers
-are not.  While the server is down, `Breaker` probes it.
+Connection errors, time-outs, 429 (with Retry-After) and 5xx are tried again with growing waits and jitter, an answer that is
+no JSON three times in all, other answers never.  While the server is down, `Breaker` probes it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ T = TypeVar("T")
 Post = Callable[[Any], Awaitable[Any]]
 
 _IDLE = 4.0  # seconds that an idle connection is kept: less than the 5 of uvicorn, so that it is us who close it
+_TRIES = 3  # answers that are no JSON
 _FIXES = {
     401: "check the header with the token",
     403: "check the header with the token",
@@ -74,13 +75,13 @@ class Endpoint:
         run_in_background(self._each(items, work))
 
     async def _each(self, items: Sequence[T], work: Callable[[Post, T], Awaitable[None]]) -> None:
-        gate, breaker = asyncio.Semaphore(self.concurrency), Breaker(self.url, self.patience_seconds)
+        breaker, left = Breaker(self.url, self.patience_seconds), iter(items)
 
-        async def one(item: T) -> None:
-            async with gate:
+        async def worker() -> None:
+            for item in left:
                 await work(lambda body: self._post(breaker, body), item)
 
-        tasks = [asyncio.create_task(one(item)) for item in items]
+        tasks = [asyncio.create_task(worker()) for _ in range(min(self.concurrency, len(items)))]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -90,11 +91,15 @@ class Endpoint:
 
     async def _post(self, breaker: Breaker, body: Any) -> Any:
         content = json.dumps(body, allow_nan=False).encode()
+        garbled = 0
         for attempt in itertools.count():
             async with breaker.turn():
                 try:
                     answer = self._read(*await self._send(content))
                 except _Passing as failure:
+                    garbled += isinstance(failure, _Garbled)
+                    if garbled == _TRIES:
+                        raise RewardError(f"{self.url} answered {failure}, {_TRIES} times; check the url") from failure
                     breaker.failed(str(failure), failure.retry_after)
                 else:
                     breaker.succeeded()
@@ -122,7 +127,7 @@ class Endpoint:
         try:
             return json.loads(body)
         except ValueError as error:
-            raise RewardError(f"{self.url} answered with something that is not JSON ({error}): {quoted(body)}; check the url") from error
+            raise _Garbled(f"something that is not JSON ({error}): {quoted(body)}") from error
 
     def _client(self) -> Any:
         process = os.getpid()
@@ -143,6 +148,10 @@ class _Passing(Exception):
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class _Garbled(_Passing):
+    """An answer that is no JSON: cut short on its way, or a page at a wrong address."""
 
 
 def quoted(text: str | bytes, limit: int = 200) -> str:

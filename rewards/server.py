@@ -4,7 +4,7 @@
     GET  /health  -> {"status": "ok"}
 
 Errors are `{"error": "..."}`: 401 without the right token, 404 and 405 for other addresses, 422 for input that does not follow
-the schema, 500 where the model fails.
+the schema or on which the model fails: it would fail again.
 """
 
 from __future__ import annotations
@@ -107,4 +107,4 @@ def _invalid(request: Request, error: Any) -> JSONResponse:
 
 
 def _failed(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, 500)
+    return JSONResponse({"error": str(error)}, 422)

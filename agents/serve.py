@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from ipaddress import ip_address
 import tyro
 from rich.console import Console
 
-from textrl_env.reward_model import RewardModel, as_reward_model, list_rewards
+from textrl_env.reward_model import as_reward_model
+
+from .train import reward_of
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class Serve:
     """Serve a reward model over HTTP; the reward model `http` is its client.
 
     Attributes:
-        reward: Name of a reward model, or a JSON object with `name` and its arguments.
+        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
         host: Address to listen at; by default this machine alone can reach it.
         port: Port to listen at; 0 for one that is free.
         token: Name of the environment variable that holds the token which requests must bear; by default they need none.
     """
 
-    reward: tyro.conf.Positional[str] = ""
+    reward: tyro.conf.Positional[str] = "vader"
     host: str = "127.0.0.1"
     port: int = 8900
     token: str | None = None
@@ -39,13 +40,13 @@ def run_serve(config: Serve) -> None:
         OSError: The address cannot be listened at.
         ValueError: No such reward model, or the variable of the token is not set.
     """
-    from .server import make_app  # FastAPI: the help must work without
+    from rewards.server import make_app  # FastAPI: the help must work without
 
     try:
         import uvicorn
     except ImportError as error:
         raise ImportError("serving a reward model needs FastAPI and uvicorn: pip install 'textrl[server]'") from error
-    model, token, console = model_of(config.reward), _token(config.token), Console()
+    model, token, console = as_reward_model(reward_of(config.reward)), _token(config.token), Console()
     listener = _listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     if token is None and not ip_address(host).is_loopback:
@@ -53,20 +54,6 @@ def run_serve(config: Serve) -> None:
     console.print(f"{model!r} at http://{f'[{host}]' if ':' in host else host}:{port}/score", highlight=False, markup=False, soft_wrap=True)
     with listener:
         uvicorn.Server(uvicorn.Config(make_app(model, token), log_level="warning")).run(sockets=[listener])
-
-
-def model_of(text: str) -> RewardModel:
-    """Return the reward model that the command line names.
-
-    Raises:
-        ValueError: The text is empty, no valid JSON, or names none.
-    """
-    if not text:
-        raise ValueError(f"which reward? textrl reward serve NAME, where NAME is one of {', '.join(list_rewards())}")
-    try:
-        return as_reward_model(json.loads(text) if text.startswith("{") else text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{text!r} is not valid JSON ({error}): write '{{\"name\": ..., ...}}'") from error
 
 
 def _token(variable: str | None) -> str | None:
@@ -78,6 +65,7 @@ def _token(variable: str | None) -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)[0]
         # with the protocol named, asyncio sets TCP_NODELAY; without it an answer takes 45 ms instead of 5
@@ -87,5 +75,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(512)
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         raise OSError(f"cannot listen at {host}:{port} ({error}): choose another --host or --port") from error
     return listener
