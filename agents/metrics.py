@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from .buffer import SequenceRolloutBuffer
@@ -57,6 +58,9 @@ def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, finished: Sequ
     reasons = Counter(info["finish_reason"] for info in finished)
     writing = seconds - stats.reference_seconds
     record("objective/score", stats.score)
+    terms = [info["reward_terms"] for info in finished if "reward_terms" in info]
+    for name in dict.fromkeys(name for values in terms for name in values):
+        record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
     record("objective/shaped_return", stats.shaped_return)
     record("objective/entropy", -float(buffer.log_probs.mean()))
     record("kl/per_sequence", stats.kl_per_sequence)

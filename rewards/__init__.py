@@ -18,52 +18,72 @@ if TYPE_CHECKING:
     from .bertscore import BertScoreReward
     from .checks import RewardCheck, check
     from .cider import CiderReward
+    from .classifier import ClassifierReward, ScalarHeadReward
+    from .combine import EnsembleReward, GoldAndProxyReward, MinimumReward, ProductReward, SumReward
     from .data import Preference, Ranking, write_preferences
     from .diversity import DistinctReward, SelfBleuReward, distinct_n
+    from .embedding import EmbeddingReward
     from .fitting import fit_preference_model
     from .http import HttpReward
+    from .improvement import ImprovementReward
     from .judge import JudgeReward
+    from .likelihood import LikelihoodReward
     from .metrics import BleuReward, ChrfReward, MeteorReward, RougeReward, TerReward
     from .numeric import NumericReward
     from .preference import PreferenceRewardModel
     from .preference_files import read_preference_file, read_preferences, read_rankings
     from .rules import ForbiddenReward, KeywordReward, KnownWordsReward, LengthReward, RegexReward, RepetitionReward, VaderReward
+    from .transform import ClipReward, DebiasLengthReward, NormalizedReward, ThresholdReward
     from .verifiers import ChoiceReward, ExactMatchReward, JsonReward, PythonSyntaxReward
 
 _LAZY = {
-    "HttpReward": "http",
-    "JudgeReward": "judge",
     "BertScoreReward": "bertscore",
     "BleuReward": "metrics",
     "ChoiceReward": "verifiers",
     "ChrfReward": "metrics",
     "CiderReward": "cider",
+    "ClassifierReward": "classifier",
+    "ClipReward": "transform",
+    "DebiasLengthReward": "transform",
     "DistinctReward": "diversity",
+    "EmbeddingReward": "embedding",
+    "EnsembleReward": "combine",
     "ExactMatchReward": "verifiers",
     "ForbiddenReward": "rules",
+    "GoldAndProxyReward": "combine",
+    "HttpReward": "http",
+    "ImprovementReward": "improvement",
     "JsonReward": "verifiers",
+    "JudgeReward": "judge",
     "KeywordReward": "rules",
     "KnownWordsReward": "rules",
     "LengthReward": "rules",
+    "LikelihoodReward": "likelihood",
     "MeteorReward": "metrics",
+    "MinimumReward": "combine",
+    "NormalizedReward": "transform",
     "NumericReward": "numeric",
     "Preference": "data",
     "PreferenceRewardModel": "preference",
-    "Ranking": "data",
+    "ProductReward": "combine",
     "PythonSyntaxReward": "verifiers",
+    "Ranking": "data",
     "RegexReward": "rules",
     "RepetitionReward": "rules",
     "RewardCheck": "checks",
     "RougeReward": "metrics",
+    "ScalarHeadReward": "classifier",
     "SelfBleuReward": "diversity",
+    "SumReward": "combine",
     "TerReward": "metrics",
+    "ThresholdReward": "transform",
     "VaderReward": "rules",
+    "check": "checks",
+    "distinct_n": "diversity",
     "fit_preference_model": "fitting",
     "read_preference_file": "preference_files",
     "read_preferences": "preference_files",
     "read_rankings": "preference_files",
-    "check": "checks",
-    "distinct_n": "diversity",
     "write_preferences": "data",
 }
 
@@ -73,19 +93,30 @@ __all__ = [
     "ChoiceReward",
     "ChrfReward",
     "CiderReward",
+    "ClassifierReward",
+    "ClipReward",
+    "DebiasLengthReward",
     "DistinctReward",
+    "EmbeddingReward",
+    "EnsembleReward",
     "ExactMatchReward",
     "ForbiddenReward",
+    "GoldAndProxyReward",
     "HttpReward",
+    "ImprovementReward",
     "JsonReward",
     "JudgeReward",
     "KeywordReward",
     "KnownWordsReward",
     "LengthReward",
+    "LikelihoodReward",
     "MeteorReward",
+    "MinimumReward",
+    "NormalizedReward",
     "NumericReward",
     "Preference",
     "PreferenceRewardModel",
+    "ProductReward",
     "PythonSyntaxReward",
     "Ranking",
     "RegexReward",
@@ -96,8 +127,11 @@ __all__ = [
     "RewardModel",
     "RewardWarning",
     "RougeReward",
+    "ScalarHeadReward",
     "SelfBleuReward",
+    "SumReward",
     "TerReward",
+    "ThresholdReward",
     "VaderReward",
     "check",
     "distinct_n",

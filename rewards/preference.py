@@ -15,6 +15,7 @@ from textrl_env.tokenizer import FileTokenizer
 
 from .data import new_folder
 from .scorers import PreferenceNetwork, build_trunk, score_rows
+from .text_cache import TextCache
 
 _CONFIG, _WEIGHTS, _TOKENIZER = "preference.json", "model.safetensors", "tokenizer.json"
 _FORMAT = 1
@@ -24,7 +25,7 @@ class PreferenceRewardModel:
     """Scores prompt + response with a network fitted to preferences: `gain * network(text) + bias`.
 
     Texts are tokenised by the model's own tokenizer, cut from the left to `max_tokens` with the end-of-text token.
-    `fit_preference_model` makes one, `load` reads one back.
+    `fit_preference_model` makes one, `load` reads one back.  A text that comes again is not read again.
 
     Args:
         network: The scorer.
@@ -54,6 +55,7 @@ class PreferenceRewardModel:
         self.tokenizer = tokenizer
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.gain, self.bias = float(gain), float(bias)
+        self._cache = TextCache()
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order."""
@@ -134,8 +136,10 @@ class PreferenceRewardModel:
         return [np.asarray([*row[-kept:], end], np.int64) for row in self.tokenizer.encode_batch(texts)]
 
     def _raw(self, episodes: Sequence[Episode]) -> np.ndarray:
-        rows = self.encode([e.prompt + e.response for e in episodes])
-        return score_rows(self.network, rows, self.batch_size, self.device).double().numpy()  # (len(episodes),)
+        return np.array(self._cache.complete([e.prompt + e.response for e in episodes], self._read))  # (len(episodes),)
+
+    def _read(self, texts: list[str]) -> list[float]:
+        return score_rows(self.network, self.encode(texts), self.batch_size, self.device).tolist()
 
     def _config(self) -> dict[str, Any]:
         parts: Mapping[str, Any] = dict(self.network.parts.items())

@@ -13,7 +13,7 @@ from .dialogue import next_replies
 from .episode import Episode
 from .outcome import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, StepResult
 from .prompt_order import PromptSampler
-from .reward_model import RewardModel, as_reward_model, checked_scores
+from .reward_model import RewardModel, as_reward_model, checked_scores, terms_of
 from .scoring import shaped
 from .task import Prompt, TextTask
 
@@ -158,7 +158,8 @@ class TextCore:
         episodes = self._episodes(ended, why, cuts)
         scores[ended] = self._scores(episodes)
         rewards[ended] += shaped(self.task, episodes, scores[ended])
-        return StepResult(rewards, scores, terminated, dict(zip(ended.tolist(), episodes, strict=True)))
+        found = dict(zip(ended.tolist(), episodes, strict=True))
+        return StepResult(rewards, scores, terminated, found, self._terms(ended, episodes))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
@@ -174,12 +175,14 @@ class TextCore:
     def final_info(self, row: int, result: StepResult) -> dict[str, Any]:
         """Return the info of a text that just ended."""
         episode = result.episodes[row]
+        terms = {"reward_terms": result.terms[row]} if row in result.terms else {}
         return {
             "prompt": episode.prompt,
             "prompt_id": int(self.prompt_index[row]),
             "response": episode.response,
             "finish_reason": episode.finish_reason,
             "score": float(result.scores[row]),
+            **terms,
         }
 
     def text(self, row: int) -> tuple[str, str]:
@@ -272,6 +275,12 @@ class TextCore:
         legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
         scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
         return scores
+
+    def _terms(self, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float]]:
+        """Return the parts of the scores just given, by row; texts that the reward model did not see have none."""
+        seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
+        terms = terms_of(self.reward_model, len(seen)) if seen else {}
+        return {row: {name: float(values[i]) for name, values in terms.items()} for i, row in enumerate(seen) if terms}
 
     def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,6 +45,20 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "cider": "rewards.cider:CiderReward",
     "distinct": "rewards.diversity:DistinctReward",
     "self_bleu": "rewards.diversity:SelfBleuReward",
+    "sum": "rewards.combine:SumReward",
+    "product": "rewards.combine:ProductReward",
+    "minimum": "rewards.combine:MinimumReward",
+    "ensemble": "rewards.combine:EnsembleReward",
+    "gold_and_proxy": "rewards.combine:GoldAndProxyReward",
+    "clip": "rewards.transform:ClipReward",
+    "threshold": "rewards.transform:ThresholdReward",
+    "normalize": "rewards.transform:NormalizedReward",
+    "debias_length": "rewards.transform:DebiasLengthReward",
+    "improvement": "rewards.improvement:ImprovementReward",
+    "classifier": "rewards.classifier:ClassifierReward",
+    "scalar_head": "rewards.classifier:ScalarHeadReward",
+    "likelihood": "rewards.likelihood:LikelihoodReward",
+    "embedding": "rewards.embedding:EmbeddingReward",
 }
 
 
@@ -129,9 +146,9 @@ def make_reward(name: str, **kwargs: Any) -> RewardModel:
     Raises:
         ValueError: The name is not registered.
     """
-    if name not in _TABLE:
+    if name not in {**_TABLE, **_plugins()}:
         raise ValueError(f"no reward model is called {name!r}{did_you_mean(name, list_rewards())}; known: {', '.join(list_rewards())}")
-    entry = _TABLE[name]
+    entry = _TABLE.get(name) or _plugins()[name].load()
     return as_reward_model((_load(entry) if isinstance(entry, str) else entry)(**kwargs))
 
 
@@ -147,6 +164,8 @@ def register_reward(name: str, entry: str | Callable[..., Any]) -> None:
     """
     if name in _TABLE and _TABLE[name] != entry:
         raise ValueError(f"a reward model called {name!r} is already registered ({_TABLE[name]}): choose another name")
+    if name in _plugins():
+        raise ValueError(f"a reward model called {name!r} is already registered by {_plugins()[name].value}: choose another name")
     if isinstance(entry, str) and ":" not in entry:
         raise ValueError(f"entry {entry!r} must look like 'module:attribute'")
     _TABLE[name] = entry
@@ -154,7 +173,19 @@ def register_reward(name: str, entry: str | Callable[..., Any]) -> None:
 
 def list_rewards() -> list[str]:
     """Return the registered names, sorted."""
-    return sorted(_TABLE)
+    return sorted({*_TABLE, *_plugins()})
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    """Return the reward models that installed packages declare under the entry points `textrl.rewards`; taken names are left out."""
+    found = {}
+    for entry in entry_points(group="textrl.rewards"):
+        if entry.name in _TABLE or entry.name in found:
+            warnings.warn(f"the reward model {entry.name!r} of {entry.value} is left out: the name is taken", stacklevel=2)
+        else:
+            found[entry.name] = entry
+    return found
 
 
 def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
@@ -197,6 +228,19 @@ def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = 
         if not np.isfinite(float(value)):
             raise RewardError(f"{model!r} returned {value!r} for {_excerpt(episode)}; it must be finite")
     return np.asarray(values, np.float64)
+
+
+def terms_of(model: Any, num_episodes: int) -> dict[str, np.ndarray]:
+    """Return the parts of a reward model's last scores, which it may keep by name in its attribute `last_terms`.
+
+    Raises:
+        RewardError: They are not one number for each of the `num_episodes` episodes.
+    """
+    terms = {name: np.asarray(values, np.float64) for name, values in getattr(model, "last_terms", {}).items()}
+    for name, values in terms.items():
+        if values.shape != (num_episodes,):
+            raise RewardError(f"{model!r} has last_terms[{name!r}] of shape {values.shape} for {num_episodes} episodes; it needs one each")
+    return terms
 
 
 def scorer_of(model: RewardModel) -> Any:

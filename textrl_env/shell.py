@@ -36,9 +36,15 @@ class CoreShell:
         self.core.reward_model = reward
 
     def random_state(self) -> dict[str, Any]:
-        """Return, as plain data, what decides which prompts are dealt next: the rows' generators and the prompt order."""
+        """Return, as plain data, what decides what comes next: the rows' generators, the prompt order, and the reward model's state.
+
+        A reward model that changes while it scores has the methods `get_state()`, which returns plain data, and `set_state(state)`.
+        """
         states = [None if g is None else g.bit_generator.state for g in self.core.generators]
-        return {"generators": states, "prompts": self.core.prompt_sampler.state()}
+        return {"generators": states, "prompts": self.core.prompt_sampler.state(), "reward": self._reward_state()}
+
+    def _reward_state(self) -> Any:
+        return self.reward_model.get_state() if hasattr(self.reward_model, "get_state") else None
 
     def set_random_state(self, state: dict[str, Any]) -> None:
         """Deal the prompts that would have been dealt when `random_state` was called, from the next reset on.
@@ -49,6 +55,8 @@ class CoreShell:
         if len(state["generators"]) != self.core.num_rows:
             raise ValueError(f"the state is that of {len(state['generators'])} rows, the environment has {self.core.num_rows}")
         self.core.prompt_sampler.set_state(state["prompts"])
+        if state.get("reward") is not None and hasattr(self.reward_model, "set_state"):
+            self.reward_model.set_state(state["reward"])
         for row, generator in enumerate(state["generators"]):
             self.core.seed_from(row, generator)
 

@@ -74,3 +74,32 @@ def test_custom_transformer():
     example = load("custom_transformer")
     assert example.main(example.Config(timesteps=1000)) < 0.15  # where it starts
     assert example.main(example.Config(timesteps=15_000)) > 0.22
+
+
+def test_one_string_swaps_five_kinds_of_reward(tmp_path):
+    import threading
+
+    import uvicorn
+
+    import rewards
+    from agents.serve import _listen
+    from rewards.server import make_app
+
+    example = load("swap_reward")
+    example.prepare(example.Prepare(tmp_path))
+    listener = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(rewards.make("vader")), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/score"
+        kinds = ["vader", "chrf", str(tmp_path / "preference"), f'{{"name": "http", "url": "{url}"}}']
+        kinds.append(f'{{"name": "classifier", "path": "{tmp_path / "classifier"}", "label": "positive"}}')
+        curves = {kind: example.train(example.Train(kind, tokens=5000)) for kind in kinds}
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+    for kind, (before, after) in curves.items():
+        assert after > before + 0.1, (kind, before, after)
+    assert curves["vader"] == curves[kinds[3]]  # the same reward at hand and over HTTP: the same run

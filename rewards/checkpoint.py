@@ -1,0 +1,92 @@
+"""Models of transformers that score texts: loading without running code, and reading texts in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .scorers import pad
+
+T = TypeVar("T")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Checkpoint:
+    """A model, its own tokenizer and its own device.
+
+    Args:
+        kind: The auto class of transformers, such as `"AutoModelForCausalLM"`.
+        path: Folder, or name on the hub.
+        device: Where the model lives.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`: of weights and arithmetic.
+        batch_size: Texts read at once, at least 1.
+        max_tokens: Longest text that is read; None for the model's limit.
+
+    Raises:
+        OSError: There is no such model, or it has no safetensors weights or no tokenizer.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self, kind: str, path: str | Path, device: str | torch.device, dtype: str, batch_size: int, max_tokens: int | None
+    ) -> None:
+        import transformers
+
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
+        if batch_size < 1 or (max_tokens is not None and max_tokens < 2):
+            raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}: need at least 1 and 2")
+        self.path, self.device, self.batch_size = str(path), torch.device(device), batch_size
+        safe = {"use_safetensors": True, "trust_remote_code": False}  # a pickle could run code
+        model = getattr(transformers, kind).from_pretrained(self.path, dtype=_DTYPES[dtype], **safe)
+        self.model: Any = model.to(self.device).eval().requires_grad_(False)
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{self.path} has no tokenizer.json: save its tokenizer in the fast format")
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = min(x for x in (max_tokens, limit, 1 << 20) if x is not None)
+
+    def encode(self, texts: Sequence[str], *, end: bool = False) -> list[list[int]]:
+        """Return the ids of texts with the tokenizer's special tokens.
+
+        Of a text that is too long the beginning is dropped, behind the special tokens that open it, for the response stands at the end.
+
+        Args:
+            texts: What is read.
+            end: Whether the end-of-text token follows, where the tokenizer has one and the text does not hold it yet.
+        """
+        eos = self.tokenizer.eos_token_id if end else None
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
+        opening = self._opening()
+        return [self._cut(row if eos is None or row[-1:] == [eos] else [*row, eos], opening) for row in rows]
+
+    def _opening(self) -> int:
+        """Return how many special tokens open every text."""
+        special, ids = set(self.tokenizer.all_special_ids), self.tokenizer("a")["input_ids"]
+        return next((i for i, token in enumerate(ids) if token not in special), 0)
+
+    def _cut(self, row: list[int], opening: int) -> list[int]:
+        if len(row) <= self.max_tokens:
+            return row
+        return row[:opening] + row[len(row) - (self.max_tokens - opening) :]
+
+    def read(self, rows: Sequence[Sequence[int]], head: Callable[[Tensor, Tensor, list[int]], list[T]]) -> list[T]:
+        """Read rows of ids, neighbours in length together, and return what `head` makes of each, in order.
+
+        Args:
+            rows: Token ids, none of them empty.
+            head: Called with right-padded ids (B, T), the mask of real tokens (B, T), and the places in `rows`; returns B results.
+        """
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        results: dict[int, T] = {}
+        with torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                ids, mask = pad([torch.tensor(rows[i]).numpy() for i in batch], self.device)
+                results.update(zip(batch, head(ids, mask, batch), strict=True))
+        return [results[i] for i in range(len(rows))]

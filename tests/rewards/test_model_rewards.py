@@ -1,0 +1,219 @@
+"""Rewards from checkpoints: against transformers itself, one text at a time and without padding."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+)
+
+import rewards
+from rewards import RewardError
+from textrl_env import Episode
+
+WORDS = [*"abcdefghij", "good", "bad", "film", "the", "was"]
+VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<eos>", *WORDS])}
+
+
+def save_tokenizer(path, kind):
+    backend = Tokenizer(models.WordLevel(VOCAB, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"eos_token": "<eos>", "unk_token": "[UNK]"}
+    if kind == "bert":
+        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        special |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        special.pop("eos_token")
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(path)
+
+
+def save(path, kind, auto, **kwargs):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(VOCAB)}
+    if kind == "bert":
+        sizes |= {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = BertConfig(max_position_embeddings=24, **sizes, **kwargs)
+    else:
+        sizes |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
+        config = GPT2Config(eos_token_id=4, bos_token_id=None, initializer_range=0.4, **sizes, **kwargs)
+    model = auto.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # scores that differ visibly
+    model.save_pretrained(path)
+    save_tokenizer(path, kind)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return folder / "classifier", save(
+        folder / "classifier", "bert", AutoModelForSequenceClassification, num_labels=3, id2label={0: "bad", 1: "neutral", 2: "good"}
+    )
+
+
+@pytest.fixture(scope="module")
+def scalar(folder):
+    return folder / "scalar", save(folder / "scalar", "gpt2", AutoModelForSequenceClassification, num_labels=1, pad_token_id=0)
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return folder / "lm", save(folder / "lm", "gpt2", AutoModelForCausalLM)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return folder / "encoder", save(folder / "encoder", "bert", AutoModel)
+
+
+def texts(n=30, seed=0, longest=12):
+    rng = np.random.default_rng(seed)
+    return [Episode.from_text("the film", "".join(" " + w for w in rng.choice(WORDS, rng.integers(1, longest)))) for _ in range(n)]
+
+
+def ids(text):
+    return [VOCAB[word] for word in text.split()]
+
+
+def test_classifier(classifier):
+    path, model = classifier
+    batch = texts()
+    rows = [torch.tensor([[2, *ids(e.prompt + e.response), 3]]) for e in batch]
+    with torch.no_grad():
+        logits = torch.cat([model(input_ids=row).logits for row in rows]).double()
+    for output, values in {"logit": logits, "probability": logits.softmax(1), "log_probability": logits.log_softmax(1)}.items():
+        for label in (0, 2, "good"):
+            reward = rewards.make("classifier", path=str(path), label=label, output=output, batch_size=7)
+            np.testing.assert_allclose(reward.score(batch), values[:, 2 if label == "good" else label], atol=1e-5)
+
+
+def test_classifier_that_reads_responses_alone(classifier):
+    path, model = classifier
+    reward = rewards.make("classifier", path=path, label=1, output="logit", reads="response")
+    row = torch.tensor([[2, VOCAB["good"], 3]])
+    assert reward.score([Episode.from_text("the", " good")])[0] == pytest.approx(
+        float(model(input_ids=row).logits[0, 1].detach()), abs=1e-5
+    )
+    assert np.isfinite(reward.score([Episode.from_text("the", "")])).all()
+
+
+def test_a_long_text_loses_its_beginning(classifier):
+    path, model = classifier
+    row = torch.tensor([[2, *ids("a b c d e f g"), 3]])
+    reward = rewards.make("classifier", path=path, label=0, output="logit", max_tokens=9)
+    assert reward.score([Episode.from_text("the film was", " a b c d e f g")])[0] == pytest.approx(
+        float(model(input_ids=row).logits[0, 0].detach()), abs=1e-5
+    )
+    assert np.isfinite(rewards.make("classifier", path=path).score(texts(2, longest=90))).all()  # 24 positions
+
+
+def test_scalar_head(scalar):
+    path, model = scalar
+    batch = texts()
+    with torch.no_grad():
+        expected = [float(model(input_ids=torch.tensor([[*ids(e.prompt + e.response), 4]])).logits) for e in batch]
+    reward = rewards.make("scalar_head", path=path, batch_size=8)
+    np.testing.assert_allclose(reward.score(batch), expected, atol=1e-5)
+    assert np.std(expected) > 0.1 and np.isfinite(reward.score([Episode.from_text("", "")])).all()
+
+
+def test_likelihood(lm):
+    path, model = lm
+    batch = [*texts(), Episode.from_text("", " good film"), Episode.from_text("the", "")]
+    batch[3] = Episode(*[getattr(batch[3], f) for f in ("prompt", "response", "prompt_ids", "response_ids", "action_mask")], "length")
+    sums, counts = [], []
+    for e in batch:
+        tail = [4] if e.finish_reason == "eos" else []
+        row = [4, *ids(e.prompt), *ids(e.response), *tail]  # without a beginning-of-text token the end-of-text one opens the text
+        n = len(ids(e.response)) + len(tail)
+        with torch.no_grad():
+            log_probs = model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
+        sums.append(sum(float(log_probs[i - 1, row[i]]) for i in range(len(row) - n, len(row))))
+        counts.append(n)
+    means = np.array(sums) / counts
+    for output, values in {"sum": sums, "mean": means, "perplexity": -np.exp(-means)}.items():
+        np.testing.assert_allclose(rewards.make("likelihood", path=path, output=output, batch_size=5).score(batch), values, rtol=1e-4)
+
+
+def test_a_response_without_tokens_is_as_likely_as_chance(lm):
+    empty = Episode.from_text("the", "")
+    cut = Episode("the", "", empty.prompt_ids, empty.response_ids, empty.action_mask, "length")
+    assert rewards.make("likelihood", path=lm[0]).score([cut])[0] == pytest.approx(-np.log(len(VOCAB)))
+
+
+def test_embedding(encoder):
+    path, model = encoder
+
+    def embed(text):
+        with torch.no_grad():
+            states = model(input_ids=torch.tensor([[2, *ids(text), 3]])).last_hidden_state[0].double()
+        mean = states.mean(0)
+        return mean / mean.norm()
+
+    batch = [Episode.from_text("the film", r, references=("good film", "bad a b")) for r in (" good", " bad", " good film", " a b c d e")]
+    expected = [max(float(embed(e.response) @ embed(r)) for r in e.references) for e in batch]
+    reward = rewards.make("embedding", path=path)
+    np.testing.assert_allclose(reward.score(batch), expected, atol=1e-5)
+    assert reward.score(batch)[2] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(
+        rewards.make("embedding", path=path, against="prompt").score(batch),
+        [float(embed(e.response) @ embed("the film")) for e in batch],
+        atol=1e-5,
+    )
+    with pytest.raises(RewardError, match="'p' has none"):
+        reward.score([Episode.from_text("p", "x")])
+
+
+def test_texts_that_come_again_are_not_read_again(classifier, lm):
+    for name, path in (("classifier", classifier[0]), ("likelihood", lm[0])):
+        reward = rewards.make(name, path=path)
+        calls = []
+        reward.checkpoint.model.register_forward_hook(lambda module, args, output, calls=calls: calls.append(1))
+        first = reward.score(texts())
+        n = len(calls)
+        assert reward.score(texts()[::-1]) == first[::-1] and len(calls) == n > 0
+
+
+def test_half_precision(classifier):
+    exact, half = (
+        np.array(rewards.make("classifier", path=classifier[0], dtype=dtype).score(texts())) for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(exact - half).max() < 0.1
+
+
+def test_orders_and_copies(classifier):
+    reward = rewards.make("classifier", path=classifier[0])
+    assert rewards.check(reward, texts()).deterministic and copy.deepcopy(reward) is reward
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [("classifier", {"label": 3}, "good"), ("classifier", {"label": "great"}, "good"), ("classifier", {"output": "x"}, "output"),
+     ("classifier", {"dtype": "int8"}, "float32"), ("classifier", {"batch_size": 0}, "batch_size"), ("scalar_head", {}, "3 outputs")],
+)  # fmt: skip
+def test_wrong_arguments(classifier, name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rewards.make(name, path=classifier[0], **arguments)
+
+
+def test_a_pickle_is_not_loaded(folder, classifier):
+    _path, model = classifier
+    other = folder / "pickled"
+    model.config.save_pretrained(other)
+    save_tokenizer(other, "bert")
+    torch.save(model.state_dict(), other / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        rewards.make("classifier", path=other)
