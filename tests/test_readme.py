@@ -1,5 +1,6 @@
 """The README's Python runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 import rewards
 from agents.sft import SFT
 from textrl_env import Episode
+
+from .rewards.checkpoints import save_constants
+from .rewards.servers import FaultyServer
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 REWARDS = re.findall(r"^\| `(rewards\.make\(.*?\))` \| .*? \| `(.*?)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
@@ -32,21 +36,14 @@ def test_there_are_snippets_and_no_unfilled_tables():
 def world(tmp_path_factory):
     """A folder with the models that the table names, and servers: what their scores are can be told by heart."""
     folder = tmp_path_factory.mktemp("world")
-    make_models(folder / "models")
-    rows = [{"prompt": "p", "response": text} for text in ("it is not good .", "it is so so", "x y z good", "a b")]
-    scores = [rewards.make("vader").score([Episode.from_text("p", row["response"])])[0] for row in rows]
-    assert scores[0] == pytest.approx(-0.3412) and scores[2] == pytest.approx(0.4404) and scores[1] == scores[3] == 0
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples()), encoding="utf-8")
+    save_constants(folder / "models")
+    rows = [{"prompt": "p", "response": text} for text in ("it is not good .", "it is good .")]  # VADER says -0.3412 and 0.4404
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with (
         FaultyServer(lambda body: {"scores": [0.4] * len(body["episodes"])}) as reward,
         FaultyServer(lambda body: {"choices": [{"message": {"content": "Fine. [[7]]"}}]}) as judge,
     ):
         yield folder, {"127.0.0.1:8900": f"127.0.0.1:{reward.port}", "127.0.0.1:8901": f"127.0.0.1:{judge.port}"}
-
-
-def samples():
-    """Two texts whose sentiments are -0.3412 and +0.3412, of one and three words."""
-    return [{"prompt": "p", "response": "it is not good ."}, {"prompt": "p", "response": "PLACEHOLDER"}]
 
 
 @pytest.mark.parametrize(("reward", "response", "reference", "score"), REWARDS, ids=[row[0] for row in REWARDS])

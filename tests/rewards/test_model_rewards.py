@@ -5,51 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BertConfig,
-    GPT2Config,
-    PreTrainedTokenizerFast,
 )
 
 import rewards
 from rewards import RewardError
 from textrl_env import Episode
 
-WORDS = [*"abcdefghij", "good", "bad", "film", "the", "was"]
-VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<eos>", *WORDS])}
-
-
-def save_tokenizer(path, kind):
-    backend = Tokenizer(models.WordLevel(VOCAB, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"eos_token": "<eos>", "unk_token": "[UNK]"}
-    if kind == "bert":
-        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-        special |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        special.pop("eos_token")
-    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(path)
-
-
-def save(path, kind, auto, **kwargs):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(VOCAB)}
-    if kind == "bert":
-        sizes |= {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-        config = BertConfig(max_position_embeddings=24, **sizes, **kwargs)
-    else:
-        sizes |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
-        config = GPT2Config(eos_token_id=4, bos_token_id=None, initializer_range=0.4, **sizes, **kwargs)
-    model = auto.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)  # scores that differ visibly
-    model.save_pretrained(path)
-    save_tokenizer(path, kind)
-    return model
+from .checkpoints import VOCAB, WORDS, save, save_tokenizer
 
 
 @pytest.fixture(scope="module")
