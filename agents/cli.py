@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
     "generate": ("agents.trained", "Generate", "run_generate"),
     "play": ("agents.play", "Play", "run_play"),
+    "reward report": ("agents.reward_report", "Report", "run_report"),
     "reward score": ("agents.score", "Score", "run_score"),
     "reward serve": ("agents.serve", "Serve", "run_serve"),
 }
@@ -34,6 +35,7 @@ _USAGE = """textrl COMMAND [flags]
   evaluate      measure a run's policy on the test prompts of its task
   generate      write texts with a run's policy
   play          play an environment yourself
+  reward report fit a reward model to a file of preferences, and report on it
   reward score  score the texts of a file
   reward serve  serve a reward model over HTTP
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask
@@ -64,7 +64,7 @@ def corpus_task(
     """
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
-        write_text(file, _train_tokenizer(sentences, vocab_size))
+        write_text(file, train_tokenizer(sentences, vocab_size))
     tokenizer = FileTokenizer(file, EOS)
     prompts = [Prompt(" ".join(words[:opening_words])) for words in map(str.split, openings) if len(words) >= opening_words + 2]
     if not prompts:
@@ -94,7 +94,8 @@ def corpus_task(
     return TextTask(tokenizer, prompts, max_new_tokens, recipe=BaseRecipe(corpus=corpus, model=model, steps=steps))
 
 
-def _train_tokenizer(sentences: Sequence[str], vocab_size: int) -> str:
+def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> str:
+    """Return a byte-level BPE fitted to texts, as the content of a `tokenizer.json`; any text can be encoded in it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

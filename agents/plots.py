@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
+
+from rewards.calibration import Rate, Reliability
 
 # Okabe and Ito's palette keeps apart under every common colour blindness; markers keep the runs apart in grey print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -164,6 +166,48 @@ def histogram(values: Values, title: str, path: Path) -> None:
     axes.set_title(title, fontsize=_FONT)
     axes.set_xlabel("score; dashed: mean", fontsize=_FONT)
     axes.set_ylabel("texts", fontsize=_FONT)
+    _dress(axes)
+    _save(figure, path)
+
+
+def rates(rows: Sequence[tuple[str, Rate]], label: str, path: Path) -> None:
+    """Draw accuracies with their intervals, one beside the other; the dashed line is chance.
+
+    Args:
+        rows: Name and accuracy of each.
+        label: What the names say.
+        path: PNG to write.
+    """
+    figure = _figure(3.4)
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    middle = np.array([rate.rate for _, rate in rows])
+    reach = np.abs(np.array([[rate.low, rate.high] for _, rate in rows]).T - middle)
+    axes.errorbar(places, middle, reach, fmt="o", color=_COLOURS[0], capsize=4)
+    axes.axhline(0.5, color="black", linestyle="--", linewidth=0.9)
+    axes.set_xticks(places, [name.replace(" to ", "\nto ") for name, _ in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.5)
+    axes.set_xlabel(label, fontsize=_FONT)
+    axes.set_ylabel("accuracy", fontsize=_FONT)
+    _dress(axes)
+    _save(figure, path)
+
+
+def reliability_plot(found: Mapping[str, Reliability], path: Path) -> None:
+    """Draw how often the favoured side was preferred against the model's confidence; the dashed line is where both agree.
+
+    Args:
+        found: By name in the legend.
+        path: PNG to write.
+    """
+    figure = _figure(3.8)
+    axes = figure.subplots()
+    axes.plot([0.5, 1], [0.5, 1], color="black", linestyle="--", linewidth=0.9)
+    for colour, marker, (name, bins) in zip(_COLOURS, _MARKERS, found.items(), strict=False):
+        axes.plot(bins.confidence, bins.frequency, color=colour, marker=marker, linewidth=1.2, label=name)
+    axes.set_xlabel("confidence of the model", fontsize=_FONT)
+    axes.set_ylabel("share that people preferred", fontsize=_FONT)
+    axes.legend(frameon=False, fontsize=_FONT - 1)
     _dress(axes)
     _save(figure, path)
 

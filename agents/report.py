@@ -206,6 +206,17 @@ def _overlap(one: Measures, other: Measures) -> bool:
     return one["low"] <= other["high"] and other["low"] <= one["high"]
 
 
+def templates_of_pages() -> Environment:
+    """Return where the pages' templates are; what they are filled with is escaped, since a text may hold anything."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def write_report(folder: str | Path) -> Path:
     """Write `frontier.png`, `learning_curve.png` and a self-contained `report.html` into a demo's run folder.
 
@@ -219,14 +230,7 @@ def write_report(folder: str | Path) -> Path:
     run = read_run(folder)
     frontier(run.curves, folder / "frontier.png")
     learning_curve(run.curves, folder / "learning_curve.png")
-    # autoescape: a text that a model wrote may hold anything
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = templates_of_pages()
     templates.filters["signed"] = lambda value: _number(value, "+.2f")
     base, kl, no_kl = (run.writers.get(name) for name in ("base", "kl", "no-kl"))
     html = templates.get_template("report.html.j2").render(
