@@ -30,14 +30,14 @@ COMMANDS = {
 
 _USAGE = """textrl COMMAND [flags]
 
-  demo          pretrain, sample, compare, fit a reward model, tune by PPO, judge
-  train         train one policy on a task or on text files
-  evaluate      measure a run's policy on the test prompts of its task
-  generate      write texts with a run's policy
-  play          play an environment yourself
-  reward report fit a reward model to a file of preferences, and report on it
-  reward score  score the texts of a file
-  reward serve  serve a reward model over HTTP
+  demo           pretrain, sample, compare, fit a reward model, tune by PPO, judge
+  train          train one policy on a task or on text files
+  evaluate       measure a run's policy on the test prompts of its task
+  generate       write texts with a run's policy
+  play           play an environment yourself
+  reward report  fit a reward model to a file of preferences, and report on it
+  reward score   score the texts of a file
+  reward serve   serve a reward model over HTTP
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 

@@ -94,7 +94,7 @@ def run_report(config: Report) -> None:
     with bar("fit", 0) as shown:
         for fraction in _FRACTIONS:
             part = [pairs[i] for i in train[: max(10, round(fraction * len(train)))]]
-            own = {} if config.trunk and fraction == 1 else {"trunk": None}
+            own: dict[str, Any] = {} if config.trunk and fraction == 1 else {"trunk": None}
             model, fit = fit_preference_model(part, **settings, **own, progress=shown.follow)
             judged = _judge(model, [pairs[i] for i in test])
             curve.append((len(part), judged.accuracy()))
@@ -114,8 +114,12 @@ def run_report(config: Report) -> None:
     }
     write_json(run.path / "report.json", facts)
     _write_page(run.path, facts, found, judged, fit.temperature)
+    accuracy = judged.accuracy()
     console.print(
-        f"held-out accuracy {judged.accuracy()} on {len(judged.pairs)} comparisons; the longer response was preferred in {facts['longer_wins']:.1%}"
+        f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
+        f"always taking the longer response gives {facts['longer_wins']:.1%}",
+        highlight=False,
+        markup=False,
     )
     console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
 
@@ -157,6 +161,7 @@ def _measures(judged: Judged, temperature: float) -> dict[str, Any]:
             column: [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in parts.items()]
             for column, parts in _groups(judged.pairs).items()
         },
+        "gaps": {column: asdict(_gap(judged, parts)) for column, parts in _groups(judged.pairs).items()},
     }
 
 
@@ -178,6 +183,29 @@ def _groups(pairs: Sequence[Preference]) -> dict[str, dict[str, list[int]]]:
     return {name: dict(sorted(parts.items())) for name, parts in columns.items() if 2 <= len(parts) <= _MOST_GROUPS}
 
 
+@dataclass(frozen=True)
+class Gap:
+    """The subgroups that the model agrees with most and least.
+
+    Attributes:
+        best: Name of the one.
+        worst: Name of the other.
+        size: Difference of their accuracies.
+        shown: Whether their 95% intervals do not overlap.
+    """
+
+    best: str
+    worst: str
+    size: float
+    shown: bool
+
+
+def _gap(judged: Judged, parts: Mapping[str, Sequence[int]]) -> Gap:
+    found = {name: judged.accuracy(rows) for name, rows in parts.items()}
+    best, worst = (choose(found, key=lambda name: found[name].rate) for choose in (max, min))
+    return Gap(best, worst, found[best].rate - found[worst].rate, found[worst].high < found[best].low)
+
+
 def _mistakes(judged: Judged) -> list[dict[str, Any]]:
     """Return the comparisons that the model is surest and wrong about."""
     worst = [i for i in np.argsort(judged.margins)[:_MISTAKES] if judged.margins[i] < 0]
@@ -197,16 +225,10 @@ def _end(text: str) -> str:
 
 
 def _write_page(folder: Path, facts: Mapping[str, Any], found: PreferenceFile, judged: Judged, temperature: float) -> None:
-    curve = [(f"{row['comparisons']:,}", Rate(row["rate"], row["low"], row["high"], row["num"])) for row in facts["learning_curve"]]
+    learned = "comparisons learned from" + ("" if facts["model"] == "n-grams" else " (by n-grams alone, but for the last)")
     parts = {
-        "learning_curve": (
-            "comparisons learned from (n-grams alone, but for the last)" if facts["model"] != "n-grams" else "comparisons learned from",
-            curve,
-        ),
-        "length": (
-            "characters that the preferred response is longer",
-            [(row["part"], Rate(row["rate"], row["low"], row["high"], row["num"])) for row in facts["by_length"]],
-        ),
+        "learning_curve": (learned, [(f"{row['comparisons']:,}", _again(row)) for row in facts["learning_curve"]]),
+        "length": ("characters that the preferred response is longer", [(row["part"], _again(row)) for row in facts["by_length"]]),
     }
     for name, (label, rows) in parts.items():
         rates(rows, label, folder / f"{name}.png")
@@ -218,3 +240,7 @@ def _write_page(folder: Path, facts: Mapping[str, Any], found: PreferenceFile, j
     images = {name: b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("learning_curve", "length", "calibration")}
     page = templates_of_pages().get_template("reward_report.html.j2")
     write_text(folder / "report.html", page.render(facts=facts, images=images, examples=found.examples))
+
+
+def _again(row: Mapping[str, Any]) -> Rate:
+    return Rate(row["rate"], row["low"], row["high"], row["num"])
