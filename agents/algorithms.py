@@ -43,7 +43,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "maskable-ppo": Algorithm("TextMaskablePPO"),
     "nlpo": Algorithm("NLPO"),
     "a2c": Algorithm("TextA2C", minibatches=False),
-    "trpo": Algorithm("TextTRPO"),
+    "trpo": Algorithm("TextTRPO", settings={"cg_max_steps": 5, "n_critic_updates": 4}),
     "reinforce": Algorithm("Reinforce"),
     "reinforce++": Algorithm("ReinforcePlusPlus"),
     "reinforce++-baseline": Algorithm("ReinforcePlusPlus", group_size=4, settings={"estimator": "reinforce++_baseline"}),

@@ -7,7 +7,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -23,15 +23,17 @@ COMMANDS = {
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
     "generate": ("agents.trained", "Generate", "run_generate"),
     "play": ("agents.play", "Play", "run_play"),
+    "reward score": ("agents.score", "Score", "run_score"),
 }
 
 _USAGE = """textrl COMMAND [flags]
 
-  demo      pretrain, sample, compare, fit a reward model, tune by PPO, judge
-  train     train one policy on a task or on text files
-  evaluate  measure a run's policy on the test prompts of its task
-  generate  write texts with a run's policy
-  play      play an environment yourself
+  demo          pretrain, sample, compare, fit a reward model, tune by PPO, judge
+  train         train one policy on a task or on text files
+  evaluate      measure a run's policy on the test prompts of its task
+  generate      write texts with a run's policy
+  play          play an environment yourself
+  reward score  score the texts of a file
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 
@@ -85,19 +87,20 @@ def _read(path: Path, kind: Any) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected settings as 'name: value', one a line")
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(defaults))
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; known: {', '.join(defaults)}")
-    return {name: _as_declared(value, defaults[name]) for name, value in values.items()}
+        raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    hints = get_type_hints(kind)
+    return {name: _as_declared(value, hints[name]) for name, value in values.items()}
 
 
-def _as_declared(value: Any, default: Any) -> Any:
+def _as_declared(value: Any, hint: Any) -> Any:
     """YAML knows neither paths nor tuples."""
-    if isinstance(default, Path):
+    if value is not None and Path in (hint, *get_args(hint)) and get_origin(hint) is not tuple:
         return Path(value)
-    if isinstance(default, tuple):
-        return tuple(Path(item) for item in value)
+    if get_origin(hint) is tuple:
+        return tuple(Path(item) if Path in get_args(hint) else item for item in value)
     return value
 
 

@@ -146,6 +146,29 @@ def small_multiples(curves: dict[str, list[list[tuple[float, float]]]], level: f
         axes.set_visible(False)
     figure.supxlabel("training done, %", fontsize=_FONT)
     figure.supylabel("gold score; dashed: base policy", fontsize=_FONT)
+    _save(figure, path)
+
+
+def histogram(values: Values, title: str, path: Path) -> None:
+    """Draw how often each score occurs, with the mean as a dashed line.
+
+    Args:
+        values: Scores, shape (n,), n > 0.
+        title: Above the picture.
+        path: PNG to write.
+    """
+    figure = _figure(3.2)
+    axes = figure.subplots()
+    axes.hist(values, bins=min(40, max(10, round(len(values) ** 0.5))), color=_COLOURS[0])
+    axes.axvline(float(values.mean()), color="black", linestyle="--", linewidth=0.9)
+    axes.set_title(title, fontsize=_FONT)
+    axes.set_xlabel("score; dashed: mean", fontsize=_FONT)
+    axes.set_ylabel("texts", fontsize=_FONT)
+    _dress(axes)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     figure.savefig(temporary, format="png")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from rewards.data import read_preferences
+from rewards.preference_files import read_preferences
 from textrl_env import TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 

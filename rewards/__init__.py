@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from .bertscore import BertScoreReward
     from .checks import RewardCheck, check
     from .cider import CiderReward
-    from .data import Preference, read_preferences, write_preferences
+    from .data import Preference, Ranking, write_preferences
     from .diversity import DistinctReward, SelfBleuReward, distinct_n
+    from .fitting import fit_preference_model
     from .metrics import BleuReward, ChrfReward, MeteorReward, RougeReward, TerReward
     from .numeric import NumericReward
-    from .preference import PreferenceRewardModel, fit_preference_model
+    from .preference import PreferenceRewardModel
+    from .preference_files import read_preference_file, read_preferences, read_rankings
     from .rules import ForbiddenReward, KeywordReward, KnownWordsReward, LengthReward, RegexReward, RepetitionReward, VaderReward
     from .verifiers import ChoiceReward, ExactMatchReward, JsonReward, PythonSyntaxReward
 
@@ -43,6 +45,7 @@ _LAZY = {
     "NumericReward": "numeric",
     "Preference": "data",
     "PreferenceRewardModel": "preference",
+    "Ranking": "data",
     "PythonSyntaxReward": "verifiers",
     "RegexReward": "rules",
     "RepetitionReward": "rules",
@@ -51,10 +54,12 @@ _LAZY = {
     "SelfBleuReward": "diversity",
     "TerReward": "metrics",
     "VaderReward": "rules",
+    "fit_preference_model": "fitting",
+    "read_preference_file": "preference_files",
+    "read_preferences": "preference_files",
+    "read_rankings": "preference_files",
     "check": "checks",
     "distinct_n": "diversity",
-    "fit_preference_model": "preference",
-    "read_preferences": "data",
     "write_preferences": "data",
 }
 
@@ -76,6 +81,7 @@ __all__ = [
     "Preference",
     "PreferenceRewardModel",
     "PythonSyntaxReward",
+    "Ranking",
     "RegexReward",
     "RepetitionReward",
     "RewardCheck",
@@ -92,7 +98,9 @@ __all__ = [
     "fit_preference_model",
     "list",
     "make",
+    "read_preference_file",
     "read_preferences",
+    "read_rankings",
     "register",
     "write_preferences",
 ]

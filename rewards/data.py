@@ -1,4 +1,4 @@
-"""Preference data: which of two responses to a prompt was preferred, one JSON object a line.
+"""Preference data: which of two responses to a prompt was preferred, or how several were ranked.
 
 What is written here appears whole or not at all, a reward model's folder (`new_folder`) like a file of preferences.
 """
@@ -6,12 +6,14 @@ What is written here appears whole or not at all, a reward model's folder (`new_
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,48 +26,82 @@ class Preference:
         prompt: What both responses answer; may be empty.
         chosen: The preferred response.
         rejected: The other one.
+        label: Probability that `chosen` is the better one, in [0.5, 1]; 0.5 is a tie.
+        margin: By how much it is better, >= 0, on the scale of the reward; see `bradley_terry_loss`.
+        annotator: Who compared.
+        group: What the accuracy is broken down by, such as the topic or the kind of annotator.
+        metadata: Further columns.
     """
 
     prompt: str
     chosen: str
     rejected: str
+    label: float = 1.0
+    margin: float = 0.0
+    annotator: str | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.label <= 1:
+            raise ValueError(f"label={self.label} must be in [0.5, 1]: swap the responses if rejected is the better one")
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(f"margin={self.margin} must be at least 0 and finite")
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether neither response was preferred."""
+        return self.label == 0.5
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether there is nothing to choose between."""
+        return self.chosen == self.rejected
 
 
-_KEYS = tuple(field.name for field in fields(Preference))
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Several responses to a prompt, the best first.
 
-
-def read_preferences(path: str | Path) -> list[Preference]:
-    """Read a JSON Lines file (UTF-8) whose objects hold the strings `prompt`, `chosen` and `rejected`.
-
-    Blank lines are skipped and further keys ignored, so that files with annotator or time columns read as they are.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A line is not such an object (the message names it), the file is not UTF-8, or holds no line.
+    Attributes:
+        prompt: What they answer; may be empty.
+        responses: At least 2, best first, without ties.
+        annotator: Who ranked.
+        group: What results are broken down by.
+        metadata: Further columns.
     """
-    try:
-        # only "\n" ends a line: splitlines() would also cut at U+2028, which JSON strings may hold
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
-    found = [_parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise ValueError(f"{path} holds no preferences: write one JSON object with {', '.join(_KEYS)} a line")
-    return found
+
+    prompt: str
+    responses: tuple[str, ...]
+    annotator: str | None = None
+    group: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.responses, str) or len(self.responses) < 2:
+            raise ValueError(f"responses={self.responses!r}: a ranking needs a sequence of at least 2")
 
 
 def write_preferences(path: str | Path, preferences: Iterable[Preference]) -> None:
-    """Write JSON Lines that `read_preferences` reads back.
+    """Write JSON Lines that `read_preferences` reads back; fields that say nothing are left out.
 
     The file appears whole or not at all: it is written under a temporary name in the same folder, then renamed.
     """
+    with new_file(path) as file:
+        for preference in preferences:
+            file.write(json.dumps(_as_row(preference), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[IO[str]]:
+    """Give a text file to write into; it takes the name `path` if the block ends well, else it vanishes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            for preference in preferences:
-                file.write(json.dumps(asdict(preference), ensure_ascii=False) + "\n")
+        # a byte tokenizer can leave half a character, which UTF-8 cannot hold
+        with open(temporary, "w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -92,16 +128,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _parse(line: str, where: str) -> Preference:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a {type(row).__name__}, not an object with the keys {', '.join(_KEYS)}")
-    for key in _KEYS:
-        if key not in row:
-            raise ValueError(f"{where}: the key {key!r} is missing; it has {sorted(row)}")
-        if not isinstance(row[key], str):
-            raise ValueError(f"{where}: {key!r} is {row[key]!r} ({type(row[key]).__name__}); it must be a string")
-    return Preference(*(row[key] for key in _KEYS))
+def _as_row(preference: Preference) -> dict[str, Any]:
+    row = {"prompt": preference.prompt, "chosen": preference.chosen, "rejected": preference.rejected}
+    said = {
+        "label": None if preference.label == 1 else preference.label,
+        "margin": preference.margin or None,
+        "annotator": preference.annotator,
+        "group": preference.group,
+    }
+    return {**preference.metadata, **row, **{key: value for key, value in said.items() if value is not None}}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +13,11 @@ import torch
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 
-from . import bradley_terry as bt
-from .data import Preference, new_folder
+from .data import new_folder
+from .scorers import PreferenceNetwork, build_trunk, score_rows
 
 _CONFIG, _WEIGHTS, _TOKENIZER = "preference.json", "model.safetensors", "tokenizer.json"
 _FORMAT = 1
-_NGRAM_RECIPE = (6, 32, 0.03, 0.0)  # epochs, batch size, rate, decay; batches of 128 cost 0.01 of accuracy on reviews
-
-DEFAULT_TRUNK: Mapping[str, Any] = dict(
-    model_type="llama", hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-)
 
 
 class PreferenceRewardModel:
@@ -46,7 +38,7 @@ class PreferenceRewardModel:
 
     def __init__(
         self,
-        network: bt.PreferenceNetwork,
+        network: PreferenceNetwork,
         tokenizer: FileTokenizer,
         *,
         max_tokens: int,
@@ -126,8 +118,8 @@ class PreferenceRewardModel:
             tokenizer = FileTokenizer(path / _TOKENIZER, eos_token=config["eos_token"])
             with torch.random.fork_rng(devices=[]):  # the initial weights drawn here are thrown away
                 vocab, longest = tokenizer.vocab_size, config["max_tokens"]
-                trunk = None if config["trunk"] is None else bt.build_trunk(config["trunk"], vocab, longest)
-                network = bt.PreferenceNetwork(vocab, config["ngram_buckets"], trunk, config["dropout"])
+                trunk = None if config["trunk"] is None else build_trunk(config["trunk"], vocab, longest)
+                network = PreferenceNetwork(vocab, config["ngram_buckets"], trunk, config["dropout"])
             network.load_state_dict(load_file(path / _WEIGHTS))
             gain, bias = float(config["gain"]), float(config["bias"])
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -143,7 +135,7 @@ class PreferenceRewardModel:
 
     def _raw(self, episodes: Sequence[Episode]) -> np.ndarray:
         rows = self.encode([e.prompt + e.response for e in episodes])
-        return bt.score_rows(self.network, rows, self.batch_size, self.device).double().numpy()  # (len(episodes),)
+        return score_rows(self.network, rows, self.batch_size, self.device).double().numpy()  # (len(episodes),)
 
     def _config(self) -> dict[str, Any]:
         parts: Mapping[str, Any] = dict(self.network.parts.items())
@@ -173,125 +165,3 @@ class PreferenceRewardModel:
 def load_preference_reward(path: str | Path, **kwargs: Any) -> PreferenceRewardModel:
     """Build the registry's `preference`: the model saved in the folder `path`; see `PreferenceRewardModel.load`."""
     return PreferenceRewardModel.load(path, **kwargs)
-
-
-@dataclass(frozen=True, slots=True)
-class FitReport:
-    """How a fit went.
-
-    Attributes:
-        n_train: Pairs trained on.
-        n_held_out: Pairs held out; they chose the epoch and the blend, so their accuracy is slightly flattering.
-        train_accuracy: Pair accuracy on at most 1,000 training pairs, in [0, 1].
-        held_out_accuracy: Pair accuracy on the held-out pairs, in [0, 1].
-        held_out_loss: Bradley-Terry loss on them, in nats.
-        losses: Mean training loss per epoch, in nats, of each part.
-        best_epochs: The epoch kept of each part, from 1.
-        blend: Weight of each part.
-        seconds: Wall time.
-    """
-
-    n_train: int
-    n_held_out: int
-    train_accuracy: float
-    held_out_accuracy: float
-    held_out_loss: float
-    losses: Mapping[str, tuple[float, ...]]
-    best_epochs: Mapping[str, int]
-    blend: Mapping[str, float]
-    seconds: float
-
-
-def fit_preference_model(
-    preferences: Sequence[Preference],
-    *,
-    tokenizer: FileTokenizer,
-    trunk: str | Path | Mapping[str, Any] | None = DEFAULT_TRUNK,
-    ngram_buckets: int = 65536,
-    max_tokens: int = 128,
-    epochs: int = 3,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.01,
-    dropout: float = 0.1,
-    validation: float = 0.1,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    progress: Callable[[str, int, int, float], None] | None = None,
-) -> tuple[PreferenceRewardModel, FitReport]:
-    """Fit a reward model to preferences with the Bradley-Terry loss.
-
-    Two scorers are fitted one after the other, then blended by their loss on held-out pairs.  The n-grams learn from
-    little data what single words say; the trunk learns what their order says.  Fitted jointly, the trunk memorises the
-    pairs before the n-grams have learned anything (0.75 instead of 0.82 on sentences of real reviews).
-
-    Args:
-        preferences: At least 10 pairs.  If texts recur in many pairs, the held-out accuracy is flattering.
-        tokenizer: The model's own; saved with it.
-        trunk: A folder with a Hugging Face model whose weights to start from (its language-model head is dropped;
-            pass the tokenizer it was trained with), or the config of a new one, or None for n-grams alone.
-        ngram_buckets: Hashed token pairs of the n-gram scorer; 0 for the trunk alone.
-        max_tokens: Longest text read, in tokens; longer texts lose their beginning.
-        epochs: Passes of the trunk over the pairs; the n-grams always take 6, which cost a second.
-        batch_size: Pairs per optimiser step of the trunk.
-        learning_rate: Peak rate of the trunk; the n-grams have their own, 0.03.
-        weight_decay: AdamW's, for the trunk.
-        dropout: On the trunk's embeddings and pooled state while fitting, in [0, 1); it is off while scoring.
-        validation: Share of the pairs held out, in (0, 1).
-        seed: Of initial weights, split, order and dropout.  The global generators are left as they were.
-        device: Where to fit; the model stays there.
-        progress: Called as `progress(part, step, steps, loss)` after every step.
-
-    Raises:
-        ValueError: Too few pairs, an argument out of range, or a trunk that does not fit the tokenizer.
-    """
-    started, device = time.perf_counter(), torch.device(device)
-    _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        body = None if trunk is None else bt.build_trunk(trunk, tokenizer.vocab_size, max_tokens)
-        network = bt.PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, body, dropout)
-        model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens, device=device)
-        train, held_out = _split(model, preferences, validation, generator)
-        recipes = {"ngrams": _NGRAM_RECIPE, "trunk": (epochs, batch_size, learning_rate, weight_decay)}
-        losses, best_epochs, margins = {}, {}, []
-        for name, part in network.parts.items():
-            passes, pairs, rate, decay = recipes[name]
-            curve, best_epochs[name] = bt.fit_scorer(
-                part.requires_grad_(True), train, held_out, epochs=passes, batch_size=pairs, learning_rate=rate,
-                weight_decay=decay, generator=generator, progress=None if progress is None else partial(progress, name),
-            )  # fmt: skip
-            losses[name] = tuple(curve)
-            chosen, rejected = held_out.scores(part.requires_grad_(False), 64, device)
-            margins.append(chosen - rejected)
-    if len(margins) == 2:
-        network.blend.copy_(bt.blend_weights(torch.stack(margins, 1)))
-    chosen, rejected = held_out.scores(network, 64, device)
-    sample = bt.PairRows(train.chosen[:1000], train.rejected[:1000]).scores(network, 64, device)
-    return model, FitReport(
-        len(train), len(held_out), bt.pair_accuracy(*sample), bt.pair_accuracy(chosen, rejected),
-        bt.bradley_terry_loss(chosen, rejected).item(), losses, best_epochs,
-        dict(zip(network.parts, network.blend.tolist(), strict=True)), time.perf_counter() - started,
-    )  # fmt: skip
-
-
-def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: float, any_part: bool) -> None:
-    if n < 10:
-        raise ValueError(f"{n} preference(s): give at least 10, better a few hundred")
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs={epochs}, batch_size={batch_size}: both must be at least 1")
-    if not 0 <= dropout < 1 or not 0 < validation < 1:
-        raise ValueError(f"dropout={dropout} must be in [0, 1) and validation={validation} in (0, 1)")
-    if not any_part:
-        raise ValueError("trunk=None and ngram_buckets=0 leave nothing to fit: give one")
-
-
-def _split(
-    model: PreferenceRewardModel, preferences: Sequence[Preference], share: float, generator: torch.Generator
-) -> tuple[bt.PairRows, bt.PairRows]:
-    pairs = [preferences[i] for i in torch.randperm(len(preferences), generator=generator).tolist()]
-    chosen = model.encode([p.prompt + p.chosen for p in pairs])
-    rejected = model.encode([p.prompt + p.rejected for p in pairs])
-    n = min(max(1, round(share * len(pairs))), len(pairs) - 1)
-    return bt.PairRows(chosen[n:], rejected[n:]), bt.PairRows(chosen[:n], rejected[:n])

@@ -66,6 +66,17 @@ def test_save_load_and_go_on_as_if_nothing_had_happened(algorithm, tmp_path):
         assert torch.equal(one, two), name
 
 
+def test_trpo_s_gradients_are_the_library_s(make_env, monkeypatch):
+    weights = []
+    for method in (TextTRPO._compute_actor_grad, TRPO._compute_actor_grad):
+        monkeypatch.setattr(TextTRPO, "_compute_actor_grad", method)
+        settings = dict(n_episodes=16, batch_size=8, cg_max_steps=3, policy_kwargs={"model": LLAMA}, seed=0)
+        agent = TextTRPO("TransformerPolicy", make_env(), **settings)
+        agent.learn(1)  # more steps of the conjugate gradient, and rounding grows
+        weights.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters()]))
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("model", [LLAMA, architectures(VOCAB)["gpt_neox"], architectures(VOCAB)["t5"]], ids=["llama", "gpt_neox", "t5"])
 def test_trpo_moves_every_weight_of_the_trunk_and_keeps_its_bound(make_env, model):
     """GPT-NeoX's attention has "value" in its names, which the library takes for the critic's."""

@@ -5,15 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.bradley_terry import (
-    NgramScorer,
-    PairRows,
-    blend_weights,
-    bradley_terry_loss,
-    fit_scorer,
-    pad,
-    pair_accuracy,
-)
+from rewards.bradley_terry import blend_weights, bradley_terry_loss, pair_accuracy
+from rewards.comparisons import PairRows
+from rewards.scorers import NgramScorer, pad
+from rewards.training import fit_scorer
 
 
 def test_loss_by_hand():

@@ -37,7 +37,7 @@ def test_blank_lines_other_keys_and_windows_files(tmp_path):
     row = {"prompt": "", "chosen": "a", "rejected": "b", "annotator": 7}
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xef\xbb\xbf\r\n" + json.dumps(row).encode() + b"\r\n  \r\n")
-    assert read_preferences(path) == [PAIRS[1]]
+    assert read_preferences(path) == [Preference("", "a", "b", annotator="7")]
 
 
 GOOD = '{"prompt": "", "chosen": "a", "rejected": "b"}'

@@ -1,0 +1,85 @@
+"""How a scorer is fitted to comparisons."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .comparisons import AnnotatorScales, Comparisons
+
+_SCALE_RATE = 0.03  # of the annotators' log scales
+
+
+def fit_scorer(
+    scorer: nn.Module,
+    train: Comparisons,
+    held_out: Comparisons,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    generator: torch.Generator,
+    patience: int | None = None,
+    scales: AnnotatorScales | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> tuple[list[float], int]:
+    """Fit `scorer(ids, mask)` to comparisons in place and keep its best epoch on `held_out` (accuracy, then loss).
+
+    AdamW; the learning rate rises over the first tenth of the steps and then falls to 0 in a straight line.  With `patience`,
+    fitting ends after that many epochs without a better one.  `scales`, if given, are fitted along.
+
+    Returns:
+        The mean training loss of each epoch, and the number of the epoch that was kept, from 1.
+
+    Raises:
+        ValueError: The loss is no longer finite.
+    """
+    device = next(scorer.parameters()).device
+    groups = [{"params": [p for p in scorer.parameters() if p.requires_grad]}]
+    if scales is not None:
+        groups.append({"params": list(scales.parameters()), "lr": _SCALE_RATE, "weight_decay": 0.0})  # type: ignore[dict-item]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    steps = epochs * math.ceil(len(train) / batch_size)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / (0.1 * steps), 1.0) * (1 - k / steps))
+    losses, best, best_epoch, best_state = [], (-1.0, 0.0), 0, scorer.state_dict()
+    for epoch in range(1, epochs + 1):
+        total = 0.0
+        batches = _batches(train.sizes(), batch_size, generator)
+        scorer.train()
+        for number, rows in enumerate(batches, 1 + (epoch - 1) * len(batches)):
+            loss = train.loss(scorer, rows, device, scales)
+            if scales is not None:
+                loss = loss + scales.penalty() / len(train)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
+            optimizer.step()
+            rate.step()
+            total += len(rows) * loss.item()
+            if progress is not None:
+                progress(number, steps, loss.item())
+        if not math.isfinite(total):
+            raise ValueError(f"the loss became {total} in epoch {epoch}: lower the learning rate ({learning_rate})")
+        losses.append(total / len(train))
+        accuracy, held_out_loss = held_out.evaluate(scorer, batch_size, device)
+        if (accuracy, -held_out_loss) > best:
+            best, best_epoch, best_state = (accuracy, -held_out_loss), epoch, copy.deepcopy(scorer.state_dict())
+        elif patience is not None and epoch - best_epoch >= patience:
+            break
+    scorer.load_state_dict(best_state)
+    scorer.eval()
+    return losses, best_epoch
+
+
+def _batches(sizes: list[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    # comparisons of like length share a batch (sorted within windows of 16 batches); else half the time goes into padding
+    order = torch.randperm(len(sizes), generator=generator).tolist()
+    window = 16 * batch_size
+    windows = [sorted(order[k : k + window], key=sizes.__getitem__) for k in range(0, len(order), window)]
+    batches = [rows[k : k + batch_size] for rows in windows for k in range(0, len(rows), batch_size)]
+    return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
