@@ -12,6 +12,7 @@ from .prompt_order import PromptSampler
 from .prompts import GeneratedPrompts, read_prompts, split_prompts
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
 from .reward_watch import RewardWarning
+from .suite import LADDERS, Ladder, environment_ids
 from .task import EXACT_TASKS, BaseRecipe, Prompt, TextTask, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
 from .vector_env import TextGenerationVectorEnv
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from .sb3_vec_env import TextGenerationVecEnv
 
 __all__ = [
+    "LADDERS",
     "BaseRecipe",
     "ChatTemplate",
     "Episode",
     "FileTokenizer",
     "GeneratedPrompts",
     "IntegerTokenizer",
+    "Ladder",
     "Prompt",
     "PromptSampler",
     "RewardError",
@@ -58,16 +61,15 @@ def __getattr__(name: str) -> Any:
 
 # String entry points keep `spec.to_json()` working.  No `max_episode_steps`: a TimeLimit would cut the text before the
 # reward model is asked.
-gym.register(
-    "textrl/Review-v0",
-    entry_point="textrl_env.env:TextGenerationEnv",
-    vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
-    kwargs={"task": "review"},
-)
-for _name in EXACT_TASKS:
+_IDS = {
+    "textrl/Review-v0": "review",
+    **{f"textrl/Exact-{name}-v0": f"exact-{name.lower()}" for name in EXACT_TASKS},
+    **environment_ids(),
+}
+for _id, _task in _IDS.items():
     gym.register(
-        f"textrl/Exact-{_name}-v0",
+        _id,
         entry_point="textrl_env.env:TextGenerationEnv",
         vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
-        kwargs={"task": f"exact-{_name.lower()}"},
+        kwargs={"task": _task},
     )

@@ -12,9 +12,11 @@ import numpy as np
 from .episode import Episode
 from .hints import did_you_mean
 from .prompt_order import ORDERS
+from .suite import factories
 from .tokenizer import Tokenizer
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+Measure = Callable[[Sequence[str], Sequence[str]], float]
 
 EXACT_TASKS = ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle")
 _TASKS: dict[str, str] = {
@@ -95,6 +97,9 @@ class TextTask:
         illegal_score: The reward of a text that ended with an illegal action (`"illegal"`); the reward model is not asked.
         reward: The reward if the user names none.
         gold: The task's own judgement of (prompts, responses), one float each, if it has one.
+        measure: Its judgement of (prompts, responses) together, where that is more than the mean of `gold`: how many different
+            good answers there are, or how the worst group fares.
+        optimum: The largest value that `measure`, or else the mean of `gold`, can have; None if nobody knows.
         recipe: How the task's base policy is pretrained, if it has one.
 
     Raises:
@@ -123,6 +128,8 @@ class TextTask:
     illegal_score: float = -1.0
     reward: Any = "length"
     gold: GoldScore | None = None
+    measure: Measure | None = None
+    optimum: float | None = None
     recipe: BaseRecipe | None = None
     prompt_ids: tuple[np.ndarray, ...] | None = field(init=False, repr=False)
     stop_ids: tuple[int, ...] = field(init=False, repr=False)
@@ -225,10 +232,7 @@ def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -
         TypeError: `task` is neither, or an override is no field of a task.
     """
     if isinstance(task, str):
-        if task not in _TASKS:
-            raise ValueError(f"no task is called {task!r}{did_you_mean(task, list(_TASKS))}; known: {', '.join(sorted(_TASKS))}")
-        module, attribute = _TASKS[task].split(":")
-        task = getattr(importlib.import_module(module), attribute)(split)
+        task = _built(task, split)
     if not isinstance(task, TextTask):
         raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task or a TextTask")
     known = [f.name for f in fields(TextTask) if f.init]
@@ -239,3 +243,13 @@ def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -
             raise TypeError(f"make_task() got an unexpected keyword argument {key!r}{hint}")
     changed = {key: value for key, value in overrides.items() if value is not None}
     return replace(task, **changed) if changed else task
+
+
+def _built(name: str, split: str) -> TextTask:
+    sized = factories()
+    if name not in _TASKS and name not in sized:
+        known = [*_TASKS, *sized]
+        raise ValueError(f"no task is called {name!r}{did_you_mean(name, known)}; known: {', '.join(sorted(known))}")
+    path, *size = sized.get(name) or (_TASKS[name],)
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)(*size, split)
