@@ -27,8 +27,8 @@ NUM_TEXTS, TOKENS, VOCABULARY, ROUNDS, SAMPLE = 4096, 64, 4096, 3, 256
 
 def main() -> dict[str, float]:
     """Measure, print, and return the figures: texts a second, and their ratio."""
-    model, rng = _model(), np.random.default_rng(0)
-    batched, single, repeated = [], [], []
+    model, half, rng = _model("float32"), _model("bfloat16"), np.random.default_rng(0)
+    batched, halved, single, repeated = [], [], [], []
     for _ in range(ROUNDS):
         texts = [
             Episode.from_text("", " ".join(f"w{i}" for i in row)) for row in rng.integers(1, VOCABULARY, (NUM_TEXTS + SAMPLE, TOKENS - 1))
@@ -37,8 +37,9 @@ def main() -> dict[str, float]:
         single.append(_rate(model, [[text] for text in sample[: SAMPLE // 2]]))
         batched.append(_rate(model, [batch]))
         single.append(_rate(model, [[text] for text in sample[SAMPLE // 2 :]]))
+        halved.append(_rate(half, [batch]))
         repeated.append(_rate(model, [batch]))
-    figures = {"one by one": median(single), "batched": median(batched), "seen before": median(repeated)}
+    figures = {"one by one": median(single), "batched": median(batched), "in bfloat16": median(halved), "seen before": median(repeated)}
     print(f"{NUM_TEXTS:,} responses of {TOKENS} tokens, 4 layers, width 256, {torch.get_num_threads()} thread(s)")
     for name, rate in figures.items():
         print(f"{name:>12}: {rate:>10,.0f} texts/s, {rate / figures['one by one']:.1f}x")
@@ -52,7 +53,7 @@ def _rate(model: PreferenceRewardModel, batches: list[list[Episode]]) -> float:
     return sum(map(len, batches)) / (perf_counter() - start)
 
 
-def _model() -> PreferenceRewardModel:
+def _model(dtype: str) -> PreferenceRewardModel:
     backend = Tokenizer(models.WordLevel({"<eos>": 0, **{f"w{i}": i for i in range(1, VOCABULARY)}}, unk_token="<eos>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
@@ -62,7 +63,7 @@ def _model() -> PreferenceRewardModel:
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps(json.loads(backend.to_str())), encoding="utf-8")
         tokenizer = FileTokenizer(path, eos_token="<eos>")
-    return PreferenceRewardModel(PreferenceNetwork(VOCABULARY, 0, trunk, 0.0), tokenizer, max_tokens=TOKENS)
+    return PreferenceRewardModel(PreferenceNetwork(VOCABULARY, 0, trunk, 0.0), tokenizer, max_tokens=TOKENS, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import rewards
 from rewards import Preference, PreferenceRewardModel, fit_preference_model
+from rewards.scorers import PreferenceNetwork, build_trunk
+from textrl_env import make_task
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 
@@ -266,3 +268,30 @@ def test_is_frozen_copies_as_itself_and_prints(model):
     assert copy.deepcopy({"reward": model})["reward"] is model
     assert not model.network.training and not any(p.requires_grad for p in model.network.parameters())
     assert repr(model).startswith("PreferenceRewardModel(ngrams+trunk, ")
+
+
+def test_bfloat16_changes_the_scores_of_a_transformer_a_little(tmp_path):
+    tokenizer = make_task("review").tokenizer
+    torch.manual_seed(0)
+    trunk = build_trunk(
+        {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}, tokenizer.vocab_size, 32
+    )
+    PreferenceRewardModel(PreferenceNetwork(tokenizer.vocab_size, 64, trunk, 0.0), tokenizer, max_tokens=32).save(tmp_path / "model")
+    texts = [Episode.from_text("the plot", f" was {word} .") for word in ("superb", "dull", "moving", "lazy", "charming")]
+    exact, half = (np.array(PreferenceRewardModel.load(tmp_path / "model", dtype=d).score(texts)) for d in ("float32", "bfloat16"))
+    assert 0 < np.abs(exact - half).max() < 0.05 * exact.std() + 0.02
+    with pytest.raises(ValueError, match="int8"):
+        PreferenceRewardModel.load(tmp_path / "model", dtype="int8")
+
+
+def test_a_text_that_comes_again_is_not_read_again():
+    tokenizer = make_task("review").tokenizer
+    network = PreferenceNetwork(tokenizer.vocab_size, 64, None, 0.0)
+    torch.nn.init.normal_(network.parts["ngrams"].weight)
+    model, calls = PreferenceRewardModel(network, tokenizer, max_tokens=32), []
+    network.register_forward_hook(lambda module, args, output: calls.append(len(output)))
+    texts = [Episode.from_text("the plot", text) for text in (" was superb .", " was dull .", " was superb .")]
+    first = model.score(texts)
+    assert first[0] == first[2] != first[1] and calls == [2]
+    model.normalise(texts[:2])  # the scale may change; what was read stands
+    assert model.score(texts)[:2] == pytest.approx([1, -1] if first[0] > first[1] else [-1, 1]) and calls == [2]
