@@ -14,7 +14,7 @@ from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards
 from .reward_watch import RewardWarning
 from .suite import LADDERS, Ladder, environment_ids
 from .task import EXACT_TASKS, BaseRecipe, Prompt, TextTask, make_task
-from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer
+from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer, WordTokenizer
 from .vector_env import TextGenerationVectorEnv
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "TextGenerationVectorEnv",
     "TextTask",
     "Tokenizer",
+    "WordTokenizer",
     "chat_template",
     "list_rewards",
     "make_reward",

@@ -24,7 +24,8 @@ class Ladder:
     default: str
 
 
-LADDERS: tuple[Ladder, ...] = ()
+_AT = "textrl_env.tasks.diagnostic"
+LADDERS: tuple[Ladder, ...] = (Ladder("Recall", "credit over length", f"{_AT}.recall:recall_task", ("4", "16", "64"), "16"),)
 
 
 def environment_ids() -> dict[str, str]:

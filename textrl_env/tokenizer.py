@@ -152,3 +152,48 @@ class IntegerTokenizer:
     def decode_batch(self, ids: Iterable[Sequence[int]]) -> list[str]:
         """Write each id sequence as numbers, each after a space, the end-of-text id left out."""
         return ["".join(f" {int(i)}" for i in row if i != self._eos_token_id) for row in ids]
+
+
+class WordTokenizer:
+    """A closed vocabulary of words: for tasks whose texts come from a grammar.  Needs no file and no `tokenizers`.
+
+    Id 0 is the end of text, `words[i]` has id i + 1.  `" to be"` is the text of two words: each follows a space.
+
+    Args:
+        words: The vocabulary; no word is empty, holds white space, or appears twice.
+
+    Raises:
+        ValueError: The words are not as they should be, or a text holds another word.
+    """
+
+    vocab_size: int
+    eos_token_id = 0
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = ("<eos>", *words)
+        self.vocab_size = len(self.words)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        for word in self.words:
+            if word.split() != [word]:
+                raise ValueError(f"word {word!r}: a word is not empty and holds no white space")
+        if len(self._ids) != self.vocab_size:
+            twice = next(word for i, word in enumerate(self.words) if self._ids[word] != i)
+            raise ValueError(f"word {twice!r} is there twice (or is '<eos>', which ends a text)")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the words in each text."""
+        return [[self._id(word, text) for word in text.split()] for text in texts]
+
+    def decode_batch(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        """Write the words of each id sequence, each after a space, the end-of-text id left out."""
+        return ["".join(f" {self.words[i]}" for i in row if i) for row in ids]
+
+    def _id(self, word: str, text: str) -> int:
+        found = self._ids.get(word)
+        if found is None:
+            raise ValueError(f"text {text[:80]!r} holds {word!r}, which is none of the {self.vocab_size - 1} words of this tokenizer")
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WordTokenizer:
+        """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""
+        return self
