@@ -34,6 +34,8 @@ class Texts:
         lengths: Response tokens, shape (n,).
         finish_reasons: Why each ended.
         kl_per_sequence: Mean of the summed log(pi / pi_ref), in nats; 0 without a reference.
+        entropy: Mean of -log pi of the tokens written, in nats.
+        perplexity: exp of the mean of -log pi_ref of the tokens written; NaN without a reference.
         tokens_per_second: Of writing.
     """
 
@@ -43,6 +45,8 @@ class Texts:
     lengths: np.ndarray
     finish_reasons: list[str]
     kl_per_sequence: float
+    entropy: float
+    perplexity: float
     tokens_per_second: float
 
 
@@ -114,6 +118,8 @@ def write_texts(
         lengths=np.array([_length(info) for info in infos]),
         finish_reasons=[info["finish_reason"] for info in infos],
         kl_per_sequence=buffer.stats.kl_per_sequence,
+        entropy=-float(buffer.log_probs.mean()),
+        perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),
         tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
     )
 

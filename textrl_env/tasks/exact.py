@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..episode import Episode
-from ..task import Prompt, TextTask
+from ..task import BaseRecipe, Prompt, TextTask
 from ..tokenizer import IntegerTokenizer
 
 EOS = 0
 PROMPTS = ("1", "2")
+BETA = 0.5  # of the KL-regularised return by which policies are compared
 
 # Given the texts, shape (N, L) with EOS from the end on, and a generator: their rewards, shape (N,).
 Rule = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
@@ -108,7 +109,37 @@ def exact_task(name: str, split: str = "train") -> TextTask:
     """Build one of the exact tasks; every split has the same two prompts."""
     task = TASKS[name]
     prompts = tuple(Prompt(text, metadata={"number": number}) for number, text in enumerate(PROMPTS))
-    return TextTask(IntegerTokenizer(task.vocab_size, EOS), prompts, task.length, reward=ExactReward(task))
+    return TextTask(
+        IntegerTokenizer(task.vocab_size, EOS),
+        prompts,
+        task.length,
+        reward=ExactReward(task),
+        gold=partial(_gold, task),
+        optimum=float(np.mean([max(np.nanmax(level) for level in task.tree(number).rewards) for number in range(len(PROMPTS))])),
+        recipe=BaseRecipe(partial(_random_texts, task), _base_model(task), steps=60),
+    )
+
+
+def _random_texts(task: ExactTask) -> list[tuple[str, str]]:
+    """Return texts whose tokens are drawn evenly, the end of text among them: the base policy is near to uniform."""
+    rng = np.random.default_rng(task.seed)
+    drawn = rng.integers(0, task.vocab_size, (1000, task.length))
+    ended = (drawn == EOS).cumsum(1) > 0
+    texts = ["".join(f" {token}" for token in row[~stop]) for row, stop in zip(drawn, ended, strict=True)]
+    return list(zip(rng.choice(PROMPTS, len(texts)).tolist(), texts, strict=True))
+
+
+def _base_model(task: ExactTask) -> dict[str, Any]:
+    return {
+        "model_type": "llama", "vocab_size": task.vocab_size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 16, "bos_token_id": None, "eos_token_id": EOS,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+
+
+def _gold(task: ExactTask, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Return the reward of each text."""
+    return np.array(ExactReward(task).of([PROMPTS.index(p) for p in prompts], [list(map(int, r.split())) for r in responses]))
 
 
 smooth_task, long_task, wide_task, rough_task, prefix_task, sparse_task, needle_task = (partial(exact_task, name) for name in TASKS)
@@ -125,14 +156,17 @@ class ExactReward:
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the reward of each text."""
-        texts = np.zeros((len(episodes), self.task.length), np.int64)
-        for row, episode in enumerate(episodes):
-            ids = [token for token in episode.response_ids if token != EOS]
+        numbers = [episode.metadata["number"] for episode in episodes]
+        return self.of(numbers, [[token for token in episode.response_ids if token != EOS] for episode in episodes])
+
+    def of(self, numbers: Sequence[int], responses: Sequence[Sequence[int]]) -> list[float]:
+        """Return the reward of each response, ids without the end of text, to the prompt of its number."""
+        texts = np.zeros((len(responses), self.task.length), np.int64)
+        for row, ids in enumerate(responses):
             texts[row, : len(ids)] = ids
-        numbers = np.array([episode.metadata["number"] for episode in episodes])
-        scores = np.zeros(len(episodes))
-        for number in np.unique(numbers):
-            scores[numbers == number] = self.task.rewards(int(number), texts[numbers == number])
+        number_of, scores = np.array(numbers), np.zeros(len(responses))
+        for number in np.unique(number_of):
+            scores[number_of == number] = self.task.rewards(int(number), texts[number_of == number])
         return scores.tolist()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...task import BaseRecipe, Prompt, TextTask
 from ...tokenizer import FileTokenizer
-from .annotator import gold_score
+from .annotator import OFFSET, POLITENESS, SENTIMENT, SPECIFICITY, gold_score
 from .grammar import split
 
 MAX_NEW_TOKENS = 26
@@ -57,6 +57,7 @@ def review_task(name: str = "train") -> TextTask:
         max_prompt_tokens=16,
         reward="vader",
         gold=gold_score,
+        optimum=SENTIMENT + SPECIFICITY + POLITENESS + OFFSET,
         recipe=BaseRecipe(corpus=_corpus, model={**_MODEL, "vocab_size": tokenizer.vocab_size}, steps=1400, batch_size=16),
     )
 
