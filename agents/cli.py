@@ -18,6 +18,7 @@ from textrl_env import RewardError
 
 # Module, configuration and function of each command, of one word or two; imported when asked for, since most of them need torch.
 COMMANDS = {
+    "bench": ("agents.benchmark.bench", "Bench", "run_bench"),
     "demo": ("agents.demo", "Demo", "run_demo"),
     "train": ("agents.train", "Train", "run_train"),
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
@@ -30,6 +31,7 @@ COMMANDS = {
 
 _USAGE = """textrl COMMAND [flags]
 
+  bench          compare agents on tasks
   demo           pretrain, sample, compare, fit a reward model, tune by PPO, judge
   train          train one policy on a task or on text files
   evaluate       measure a run's policy on the test prompts of its task

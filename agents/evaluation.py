@@ -49,6 +49,19 @@ class Texts:
     perplexity: float
     tokens_per_second: float
 
+    @classmethod
+    def of(cls, infos: list[dict[str, Any]], **measured: float) -> Texts:
+        """Take the texts from the infos of their last steps, in any order."""
+        infos = sorted(infos, key=lambda info: int(info["prompt_id"]))
+        return cls(
+            prompts=[info["prompt"] for info in infos],
+            responses=[info["response"] for info in infos],
+            scores=np.array([info["score"] for info in infos]),
+            lengths=np.array([int((info["terminal_observation"]["response"] >= 0).sum()) for info in infos]),
+            finish_reasons=[info["finish_reason"] for info in infos],
+            **measured,
+        )
+
 
 def make_policy(task: TextTask, model: LMSource, **policy_kwargs: Any) -> TransformerPolicy:
     """Return a policy for the task's spaces, outside any algorithm: to write texts with.
@@ -109,23 +122,13 @@ def write_texts(
             shown.advance(len(rows))
     seconds = perf_counter() - began
     assert buffer.stats is not None
-    order = np.argsort([info["prompt_id"] for info in ended], kind="stable")
-    infos = [ended[i] for i in order]
-    return Texts(
-        prompts=[info["prompt"] for info in infos],
-        responses=[info["response"] for info in infos],
-        scores=np.array([info["score"] for info in infos]),
-        lengths=np.array([_length(info) for info in infos]),
-        finish_reasons=[info["finish_reason"] for info in infos],
+    return Texts.of(
+        ended,
         kl_per_sequence=buffer.stats.kl_per_sequence,
         entropy=-float(buffer.log_probs.mean()),
         perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),
         tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
     )
-
-
-def _length(info: dict[str, Any]) -> int:
-    return int((info["terminal_observation"]["response"] >= 0).sum())
 
 
 @dataclass(frozen=True)

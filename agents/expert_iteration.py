@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from textrl_env import TextTask
+from textrl_env import Prompt, TextTask
 
-from .best_of import best_of_n
 from .checkpoint import load_training, save_training
-from .evaluation import make_policy
+from .evaluation import Texts, make_policy, write_texts
 from .lm import LMSource
 from .progress import bar
 from .run_folder import fingerprint
@@ -88,15 +88,20 @@ class ExpertIteration:
             for _ in range(iterations - done):
                 number = len(self.scores)
                 rng = np.random.default_rng([self.seed, number])
-                prompts = [self.task.prompts[int(i)].text for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
-                best = best_of_n(
-                    self.policy, self.task.tokenizer, prompts, self.n, self.reward, self.task.max_new_tokens, seed=int(rng.integers(2**31))
-                )
+                drawn = [self.task.prompts[int(i)] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
+                texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
+                best = texts.scores.reshape(self.n_prompts, self.n).argmax(1) + np.arange(self.n_prompts) * self.n
                 self.trainer.seed = int(rng.integers(2**31))
-                self.trainer.learn(list(zip(prompts, (b.response for b in best), strict=True)), self.steps)
+                self.trainer.learn([(texts.prompts[i], texts.responses[i]) for i in best], self.steps)
                 self.policy.drop_caches()
-                self.scores.append(float(np.mean([b.scores for b in best])))
+                self.scores.append(float(texts.scores.mean()))
                 if folder is not None:
                     save_training(folder, self.policy.lm, {**facts, "scores": self.scores})
                 shown.advance(note=f"score {self.scores[-1]:.2f}")
         return self
+
+    def _write(self, prompts: list[Prompt], seed: int) -> Texts:
+        """Play the task from these prompts, with its constraints, turns and endings."""
+        width = self.task.max_prompt_tokens
+        task = replace(self.task, prompts=prompts, max_prompt_tokens=width, prompt_order="sequential", prompt_weights=None, group_size=1)
+        return write_texts(self.policy, task, len(prompts), self.reward, seed=seed)

@@ -15,6 +15,7 @@ class Ladder:
         factory: `module:attribute` of a function of (size, split) that returns the task.
         sizes: From easy to hard.
         default: The size that the benchmark takes unless told otherwise.
+        tokens: What an agent may write while it learns the default size.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Ladder:
     factory: str
     sizes: tuple[str, ...]
     default: str
+    tokens: int = 30_000
 
 
 _AT = "textrl_env.tasks.diagnostic"

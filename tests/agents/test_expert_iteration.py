@@ -1,11 +1,13 @@
 """Expert iteration climbs a reward that can be climbed, and does what its name says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from agents import ExpertIteration
-from agents.best_of import best_of_n
+from agents.evaluation import write_texts
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from .conftest import LLAMA, VOCAB, sevens
@@ -27,14 +29,24 @@ def test_it_imitates_the_best_of_n(monkeypatch):
     monkeypatch.setattr(type(agent.trainer), "learn", lambda self, pairs, steps: seen.append((pairs, steps)))
 
     def watched(*arguments, **settings):
-        seen.append(best_of_n(*arguments, **settings))
+        seen.append(write_texts(*arguments, **settings))
         return seen[-1]
 
-    monkeypatch.setattr("agents.expert_iteration.best_of_n", watched)
+    monkeypatch.setattr("agents.expert_iteration.write_texts", watched)
     agent.learn(1)
-    best, (pairs, steps) = seen
-    assert steps == 1 and [response for _, response in pairs] == [b.response for b in best]
-    assert all(sevens([""], [b.response])[0] == b.score == b.scores.max() for b in best)
+    texts, (pairs, steps) = seen
+    assert steps == 1 and len(pairs) == 6 and len(texts.responses) == 24
+    for number, (prompt, response) in enumerate(pairs):
+        own = texts.responses[4 * number : 4 * number + 4]
+        assert texts.prompts[4 * number : 4 * number + 4] == [prompt] * 4 and response in own
+        assert sevens([""], [response]) == [max(sevens([""] * 4, own))]
+
+
+def test_it_keeps_to_what_the_task_allows():
+    task = replace(TASK, constraint={"allowed_tokens": [7]}, max_new_tokens=3, min_new_tokens=3)
+    agent = ExpertIteration(task, LLAMA, sevens, n=2, n_prompts=4, steps=1)
+    agent.learn(1)
+    assert agent.scores == [3.0]  # 7 7 7 is all that may be written
 
 
 def test_the_trainer_and_the_policy_share_weights():

@@ -1,0 +1,98 @@
+"""`textrl bench`: agents x tasks x seeds, in parallel, resumable, and a report of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from ..progress import bar
+from ..run_folder import write_yaml
+from .cell import Job
+from .contenders import check
+from .pool import run_jobs
+from .spec import parse_all
+from .suites import PRESETS, budget, tasks_of
+
+QUICK = ("random", "best-of-n", "dpo", "ppo", "rloo", "grpo")
+FULL = ("random", "best-of-n", "sft", "dpo", "ppo", "a2c", "rloo", "grpo", "reinforce++")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Compare agents on tasks; running again goes on where it stopped.
+
+    Attributes:
+        suite: `diagnostic`: every capability at its default size; `ladders`: at all sizes; `exact`: those whose optimum is enumerated.
+        preset: `quick`: half the budgets, 3 seeds, 6 agents; `full`: 5 seeds, 9 agents.
+        agents: Names, settings and import strings, separated by commas or spaces: `ppo,ppo:beta=0.1,my_package.agents:Mine`; by default the
+            preset's.
+        tasks: Likewise, instead of a suite: `recall-64,textrl/Lock-v0`.
+        seeds: Runs of each agent on each task; by default the preset's.
+        tokens: Tokens that an agent may write while it learns; by default each task's own budget.
+        texts: Test texts by which an agent is judged.
+        processes: Cells at a time, one thread each.
+        limit: Seconds after which a cell counts as hanging.
+        out: Folder of the results.
+    """
+
+    suite: str = "diagnostic"
+    preset: Literal["quick", "full"] = "quick"
+    agents: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    seeds: int | None = None
+    tokens: int | None = None
+    texts: int = 256
+    processes: int = 2
+    limit: float = 1800.0
+    out: Path = Path("runs/bench")
+
+
+def run_bench(config: Bench) -> None:
+    """Run the cells that are missing, and write the report."""
+    console = Console()
+    jobs = jobs_of(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_yaml(config.out / "config.yaml", dataclasses.asdict(config))
+    tasks = list(dict.fromkeys(job.preparation for job in jobs))
+    for title, stage in (("prepare", tasks), ("run", jobs)):
+        missing = [job for job in stage if not job.done()]
+        if len(missing) < len(stage):
+            console.print(f"{title}: {len(stage) - len(missing)} of {len(stage)} are there already")
+        with bar(title, len(missing), True) as shown:
+            run_jobs(missing, config.processes, config.limit, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
+
+
+def jobs_of(config: Bench) -> list[Job]:
+    """Return one job for each cell, seed by seed, so that an early look shows all agents.
+
+    Raises:
+        ValueError: An agent, a task or a number is not as it should be.
+    """
+    agents = parse_all(config.agents) or parse_all(QUICK if config.preset == "quick" else FULL)
+    tasks = parse_all(config.tasks) or tasks_of(config.suite)
+    seeds = config.seeds if config.seeds is not None else 3 if config.preset == "quick" else 5
+    if seeds < 1 or config.processes < 1 or config.texts < 2:
+        raise ValueError(f"seeds={seeds}, processes={config.processes}, texts={config.texts}: need at least 1, 1 and 2")
+    for agent in agents:
+        check(agent)
+    facts = (("git", _git_revision()),)
+    jobs = []
+    for seed in range(seeds):
+        for task in tasks:
+            tokens = config.tokens or round(PRESETS[config.preset] * budget(task.name))
+            jobs += [Job(str(config.out), task.text, agent.text, seed, tokens, config.texts, facts) for agent in agents]
+    return jobs
+
+
+def _git_revision() -> str | None:
+    """Return the revision of this checkout; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    found = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or None

@@ -1,0 +1,322 @@
+"""One cell of a benchmark: an agent learns a task with one seed, and is measured.  Plain data in, a file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import traceback
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from rewards.diversity import distinct_n
+from textrl_env import Episode, TextTask, make_task
+from textrl_env.tasks.exact import BETA, ExactReward
+
+from ..backbones import backbone_of
+from ..base import base_policy
+from ..evaluation import Texts, make_policy, win_rate, write_texts
+from ..exact import optimality_gap
+from ..lm import frozen, load_lm
+from ..run_folder import fingerprint, versions, write_json
+from .contenders import Ground, Trained, learn
+from .spec import Spec, parse
+
+BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
+THRESHOLD = 0.5  # normalised score whose first sight in training is timed
+SHOWN = 4  # texts of each cell that are kept
+DONE, BUSY = 0, 3  # exit statuses of a cell's process
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cell, or with an empty agent the preparation of a task, is made of.
+
+    Attributes:
+        out: Folder of the results.
+        task: Spec of the task.
+        agent: Spec of the agent; empty: prepare the task for all agents.
+        seed: Of everything that is drawn.
+        tokens: Budget of learning.
+        texts: Test texts by which an agent is judged.
+        facts: For the manifest: git revision and configuration.
+    """
+
+    out: str
+    task: str
+    agent: str = ""
+    seed: int = 0
+    tokens: int = 0
+    texts: int = 256
+    facts: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        return "--".join(_safe(part) for part in (self.task, self.agent, str(self.seed) if self.agent else "") if part)
+
+    @property
+    def path(self) -> Path:
+        """The file of the result."""
+        return Path(self.out) / ("cells" if self.agent else "tasks") / f"{self.name}.json"
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the result depends on."""
+        return fingerprint([self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl"], shared(self)["fingerprint"]])
+
+    @property
+    def preparation(self) -> Job:
+        """The job that prepares this one's task."""
+        return dataclasses.replace(self, agent="", seed=0, tokens=0)
+
+    def done(self) -> bool:
+        """Return whether the result is there and its inputs are still the same.
+
+        A preparation is never done: only by looking at the task again can one know that it is the same.
+        """
+        try:
+            if not self.agent:
+                return False
+            return json.loads(self.path.read_text(encoding="utf-8"))["fingerprint"] == self.fingerprint()
+        except (FileNotFoundError, KeyError, json.JSONDecodeError):
+            return False
+
+
+def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
+    """Return the task of a spec, `recall-64` or `textrl/Recall-64-v0`; its settings are fields of `TextTask`."""
+    name = spec.name.removeprefix("textrl/").removesuffix("-v0").lower()
+    own = {key: value for key, value in spec.settings.items() if key != "model"}
+    return make_task(name, split=split, **(own | settings))
+
+
+def shared(job: Job) -> dict[str, Any]:
+    """Return what the preparation of the job's task found."""
+    found: dict[str, Any] = json.loads(job.preparation.path.read_text(encoding="utf-8"))
+    return found
+
+
+def work(job: Job) -> int:
+    """Do one job, unless somebody else does it or it is done, and return how that went as an exit status.
+
+    A failure of the agent is a result: `crashed`, or `diverged` where numbers ceased to be finite.
+    """
+    torch.set_num_threads(1)
+    lock = Path(job.out) / "locks" / f"{job.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            if not job.done():
+                prepare(job) if not job.agent else run(job)
+    except Timeout:
+        return BUSY
+    return DONE
+
+
+def prepare(job: Job) -> None:
+    """Build base policy and reward of a task, and measure the base policy."""
+    spec = parse(job.task)
+    task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
+    base = str(spec.settings.get("model") or base_policy(task))
+    reference = frozen(load_lm(base))
+    texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
+    value, optimum = _value(task, texts), task.optimum
+    exact = _exact_name(task)
+    if exact is not None:
+        gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
+        value, optimum = gap.reference, gap.optimum
+    prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
+    found = {
+        "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
+        "gold": _each(task, texts).tolist(), "fingerprint": fingerprint([Path(base).name, prompts, optimum, repr(task.reward), job.texts]),
+        "reward": float(texts.scores.mean()),
+    }  # fmt: skip
+    write_json(job.path, found)
+
+
+def run(job: Job) -> None:
+    """Let an agent learn, measure it, and write the cell's file."""
+    began, when = perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    base = shared(job)
+    result: dict[str, Any] = {
+        "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
+        "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
+        "manifest": _manifest(job, when),
+    }  # fmt: skip
+    try:
+        result |= _measured(job, base)
+    except FloatingPointError as error:
+        result |= {"status": "diverged", "error": str(error)}
+    except Exception:
+        result |= {"status": "crashed", "error": traceback.format_exc(limit=-4)}
+    result["measures"] |= {"seconds": perf_counter() - began, "peak_memory_mib": _peak_memory()}
+    write_json(job.path, result)
+
+
+def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
+    """Write the file of a cell whose process did not live to write it."""
+    result = {
+        "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
+        "status": status, "error": error, "score": 0.0, "measures": {"seconds": seconds}, "finish_reasons": {}, "curve": [], "samples": [],
+        "manifest": _manifest(job, datetime.now(timezone.utc).isoformat(timespec="seconds")),
+    }  # fmt: skip
+    write_json(job.path, result)
+
+
+def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
+    spec = parse(job.task)
+    task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
+    beta = BETA if _exact_name(task) else BETA_ELSEWHERE
+    curve = _Curve(task, base)
+    began = perf_counter()
+    trained = learn(parse(job.agent), Ground(task, base["base"], job.tokens, job.seed, beta, base["length"]), curve)
+    seconds = perf_counter() - began - curve.watched
+    texts = trained.write(test, job.texts, 20_000 + job.seed)
+    measures: dict[str, Any] = _measures(task, test, texts, base, trained)
+    if curve.rows:
+        measures["tokens_per_second"] = curve.rows[-1]["tokens"] / seconds
+        reached = next((row for row in curve.rows if row["score"] is not None and row["score"] >= THRESHOLD), None)
+        measures |= {f"{key}_to_threshold": reached and reached[key] for key in ("tokens", "seconds")}
+    if not math.isfinite(measures["value"]):
+        raise FloatingPointError(f"the value of the final policy is {measures['value']}")
+    rows = zip(texts.prompts, texts.responses, texts.scores.tolist(), strict=True)
+    reasons = {r: texts.finish_reasons.count(r) / len(texts.finish_reasons) for r in sorted(set(texts.finish_reasons))}
+    return {
+        "score": _normalised(measures["value"], base),
+        "measures": {key: _finite(value) for key, value in measures.items()},
+        "finish_reasons": reasons,
+        "curve": curve.rows,
+        "samples": [{"prompt": p, "response": r, "reward": s} for p, r, s in rows][:SHOWN],
+    }
+
+
+def _measures(task: TextTask, test: TextTask, texts: Texts, base: dict[str, Any], trained: Trained) -> dict[str, Any]:
+    each, exact, length = _each(task, texts), _exact_name(task), float(texts.lengths.mean())
+    value, kl_exact = _value(task, texts), None
+    if exact is not None and trained.policy is not None:
+        achieved = optimality_gap(trained.policy.backbone, backbone_of(frozen(load_lm(base["base"]))), exact, BETA).achieved
+        value, kl_exact = achieved.objective, achieved.kl
+    elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
+        value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)
+    written = _against_references(task, test, texts, each)
+    return {
+        "value": value, "reference_value": base["value"], "optimum": base["optimum"],
+        "reward": float(texts.scores.mean()), "gold": float(each.mean()) if task.gold is not None else None,
+        "kl_per_sequence": texts.kl_per_sequence, "kl_per_token": texts.kl_per_sequence / max(length, 1e-9), "kl_exact": kl_exact,
+        "wins_reference": win_rate(each, np.array(base["gold"])).rate, "wins_texts": written,
+        "distinct_1": distinct_n(texts.responses, 1), "distinct_2": distinct_n(texts.responses, 2),
+        "self_bleu": _self_bleu(texts), "entropy": texts.entropy, "perplexity": texts.perplexity, "length": length,
+        "write_tokens_per_second": texts.tokens_per_second,
+    }  # fmt: skip
+
+
+class _Curve:
+    """Notes reward and score of the texts that an agent writes while it learns."""
+
+    def __init__(self, task: TextTask, base: dict[str, Any]) -> None:
+        self.task, self.base = task, base
+        self.rows: list[dict[str, Any]] = []
+        self.began, self.watched = perf_counter(), 0.0
+
+    def __call__(self, tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
+        now = perf_counter()
+        texts = [info["prompt"] for info in finished], [info["response"] for info in finished]
+        score = None
+        if _exact_name(self.task) is not None:
+            score = _normalised(float(np.mean([info["score"] for info in finished])) - BETA * kl, self.base)
+        elif self.task.measure is not None or self.task.gold is not None:
+            score = _normalised(_judged(self.task, *texts), self.base)
+        reward = float(np.mean([info["score"] for info in finished]))
+        self.rows.append({"tokens": tokens, "seconds": now - self.began - self.watched, "reward": reward, "score": score, "kl": kl})
+        self.watched += perf_counter() - now
+
+
+def _judged(task: TextTask, prompts: list[str], responses: list[str]) -> float:
+    if task.measure is not None:
+        return float(task.measure(prompts, responses))
+    assert task.gold is not None
+    return float(np.mean(task.gold(prompts, responses)))
+
+
+def _value(task: TextTask, texts: Texts) -> float:
+    """Return what an agent is judged by: the task's own judgement, or else the mean reward."""
+    if task.measure is None and task.gold is None:
+        return float(texts.scores.mean())
+    return _judged(task, texts.prompts, texts.responses)
+
+
+def _each(task: TextTask, texts: Texts) -> np.ndarray:
+    """Return gold, or else the reward, of each text."""
+    return texts.scores if task.gold is None else np.asarray(task.gold(texts.prompts, texts.responses), float)
+
+
+def _normalised(value: float, base: dict[str, Any]) -> float:
+    """Return 0 for the base policy and 1 for the optimum; where that is not known, what was gained."""
+    gained = value - base["value"]
+    return gained if base["optimum"] is None else gained / (base["optimum"] - base["value"])
+
+
+def _against_references(task: TextTask, test: TextTask, texts: Texts, each: np.ndarray) -> float | None:
+    """Return how often the texts win against the first reference of their prompts, if there are any."""
+    rows = [test.prompts[i % len(test.prompts)] for i in range(len(texts.prompts))]
+    by_text = {row.text: row for row in rows if row.references}
+    if task.gold is None or not all(prompt in by_text for prompt in texts.prompts):
+        return None
+    theirs = task.gold(texts.prompts, [f" {by_text[prompt].references[0]}" for prompt in texts.prompts])
+    return win_rate(each, np.asarray(theirs, float)).rate
+
+
+def _self_bleu(texts: Texts) -> float | None:
+    """Return the mean BLEU of the first hundred texts against each other; None without sacrebleu."""
+    from rewards.diversity import SelfBleuReward
+
+    try:
+        reward = SelfBleuReward()
+    except ImportError:
+        return None
+    some = [Episode.from_text(p, r) for p, r in zip(texts.prompts[:100], texts.responses[:100], strict=True)]
+    return 1 - float(np.mean(reward.score(some)))
+
+
+def _exact_name(task: TextTask) -> str | None:
+    return task.reward.task.name if isinstance(task.reward, ExactReward) else None
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _manifest(job: Job, when: str) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    hardware = {"cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
+    config = {"task": job.task, "agent": job.agent, "tokens": job.tokens, "texts": job.texts}
+    return {"versions": versions(), "config": config, "seed": job.seed, **dict(job.facts), "hardware": hardware, "began": when}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _safe(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
+    return kept if kept == text else f"{kept[:60]}-{fingerprint(text)[:6]}"

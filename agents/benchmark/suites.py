@@ -1,0 +1,47 @@
+"""Which tasks a suite holds, and how much each agent may write while it learns them."""
+
+from __future__ import annotations
+
+from textrl_env import EXACT_TASKS, LADDERS
+
+from .spec import Spec, parse
+
+EXACT_TOKENS, REVIEW_TOKENS, STEP_TOKENS = 20_000, 40_000, 30_000
+PRESETS = {"quick": 0.5, "full": 1.0}  # share of the budgets
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "exact": tuple(f"exact-{name.lower()}" for name in EXACT_TASKS),
+    "diagnostic": (*(f"exact-{name.lower()}" for name in EXACT_TASKS), *(ladder.name.lower() for ladder in LADDERS), "review"),
+    "ladders": tuple(f"{ladder.name.lower()}-{size}" for ladder in LADDERS for size in ladder.sizes),
+}
+
+
+def tasks_of(suite: str) -> list[Spec]:
+    """Return the tasks of a suite.
+
+    Raises:
+        ValueError: There is no such suite.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite {suite!r}: choose one of {', '.join(SUITES)}, or name --tasks")
+    return [parse(name) for name in SUITES[suite]]
+
+
+def budget(task: str) -> int:
+    """Return the tokens that an agent may write on a task while it learns."""
+    if task.startswith("exact-"):
+        return EXACT_TOKENS
+    if task == "review":
+        return REVIEW_TOKENS
+    tokens = {ladder.name.lower(): ladder.tokens for ladder in LADDERS}
+    return tokens.get(task.rpartition("-")[0], tokens.get(task, STEP_TOKENS))
+
+
+def capability(task: str) -> str:
+    """Return what a task probes, in a few words."""
+    if task.startswith("exact-"):
+        return "known optimum"
+    if task == "review":
+        return "sentiment of film reviews"
+    probes = {ladder.name.lower(): ladder.probes for ladder in LADDERS}
+    return probes.get(task, probes.get(task.rpartition("-")[0], task))
