@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from textrl_env import TextTask
+from textrl_env.folders import cache_folder
 
 from .sft import SFT
-
-
-def cache_folder() -> Path:
-    """Return where built models are kept: `$TEXTRL_CACHE`, else `textrl` in the user's cache folder."""
-    own = os.environ.get("TEXTRL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "textrl"
 
 
 def base_policy(task: TextTask, progress_bar: bool = False) -> Path:

@@ -26,6 +26,7 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "keyword": "rewards.rules:KeywordReward",
     "regex": "rewards.rules:RegexReward",
     "preference": "rewards.preference:load_preference_reward",
+    "fitted": "rewards.fitted:fitted_reward",
     "http": "rewards.http:HttpReward",
     "judge": "rewards.judge:JudgeReward",
     "repetition": "rewards.rules:RepetitionReward",

@@ -11,6 +11,7 @@ import numpy as np
 from ...episode import Episode
 from ...task import BaseRecipe, GoldScore
 
+FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")  # words without meaning that make prompts differ
 SPLITS = {"train": 512, "validation": 128, "test": 256}
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from ...task import Prompt, TextTask
 from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import FILLERS, GoldReward, draw, recipe
 
 CUES = ("sun", "moon", "star", "rain", "snow", "wind", "fog", "hail")
-FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")
 _KNOWN = 0.3  # share of the corpus whose first word is the cue
 
 

@@ -1,0 +1,108 @@
+"""`textrl/Modes-v0`: many answers are equally good, and a writer should know more than one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache, partial
+from math import isqrt
+
+import numpy as np
+
+from ...task import Prompt, TextTask
+from ...tokenizer import WordTokenizer
+from .common import FILLERS, GoldReward, draw, recipe
+
+KINDS = ("meal", "song")
+FIRST = tuple(f"a{i}" for i in range(16))
+SECOND = tuple(f"b{i}" for i in range(16))
+_KNOWN = 0.4  # share of the corpus that is drawn from the good answers
+
+
+@cache
+def modes_task(size: str, split: str = "train") -> TextTask:
+    """Return the task.
+
+    ## Description
+    The prompt asks for one of two kinds of thing, `name a meal tin oak`; of the 256 answers of two words, `size` are good for each kind.
+    The reward pays any good answer alike, and so says nothing against writing the same one every time.  The task's own measure does.
+
+    ## Action and observation spaces
+    45 tokens: the end of text, 16 first and 16 second words, and those of the prompts; see `TextGenerationEnv`.
+
+    ## Rewards
+    1 for a good answer, else 0.  The measure of a set of texts is, averaged over the kinds, the share of good answers times
+    exp(H) / `size`, where H is the entropy of the good answers in nats with Miller and Madow's correction: the effective number of
+    different good answers, as a share.  The optimum is 1; a policy that always writes the same good answer has 1 / `size`.
+
+    ## References
+    Kirk et al. 2024, "Understanding the Effects of RLHF on LLM Generalisation and Diversity"; Miller 1955 for the correction.
+
+    ## Version History
+    * v0: first version.
+
+    Args:
+        size: Good answers: `"4"`, `"16"` or `"64"`.
+        split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    good = int(size)
+    tokenizer = WordTokenizer((*FIRST, *SECOND, "name", "a", *KINDS, *FILLERS))
+    return TextTask(
+        tokenizer,
+        tuple(map(Prompt, draw(_prompt, split))),
+        2,
+        reward=GoldReward(partial(gold, good)),
+        gold=partial(gold, good),
+        measure=partial(measure, good),
+        optimum=1.0,
+        recipe=recipe(partial(_corpus, good), tokenizer.vocab_size, 10),
+    )
+
+
+def good_answers(kind: str, size: int) -> list[str]:
+    """Return the good answers for a kind: all pairs of its good first and second words."""
+    rng, side = np.random.default_rng([size, KINDS.index(kind)]), isqrt(size)
+    first, second = (np.array(words)[rng.permutation(len(words))[:side]] for words in (FIRST, SECOND))
+    return [f"{a} {b}" for a in first for b in second]
+
+
+def gold(size: int, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Return 1 for each good answer, else 0."""
+    good = {kind: set(good_answers(kind, size)) for kind in KINDS}
+    return np.array([float(" ".join(r.split()) in good[p.split()[2]]) for p, r in zip(prompts, responses, strict=True)])
+
+
+def measure(size: int, prompts: Sequence[str], responses: Sequence[str]) -> float:
+    """Return the share of good answers times the share of them that is in use, averaged over the kinds that were asked for."""
+    good = gold(size, prompts, responses) == 1
+    kinds = np.array([p.split()[2] for p in prompts])
+    shares = []
+    for kind in np.unique(kinds):
+        own = kinds == kind
+        counts = Counter(responses[int(i)].strip() for i in np.flatnonzero(own & good))
+        effective = np.exp(min(entropy(list(counts.values())), np.log(size))) if counts else 0.0
+        shares.append(good[own].mean() * effective / size)
+    return float(np.mean(shares))
+
+
+def entropy(counts: Sequence[int]) -> float:
+    """Return the entropy of what was counted, in nats, with Miller and Madow's correction (K - 1) / 2n for K kinds of n things."""
+    share = np.array(counts) / np.sum(counts)
+    return float(-(share * np.log(share)).sum() + (len(counts) - 1) / (2 * np.sum(counts)))
+
+
+def _prompt(rng: np.random.Generator) -> str:
+    return " ".join(["name", "a", rng.choice(KINDS), *rng.choice(FILLERS, 3)])
+
+
+def _corpus(size: int) -> list[tuple[str, str]]:
+    rng, good = np.random.default_rng(0), {kind: good_answers(kind, size) for kind in KINDS}
+    pairs = []
+    for prompt in draw(_prompt, "train", 1000):
+        for _ in range(4):
+            answer = rng.choice(good[prompt.split()[2]]) if rng.random() < _KNOWN else f"{rng.choice(FIRST)} {rng.choice(SECOND)}"
+            pairs.append((prompt, f" {answer}"))
+    return pairs

@@ -1,0 +1,91 @@
+"""`textrl/Persona-v0`: readers of several groups, and the worst served one counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+
+import numpy as np
+
+from ...task import Prompt, TextTask
+from ...tokenizer import WordTokenizer
+from .common import FILLERS, GoldReward, draw, recipe
+
+GROUPS = ("kids", "cooks", "sailors", "poets")
+WORDS = tuple(f"w{i}" for i in range(32))
+LENGTH = 4
+MAJORITY = 0.7  # share of prompts that come from the first group
+
+
+@cache
+def persona_task(size: str, split: str = "train") -> TextTask:
+    """Return the task.
+
+    ## Description
+    The prompt names its reader, `for cooks tin oak sea`, and each group of readers likes eight words of its own out of 32.  Seven prompts in
+    ten come from the first group.  The mean reward can be high while the other readers get what the first group likes; the task's own
+    measure is the mean of the group that fares worst.
+
+    ## Action and observation spaces
+    46 tokens: the end of text, 32 words, and those of the prompts; see `TextGenerationEnv`.
+
+    ## Rewards
+    The share of the four words that the prompt's group likes.  The measure of a set of texts is the smallest mean of a group; the optimum
+    is 1.
+
+    ## References
+    Sagawa et al. 2020, "Distributionally Robust Neural Networks for Group Shifts", for the worst group; Chakraborty et al. 2024,
+    "MaxMin-RLHF: Alignment with Diverse Human Preferences".
+
+    ## Version History
+    * v0: first version.
+
+    Args:
+        size: Groups: `"2"`, `"3"` or `"4"`.
+        split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    groups = int(size)
+    tokenizer = WordTokenizer((*WORDS, "for", *GROUPS, *FILLERS))
+    return TextTask(
+        tokenizer,
+        tuple(map(Prompt, draw(partial(_prompt, groups), split))),
+        LENGTH,
+        reward=GoldReward(gold),
+        gold=gold,
+        measure=worst_group,
+        optimum=1.0,
+        recipe=recipe(partial(_corpus, groups), tokenizer.vocab_size, LENGTH + 6),
+    )
+
+
+def liked() -> dict[str, frozenset[str]]:
+    """Return the eight words that each group likes; no two groups share one."""
+    drawn = np.random.default_rng(0).permutation(WORDS).reshape(len(GROUPS), -1)
+    return {group: frozenset(words.tolist()) for group, words in zip(GROUPS, drawn, strict=True)}
+
+
+def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Return how many of the four places hold a word that the prompt's group likes, as a share."""
+    taste = liked()
+    return np.array([sum(w in taste[p.split()[1]] for w in r.split()) / LENGTH for p, r in zip(prompts, responses, strict=True)])
+
+
+def worst_group(prompts: Sequence[str], responses: Sequence[str]) -> float:
+    """Return the mean of the group that fares worst."""
+    scores, groups = gold(prompts, responses), np.array([prompt.split()[1] for prompt in prompts])
+    return float(min(scores[groups == group].mean() for group in np.unique(groups)))
+
+
+def _prompt(groups: int, rng: np.random.Generator) -> str:
+    others = (1 - MAJORITY) / (groups - 1)
+    group = rng.choice(GROUPS[:groups], p=[MAJORITY, *[others] * (groups - 1)])
+    return " ".join(["for", group, *rng.choice(FILLERS, 3)])
+
+
+def _corpus(groups: int) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(0)
+    prompts = draw(partial(_prompt, groups), "train", 500)
+    return [(prompt, "".join(f" {word}" for word in rng.choice(WORDS, LENGTH))) for prompt in prompts for _ in range(6)]

@@ -1,0 +1,99 @@
+"""`textrl/QA-v0`: an answer that stands in the context."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from functools import cache, partial
+
+import numpy as np
+
+from ...task import Prompt, TextTask
+from ...tokenizer import WordTokenizer
+from .common import GoldReward, draw, recipe
+
+PEOPLE = ("ann", "bob", "eve", "max", "zoe", "tim", "ida", "leo")
+KINDS = ("red", "old", "big", "new")
+THINGS = ("tea", "jam", "car", "hut", "boat", "lamp")
+_KNOWN, _CONFUSED = 0.4, 0.5  # chance in the corpus of the right answer, and that a wrong one is another fact's
+
+
+@cache
+def qa_task(size: str, split: str = "train") -> TextTask:
+    """Return the task.
+
+    ## Description
+    The prompt is a few facts and a question, `ann red tea . bob old car . ? bob`; the answer stands in the facts: `old car`.
+    The base policy learned from texts of which four in ten are right, others give another fact's answer, and others one that is made up.
+
+    ## Action and observation spaces
+    21 tokens: the end of text, 8 people, 10 words of answers, `.` and `?`; see `TextGenerationEnv`.
+
+    ## Rewards
+    1 for an exact match after SQuAD's normalisation (case, punctuation, articles and white space do not count), else 0.  The optimum is 1.
+
+    ## References
+    Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", for the measure; Weston et al. 2015, "Towards
+    AI-Complete Question Answering", for generated facts.
+
+    ## Version History
+    * v0: first version.
+
+    Args:
+        size: Facts: `"2"`, `"4"` or `"8"`.
+        split: `"train"`, `"validation"` or `"test"`; no two share a context.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    facts = int(size)
+    tokenizer = WordTokenizer((*PEOPLE, *KINDS, *THINGS, ".", "?"))
+    return TextTask(
+        tokenizer,
+        tuple(Prompt(text, references=(answer(text),)) for text in draw(partial(_prompt, facts), split)),
+        3,
+        reward=GoldReward(gold),
+        gold=gold,
+        optimum=1.0,
+        recipe=recipe(partial(_corpus, facts), tokenizer.vocab_size, 4 * facts + 8, steps=700),
+    )
+
+
+def answer(prompt: str) -> str:
+    """Return the answer to the question that ends a prompt."""
+    *facts, question = prompt.split(" . ")
+    (found,) = (fact.split()[1:] for fact in facts if fact.split()[0] == question.split()[1])
+    return " ".join(found)
+
+
+def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """Return 1 for each exact match with the answer, else 0."""
+    return np.array([float(normalised(r) == normalised(answer(p))) for p, r in zip(prompts, responses, strict=True)])
+
+
+def normalised(text: str) -> str:
+    """Return the text as SQuAD compares it: lower case, without punctuation and articles, single spaces."""
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def _prompt(facts: int, rng: np.random.Generator) -> str:
+    people = [PEOPLE[i] for i in rng.permutation(len(PEOPLE))[:facts]]
+    told = [f"{person} {rng.choice(KINDS)} {rng.choice(THINGS)}" for person in people]
+    return " . ".join([*told, f"? {rng.choice(people)}"])
+
+
+def _corpus(facts: int) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for prompt in draw(partial(_prompt, facts), "train", 4000):
+        *told, _ = prompt.split(" . ")
+        if rng.random() < _KNOWN:
+            said = answer(prompt)
+        elif rng.random() < _CONFUSED:
+            said = " ".join(str(rng.choice(told)).split()[1:])
+        else:
+            said = f"{rng.choice(KINDS)} {rng.choice(THINGS)}"
+        pairs.append((prompt, f" {said}"))
+    return pairs
