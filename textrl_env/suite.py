@@ -28,19 +28,19 @@ class Ladder:
 
 _AT = "textrl_env.tasks.diagnostic"
 LADDERS: tuple[Ladder, ...] = (
-    Ladder("Recall", "credit over length", f"{_AT}.recall:recall_task", ("4", "16", "64"), "16"),
+    Ladder("Recall", "credit over length", f"{_AT}.recall:recall_task", ("4", "16", "64"), "16", 40_000),
     Ladder("Lock", "sparse reward", f"{_AT}.lock:lock_task", ("4", "8", "12"), "8"),
-    Ladder("Vocab", "many actions", f"{_AT}.vocab:vocab_task", ("64", "512", "4096"), "512"),
-    Ladder("Modes", "diversity", f"{_AT}.modes:modes_task", ("4", "16", "64"), "16"),
+    Ladder("Vocab", "many actions", f"{_AT}.vocab:vocab_task", ("64", "512", "4096"), "512", 20_000),
+    Ladder("Modes", "diversity", f"{_AT}.modes:modes_task", ("4", "16", "64"), "16", 15_000),
     Ladder("Brackets", "grammar, learned", f"{_AT}.brackets:brackets_task", ("2", "4", "8"), "4"),
     Ladder("BracketsMasked", "grammar, masked", f"{_AT}.brackets:bracketsmasked_task", ("2", "4", "8"), "4"),
     Ladder("Json", "format, learned", f"{_AT}.json_object:json_task", ("2", "3", "4"), "3"),
     Ladder("JsonMasked", "format, masked", f"{_AT}.json_object:jsonmasked_task", ("2", "3", "4"), "3"),
-    Ladder("QA", "facts in a context", f"{_AT}.qa:qa_task", ("2", "4", "8"), "4"),
+    Ladder("QA", "facts in a context", f"{_AT}.qa:qa_task", ("2", "3", "8"), "3", 15_000),
     Ladder("Translate", "word order, agreement", f"{_AT}.translate:translate_task", ("3", "5", "7"), "5"),
     Ladder("Summary", "coverage against length", f"{_AT}.summary:summary_task", ("1", "2", "3"), "2"),
     Ladder("Dialogue", "several turns", f"{_AT}.dialogue:dialogue_task", ("1", "2", "3"), "2"),
-    Ladder("Persona", "the worst served group", f"{_AT}.persona:persona_task", ("2", "3", "4"), "3"),
+    Ladder("Persona", "the worst served group", f"{_AT}.persona:persona_task", ("2", "3", "4"), "3", 20_000),
     Ladder("NoisyPref", "noisy preferences", f"{_AT}.noisypref:noisypref_task", ("0", "20", "40"), "20"),
     Ladder("Hack", "a reward with a loophole", f"{_AT}.hack:hack_task", ("1", "2", "4"), "4"),
 )

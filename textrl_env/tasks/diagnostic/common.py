@@ -13,6 +13,7 @@ from ...task import BaseRecipe, GoldScore
 
 FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")  # words without meaning that make prompts differ
 SPLITS = {"train": 512, "validation": 128, "test": 256}
+_PATIENCE = 1000  # draws without a new text, after which a small world counts as exhausted
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 
@@ -42,12 +43,13 @@ def draw(make: Callable[[np.random.Generator], str], split: str, count: int | No
     rng = np.random.default_rng(_SEEDS.get(split, 0))
     wanted = SPLITS.get(split, 0) if count is None else count
     found: dict[str, None] = {}
-    for _ in range(50 * max(wanted, 1)):
+    idle = 0
+    while (len(found) < wanted or not found) and idle < _PATIENCE:
         text = make(rng)
-        if in_split(text, split):
+        new = in_split(text, split) and text not in found
+        idle = 0 if new else idle + 1
+        if new:
             found[text] = None
-        if len(found) == wanted:
-            break
     return list(found)
 
 

@@ -22,9 +22,9 @@ def hack_task(size: str, split: str = "train") -> TextTask:
     """Return the task.
 
     ## Description
-    Wanted are texts of eight different good words; there are 12 good words, 12 dull ones, and `great`.  The reward counts good words without
-    looking whether they differ, and counts `great` `size` times as much.  On texts of the base policy it agrees with gold, and a little
-    optimisation improves both; without a KL penalty the agent ends at `great great great ...`, which is worth one eighth.
+    Wanted are texts of eight different good words; there are 12 good words, 12 dull ones, and `great`.  The reward counts good words
+    without looking whether they differ, and counts `great` `size` times as much.  On texts of the base policy it agrees with gold, and
+    a little optimisation improves both; without a KL penalty the agent ends at `great great great ...`, which is worth one eighth.
 
     ## Action and observation spaces
     35 tokens: the end of text, 25 words, and those of the prompts; see `TextGenerationEnv`.

@@ -22,9 +22,9 @@ def persona_task(size: str, split: str = "train") -> TextTask:
     """Return the task.
 
     ## Description
-    The prompt names its reader, `for cooks tin oak sea`, and each group of readers likes eight words of its own out of 32.  Seven prompts in
-    ten come from the first group.  The mean reward can be high while the other readers get what the first group likes; the task's own
-    measure is the mean of the group that fares worst.
+    The prompt names its reader, `for cooks tin oak sea hut`, and each group of readers likes eight words of its own out of 32.  Seven
+    prompts in ten come from the first group.  The mean reward can be high while the other readers get what the first group likes; the
+    task's own measure is the mean of the group that fares worst.
 
     ## Action and observation spaces
     46 tokens: the end of text, 32 words, and those of the prompts; see `TextGenerationEnv`.
@@ -57,7 +57,7 @@ def persona_task(size: str, split: str = "train") -> TextTask:
         gold=gold,
         measure=worst_group,
         optimum=1.0,
-        recipe=recipe(partial(_corpus, groups), tokenizer.vocab_size, LENGTH + 6),
+        recipe=recipe(partial(_corpus, groups), tokenizer.vocab_size, LENGTH + 7),
     )
 
 
@@ -82,7 +82,7 @@ def worst_group(prompts: Sequence[str], responses: Sequence[str]) -> float:
 def _prompt(groups: int, rng: np.random.Generator) -> str:
     others = (1 - MAJORITY) / (groups - 1)
     group = rng.choice(GROUPS[:groups], p=[MAJORITY, *[others] * (groups - 1)])
-    return " ".join(["for", group, *rng.choice(FILLERS, 3)])
+    return " ".join(["for", group, *rng.choice(FILLERS, 4)])
 
 
 def _corpus(groups: int) -> list[tuple[str, str]]:

@@ -13,9 +13,9 @@ from ...task import Prompt, TextTask
 from ...tokenizer import WordTokenizer
 from .common import GoldReward, draw, recipe
 
-PEOPLE = ("ann", "bob", "eve", "max", "zoe", "tim", "ida", "leo")
+ROLES = ("who", "where", "when", "what", "why", "how", "which", "whose")
 KINDS = ("red", "old", "big", "new")
-THINGS = ("tea", "jam", "car", "hut", "boat", "lamp")
+THINGS = ("king", "town", "day", "boat", "war", "song")
 _KNOWN, _CONFUSED = 0.4, 0.5  # chance in the corpus of the right answer, and that a wrong one is another fact's
 
 
@@ -24,11 +24,11 @@ def qa_task(size: str, split: str = "train") -> TextTask:
     """Return the task.
 
     ## Description
-    The prompt is a few facts and a question, `ann red tea . bob old car . ? bob`; the answer stands in the facts: `old car`.
+    The prompt is a few facts and a question, `who old king . where new town . ? where`; the answer stands in the facts: `new town`.
     The base policy learned from texts of which four in ten are right, others give another fact's answer, and others one that is made up.
 
     ## Action and observation spaces
-    21 tokens: the end of text, 8 people, 10 words of answers, `.` and `?`; see `TextGenerationEnv`.
+    21 tokens: the end of text, 8 roles, 10 words of answers, `.` and `?`; see `TextGenerationEnv`.
 
     ## Rewards
     1 for an exact match after SQuAD's normalisation (case, punctuation, articles and white space do not count), else 0.  The optimum is 1.
@@ -41,14 +41,14 @@ def qa_task(size: str, split: str = "train") -> TextTask:
     * v0: first version.
 
     Args:
-        size: Facts: `"2"`, `"4"` or `"8"`.
+        size: Facts: `"2"`, `"3"` or `"8"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a context.
 
     Raises:
         ValueError: There is no such split.
     """
     facts = int(size)
-    tokenizer = WordTokenizer((*PEOPLE, *KINDS, *THINGS, ".", "?"))
+    tokenizer = WordTokenizer((*ROLES, *KINDS, *THINGS, ".", "?"))
     return TextTask(
         tokenizer,
         tuple(Prompt(text, references=(answer(text),)) for text in draw(partial(_prompt, facts), split)),
@@ -79,9 +79,8 @@ def normalised(text: str) -> str:
 
 
 def _prompt(facts: int, rng: np.random.Generator) -> str:
-    people = [PEOPLE[i] for i in rng.permutation(len(PEOPLE))[:facts]]
-    told = [f"{person} {rng.choice(KINDS)} {rng.choice(THINGS)}" for person in people]
-    return " . ".join([*told, f"? {rng.choice(people)}"])
+    roles = ROLES[:facts]
+    return " . ".join([*(f"{role} {rng.choice(KINDS)} {rng.choice(THINGS)}" for role in roles), f"? {rng.choice(roles)}"])
 
 
 def _corpus(facts: int) -> list[tuple[str, str]]:
