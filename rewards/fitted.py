@@ -62,7 +62,7 @@ def _comparisons(texts: Sequence[tuple[str, str]], number: int, seed: int) -> li
 
 
 def _fit(answers: list[Preference], task: TextTask, texts: Sequence[tuple[str, str]], seed: int) -> PreferenceRewardModel:
-    model, _ = fit_preference_model(answers, tokenizer=_in_a_file(task.tokenizer), trunk=None, ngram_buckets=4096, seed=seed)
+    model, _ = fit_preference_model(answers, tokenizer=_in_a_file(task.tokenizer), trunk=None, seed=seed)
     model.normalise([Episode.from_text(prompt, response) for prompt, response in texts[:1000]])
     return model
 

@@ -29,6 +29,7 @@ from ..exact import optimality_gap
 from ..lm import frozen, load_lm
 from ..run_folder import fingerprint, versions, write_json
 from .contenders import Ground, Trained, learn
+from .learned import learned_reward
 from .spec import Spec, parse
 
 BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
@@ -126,6 +127,10 @@ def prepare(job: Job) -> None:
     spec = parse(job.task)
     task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
     base = str(spec.settings.get("model") or base_policy(task))
+    reward = None
+    if spec.name == "review" and "reward" not in spec.settings:
+        reward = {"name": "preference", "path": str(learned_reward(task, base))}
+        task, test = (dataclasses.replace(t, reward=reward) for t in (task, test))
     reference = frozen(load_lm(base))
     texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
     value, optimum = _value(task, texts), task.optimum
@@ -137,7 +142,7 @@ def prepare(job: Job) -> None:
     found = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
         "gold": _each(task, texts).tolist(), "fingerprint": fingerprint([Path(base).name, prompts, optimum, repr(task.reward), job.texts]),
-        "reward": float(texts.scores.mean()),
+        "reward": reward,
     }  # fmt: skip
     write_json(job.path, found)
 
@@ -173,7 +178,7 @@ def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
 
 def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
-    task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
+    task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
     beta = BETA if _exact_name(task) else BETA_ELSEWHERE
     curve = _Curve(task, base)
     began = perf_counter()

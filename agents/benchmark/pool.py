@@ -89,7 +89,7 @@ def _ended(
 
 def _fail(job: Job, status: str, error: str, seconds: float) -> None:
     if not job.agent:
-        raise RuntimeError(f"task {job.task!r} could not be prepared: {error}")
+        raise ValueError(f"task {job.task!r} could not be prepared: {error}; what went wrong is above")
     record_failure(job, status, error, seconds)
 
 
