@@ -29,6 +29,7 @@ from textrl_env.tasks.exact import TASKS
 from ..exact import optimality_gap
 from ..progress import bar
 from ..run_folder import write_text
+from .statistics import Estimate, interval, iqm
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +79,7 @@ class Exact:
     markdown: Path | None = None
 
 
-def main(config: Exact) -> dict[tuple[str, str], tuple[float, float, float]]:
+def main(config: Exact) -> dict[tuple[str, str], Estimate]:
     """Run what is missing, print the table, and return its cells by algorithm and task."""
     path = config.out / "runs.jsonl"
     done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
@@ -112,7 +113,7 @@ def main(config: Exact) -> dict[tuple[str, str], tuple[float, float, float]]:
     cells = {}
     for a in config.algorithms:
         for t in config.tasks:
-            cells[a, t] = interquartile_mean(np.array([known[a, t, s]["closed"] for s in range(config.seeds)]))
+            cells[a, t] = interval(iqm, [np.array([known[a, t, s]["closed"] for s in range(config.seeds)])])
     _show(config, cells)
     return cells
 
@@ -152,19 +153,7 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
     }  # fmt: skip
 
 
-def interquartile_mean(scores: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """Return the mean of the middle half of the scores, and the ends of its 95% bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(scores, (resamples, len(scores)))
-    low, high = np.quantile(_middle_mean(drawn), [0.025, 0.975])
-    return float(_middle_mean(scores[None])[0]), float(low), float(high)
-
-
-def _middle_mean(rows: np.ndarray) -> np.ndarray:
-    cut = rows.shape[1] // 4
-    return np.sort(rows, 1)[:, cut : rows.shape[1] - cut].mean(1)
-
-
-def _show(config: Exact, cells: dict[tuple[str, str], tuple[float, float, float]]) -> None:
+def _show(config: Exact, cells: dict[tuple[str, str], Estimate]) -> None:
     title = f"Share of the gap closed: {config.policy}, beta {config.beta}, {config.tokens:,} tokens, {config.seeds} seeds"
     table = Printed(title=title)
     for column in ("", *config.tasks):

@@ -2,12 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
-from scipy.stats import trim_mean
 
 from agents.benchmark import exact
-from agents.benchmark.exact import ALGORITHMS, Exact, interquartile_mean, main, train
+from agents.benchmark.exact import ALGORITHMS, Exact, main, train
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -38,11 +36,3 @@ class _NoPool:
 
     def __exit__(self, *arguments):
         pass
-
-
-def test_interquartile_means_and_intervals():
-    scores = np.random.default_rng(0).normal(size=12)
-    mean, low, high = interquartile_mean(scores)
-    assert mean == pytest.approx(trim_mean(scores, 0.25))
-    assert low < mean < high
-    assert interquartile_mean(np.full(10, 0.5)) == (0.5, 0.5, 0.5)
