@@ -19,6 +19,9 @@ from textrl_env import RewardError
 # Module, configuration and function of each command, of one word or two; imported when asked for, since most of them need torch.
 COMMANDS = {
     "bench": ("agents.benchmark.bench", "Bench", "run_bench"),
+    "bench compare": ("agents.benchmark.compare", "Compare", "run_compare"),
+    "bench leaderboard": ("agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard"),
+    "bench report": ("agents.benchmark.bench_report", "BenchReport", "run_report"),
     "demo": ("agents.demo", "Demo", "run_demo"),
     "train": ("agents.train", "Train", "run_train"),
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
@@ -31,15 +34,18 @@ COMMANDS = {
 
 _USAGE = """textrl COMMAND [flags]
 
-  bench          compare agents on tasks
-  demo           pretrain, sample, compare, fit a reward model, tune by PPO, judge
-  train          train one policy on a task or on text files
-  evaluate       measure a run's policy on the test prompts of its task
-  generate       write texts with a run's policy
-  play           play an environment yourself
-  reward report  fit a reward model to a file of preferences, and report on it
-  reward score   score the texts of a file
-  reward serve   serve a reward model over HTTP
+  bench              compare agents on tasks
+  bench compare      say what changed between two benchmarks beyond noise
+  bench leaderboard  a page of the best agents, and how to repeat each row
+  bench report       write the report of a benchmark anew
+  demo               pretrain, sample, compare, fit a reward model, tune by PPO, judge
+  train              train one policy on a task or on text files
+  evaluate           measure a run's policy on the test prompts of its task
+  generate           write texts with a run's policy
+  play               play an environment yourself
+  reward report      fit a reward model to a file of preferences, and report on it
+  reward score       score the texts of a file
+  reward serve       serve a reward model over HTTP
 
 textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..progress import bar
 from ..run_folder import write_yaml
+from .bench_report import write_bench_report
 from .cell import Job
 from .contenders import check
 from .pool import run_jobs
@@ -65,6 +66,9 @@ def run_bench(config: Bench) -> None:
             console.print(f"{title}: {len(stage) - len(missing)} of {len(stage)} are there already")
         with bar(title, len(missing), True) as shown:
             run_jobs(missing, config.processes, config.limit, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
+    report = write_bench_report(config.out)
+    console.print((config.out / "report.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: [bold]{report}[/bold]")
 
 
 def jobs_of(config: Bench) -> list[Job]:

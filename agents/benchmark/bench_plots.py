@@ -19,6 +19,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "d")
 _GRID = "#dddddd"
+_LONGEST = 26  # letters of a name
 
 
 class Looks:
@@ -31,6 +32,10 @@ class Looks:
         """Return keyword arguments for a line."""
         i = self.agents.index(agent)
         return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)], "marker": _MARKERS[i % len(_MARKERS)]}
+
+    def label(self, agent: str) -> str:
+        """Return a name that fits beside a picture; import strings and settings can be long."""
+        return agent if len(agent) <= _LONGEST else f"{agent[: _LONGEST - 9]}...{agent[-6:]}"
 
     def colour(self, agent: str) -> str:
         """Return a colour."""
@@ -48,7 +53,7 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], looks: Looks, path: Pa
                 panel.plot([low, high], [height, height], color=looks.colour(agent), linewidth=5, alpha=0.45, solid_capstyle="butt")
                 panel.plot([value], [height], **looks.line(agent) | {"linestyle": ""}, markersize=7)
         panel.set_title(title, fontsize=11)
-        panel.set_yticks(range(len(looks.agents)), list(reversed(looks.agents)))
+        panel.set_yticks(range(len(looks.agents)), [looks.label(agent) for agent in reversed(looks.agents)])
         _dress(panel)
     _save(figure, path)
 
@@ -58,7 +63,7 @@ def profiles(thresholds: np.ndarray, found: Mapping[str, tuple[np.ndarray, np.nd
     figure = _figure(9, 4.6)
     axes = figure.subplots()
     for agent, (share, low, high) in found.items():
-        axes.plot(thresholds, share, **looks.line(agent), markevery=max(1, len(thresholds) // 8), markersize=5, label=agent)
+        axes.plot(thresholds, share, **looks.line(agent), markevery=max(1, len(thresholds) // 8), markersize=5, label=looks.label(agent))
         axes.fill_between(thresholds, low, high, color=looks.colour(agent), alpha=0.12, linewidth=0)
     axes.set(xlabel="normalised score (0 base policy, 1 optimum)", ylabel="share of runs above", ylim=(-0.02, 1.02))
     _dress(axes)
@@ -90,27 +95,29 @@ def radar(tasks: Sequence[str], found: Mapping[str, np.ndarray], looks: Looks, p
                 angle, 1.06, task, fontsize=8, rotation=turned + 180 if flip else turned, rotation_mode="anchor", va="center",
                 ha="right" if flip else "left",
             )  # fmt: skip
-        axes.set_title(agent, fontsize=12, pad=58)
+        axes.set_title(looks.label(agent), fontsize=12, pad=50)
         axes.grid(color=_GRID)
-    figure.get_layout_engine().set(w_pad=0.55, h_pad=0.15)  # type: ignore[union-attr]
     _save(figure, path)
 
 
-def comparisons(agents: Sequence[str], found: Mapping[tuple[str, str], Estimate], path: Path) -> None:
+def comparisons(found: Mapping[tuple[str, str], Estimate], looks: Looks, path: Path) -> None:
     """Draw a matrix: the probability that the row's agent does better than the column's."""
-    size = 1.6 + 0.78 * len(agents)
+    agents = looks.agents
+    size = 2.6 + 0.78 * len(agents)
     figure = _figure(size, size * 0.92)
     axes = figure.subplots()
     values = np.array([[found[a, b].value if a != b else np.nan for b in agents] for a in agents])
-    axes.imshow(values, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.75)
+    axes.imshow(values, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.85)
     for row, a in enumerate(agents):
         for column, b in enumerate(agents):
             if a != b:
                 sure = found[a, b].low > 0.5 or found[a, b].high < 0.5
-                axes.text(column, row, f"{values[row, column]:.2f}"[1 if values[row, column] < 1 else 0 :], ha="center", va="center",
-                          fontsize=10, fontweight="bold" if sure else "normal", color="black" if sure else "#444444")  # fmt: skip
-    axes.set_xticks(range(len(agents)), agents, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(agents)), agents)
+                weight = "bold" if sure else "normal"
+                ink = "white" if abs(values[row, column] - 0.5) > 0.33 else "black"
+                shown = f"{values[row, column]:.2f}".removeprefix("0")
+                axes.text(column, row, shown, ha="center", va="center", fontsize=10, fontweight=weight, color=ink)
+    axes.set_xticks(range(len(agents)), [looks.label(agent) for agent in agents], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(agents)), [looks.label(agent) for agent in agents])
     axes.tick_params(length=0)
     _save(figure, path)
 
@@ -123,7 +130,7 @@ def curves(found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(found) :]:
         axes.set_visible(False)
-    shown: dict[str, object] = {}
+    shown: dict[str, Any] = {}
     for axes, (task, agents) in zip(grid, found.items(), strict=False):
         for agent, (tokens, value, low, high) in agents.items():
             (line,) = axes.plot(tokens / 1000, value, **looks.line(agent) | {"marker": ""}, linewidth=1.6)
@@ -135,7 +142,13 @@ def curves(found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.nda
         _dress(axes)
     figure.supxlabel("thousand tokens written", fontsize=10)
     figure.supylabel("normalised score of the texts written", fontsize=10)
-    figure.legend(list(shown.values()), list(shown), loc="outside upper center", ncols=min(6, max(1, len(shown))), frameon=False)
+    figure.legend(
+        list(shown.values()),
+        [looks.label(agent) for agent in shown],
+        loc="outside upper center",
+        ncols=min(6, max(1, len(shown))),
+        frameon=False,
+    )
     _save(figure, path)
 
 
@@ -155,9 +168,18 @@ def frontier(
     for agent, points in found.items():
         kl, score = (np.array([point[i].value for point in points]) for i in range(2))
         spread = [np.abs(np.array([[p[i].low, p[i].high] for p in points]).T - center) for i, center in ((0, kl), (1, score))]
-        axes.errorbar(kl, score, yerr=spread[1], xerr=spread[0], **looks.line(agent), markersize=6, capsize=2, elinewidth=1, label=agent)
+        axes.errorbar(
+            kl, score, yerr=spread[1], xerr=spread[0], **looks.line(agent), markersize=6, capsize=2, elinewidth=1, label=looks.label(agent)
+        )
     if bound:
-        axes.plot(*zip(*bound, strict=True), color="#777777", linestyle=":", marker="|", label="best-of-n, at its KL bound")
+        axes.plot(
+            [kl for kl, _ in bound],
+            [score for _, score in bound],
+            color="#777777",
+            linestyle=":",
+            marker="|",
+            label="best-of-n, at its KL bound",
+        )
     axes.set_xscale("function", functions=(np.sqrt, np.square))
     axes.set_xlim(left=0)
     axes.set(xlabel="KL to the base policy, nats a text (square-root scale)", ylabel="gold score")

@@ -33,6 +33,7 @@ from .statistics import (
 )  # fmt: skip
 from .suites import capability
 
+MIN_SEEDS = 3
 _SHOWN_MEASURES = (
     "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
     "distinct_2", "self_bleu", "length", "tokens_to_threshold", "seconds_to_threshold", "tokens_per_second", "peak_memory_mib", "seconds",
@@ -82,7 +83,8 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, better), "budgets": [budgets[0], budgets[-1]],
+        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, better, len({c.seed for c in cells})),
+        "budgets": [budgets[0], budgets[-1]],
         "measures": {a: _measures([c for c in cells if c.agent == a]) for a in order},
         "by_task": {t: {a: _measures([c for c in cells if c.agent == a and c.task == t]) for a in order} for t in tasks},
         "failures": [
@@ -102,17 +104,19 @@ def _measures(cells: Sequence[Cell]) -> dict[str, float | None]:
     return found
 
 
-def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]]) -> list[str]:
+def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
     """Say for each agent and the next one in rank whether they can be told apart."""
+    if seeds < MIN_SEEDS:
+        return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     said = []
     for a, b in pairwise(order):
         found = Estimate(*better[a][b])
         if found.low > 0.5:
             said.append(f"{a} does better than {b}: a run of it scores higher with probability {found}.")
+        elif found.high < 0.5:
+            said.append(f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {found}.")
         else:
-            said.append(
-                f"{a} and {b} cannot be told apart: the probability that a run of {a} scores higher is {found}, and that holds 0.50."
-            )
+            said.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {found}, which holds 0.50.")
     return said
 
 
@@ -133,7 +137,7 @@ def _images(cells: Sequence[Cell], summary: dict[str, Any]) -> dict[str, str]:
             plots.radar([_short(t) for t in tasks], {a: found[a] for a in agents}, looks, out / "radar.png")
         if len(agents) > 1:
             pairs = {(a, b): Estimate(*found) for a, row in summary["better"].items() for b, found in row.items()}
-            plots.comparisons(agents, pairs, out / "comparisons.png")
+            plots.comparisons(pairs, looks, out / "comparisons.png")
         lines = _curves(cells, tasks, agents)
         if lines:
             plots.curves(lines, looks, out / "curves.png")

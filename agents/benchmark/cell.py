@@ -7,7 +7,9 @@ import json
 import math
 import os
 import platform
+import re
 import traceback
+import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -141,7 +143,7 @@ def prepare(job: Job) -> None:
     prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
     found = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
-        "gold": _each(task, texts).tolist(), "fingerprint": fingerprint([Path(base).name, prompts, optimum, repr(task.reward), job.texts]),
+        "gold": _each(task, texts).tolist(), "fingerprint": fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts]),
         "reward": reward,
     }  # fmt: skip
     write_json(job.path, found)
@@ -156,12 +158,15 @@ def run(job: Job) -> None:
         "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
         "manifest": _manifest(job, when),
     }  # fmt: skip
-    try:
-        result |= _measured(job, base)
-    except FloatingPointError as error:
-        result |= {"status": "diverged", "error": str(error)}
-    except Exception:
-        result |= {"status": "crashed", "error": traceback.format_exc(limit=-4)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result |= _measured(job, base)
+        except FloatingPointError as error:
+            result |= {"status": "diverged", "error": str(error)}
+        except Exception:
+            result |= {"status": "crashed", "error": traceback.format_exc(limit=-4)}
+    result["manifest"]["warnings"] = list(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught))
     result["measures"] |= {"seconds": perf_counter() - began, "peak_memory_mib": _peak_memory()}
     write_json(job.path, result)
 
@@ -293,6 +298,11 @@ def _self_bleu(texts: Texts) -> float | None:
 
 def _exact_name(task: TextTask) -> str | None:
     return task.reward.task.name if isinstance(task.reward, ExactReward) else None
+
+
+def _named(reward: Any) -> str:
+    """Return what a reward calls itself, without the address that an object without a name of its own has in this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(reward))
 
 
 def _finite(value: float | None) -> float | None:

@@ -154,6 +154,9 @@ class ExactReward:
     def __deepcopy__(self, memo: dict[int, Any]) -> ExactReward:
         return self
 
+    def __repr__(self) -> str:
+        return f"ExactReward({self.task.name})"
+
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the reward of each text."""
         numbers = [episode.metadata["number"] for episode in episodes]

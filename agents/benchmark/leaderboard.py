@@ -1,0 +1,90 @@
+"""A leaderboard from stored results: a row for each agent, and the command that repeats it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from ..run_folder import write_text
+from .results import Cell, missing, names, read_results, scores_of
+from .statistics import interval, iqm, optimality_gap
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Write a leaderboard from results folders of `textrl bench`.
+
+    Attributes:
+        folders: Results; agents are compared within the same tasks, seeds and budgets only.
+        out: The page; a Markdown file of the same name is written beside it.
+    """
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs/bench"),)
+    out: Path = Path("runs/leaderboard.html")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return a row for each agent of a results folder.
+
+    Raises:
+        ValueError: Runs are missing, so that agents were not compared on the same tasks.
+    """
+    cells = read_results(folder)
+    gone = missing(cells)
+    if gone:
+        raise ValueError(f"{folder} lacks {len(gone)} runs, {' '.join(map(str, gone[0]))} among them: finish it with textrl bench first")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    tasks, agents = names(cells)
+    scores = scores_of(cells)
+    return [
+        {
+            "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
+            "failed": sum(c.status != "done" for c in own), "suite": f"{len(tasks)} tasks: {config['suite']}, {config['preset']}",
+            "date": min(c.manifest["began"] for c in own)[:10], "version": own[0].manifest["versions"]["textrl"],
+            "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
+        }
+        for agent in agents if (own := [c for c in cells if c.agent == agent])
+    ]  # fmt: skip
+
+
+def run_leaderboard(config: Leaderboard) -> None:
+    """Write the page and the Markdown file, best agents of each suite first."""
+    boards: dict[str, list[dict[str, Any]]] = {}
+    for folder in config.folders:
+        for row in rows_of(folder):
+            boards.setdefault(row["suite"], []).append(row)
+    for rows in boards.values():
+        rows.sort(key=lambda row: -row["iqm"].value)
+    page = Environment(loader=PackageLoader("agents"), autoescape=True, trim_blocks=True).get_template("leaderboard.html.j2")
+    write_text(config.out, page.render(boards=boards))
+    write_text(config.out.with_suffix(".md"), _markdown(boards))
+    print(config.out)
+
+
+def _command(config: dict[str, Any], agent: str, cells: Sequence[Cell]) -> str:
+    """Return the command that repeats the rows of one agent."""
+    parts = ["textrl", "bench", "--preset", config["preset"], "--agents", agent, "--seeds", str(len({c.seed for c in cells}))]
+    parts += ["--tasks", ",".join(",".join(config["tasks"]).split(","))] if config.get("tasks") else ["--suite", config["suite"]]
+    for name in ("tokens", "texts"):
+        if config.get(name) is not None:
+            parts += [f"--{name}", str(config[name])]
+    return shlex.join(parts)
+
+
+def _markdown(boards: dict[str, list[dict[str, Any]]]) -> str:
+    lines = ["# Leaderboard", "", "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals."]
+    for suite, rows in boards.items():
+        lines += ["", f"## {suite}", "", "| agent | IQM | optimality gap | runs | failed | date | version | repeat with |"]
+        lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        for r in rows:
+            version = f"{r['version']} ({r['git']})"
+            cells = (r["agent"], r["iqm"], r["gap"], r["runs"], r["failed"], r["date"], version, f"`{r['command']}`")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
