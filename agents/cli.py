@@ -20,6 +20,7 @@ from textrl_env import RewardError
 COMMANDS = {
     "bench": ("agents.benchmark.bench", "Bench", "run_bench"),
     "bench compare": ("agents.benchmark.compare", "Compare", "run_compare"),
+    "bench frontier": ("agents.benchmark.frontier", "Frontier", "run_frontier"),
     "bench leaderboard": ("agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard"),
     "bench report": ("agents.benchmark.bench_report", "BenchReport", "run_report"),
     "demo": ("agents.demo", "Demo", "run_demo"),
@@ -36,6 +37,7 @@ _USAGE = """textrl COMMAND [flags]
 
   bench              compare agents on tasks
   bench compare      say what changed between two benchmarks beyond noise
+  bench frontier     draw score against KL over a sweep of settings
   bench leaderboard  a page of the best agents, and how to repeat each row
   bench report       write the report of a benchmark anew
   demo               pretrain, sample, compare, fit a reward model, tune by PPO, judge

@@ -143,7 +143,8 @@ def prepare(job: Job) -> None:
     prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
     found = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
-        "gold": _each(task, texts).tolist(), "fingerprint": fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts]),
+        "gold": _each(task, texts).tolist(),
+        "fingerprint": fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts]),
         "reward": reward,
     }  # fmt: skip
     write_json(job.path, found)

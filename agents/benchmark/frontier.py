@@ -1,0 +1,106 @@
+"""What a distance from the base policy buys: gold score against KL over a sweep of each agent's strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from ..best_of import kl_bound
+from ..run_folder import write_text
+from . import bench_plots as plots
+from .results import Cell, read_results
+from .spec import parse
+from .statistics import Estimate, mean_interval
+
+LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)  # nats at which agents are compared
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Draw the reward-KL frontier of a benchmark whose agents were run with several settings, such as `ppo:beta=0.1,ppo:beta=0.5`.
+
+    Attributes:
+        folder: Results of `textrl bench` on one task.
+        out: The picture; a Markdown file of the same name is written beside it.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/frontier")
+    out: Path = Path("runs/frontier/frontier.png")
+
+
+def run_frontier(config: Frontier) -> None:
+    """Draw the picture, and write the numbers and what they allow to say beside it."""
+    cells = read_results(config.folder)
+    tasks = {cell.task for cell in cells}
+    if len(tasks) > 1:
+        raise ValueError(f"{config.folder} holds {len(tasks)} tasks ({', '.join(sorted(tasks))}): a frontier is of one")
+    families = families_of(cells)
+    points = {name: [(kl_of(own), gold_of(own)) for own in settings] for name, settings in families.items()}
+    bound = [(kl_bound(_n(own[0])), gold_of(own).value) for own in families.get("best-of-n", [])]
+    plots.frontier(points, bound, plots.Looks(list(points)), config.out)
+    write_text(config.out.with_suffix(".md"), "\n".join(_lines(families)) + "\n")
+    print(config.out)
+
+
+def families_of(cells: Sequence[Cell]) -> dict[str, list[list[Cell]]]:
+    """Return the cells of each agent, setting by setting, in the order of KL."""
+    found: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        if cell.status == "done" and np.isfinite(cell.measure("kl_per_sequence")):
+            found.setdefault(parse(cell.agent).name, {}).setdefault(cell.agent, []).append(cell)
+    return {name: sorted(settings.values(), key=lambda own: kl_of(own).value) for name, settings in found.items()}
+
+
+def kl_of(cells: Sequence[Cell]) -> Estimate:
+    """Return the KL per text over seeds, in nats."""
+    return mean_interval(np.array([cell.measure("kl_per_sequence") for cell in cells]))
+
+
+def gold_of(cells: Sequence[Cell]) -> Estimate:
+    """Return the gold score over seeds."""
+    return mean_interval(np.array([cell.measure("gold") for cell in cells]))
+
+
+def gold_at(settings: Sequence[Sequence[Cell]], kl: float) -> Estimate | None:
+    """Return the gold score that an agent has at a KL, interpolated for each seed between its settings.
+
+    None where fewer than three seeds reach from below that KL to above it.
+    """
+    by_seed: dict[int, list[tuple[float, float]]] = {}
+    for own in settings:
+        for cell in own:
+            by_seed.setdefault(cell.seed, []).append((cell.measure("kl_per_sequence"), cell.measure("gold")))
+    found = []
+    for points in map(sorted, by_seed.values()):
+        distance, gold = np.array(points).T
+        if distance.min() <= kl <= distance.max():
+            found.append(float(np.interp(kl, distance, gold)))
+    return mean_interval(np.array(found)) if len(found) >= 3 else None
+
+
+def _lines(families: dict[str, list[list[Cell]]]) -> list[str]:
+    """Write the table, and the differences at equal KL whose intervals separate."""
+    lines = ["| agent | KL, nats a text | gold score | reward |", "| --- | --- | --- | --- |"]
+    for settings in families.values():
+        for own in settings:
+            reward = mean_interval(np.array([cell.measure("reward") for cell in own]))
+            lines.append(f"| {own[0].agent} | {kl_of(own)} | {gold_of(own)} | {reward} |")
+    lines += ["", "At equal KL, interpolated between settings; only differences whose 95% intervals separate:", ""]
+    said = []
+    for level in LEVELS:
+        at = {name: found for name, settings in families.items() if (found := gold_at(settings, level)) is not None}
+        for a, b in combinations(at, 2):
+            (high, best), (low, worst) = sorted(((a, at[a]), (b, at[b])), key=lambda pair: -pair[1].value)
+            if best.low > worst.high:
+                said.append(f"- at {level:g} nats, {high} has {best} and {low} {worst}")
+    return [*lines, *(said or ["- none"])]
+
+
+def _n(cell: Cell) -> int:
+    return int(parse(cell.agent).settings.get("n", 8))
