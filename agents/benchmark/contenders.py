@@ -6,11 +6,15 @@ An agent of your own is a class, named by its import string (`my_package.agents:
         def __init__(self, env, base, seed): ...      # env: a TextGenerationVecEnv; base: folder of the task's base policy
         def learn(self, total_timesteps): ...         # writes at most so many tokens
         def predict(self, observation): ...           # batched observations to (actions, None)
+
+Settings follow the import string, `my_package.agents:Mine:width=64`, and arrive as keyword arguments.  `examples/own_agent.py` is one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -219,6 +223,8 @@ def _own_class(name: str) -> Any:
         raise ValueError(
             f"no agent is called {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}, or a class as 'package.module:Name'"
         )
+    if os.getcwd() not in sys.path:  # as `python -m` has it: a console script looks in its own folder instead
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
