@@ -24,6 +24,7 @@ COMMANDS = {
     "bench leaderboard": ("agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard"),
     "bench report": ("agents.benchmark.bench_report", "BenchReport", "run_report"),
     "demo": ("agents.demo", "Demo", "run_demo"),
+    "tune": ("agents.sweep", "Sweep", "run_sweep"),
     "train": ("agents.train", "Train", "run_train"),
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
     "generate": ("agents.trained", "Generate", "run_generate"),
@@ -42,6 +43,7 @@ _USAGE = """textrl COMMAND [flags]
   bench report       write the report of a benchmark anew
   demo               pretrain, sample, compare, fit a reward model, tune by PPO, judge
   train              train one policy on a task or on text files
+  tune               look for good settings of an algorithm on a task
   evaluate           measure a run's policy on the test prompts of its task
   generate           write texts with a run's policy
   play               play an environment yourself

@@ -219,11 +219,12 @@ class TextTask:
         return self
 
 
-def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -> TextTask:
+def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train", **overrides: Any) -> TextTask:
     """Return the task named `task`, or `task` itself, with `overrides` of its fields.
 
     Args:
-        task: A name from the table, or a task.
+        task: A name from the table; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
+            `textrl_env.tasks.real.real_task`; or a task.
         split: Which prompts of a named task: `"train"`, `"validation"` or `"test"`.
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
@@ -233,8 +234,10 @@ def make_task(task: str | TextTask, *, split: str = "train", **overrides: Any) -
     """
     if isinstance(task, str):
         task = _built(task, split)
+    elif isinstance(task, Mapping):
+        task = importlib.import_module("textrl_env.tasks.real").real_task(**{"split": split, **task})
     if not isinstance(task, TextTask):
-        raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task or a TextTask")
+        raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")
     known = [f.name for f in fields(TextTask) if f.init]
     for key in overrides:
         if key not in known:

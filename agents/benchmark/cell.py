@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from rewards.diversity import distinct_n
 from textrl_env import Episode, TextTask, make_task
 from textrl_env.tasks.exact import BETA, ExactReward
+from textrl_env.tasks.real import REAL
 
 from ..backbones import backbone_of
 from ..base import base_policy
@@ -95,10 +96,18 @@ class Job:
 
 
 def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
-    """Return the task of a spec, `recall-64` or `textrl/Recall-64-v0`; its settings are fields of `TextTask`."""
+    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`."""
+    if spec.name in REAL:
+        corpus = {key: value for key, value in spec.settings.items() if key != "model"}
+        return make_task({"name": spec.name, **corpus}, split=split, **settings)
     name = spec.name.removeprefix("textrl/").removesuffix("-v0").lower()
     own = {key: value for key, value in spec.settings.items() if key != "model"}
     return make_task(name, split=split, **(own | settings))
+
+
+def beta_of(task: TextTask) -> float:
+    """Return the coefficient of KL that agents are given on a task."""
+    return BETA if _exact_name(task) else BETA_ELSEWHERE
 
 
 def shared(job: Job) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def prepare(job: Job) -> None:
         task, test = (dataclasses.replace(t, reward=reward) for t in (task, test))
     reference = frozen(load_lm(base))
     texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
-    value, optimum = _value(task, texts), task.optimum
+    value, optimum = judged(task, texts), task.optimum
     exact = _exact_name(task)
     if exact is not None:
         gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
@@ -185,10 +194,9 @@ def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
 def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
     task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
-    beta = BETA if _exact_name(task) else BETA_ELSEWHERE
     curve = _Curve(task, base)
     began = perf_counter()
-    trained = learn(parse(job.agent), Ground(task, base["base"], job.tokens, job.seed, beta, base["length"]), curve)
+    trained = learn(parse(job.agent), Ground(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name), curve)
     seconds = perf_counter() - began - curve.watched
     texts = trained.write(test, job.texts, 20_000 + job.seed)
     measures: dict[str, Any] = _measures(task, test, texts, base, trained)
@@ -211,7 +219,7 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
 
 def _measures(task: TextTask, test: TextTask, texts: Texts, base: dict[str, Any], trained: Trained) -> dict[str, Any]:
     each, exact, length = _each(task, texts), _exact_name(task), float(texts.lengths.mean())
-    value, kl_exact = _value(task, texts), None
+    value, kl_exact = judged(task, texts), None
     if exact is not None and trained.policy is not None:
         achieved = optimality_gap(trained.policy.backbone, backbone_of(frozen(load_lm(base["base"]))), exact, BETA).achieved
         value, kl_exact = achieved.objective, achieved.kl
@@ -257,7 +265,7 @@ def _judged(task: TextTask, prompts: list[str], responses: list[str]) -> float:
     return float(np.mean(task.gold(prompts, responses)))
 
 
-def _value(task: TextTask, texts: Texts) -> float:
+def judged(task: TextTask, texts: Texts) -> float:
     """Return what an agent is judged by: the task's own judgement, or else the mean reward."""
     if task.measure is None and task.gold is None:
         return float(texts.scores.mean())

@@ -56,6 +56,7 @@ class Ground:
         seed: Of everything that is drawn.
         beta: Coefficient of the KL penalty.
         length: Mean tokens of a text of the base policy.
+        name: Of the task.
     """
 
     task: TextTask
@@ -64,6 +65,7 @@ class Ground:
     seed: int
     beta: float
     length: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,16 @@ class Trained:
 
 
 def learn(spec: Spec, ground: Ground, watch: Watch) -> Trained:
-    """Let an agent learn, and return it.
+    """Let an agent learn, and return it; the setting `tuned=true` stands for what `textrl tune` found for this task.
 
     Raises:
         ValueError: Nothing is called so, or it has no such setting.
     """
+    if spec.settings.get("tuned"):
+        from ..sweep import tuned
+
+        own = {key: value for key, value in spec.settings.items() if key != "tuned"}
+        spec = dataclasses.replace(spec, settings=tuned(spec.name, ground.name) | own)
     if spec.name in ALGORITHMS:
         return _on_policy(spec, ground, watch)
     if spec.name in _OTHERS:
