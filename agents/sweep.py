@@ -190,7 +190,8 @@ def _write(config: Sweep, study: Any) -> None:
     if not complete:
         raise ValueError(f"none of {len(trials)} trials was completed: see {config.out / 'trials.csv'}")
     best = max(complete, key=lambda t: t.value)
-    flags = [f"--{f.name} {shlex.quote(str(v))}" for f in dataclasses.fields(config) if (v := getattr(config, f.name)) != f.default]
+    said = [f for f in dataclasses.fields(config) if f.name in ("task", "algo") or getattr(config, f.name) != f.default]
+    flags = [f"--{f.name} {shlex.quote(str(getattr(config, f.name)))}" for f in said]
     found = {
         "settings": best.params,
         "provenance": {
