@@ -157,8 +157,10 @@ def test_ctrl_c_ends_the_wait_and_loses_no_score(tmp_path):
     path = tmp_path / "scores.db"
     with FaultyServer(lengths, [None, None, ("stall", 60)]) as server:
         code = f"""
+import signal
 from rewards import HttpReward
 from textrl_env import Episode
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a shell's background job
 HttpReward({server.url!r}, batch_size=1, concurrency=1, timeout=60, cache={str(path)!r}).score(
     [Episode.from_text("p", "x" * i) for i in range(5)]
 )"""

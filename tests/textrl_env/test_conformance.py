@@ -84,7 +84,8 @@ def test_seeds_decide_everything(name):
 def test_copies_go_on_alike(name, twin):
     env = gymnasium.make(name, reward="length").unwrapped
     env.reset(seed=2)
-    env.step(3)
+    if env.step(3)[2]:  # a mask may end a text here
+        env.reset()
     other = twin(env)
     rng = np.random.default_rng(0)
     for _ in range(80):
