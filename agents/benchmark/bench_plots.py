@@ -95,7 +95,7 @@ def radar(tasks: Sequence[str], found: Mapping[str, np.ndarray], looks: Looks, p
                 angle, 1.06, task, fontsize=8, rotation=turned + 180 if flip else turned, rotation_mode="anchor", va="center",
                 ha="right" if flip else "left",
             )  # fmt: skip
-        axes.set_title(looks.label(agent), fontsize=12, pad=50)
+        axes.set_title(looks.label(agent), fontsize=12, pad=16 + 4.6 * max(map(len, tasks)))  # above the names, which stand upright there
         axes.grid(color=_GRID)
     _save(figure, path)
 
