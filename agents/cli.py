@@ -24,10 +24,19 @@ COMMANDS = {
     "bench leaderboard": ("agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard"),
     "bench report": ("agents.benchmark.bench_report", "BenchReport", "run_report"),
     "demo": ("agents.demo", "Demo", "run_demo"),
+    "feedback create": ("agents.feedback", "Create", "run_create"),
+    "feedback export": ("agents.feedback", "Export", "run_export"),
+    "feedback forget": ("agents.feedback", "Forget", "run_forget"),
+    "feedback import": ("agents.feedback", "Import", "run_import"),
+    "feedback log": ("agents.feedback", "Log", "run_log"),
+    "feedback report": ("agents.feedback_report", "FeedbackReport", "run_report"),
+    "feedback rotate": ("agents.feedback", "Rotate", "run_rotate"),
+    "feedback serve": ("agents.feedback", "FeedbackServe", "run_serve"),
     "tune": ("agents.sweep", "Sweep", "run_sweep"),
     "train": ("agents.train", "Train", "run_train"),
     "evaluate": ("agents.trained", "Evaluate", "run_evaluate"),
     "generate": ("agents.trained", "Generate", "run_generate"),
+    "loop": ("agents.loop", "Loop", "run_loop"),
     "play": ("agents.play", "Play", "run_play"),
     "reward report": ("agents.reward_report", "Report", "run_report"),
     "reward score": ("agents.score", "Score", "run_score"),
@@ -43,10 +52,19 @@ _USAGE = """textrl COMMAND [flags]
   bench report       write the report of a benchmark anew
   demo               pretrain, sample, compare, fit a reward model, tune by PPO, judge
   train              train one policy on a task or on text files
+  loop               rounds of sampling, comparing, fitting and tuning, with people or simulated annotators
   tune               look for good settings of an algorithm on a task
   evaluate           measure a run's policy on the test prompts of its task
   generate           write texts with a run's policy
   play               play an environment yourself
+  feedback create    make a study: what people are asked to compare, rate, rank, flag or write
+  feedback serve     open its page
+  feedback report    agreement, accuracy and doubts; a ranking of the policies that wrote the texts
+  feedback export    answers as preferences, for another study, or for Label Studio
+  feedback import    answers of another study or of Label Studio
+  feedback rotate    seal the texts with a new key
+  feedback forget    delete everything about an annotator
+  feedback log       who did what
   reward report      fit a reward model to a file of preferences, and report on it
   reward score       score the texts of a file
   reward serve       serve a reward model over HTTP

@@ -86,7 +86,7 @@ def frontier(curves: dict[str, Curve], path: str | Path) -> None:
         ValueError: There is nothing to draw.
     """
     _check(curves)
-    figure = _figure(height=4.3)
+    figure = new_figure(height=4.3)
     axes = figure.add_subplot()
     _draw_scores(axes, curves, lambda curve: np.sqrt(np.maximum(curve.kl, 0.0)), trail=True)  # an estimate near 0 can be negative
     roots = _root_ticks(max(float(np.max(curve.kl[np.isfinite(curve.kl)], initial=0.0)) for curve in curves.values()))
@@ -107,7 +107,7 @@ def learning_curve(curves: dict[str, Curve], path: str | Path) -> None:
         ValueError: There is nothing to draw.
     """
     _check(curves)
-    figure = _figure(height=5.2)
+    figure = new_figure(height=5.2)
     grid = figure.add_gridspec(2, 1, height_ratios=(2.4, 1))
     scores = figure.add_subplot(grid[0])
     divergence = figure.add_subplot(grid[1], sharex=scores)
@@ -120,7 +120,7 @@ def learning_curve(curves: dict[str, Curve], path: str | Path) -> None:
     divergence.set_xlabel("training texts", fontsize=_FONT)
     divergence.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     divergence.locator_params(axis="x", nbins=5)  # thousands are wide labels
-    _dress(divergence)
+    dress(divergence)
     _finish(figure, scores, curves, path)
 
 
@@ -143,12 +143,12 @@ def small_multiples(curves: dict[str, list[list[tuple[float, float]]]], level: f
             axes.plot(100 * share, running_mean(gold, 3), color=colour, linewidth=1.4)
         axes.axhline(level, color="black", linestyle="--", linewidth=0.9)
         axes.set_title(name, fontsize=_FONT)
-        _dress(axes)
+        dress(axes)
     for axes in panels.flat[len(curves) :]:
         axes.set_visible(False)
     figure.supxlabel("training done, %", fontsize=_FONT)
     figure.supylabel("gold score; dashed: base policy", fontsize=_FONT)
-    _save(figure, path)
+    save(figure, path)
 
 
 def histogram(values: Values, title: str, path: Path) -> None:
@@ -159,15 +159,15 @@ def histogram(values: Values, title: str, path: Path) -> None:
         title: Above the picture.
         path: PNG to write.
     """
-    figure = _figure(3.2)
+    figure = new_figure(3.2)
     axes = figure.subplots()
     axes.hist(values, bins=min(40, max(10, round(len(values) ** 0.5))), color=_COLOURS[0])
     axes.axvline(float(values.mean()), color="black", linestyle="--", linewidth=0.9)
     axes.set_title(title, fontsize=_FONT)
     axes.set_xlabel("score; dashed: mean", fontsize=_FONT)
     axes.set_ylabel("texts", fontsize=_FONT)
-    _dress(axes)
-    _save(figure, path)
+    dress(axes)
+    save(figure, path)
 
 
 def rates(rows: Sequence[tuple[str, Rate]], label: str, path: Path) -> None:
@@ -178,7 +178,7 @@ def rates(rows: Sequence[tuple[str, Rate]], label: str, path: Path) -> None:
         label: What the names say.
         path: PNG to write.
     """
-    figure = _figure(3.4)
+    figure = new_figure(3.4)
     axes = figure.subplots()
     places = np.arange(len(rows))
     middle = np.array([rate.rate for _, rate in rows])
@@ -189,8 +189,8 @@ def rates(rows: Sequence[tuple[str, Rate]], label: str, path: Path) -> None:
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.set_xlabel(label, fontsize=_FONT)
     axes.set_ylabel("accuracy", fontsize=_FONT)
-    _dress(axes)
-    _save(figure, path)
+    dress(axes)
+    save(figure, path)
 
 
 def reliability_plot(found: Mapping[str, Reliability], path: Path) -> None:
@@ -200,7 +200,7 @@ def reliability_plot(found: Mapping[str, Reliability], path: Path) -> None:
         found: By name in the legend.
         path: PNG to write.
     """
-    figure = _figure(3.8)
+    figure = new_figure(3.8)
     axes = figure.subplots()
     axes.plot([0.5, 1], [0.5, 1], color="black", linestyle="--", linewidth=0.9)
     for colour, marker, (name, bins) in zip(_COLOURS, _MARKERS, found.items(), strict=False):
@@ -208,11 +208,12 @@ def reliability_plot(found: Mapping[str, Reliability], path: Path) -> None:
     axes.set_xlabel("confidence of the model", fontsize=_FONT)
     axes.set_ylabel("share that people preferred", fontsize=_FONT)
     axes.legend(frameon=False, fontsize=_FONT - 1)
-    _dress(axes)
-    _save(figure, path)
+    dress(axes)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     figure.savefig(temporary, format="png")
@@ -227,7 +228,8 @@ def _check(curves: dict[str, Curve]) -> None:
             raise ValueError(f"the curve of {name!r} has no rows: it needs at least one iteration")
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of the reports' width, `height` inches high."""
     figure = Figure(figsize=(_WIDTH, height), dpi=200, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -274,7 +276,8 @@ def _root_ticks(largest: float) -> Values:
     return np.arange(0.0, np.sqrt(largest) + 1e-9, step)
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """Give a panel its grid and take its frame away."""
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -283,7 +286,7 @@ def _dress(axes: Axes) -> None:
 
 def _finish(figure: Figure, axes: Axes, curves: dict[str, Curve], path: str | Path) -> None:
     """Put the legend above the axes, where it covers no line, and write the file under a temporary name first."""
-    _dress(axes)
+    dress(axes)
     legend = figure.legend(
         handles=[*_run_handles(curves), Line2D([], [], color="black", linestyle=_LEARNED), Line2D([], [], color="black", linestyle=_GOLD)],
         labels=[*(fill(curve.title, _TITLE_WIDTH) for curve in curves.values()), "learned score", "gold score"],

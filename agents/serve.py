@@ -47,7 +47,7 @@ def run_serve(config: Serve) -> None:
     except ImportError as error:
         raise ImportError("serving a reward model needs FastAPI and uvicorn: pip install 'textrl[server]'") from error
     model, token, console = as_reward_model(reward_of(config.reward)), _token(config.token), Console()
-    listener = _listen(config.host, config.port)
+    listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     if token is None and not ip_address(host).is_loopback:
         console.print(f"whoever reaches {host} may use this server: --token NAME asks for a token")
@@ -64,7 +64,12 @@ def _token(variable: str | None) -> str | None:
     return os.environ[variable].strip()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        OSError: The address cannot be listened at.
+    """
     listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)[0]

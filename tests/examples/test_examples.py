@@ -82,12 +82,12 @@ def test_one_string_swaps_five_kinds_of_reward(tmp_path):
     import uvicorn
 
     import rewards
-    from agents.serve import _listen
+    from agents.serve import listen
     from rewards.server import make_app
 
     example = load("swap_reward")
     example.prepare(example.Prepare(tmp_path))
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(make_app(rewards.make("vader")), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

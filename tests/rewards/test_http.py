@@ -20,7 +20,7 @@ import uvicorn
 
 import rewards
 from agents.cli import main
-from agents.serve import _listen
+from agents.serve import listen
 from rewards import HttpReward, RewardError
 from rewards.server import make_app
 from textrl_env import Episode
@@ -212,7 +212,7 @@ def test_copies():
 @contextlib.contextmanager
 def served(name):
     """Serve a reward model from a thread of this process."""
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(make_app(rewards.make(name)), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -1,0 +1,1 @@
+"""Feedback from people: collected on a web page, stored encrypted, checked for agreement, exported as preferences."""

@@ -1,0 +1,88 @@
+"""Who writes best?  Strengths of policies or checkpoints from comparisons of their texts, by Bradley and Terry's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+Game = tuple[str, str, float]  # two players, and the share of the win that the first has: 1, 0.5 or 0
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strong a player is.
+
+    Attributes:
+        player: Name.
+        strength: Log-odds of a win against the average player.
+        low: Lower end of the 95% interval.
+        high: Upper end.
+        games: Comparisons.
+    """
+
+    player: str
+    strength: float
+    low: float
+    high: float
+    games: int
+
+
+def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior: float = 0.1) -> list[Strength]:
+    """Rank players by P(i beats j) = sigmoid(s_i - s_j), the strengths adding to 0 (Bradley and Terry 1952); ties are half a win.
+
+    Intervals are percentiles of the bootstrap over games.
+
+    Args:
+        games: Of at least two players.
+        samples: Of the bootstrap.
+        seed: Of the bootstrap.
+        prior: Precision of a normal prior on strengths, so that who always wins stays finite.
+
+    Raises:
+        ValueError: There are no games, or an outcome is not in [0, 1].
+    """
+    players = sorted({player for game in games for player in game[:2]})
+    if len(players) < 2:
+        raise ValueError(f"{len(games)} comparisons between {len(players)} sources: a ranking needs comparisons between at least two")
+    if not all(0 <= game[2] <= 1 for game in games):
+        raise ValueError("an outcome is 1, 0.5 or 0: the share of the win that the first player has")
+    index = {player: i for i, player in enumerate(players)}
+    first, second = (np.array([index[game[i]] for game in games]) for i in (0, 1))  # type: ignore[index]
+    wins = np.zeros((len(players), len(players)))
+    np.add.at(wins, (first, second), [game[2] for game in games])
+    np.add.at(wins, (second, first), [1 - game[2] for game in games])
+    best = _fit(wins, prior)
+    rng = np.random.default_rng(seed)
+    outcomes = np.array([game[2] for game in games])
+    draws = np.empty((samples, len(players)))
+    for draw in draws:
+        chosen = rng.integers(len(games), size=len(games))
+        again = np.zeros_like(wins)
+        np.add.at(again, (first[chosen], second[chosen]), outcomes[chosen])
+        np.add.at(again, (second[chosen], first[chosen]), 1 - outcomes[chosen])
+        draw[:] = _fit(again, prior, best)
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    count = np.bincount(np.concatenate([first, second]), minlength=len(players))
+    found = [Strength(p, float(best[i]), float(low[i]), float(high[i]), int(count[i])) for i, p in enumerate(players)]
+    return sorted(found, key=lambda s: -s.strength)
+
+
+def games_of(answers: Sequence[tuple[Sequence[str], Mapping[str, object]]]) -> list[Game]:
+    """Return the games in answers to pairs, given as (sources, value); both bad counts as a tie, the same source twice as no game."""
+    shares = {"a": 1.0, "b": 0.0, "tie": 0.5, "bad": 0.5}
+    return [(s[0], s[1], shares[str(v["choice"])]) for s, v in answers if "choice" in v and len(s) == 2 and s[0] != s[1]]
+
+
+def _fit(wins: np.ndarray, prior: float, start: np.ndarray | None = None) -> np.ndarray:
+    def loss(strength: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = strength[:, None] - strength
+        lost = 0.5 * (1 - np.tanh(margin / 2))  # probability of losing
+        flow = wins * lost
+        value = (wins * np.logaddexp(0, -margin)).sum() + 0.5 * prior * (strength**2).sum()
+        return float(value), -(flow.sum(1) - flow.sum(0)) + prior * strength
+
+    found = minimize(loss, np.zeros(len(wins)) if start is None else start, jac=True, method="L-BFGS-B").x
+    return found - found.mean()
