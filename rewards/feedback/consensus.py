@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 from textrl_env.reward_watch import RewardWarning
 
@@ -13,16 +15,23 @@ from .agreement import Answer, Estimate, dawid_skene, krippendorff_alpha, rating
 
 LOW_ALPHA = 0.2  # below it answers have little in common; Krippendorff asks for 0.667 before conclusions are drawn
 
-Pair = tuple[str, str, str]  # prompt and the two responses in the order of their characters
+Pair = tuple[str, str, str]  # prompt and the two responses, in the order of their hashes
 
 
 def votes(preferences: Sequence[Preference]) -> list[tuple[Pair, str, int]]:
-    """Return one answer for each comparison: the label is 0 or 1 for the preferred one of the sorted responses, 2 for a tie."""
+    """Return one answer for each comparison: the label is 0 or 1 for the preferred response of the pair, 2 for a tie.
+
+    The order of a pair has nothing to do with what is written in it, so that what annotators agree on by chance is not mistaken.
+    """
     found: list[tuple[Pair, str, int]] = []
     for p in preferences:
-        first, second = sorted((p.chosen, p.rejected))
+        first, second = sorted((p.chosen, p.rejected), key=partial(_lot, p.prompt))
         found.append(((p.prompt, first, second), p.annotator or "", 2 if p.is_tie else int(p.chosen == second)))
     return found
+
+
+def _lot(prompt: str, response: str) -> bytes:
+    return hashlib.sha256(f"{prompt}\0{response}".encode("utf-8", "surrogatepass")).digest()
 
 
 def agreement(preferences: Sequence[Preference]) -> float:

@@ -28,7 +28,9 @@ def open_engine(url: str) -> sa.Engine:
 
         @sa.event.listens_for(engine, "begin")
         def _(connection: sa.Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+            options = connection.get_execution_options()
+            if not options.get("no_transaction"):  # VACUUM refuses to run in one
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
     return engine
 

@@ -137,7 +137,8 @@ class FeedbackStore:
         with self._reading() as db:
             me = self._id(db, pseudonym)
             given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(showings)).where(showings.c.annotator_id == me))
-            return int(given or 0), len(self._wanted(db, me, time.time()))
+            waiting = db.execute(_open(me)).first() is not None
+            return int(given or 0), len(self._wanted(db, me, time.time())) + waiting
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class FeedbackStore:
             ).first()
             if last is None:
                 return False
-            db.execute(showings.delete().where(showings.c.id.in_([row.id for row in db.execute(_open(me))])))
+            db.execute(showings.delete().where(showings.c.id.in_([row.showing_id for row in db.execute(_open(me))])))
             db.execute(answers.delete().where(answers.c.showing_id == last.id))
             fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
             db.execute(showings.update().where(showings.c.id == last.id).values(**fresh))
@@ -405,10 +406,17 @@ class FeedbackStore:
 
     def _compact(self) -> None:
         """Leave nothing of deleted rows in the files."""
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
-            db.exec_driver_sql("VACUUM")
-            if self.engine.dialect.name == "sqlite":
-                db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        if self.engine.dialect.name == "sqlite":
+            with self.engine.connect().execution_options(no_transaction=True) as db:
+                db.exec_driver_sql("VACUUM")
+                busy = db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+            if busy:
+                raise RuntimeError(
+                    f"{self.folder}: another process reads the database, so old bytes remain in it; stop it and do this again"
+                )
+        else:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
+                db.exec_driver_sql("VACUUM FULL")
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -437,7 +445,7 @@ class FeedbackStore:
 def _open(me: int) -> Any:
     """Select the questions that an annotator sees and has not answered."""
     return (
-        sa.select(items, showings.c.ticket, showings.c.shown_order, showings.c.shown_at, showings.c.id.label("id_1"))
+        sa.select(items, showings.c.ticket, showings.c.shown_order, showings.c.shown_at, showings.c.id.label("showing_id"))
         .select_from(showings.join(items).outerjoin(answers))
         .where(showings.c.annotator_id == me, answers.c.value.is_(None))
     )
