@@ -19,6 +19,11 @@ document.addEventListener("submit", (event) => {
   event.target.dataset.sent = "yes";
 }, true);
 
+document.addEventListener("htmx:error", () => {
+  for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+  for (const note of document.querySelectorAll("#offline")) note.hidden = false;
+});
+
 const showKeys = () => document.querySelectorAll(".keys").forEach((element) => (element.hidden = false));
 showKeys();
 document.addEventListener("htmx:after:swap", showKeys);

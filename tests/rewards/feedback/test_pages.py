@@ -50,14 +50,23 @@ def test_letters_are_places_and_answers_are_stored_by_item(make_store):
 @pytest.mark.parametrize(
     ("settings", "item", "fields", "value", "words"),
     [
-        ({"kind": "rating", "criteria": ("true",)}, Item("p", ("x",)), {"rating": "4", "c0-0": "2"}, {"rating": 4, "ratings": {"true": [2]}}, {}),
-        ({"kind": "demonstration"}, Item("p", ("draft",)), {"text": "one\r\ntwo", "reason": " r"}, {"written": True}, {"text": "one\ntwo", "reason": " r"}),
+        (
+            {"kind": "rating", "criteria": ("true",)}, Item("p", ("x",)), {"rating": "4", "c0-0": "2"},
+            {"rating": 4, "ratings": {"true": [2]}}, {},
+        ),
+        (
+            {"kind": "demonstration"}, Item("p", ("draft",)), {"text": "one\r\ntwo", "reason": " r"},
+            {"written": True}, {"text": "one\ntwo", "reason": " r"},
+        ),
         ({"kind": "demonstration"}, Item("p", ()), {"text": "mail a@b.com"}, {"written": True}, {"text": "mail [e-mail]"}),
         ({"kind": "pair"}, Item("p", ("x", "y")), {"choice": "tie", "reason": "same"}, {"choice": "tie"}, {"reason": "same"}),
         ({"kind": "pair"}, Item("p", ("x", "y")), {"choice": "skip"}, {"skip": True}, {}),
         (
             {"kind": "spans", "flags": ("wrong", "rude")}, Item("p", ("the very  bad dog 坏狗",)), {"flag0": ["2", "3", "5"], "flag1": "4"},
-            {"spans": [{"flag": "wrong", "start": 4, "end": 13}, {"flag": "wrong", "start": 18, "end": 19}, {"flag": "rude", "start": 14, "end": 17}]}, {},
+            {"spans": [
+                {"flag": "wrong", "start": 4, "end": 13}, {"flag": "wrong", "start": 18, "end": 19},
+                {"flag": "rude", "start": 14, "end": 17},
+            ]}, {},
         ),
         ({"kind": "spans"}, Item("p", ("fine",)), {}, {"spans": []}, {}),
     ],
@@ -85,7 +94,7 @@ def test_rankings_follow_the_shown_order(make_store):
         ("pair", 2, {"choice": "c"}, "Which response"),
         ("pair", 2, {}, "Which response"),
         ("rating", 1, {"rating": "6"}, "rating from 1"),
-        ("rating", 1, {"rating": "١"}, "rating from 1"),
+        ("rating", 1, {"rating": "\u0661"}, "rating from 1"),
         ("ranking", 2, {"rank0": "0", "rank1": "1"}, "different rank"),
         ("demonstration", 1, {"text": " \n"}, "write a response"),
         ("pair", 2, {"choice": "a", "reason": "x" * 5001}, "at most 5,000"),

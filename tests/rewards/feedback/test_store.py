@@ -226,9 +226,9 @@ def test_forgetting_leaves_nothing(make_store):
         who = store.enter(name)
         store.answer(who, store.ask(who).ticket, {"choice": "a"}, {"reason": f"{name}'s words"})
     ann = store.keys.name("ann")
+    joined = "answers JOIN showings s ON s.id = showing_id JOIN annotators a ON a.id = annotator_id"
     with store.engine.connect() as db:
-        words = db.execute(sa.text("SELECT words FROM answers JOIN showings s ON s.id = showing_id JOIN annotators a ON a.id = annotator_id "
-                                   "WHERE pseudonym = :who"), {"who": ann}).scalar_one()  # fmt: skip
+        words = db.execute(sa.text(f"SELECT words FROM {joined} WHERE pseudonym = :who"), {"who": ann}).scalar_one()
     assert store.forget(ann) == 1
     assert ann.encode() not in bytes_of(store.folder) and words not in bytes_of(store.folder)
     assert [a.annotator for a in store.answers()] == [store.keys.name("bob")] and not store.knows(ann)

@@ -93,8 +93,9 @@ def test_preferences_of_answers(tmp_path):
     ]
     rows = preference_rows(given, Study())
     assert rows[0] == {
-        "prompt": "the film", "chosen": " was bad", "rejected": " was good", "annotator": "ann", "group": "x", "time": "1970-01-02T00:00:00+00:00",
-        "seconds": 9.0, "order": [1, 0], "sources": ["new", "old"], "ratings_by_criterion": {"fluent": [1, 5]}, "reason": "dull",
+        "prompt": "the film", "chosen": " was bad", "rejected": " was good", "annotator": "ann", "group": "x",
+        "time": "1970-01-02T00:00:00+00:00", "seconds": 9.0, "order": [1, 0], "sources": ["new", "old"],
+        "ratings_by_criterion": {"fluent": [1, 5]}, "reason": "dull",
     }  # fmt: skip
     assert [row.get("label") for row in rows] == [None, 0.5, 0.5] and rows[2]["choice"] == "bad"
     import json
@@ -206,9 +207,8 @@ def test_strengths_are_those_of_a_general_optimiser():
 
     best = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 5000}).x
     assert [s.strength for s in found] == pytest.approx(list(best - best.mean()), abs=1e-4)
-    assert games_of([(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]) == [
-        ("n", "o", 0.0), ("n", "o", 0.5),
-    ]  # fmt: skip
+    given = [(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]
+    assert games_of(given) == [("n", "o", 0.0), ("n", "o", 0.5)]
     with pytest.raises(ValueError, match="at least two"):
         tournament([])
     assert all(math.isfinite(s.strength) for s in tournament([("a", "b", 1.0)] * 50, samples=20))
