@@ -21,6 +21,7 @@ from .offline import OFFLINE, learn_offline
 from .run_folder import RunFolder, fingerprint, write_yaml
 from .threads import choose_threads
 from .tuning import Tuning, tune
+from .watch import HackingWatch
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Train(Tuning):
             policy, pretrained at first use and cached.
         reward: Name of a reward model, the folder of a saved preference reward model, or a JSON object with `name` and
             its arguments.
+        held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
+        stop_at_alarm: End the training at such an alarm.
         temperature: Of sampling.
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
@@ -53,6 +56,8 @@ class Train(Tuning):
     corpus: tuple[Path, ...] = ()
     model: str | None = None
     reward: str = "vader"
+    held_out: str | None = None
+    stop_at_alarm: bool = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -78,7 +83,10 @@ def run_train(config: Train) -> None:
     rules["eos_token_id"] = task.tokenizer.eos_token_id
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(config.n_episodes, task=grouped, reward=reward_of(config.reward))
-    tune(run, config.algo, base, env, config, [base, config.reward], rules, config.algo)
+    watch = HackingWatch(run.path / config.algo, None if config.held_out is None else reward_of(config.held_out), config.stop_at_alarm)
+    tune(run, config.algo, base, env, config, [base, config.reward], rules, config.algo, watch)
+    for name, message in watch.alarms.items():
+        console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from rewards.diversity import distinct_n
+from rewards.groups import by_group
 from textrl_env import TextTask, make_task, read_prompts
 
 from .algorithms import ALGORITHMS
@@ -34,6 +35,7 @@ class Evaluate:
         run: Folder of `textrl train` or `textrl demo`.
         policy: Subfolder of the policy, if there are several.
         reward: Name of a reward model, a saved one's folder, or a JSON object; by default the run's own.
+        by: Column of the prompts' data: rewards of each of its values are listed, of the policy and of what it started from.
         texts: How many texts the policy writes.
         seed: Of the sampling.
     """
@@ -41,6 +43,7 @@ class Evaluate:
     run: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
     policy: str | None = None
     reward: str | None = None
+    by: str | None = None
     texts: int = 500
     seed: int = 0
 
@@ -80,6 +83,7 @@ class TrainedRun:
         policy: Who writes.
         reference: What KL is measured against; None: nothing.
         reward: What it was trained for, as plain data.
+        first: The model it started from; None if there was none.
     """
 
     name: str
@@ -87,6 +91,7 @@ class TrainedRun:
     policy: TransformerPolicy
     reference: nn.Module | str | None
     reward: Any
+    first: str | None
 
 
 def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
@@ -117,11 +122,11 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     else:
         task, reward = make_task("review", split="test"), {"name": "preference", "path": str(folder / "reward")}
     ordered = dataclasses.replace(task, prompt_order="sequential")
+    first = settings.get("model") or (None if task.recipe is None or settings.get("algo") == "sft" else str(base_policy(task)))
     if not (folder / name / "policy.zip").is_file():
-        first = settings.get("model") or (None if task.recipe is None or settings["algo"] == "sft" else str(base_policy(task)))
-        return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward)
+        return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward, first)
     algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device="cpu")
-    return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward)
+    return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward, first)
 
 
 def measures(texts: Texts, task: TextTask) -> dict[str, float]:
@@ -154,7 +159,33 @@ def run_evaluate(config: Evaluate) -> None:
     for key, value in figures.items():
         table.add_row(key, f"{value:,.3f}")
     Console().print(table)
+    if config.by is not None:
+        _by_group(config, run, reward, texts)
     print(f"{name.with_suffix('.json')}")
+
+
+def _by_group(config: Evaluate, run: TrainedRun, reward: Any, after: Texts) -> None:
+    """Write `groups-POLICY.json` and print what each group of prompts gets, before and after training."""
+    assert config.by is not None
+    prompts = [run.task.prompts[i % len(run.task.prompts)] for i in range(config.texts)]
+    if not any(config.by in prompt.metadata for prompt in prompts):
+        known = sorted({column for prompt in prompts for column in prompt.metadata})
+        raise ValueError(f"--by {config.by}: no prompt has this column; known: {', '.join(known) or 'none'}")
+    groups = [str(prompt.metadata.get(config.by)) for prompt in prompts]
+    found = {}
+    if run.first is not None:
+        before = write_texts(
+            make_policy(run.task, run.first), run.task, config.texts, reward, None, config.seed, progress_bar=True, title="before training"
+        )
+        found["before"] = by_group(before.scores, groups)
+    found["after"] = by_group(after.scores, groups)
+    write_json(config.run / f"groups-{run.name}.json", {when: dataclasses.asdict(value) for when, value in found.items()})
+    table = Table("", config.by, "texts", "reward", "95% interval")
+    for when, value in found.items():
+        for m in value.means:
+            table.add_row(when, m.group, str(m.num), f"{m.mean:.3f}", f"{m.low:.3f} to {m.high:.3f}")
+        table.add_row(when, "gap", "", f"{value.gap:.3f}", f"{value.gap_low:.3f} to {value.gap_high:.3f}")
+    Console().print(table)
 
 
 def run_generate(config: Generate) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
@@ -14,6 +15,7 @@ from .algorithms import ALGORITHMS
 from .callbacks import CurveCallback, rewind_curve
 from .lm import LMSource
 from .run_folder import RunFolder
+from .watch import HackingWatch
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def tune(
     depends_on: Any,
     rules: dict[str, Any] | None = None,
     algo: str = "ppo",
+    watch: HackingWatch | None = None,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
@@ -73,6 +76,7 @@ def tune(
         depends_on: Plain data that the result depends on besides `config`.
         rules: Sampling rules of the policy.
         algo: Name of the algorithm, see `agents.algorithms`.
+        watch: Looks for reward hacking beside it.
     """
     algorithm_of = ALGORITHMS[algo]
     names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
@@ -105,8 +109,8 @@ def tune(
     remaining = config.total_tokens - algorithm.num_timesteps
     try:
         if remaining > 0:
-            curve = CurveCallback(folder, env.task.gold)
-            algorithm.learn(remaining, curve, log_interval=1, reset_num_timesteps=False, progress_bar=True)
+            watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] + ([] if watch is None else [watch])
+            algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)
     finally:
         algorithm.logger.close()
     algorithm.save(checkpoint)

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from .likelihood import LikelihoodReward
     from .metrics import BleuReward, ChrfReward, MeteorReward, RougeReward, TerReward
     from .numeric import NumericReward
+    from .personal import PersonalRewardModel, fit_personal_model
     from .preference import PreferenceRewardModel
     from .preference_files import read_preference_file, read_preferences, read_rankings
+    from .private import fit_private_model
     from .rules import ForbiddenReward, KeywordReward, KnownWordsReward, LengthReward, RegexReward, RepetitionReward, VaderReward
     from .transform import ClipReward, DebiasLengthReward, NormalizedReward, ThresholdReward
     from .verifiers import ChoiceReward, ExactMatchReward, JsonReward, PythonSyntaxReward
@@ -63,6 +65,7 @@ _LAZY = {
     "MinimumReward": "combine",
     "NormalizedReward": "transform",
     "NumericReward": "numeric",
+    "PersonalRewardModel": "personal",
     "Preference": "data",
     "PreferenceRewardModel": "preference",
     "ProductReward": "combine",
@@ -80,7 +83,9 @@ _LAZY = {
     "VaderReward": "rules",
     "check": "checks",
     "distinct_n": "diversity",
+    "fit_personal_model": "personal",
     "fit_preference_model": "fitting",
+    "fit_private_model": "private",
     "read_preference_file": "preference_files",
     "read_preferences": "preference_files",
     "read_rankings": "preference_files",
@@ -114,6 +119,7 @@ __all__ = [
     "MinimumReward",
     "NormalizedReward",
     "NumericReward",
+    "PersonalRewardModel",
     "Preference",
     "PreferenceRewardModel",
     "ProductReward",
@@ -135,7 +141,9 @@ __all__ = [
     "VaderReward",
     "check",
     "distinct_n",
+    "fit_personal_model",
     "fit_preference_model",
+    "fit_private_model",
     "list",
     "make",
     "read_preference_file",

@@ -19,6 +19,7 @@ from .bradley_terry import blend_weights, bradley_terry_loss
 from .calibration import fit_scales, fit_temperature, reliability, wilson
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows, hold_out
 from .data import Preference, Ranking
+from .feedback.consensus import warn_of_disagreement
 from .lora import add_adapters, merge_adapters
 from .preference import PreferenceRewardModel
 from .scorers import PreferenceNetwork, build_trunk
@@ -96,7 +97,8 @@ def fit_preference_model(
     little data what single words say; the trunk learns what their order says.  Fitted jointly, the trunk memorises the
     pairs before the n-grams have learned anything (0.75 instead of 0.82 on sentences of real reviews).
 
-    Labels below 1 and margins of the preferences enter the loss, see `bradley_terry_loss`.
+    Labels below 1 and margins of the preferences enter the loss, see `bradley_terry_loss`.  Where annotators compared the same pairs and
+    agree little, a `RewardWarning` says so.
 
     Args:
         preferences: At least 10, of one kind.  If texts recur in many pairs, the held-out accuracy is flattering.
@@ -130,6 +132,7 @@ def fit_preference_model(
     started, device = time.perf_counter(), torch.device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
+    warn_of_disagreement([p for p in preferences if isinstance(p, Preference)])
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

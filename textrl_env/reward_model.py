@@ -25,6 +25,7 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "length": "rewards.rules:LengthReward",
     "keyword": "rewards.rules:KeywordReward",
     "regex": "rewards.rules:RegexReward",
+    "personal": "rewards.personal:load_personal_reward",
     "preference": "rewards.preference:load_preference_reward",
     "fitted": "rewards.fitted:fitted_reward",
     "http": "rewards.http:HttpReward",

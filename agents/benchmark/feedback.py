@@ -170,7 +170,7 @@ def _draw(gains: dict[str, np.ndarray], path: Path) -> None:
     axes.set_yticks(places, list(gains))
     axes.set_ylim(-0.6, len(gains) - 0.4)
     axes.set_xlim(left=0)
-    axes.set_xlabel("gold score gained over the base policy (dot: mean with 95% interval; ticks: seeds)")
+    axes.set_xlabel("gold score gained over the base policy")
     dress(axes)
     save(figure, path)
 

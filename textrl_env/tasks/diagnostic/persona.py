@@ -51,7 +51,7 @@ def persona_task(size: str, split: str = "train") -> TextTask:
     tokenizer = WordTokenizer((*WORDS, "for", *GROUPS, *FILLERS))
     return TextTask(
         tokenizer,
-        tuple(map(Prompt, draw(partial(_prompt, groups), split))),
+        tuple(Prompt(text, metadata={"group": text.split()[1]}) for text in draw(partial(_prompt, groups), split)),
         LENGTH,
         reward=GoldReward(gold),
         gold=gold,
