@@ -176,7 +176,7 @@ def _ask_people(config: Loop, stage: RunFolder, task: TextTask) -> None:
     if not (study / "feedback.db").is_file():
         run_create(Create(study, (stage.path / "pairs.jsonl",), overlap=config.overlap, name=f"{config.task}, {stage.path.name}"))
     run_export(Export(study, stage.path / "preferences.jsonl"))
-    have = len(read_preferences(stage.path / "preferences.jsonl"))
+    have = len((stage.path / "preferences.jsonl").read_text(encoding="utf-8").splitlines())
     wanted = config.pairs * config.overlap
     if have < wanted:
         raise LabelsMissingError(

@@ -63,6 +63,7 @@ class Arm:
 
 ARMS = (
     Arm("one round"),
+    Arm("one round, weighed", weigh=True),
     Arm("three rounds", rounds=3),
     Arm("20% turned, every answer", flip=20),
     Arm("20% turned, weighed", flip=20, weigh=True),
