@@ -1,6 +1,15 @@
 """`textrl feedback` from the first item to the last export, as a user types it."""
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +88,30 @@ def test_keys_and_people_go(study, capsys):
     assert main(["feedback", "log", str(study)]) == 0 and "forget" in capsys.readouterr().out
     key_file(study).write_text(before)
     assert main(["feedback", "report", str(study)]) == 2 and "keys do not fit" in capsys.readouterr().err
+
+
+def test_a_server_for_others_wants_its_token(study, tmp_path):
+    (tmp_path / "log").touch()
+    with open(tmp_path / "log", "w") as log:
+        command = [sys.executable, "-m", "agents.cli", "feedback", "serve", str(study), "--host", "0.0.0.0", "--port", "0"]
+        server = subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"http://0\.0\.0\.0:(\d+)/\?token=(\S+)", (tmp_path / "log").read_text())):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        address = f"http://{socket.gethostbyname(socket.gethostname())}:{found[1]}"
+        for path in ("/", "/question", "/static/feedback.js", "/?token=x"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(address + path, timeout=30)
+            assert refused.value.code == 403 and b"the film" not in refused.value.read()
+        with urllib.request.urlopen(f"{address}/?token={found[2]}", timeout=30) as reply:
+            assert reply.status == 200 and b"Name or code" in reply.read()
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_errors_are_told(tmp_path, capsys):
