@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,8 @@ class Bench:
         tokens: Tokens that an agent may write while it learns; by default each task's own budget.
         texts: Test texts by which an agent is judged.
         processes: Cells at a time, one thread each.
+        ray: Address of a Ray cluster to run on, such as `auto`; `local` starts one with as many cores as `processes`. All its nodes must
+            see the folder `out`.
         limit: Seconds after which a cell counts as hanging.
         out: Folder of the results.
     """
@@ -49,6 +52,7 @@ class Bench:
     tokens: int | None = None
     texts: int = 256
     processes: int = 2
+    ray: str | None = None
     limit: float = 1800.0
     out: Path = Path("runs/bench")
 
@@ -65,10 +69,18 @@ def run_bench(config: Bench) -> None:
         if len(missing) < len(stage):
             console.print(f"{title}: {len(stage) - len(missing)} of {len(stage)} are there already")
         with bar(title, len(missing), True) as shown:
-            run_jobs(missing, config.processes, config.limit, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
+            _run(config, missing, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
     report = write_bench_report(config.out)
     console.print((config.out / "report.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: [bold]{report}[/bold]")
+
+
+def _run(config: Bench, jobs: list[Job], on_done: Callable[[Job], None]) -> None:
+    if config.ray is None or not jobs:
+        return run_jobs(jobs, config.processes, config.limit, on_done)
+    from .ray_pool import run_jobs_on_ray
+
+    run_jobs_on_ray(jobs, config.ray, config.processes, config.limit, on_done)
 
 
 def jobs_of(config: Bench) -> list[Job]:

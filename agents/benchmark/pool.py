@@ -15,7 +15,7 @@ from typing import Any
 from .cell import BUSY, DONE, Job, record_failure, work
 
 _PRELOAD = ["agents.benchmark.cell", "agents.ppo", "agents.critic_free", "agents.on_policy", "agents.dpo"]
-_RECHECK = 2.0  # seconds until a job that another runner holds is looked at again
+RECHECK = 2.0  # seconds until a job that another runner holds is looked at again
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callable[[Job], None]) -> None:
@@ -46,7 +46,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callabl
             for sentinel in wait(list(running), timeout=0.2) if running else []:
                 process, job, began = running.pop(sentinel)  # type: ignore[arg-type]
                 process.join()
-                _ended(process.exitcode, job, monotonic() - began, killed, queue, later, on_done)
+                settle(process.exitcode, job, monotonic() - began, killed, queue, later, on_done)
             if not running and later and not queue:
                 wait([], timeout=0.2)
             for sentinel, (process, job, began) in list(running.items()):
@@ -54,7 +54,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callabl
                     process.kill()
                     process.join()
                     del running[sentinel]
-                    _fail(job, "timeout", f"no result after {limit:.0f} s; raise --limit if that is too short", limit)
+                    fail(job, "timeout", f"no result after {limit:.0f} s; raise --limit if that is too short", limit)
                     on_done(job)
     finally:
         for process, _, _ in running.values():
@@ -63,7 +63,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callabl
             process.join()
 
 
-def _ended(
+def settle(
     status: int,
     job: Job,
     seconds: float,
@@ -72,10 +72,11 @@ def _ended(
     later: deque[tuple[float, Job]],
     on_done: Callable[[Job], None],
 ) -> None:
+    """Take note of a job whose process ended: done, held by somebody else, killed for the first time, or failed for good."""
     if status == DONE:
         on_done(job)
     elif status == BUSY:
-        later.append((monotonic() + _RECHECK, job))
+        later.append((monotonic() + RECHECK, job))
     elif status < 0 and job not in killed:
         killed.add(job)
         queue.appendleft(job)
@@ -83,11 +84,16 @@ def _ended(
         died = (
             f"its process was killed by {signal.Signals(-status).name}, twice" if status < 0 else f"its process ended with status {status}"
         )
-        _fail(job, "crashed", f"{died}; was there enough memory?", seconds)
+        fail(job, "crashed", f"{died}; was there enough memory?", seconds)
         on_done(job)
 
 
-def _fail(job: Job, status: str, error: str, seconds: float) -> None:
+def fail(job: Job, status: str, error: str, seconds: float) -> None:
+    """Record that a job failed.
+
+    Raises:
+        ValueError: It was the preparation of a task, without which nothing goes on.
+    """
     if not job.agent:
         raise ValueError(f"task {job.task!r} could not be prepared: {error}; what went wrong is above")
     record_failure(job, status, error, seconds)

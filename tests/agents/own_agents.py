@@ -46,3 +46,12 @@ class Dies(Plays):
 class CannotPredict:
     def learn(self, total_timesteps):
         pass
+
+
+class DiesOnce(Plays):
+    """Is killed where it first learns, and leaves a file that says so."""
+
+    def learn(self, total_timesteps):
+        if not os.path.exists(self.log):
+            open(self.log, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -123,6 +123,10 @@ def label(driver, server, act, kill_at=None):
             last = None
 
 
+def choice(driver, number):
+    return driver.find_element(By.CSS_SELECTOR, f".choices button:nth-of-type({number + 1})")
+
+
 def by_keyboard(number, driver):
     driver.find_element(By.TAG_NAME, "body").send_keys("abtx"[number % 4] if number % 5 else "1")
     if number == 7:
@@ -131,11 +135,11 @@ def by_keyboard(number, driver):
 
 
 def by_mouse(number, driver):
-    button = driver.find_elements(By.CSS_SELECTOR, ".choices button")[number % 4]
+    button = choice(driver, number % 4)
     if number % 3 == 0:
         webdriver.ActionChains(driver).double_click(button).perform()
     else:
-        driver.find_elements(By.CSS_SELECTOR, ".scale input")[number % 5].click()
+        driver.find_element(By.CSS_SELECTOR, f".scale label:nth-of-type({number % 5 + 1}) input").click()
         button.click()
 
 
@@ -192,7 +196,7 @@ def test_it_works_without_javascript(world):
     driver.get(f"http://127.0.0.1:{server.port}/")
     driver.find_element(By.ID, "name").send_keys("cem", Keys.ENTER)
     for number in range(4):
-        patiently(lambda number=number: driver.find_elements(By.CSS_SELECTOR, ".choices button")[number].click())
+        patiently(lambda number=number: choice(driver, number).click())
         deadline = time.monotonic() + 30
         while len(store.answers()) <= number:
             assert time.monotonic() < deadline
