@@ -53,6 +53,7 @@ class Speed:
             favours neither; one more is warm-up.
         stock_minibatches: Minibatches of stock PPO that are timed, after one of warm-up; 0 times its whole update.
         threads: Of torch.
+        precision: `float32`, or `bfloat16`: ours trains in mixed precision; stock PPO always computes in float32.
         out: JSON file to write.
     """
 
@@ -69,6 +70,7 @@ class Speed:
     repeats: int = 6
     stock_minibatches: int = 0
     threads: int = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
     out: Path | None = None
 
 
@@ -119,14 +121,14 @@ def _parity(prompts: list[str], completions: list[str]) -> list[float]:
     return [float(len(c) % 2) for c in completions]
 
 
-def _policy_kwargs(config: Speed) -> dict[str, Any]:
-    return {"model": _model(config), "min_new_tokens": config.new_tokens}
+def _policy_kwargs(config: Speed, precision: str = "float32") -> dict[str, Any]:
+    return {"model": _model(config), "min_new_tokens": config.new_tokens, "precision": precision}
 
 
 def _ours(config: Speed) -> TextPPO:
     return TextPPO(
         "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs,
-        policy_kwargs=_policy_kwargs(config), seed=0, device="cpu",
+        policy_kwargs=_policy_kwargs(config, config.precision), seed=0, device="cpu",
     )  # fmt: skip
 
 

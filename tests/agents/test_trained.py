@@ -1,6 +1,7 @@
 """`textrl train`, then `evaluate` and `generate` on the run it left."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -8,6 +9,7 @@ from agents.algorithms import ALGORITHMS
 from agents.cli import main
 from agents.offline import OFFLINE
 from agents.sft import SFT
+from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
 
@@ -101,3 +103,23 @@ def test_wrong_folders_and_policies(run, tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_rewards_by_group_before_and_after(tmp_path, capsys):
+    sizes = ["--total-tokens", "4000", "--n-episodes", "64", "--batch-size", "32", "--learning-rate", "2e-3", "--beta", "0"]
+    reward = '{"name": "keyword", "keywords": ["w1"]}'
+    assert main(["train", "--task", "persona", "--reward", reward, "--out", str(tmp_path), *sizes]) == 0
+    assert main(["evaluate", str(tmp_path), "--by", "group", "--texts", "60"]) == 0
+    found = json.loads((tmp_path / "groups-ppo.json").read_text())
+    task = make_task("persona", split="test")
+    shares = Counter(task.prompts[i].metadata["group"] for i in range(60))
+    for when in ("before", "after"):
+        means = {m["group"]: m for m in found[when]["means"]}
+        assert {g: m["num"] for g, m in means.items()} == shares and len(shares) > 1
+        assert found[when]["gap"] == pytest.approx(max(m["mean"] for m in means.values()) - min(m["mean"] for m in means.values()))
+    rows = [json.loads(line) for line in (tmp_path / "evaluation-ppo.jsonl").read_text().splitlines()]
+    kids = [row["score"] for row in rows if row["prompt"].split()[1] == "kids"]
+    assert {m["group"]: m["mean"] for m in found["after"]["means"]}["kids"] == pytest.approx(sum(kids) / len(kids))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path), "--by", "colour", "--texts", "10"]) == 2
+    assert "known: group" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,160 @@
+"""How time and memory grow with the length of responses, the batch, the vocabulary and the model: `python -m agents.benchmark.scaling`.
+
+Every point is a process of its own, so that its peak memory is its own; points run one after the other, with the same number of threads.
+It times whole iterations of TextPPO with a reference, after one of warm-up, and takes medians.
+
+Utilisation is the update's floating-point operations over what a large matrix product of the same type reaches on the same machine in the
+same process.  Counted are the products that forward and backward pass need, once each: 2 operations for each weight and token forward, 4
+backward, 4 width x length per token and layer for attention; nothing for recomputation, softmax, norms or the optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import resource
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ..plots import dress, new_figure, save
+from ..progress import bar
+from ..run_folder import write_json
+from .speed import Speed, _iterate, _ours
+
+AXES: dict[str, tuple[int, ...]] = {
+    "new_tokens": (16, 32, 64, 128, 256, 512, 1024),
+    "episodes": (8, 16, 32, 64, 128),
+    "vocabulary": (512, 4096, 32_768, 131_072),
+    "width": (128, 256, 512, 1024),
+}
+_TITLES = {"new_tokens": "response tokens", "episodes": "texts per iteration", "vocabulary": "vocabulary", "width": "width"}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What to measure.
+
+    Attributes:
+        axes: What is varied, one at a time; the rest is as in `agents.benchmark.speed`.
+        precision: `float32`, or `bfloat16` for mixed precision.
+        repeats: Iterations of each point, after one of warm-up.
+        threads: Of torch.
+        out: Folder for `scaling.json` and `scaling.png`.
+    """
+
+    axes: tuple[str, ...] = tuple(AXES)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    repeats: int = 3
+    threads: int = 2
+    out: Path = Path("runs/scaling")
+
+
+def main(config: Scaling) -> list[dict[str, Any]]:
+    """Measure every point, print the table, write the files, and return the points."""
+    unknown = sorted(set(config.axes) - set(AXES))
+    if unknown:
+        raise ValueError(f"axes {', '.join(unknown)}: choose from {', '.join(AXES)}")
+    points = [(axis, value) for axis in config.axes for value in AXES[axis]]
+    rows = []
+    with bar("points", len(points), True) as shown:
+        for axis, value in points:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append({"axis": axis, "value": value, **pool.apply(measure, (config, axis, value))})
+            shown.advance(note=f"{axis} {value}")
+    write_json(config.out / "scaling.json", {"config": {**dataclasses.asdict(config), "out": str(config.out)}, "points": rows})
+    _draw(rows, config.out / "scaling.png")
+    _print(rows)
+    return rows
+
+
+def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
+    """Return the medians of one point, its peak memory in MiB above that of an idle process, and its utilisation."""
+    torch.set_num_threads(config.threads)
+    settings: dict[str, Any] = {axis: value, "threads": config.threads, "precision": config.precision}
+    if axis == "width":
+        settings["heads"] = value // 64
+    speed = Speed(**settings)
+    idle = _peak_mib()
+    model = _ours(speed)
+    _iterate(model)
+    rows = [_iterate(model) for _ in range(config.repeats)]
+    found = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    memory = _peak_mib() - idle
+    tokens = speed.episodes * speed.new_tokens
+    peak = matmul_peak(config.precision)
+    return {
+        **found,
+        "tokens_per_second": tokens / found["seconds"],
+        "memory_mib": memory,
+        "peak_gflops": peak / 1e9,
+        "utilisation": update_operations(speed) / found["update_seconds"] / peak,
+    }
+
+
+def update_operations(speed: Speed) -> float:
+    """Return the floating-point operations of an update's matrix products, forward and backward."""
+    length = speed.prompt + speed.new_tokens
+    weights = speed.layers * (4 * speed.width**2 + 3 * speed.width * 4 * speed.width)  # attention, and a gated block four times as wide
+    per_text = weights * length + speed.width * speed.vocabulary * speed.new_tokens  # the head reads responses only
+    attention = 2 * speed.layers * speed.width * length * length  # scores and sums
+    return 6.0 * speed.epochs * speed.episodes * (per_text + attention)
+
+
+def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:
+    """Return the operations per second of a square matrix product, the fastest of a few."""
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = (torch.randn(size, size).to(kind) for _ in range(2))
+    best = np.inf
+    for _ in range(repeats + 1):
+        began = perf_counter()
+        a @ b
+        best = min(best, perf_counter() - began)
+    return 2.0 * size**3 / best
+
+
+def _peak_mib() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table("", "", "rollout", "reference", "update", "tokens/s", "memory", "of peak", title="Seconds per iteration of TextPPO")
+    for row in rows:
+        seconds = [f"{row[f'{part}_seconds']:.2f}" for part in ("rollout", "reference", "update")]
+        more = (f"{row['tokens_per_second']:,.0f}", f"{row['memory_mib']:,.0f} MiB", f"{row['utilisation']:.0%}")
+        table.add_row(_TITLES[row["axis"]], f"{row['value']:,}", *seconds, *more)
+    Console().print(table)
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = new_figure(2.4 * len(axes_names))
+    panels = figure.subplots(len(axes_names), 2, squeeze=False)
+    for name, (left, right) in zip(axes_names, panels, strict=True):
+        own = [row for row in rows if row["axis"] == name]
+        x = [row["value"] for row in own]
+        for part, style, colour in (("rollout", "o-", "#0072b2"), ("reference", "^:", "#009e73"), ("update", "s--", "#d55e00")):
+            left.loglog(x, [row[f"{part}_seconds"] for row in own], style, color=colour, label=part, markersize=4)
+        right.loglog(x, [row["memory_mib"] for row in own], "o-", color="#0072b2", markersize=4)
+        left.set(xlabel=_TITLES[name], ylabel="seconds")
+        right.set(xlabel=_TITLES[name], ylabel="peak memory, MiB")
+        for panel in (left, right):
+            panel.set_xticks(x, [f"{v:,}" for v in x], minor=False)
+            panel.minorticks_off()
+            dress(panel)
+    panels[0][0].legend(fontsize=7, frameon=False)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Scaling))
