@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -235,9 +237,15 @@ def run_import(config: Import) -> None:
         store.add_items(items)
     else:
         answers = answers_of(read_rows(config.file))
+    answers = [dataclasses.replace(a, annotator=_pseudonym(a.annotator, store)) for a in answers]
     added, known = store.add_answers(answers)
     store.close()
     Console().print(f"{added} answers added, {known} were there already")
+
+
+def _pseudonym(name: str, store: FeedbackStore) -> str:
+    """Names from elsewhere are not kept either; pseudonyms stay what they are."""
+    return name if re.fullmatch(r"p-[0-9a-f]{12}", name) else store.keys.name(name)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "vocabulary": (512, 4096, 32_768, 131_072),
     "width": (128, 256, 512, 1024),
 }
-_TITLES = {"new_tokens": "response tokens", "episodes": "texts per iteration", "vocabulary": "vocabulary", "width": "width"}
+_TITLES = {"new_tokens": "response tokens", "episodes": "texts", "vocabulary": "vocabulary", "width": "width"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         seconds = [f"{row[f'{part}_seconds']:.2f}" for part in ("rollout", "reference", "update")]
         more = (f"{row['tokens_per_second']:,.0f}", f"{row['memory_mib']:,.0f} MiB", f"{row['utilisation']:.0%}")
         table.add_row(_TITLES[row["axis"]], f"{row['value']:,}", *seconds, *more)
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -145,13 +146,16 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         x = [row["value"] for row in own]
         for part, style, colour in (("rollout", "o-", "#0072b2"), ("reference", "^:", "#009e73"), ("update", "s--", "#d55e00")):
             left.loglog(x, [row[f"{part}_seconds"] for row in own], style, color=colour, label=part, markersize=4)
-        right.loglog(x, [row["memory_mib"] for row in own], "o-", color="#0072b2", markersize=4)
+        right.plot(x, [row["memory_mib"] for row in own], "o-", color="#0072b2", markersize=4)
         left.set(xlabel=_TITLES[name], ylabel="seconds")
         right.set(xlabel=_TITLES[name], ylabel="peak memory, MiB")
+        right.set(xlim=(0, None), ylim=(0, None))
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        left.set_xticks(x, [str(v) for v in x])
+        left.minorticks_off()
         for panel in (left, right):
-            panel.set_xticks(x, [f"{v:,}" for v in x], minor=False)
-            panel.minorticks_off()
             dress(panel)
+            panel.tick_params(axis="x", labelsize=6.5)
     panels[0][0].legend(fontsize=7, frameon=False)
     save(figure, path)
 

@@ -114,6 +114,21 @@ def test_a_server_for_others_wants_its_token(study, tmp_path):
         server.wait()
 
 
+def test_names_from_elsewhere_become_pseudonyms(study, tmp_path, capsys):
+    task = {
+        "data": {"prompt": "p", "response_a": "x", "response_b": "y"},
+        "annotations": [
+            {"completed_by": {"id": 7, "email": "ann@x.org"}, "result": [{"type": "pairwise", "value": {"selected": "right"}}]}
+        ],
+    }
+    (tmp_path / "ls.json").write_text(json.dumps([task]))
+    assert main(["feedback", "import", str(study), str(tmp_path / "ls.json")]) == 0
+    store = FeedbackStore(study)
+    (answer,) = (a for a in store.answers() if a.item.prompt == "p")
+    assert answer.value == {"choice": "b"} and answer.annotator == store.keys.name("7")
+    store.close()
+
+
 def test_errors_are_told(tmp_path, capsys):
     def fails(*words):
         assert main(["feedback", *map(str, words)]) == 2
