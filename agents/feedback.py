@@ -80,16 +80,16 @@ class Create:
 
 def run_create(config: Create) -> None:
     """Make the folder, the keys and the database, and store the items."""
-    from rewards.feedback.exchange import items_of, read_rows, samples_of
+    from rewards.feedback.exchange import file_rows, items_of, samples_of
     from rewards.feedback.keys import VARIABLE, Keys
     from rewards.feedback.pairs import choose_pairs
     from rewards.feedback.store import FeedbackStore
     from rewards.feedback.study import Study, key_file
 
     console = Console()
-    items = [item for path in config.items for item in items_of(read_rows(path))]
+    items = [item for path in config.items for item in items_of(file_rows(path))]
     if config.samples:
-        written = [s for text in config.samples for s in samples_of(read_rows(_file(text)), _source(text))]
+        written = [s for text in config.samples for s in samples_of(file_rows(_file(text)), _source(text))]
         ensemble = [_reward(text) for text in config.ensemble]
         items += choose_pairs(written, config.pairs, config.choose, ensemble, config.seed)
     if not items:
@@ -99,9 +99,8 @@ def run_create(config: Create) -> None:
         console.print(f"{config.study} is there: its settings stay, items are added")
     else:
         guideline = "" if config.guideline is None else config.guideline.read_text(encoding="utf-8").strip()
-        names = ("kind", "name", "question", "criteria", "flags", "overlap", "repeat_share", "gold_share", "language", "scrub")
-        more = {name: getattr(config, name) for name in (*names, "retention_days", "database", "seed")}
-        study = Study(guideline=guideline, **more)
+        same = {field.name: getattr(config, field.name) for field in dataclasses.fields(Study) if field.name != "guideline"}
+        study = Study(guideline=guideline, **same)
         study.save(config.study)
         if VARIABLE not in os.environ and not key_file(config.study).exists():
             Keys.new().save(key_file(config.study))
@@ -225,7 +224,7 @@ class Import:
 
 def run_import(config: Import) -> None:
     """Read the file and store its items and answers."""
-    from rewards.feedback.exchange import answers_of, from_label_studio, read_rows
+    from rewards.feedback.exchange import answers_of, file_rows, from_label_studio
 
     store = _open(config.study)
     if config.file.suffix == ".json":
@@ -236,7 +235,7 @@ def run_import(config: Import) -> None:
         items, answers = from_label_studio(tasks)
         store.add_items(items)
     else:
-        answers = answers_of(read_rows(config.file))
+        answers = answers_of(file_rows(config.file))
     answers = [dataclasses.replace(a, annotator=_pseudonym(a.annotator, store)) for a in answers]
     added, known = store.add_answers(answers)
     store.close()

@@ -17,6 +17,7 @@ from rewards import Preference, PreferenceRewardModel, fit_preference_model, rea
 from rewards.annotators import Annotator
 from rewards.calibration import wilson
 from rewards.feedback.consensus import agreement, consensus
+from rewards.feedback.exchange import file_rows
 from rewards.feedback.pairs import Sample, choose_pairs
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
@@ -131,8 +132,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
     tune(stage, "policy", str(base), env, config, depends_on)
     if not stage.done("judged", depends_on):
         policy = TextPPO.load(stage.path / "policy" / "policy.zip", device="cpu").policy
-        base_rows = [json.loads(line) for line in (run.path / "base.jsonl").read_text(encoding="utf-8").splitlines()]
-        facts = _judge(config, stage, policy, reward, base, base_rows)
+        facts = _judge(config, stage, policy, reward, base, file_rows(run.path / "base.jsonl"))
         stage.finish("judged", depends_on, **facts)
     return {"round": number, **stage.facts("reward"), **stage.facts("judged")}
 
@@ -155,8 +155,7 @@ def _choose(config: Loop, stage: RunFolder, number: int, task: TextTask, writer:
 
 
 def _pairs(stage: RunFolder) -> list[tuple[str, str, str]]:
-    rows = (json.loads(line) for line in (stage.path / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
-    return [(row["prompt"], *row["responses"]) for row in rows]
+    return [(row["prompt"], *row["responses"]) for row in file_rows(stage.path / "pairs.jsonl")]
 
 
 def _ask_simulated(config: Loop, stage: RunFolder, task: TextTask) -> None:
@@ -176,7 +175,7 @@ def _ask_people(config: Loop, stage: RunFolder, task: TextTask) -> None:
     if not (study / "feedback.db").is_file():
         run_create(Create(study, (stage.path / "pairs.jsonl",), overlap=config.overlap, name=f"{config.task}, {stage.path.name}"))
     run_export(Export(study, stage.path / "preferences.jsonl"))
-    have = len((stage.path / "preferences.jsonl").read_text(encoding="utf-8").splitlines())
+    have = len(file_rows(stage.path / "preferences.jsonl"))
     wanted = config.pairs * config.overlap
     if have < wanted:
         raise LabelsMissingError(

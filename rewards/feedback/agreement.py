@@ -51,12 +51,17 @@ def _differences(values: np.ndarray, total: np.ndarray, level: Level) -> np.ndar
 
 
 def rating_matrix(answers: Sequence[Answer]) -> np.ndarray:
-    """Return one row for each annotator and one column for each item, NaN where there is no answer; the last answer counts."""
-    items = {item: i for i, item in enumerate(dict.fromkeys(a[0] for a in answers))}
-    people = {who: i for i, who in enumerate(sorted({a[1] for a in answers}))}
-    matrix = np.full((len(people), len(items)), math.nan)
+    """Return one column for each item with the labels it got, NaN below them; of one annotator's answers to an item the last counts.
+
+    There are as many rows as the most labels of an item, not as annotators: agreement does not ask whose they are, and many people who
+    each see a few of many items would fill the memory with NaN.
+    """
+    given: dict[Hashable, dict[str, int]] = {}
     for item, who, label in answers:
-        matrix[people[who], items[item]] = label
+        given.setdefault(item, {})[who] = label
+    matrix = np.full((max(map(len, given.values()), default=0), len(given)), math.nan)
+    for column, labels in enumerate(given.values()):
+        matrix[: len(labels), column] = list(labels.values())
     return matrix
 
 
@@ -115,21 +120,24 @@ def dawid_skene(
     names = list(dict.fromkeys(a[0] for a in answers))
     people = sorted({a[1] for a in answers})
     item_of, who_of = ({x: i for i, x in enumerate(xs)} for xs in (names, people))
-    rows = np.array([(item_of[i], who_of[w], label) for i, w, label in answers])
-    said = np.zeros((len(people), len(names), num_labels))  # (A, N, K): how often
-    np.add.at(said, (rows[:, 1], rows[:, 0], rows[:, 2]), 1.0)
+    item, who, said = np.array([(item_of[i], who_of[w], label) for i, w, label in answers]).T  # (M,) each
     fixed = {item_of[i]: label for i, label in (known or {}).items() if i in item_of}
-    posterior = said.sum(0) / said.sum((0, 2))[:, None]
     right = np.eye(num_labels)
+    posterior = np.zeros((len(names), num_labels))
+    np.add.at(posterior, item, right[said])
+    posterior /= posterior.sum(1, keepdims=True)
     pseudo = smoothing * (right + (1 - right) / (num_labels - 1))
     iteration = 0
     for iteration in range(1, most + 1):  # noqa: B007 - told in the result
         for i, label in fixed.items():
             posterior[i] = right[label]
         prior = (posterior.sum(0) + smoothing) / (len(names) + num_labels * smoothing)
-        tables = np.einsum("nk,anj->akj", posterior, said) + pseudo
+        counts = np.zeros((len(people), num_labels, num_labels))  # (A, said, true)
+        np.add.at(counts, (who, said), posterior[item])
+        tables = counts.transpose(0, 2, 1) + pseudo
         confusion = tables / tables.sum(2, keepdims=True)
-        logs = np.log(prior) + np.einsum("anj,akj->nk", said, np.log(confusion))
+        logs = np.tile(np.log(prior), (len(names), 1))  # (N, K)
+        np.add.at(logs, item, np.log(confusion)[who, :, said])
         new = np.exp(logs - logs.max(1, keepdims=True))
         new /= new.sum(1, keepdims=True)
         for i, label in fixed.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..rows import UnreadableRowError, read_rows
 from .pairs import Sample
 from .records import Answered, Item
 from .study import Study
@@ -206,23 +206,17 @@ def samples_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Sample]:
     return found
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines.
+def file_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines or CSV, plain or gzip.
 
     Raises:
-        ValueError: A line is no JSON object.
+        ValueError: A row cannot be read; the message says which.
     """
     rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number} is no JSON object")
-                rows.append(row)
+    for where, row in read_rows(path):
+        if isinstance(row, UnreadableRowError):
+            raise ValueError(f"{where}: {row}") from row
+        rows.append(row)
     return rows
 
 

@@ -87,15 +87,14 @@ class FeedbackStore:
         with self._writing() as db:
             for item in new:
                 check_item(item, self.study)
-                prompt, *responses = (self._clean(text, scrubbed) for text in (item.prompt, *item.responses))
-                texts = json.dumps({"prompt": prompt, "responses": responses, "metadata": dict(item.metadata)})
-                digest = self.keys.digest("item", json.dumps([prompt, responses, item.group, item.gold]))
-                if db.scalar(sa.select(items.c.id).where(items.c.digest == digest)) is not None:
+                item = with_texts(item, lambda text: self._clean(text, scrubbed))
+                if self._number(db, item) is not None:
                     known += 1
                     continue
+                texts = json.dumps({"prompt": item.prompt, "responses": item.responses, "metadata": dict(item.metadata)})
                 db.execute(
                     items.insert().values(
-                        digest=digest, texts=self.keys.seal(texts), sources=json.dumps(list(item.sources)), group=item.group,
+                        digest=self._digest(item), texts=self.keys.seal(texts), sources=json.dumps(list(item.sources)), group=item.group,
                         gold=None if item.gold is None else json.dumps(item.gold), created_at=time.time(),
                     )
                 )  # fmt: skip
@@ -110,6 +109,13 @@ class FeedbackStore:
         scrubbed.update(found)
         return text
 
+    def _digest(self, item: Item) -> str:
+        return self.keys.digest("item", json.dumps([item.prompt, item.responses, item.group, item.gold]))
+
+    def _number(self, db: sa.Connection, item: Item) -> int | None:
+        """Return the number of a scrubbed item; None if it is not stored."""
+        return db.scalar(sa.select(items.c.id).where(items.c.digest == self._digest(item)))
+
     def _item(self, row: Any) -> Item:
         texts = json.loads(self.keys.open(row.texts))
         gold = None if row.gold is None else json.loads(row.gold)
@@ -122,15 +128,20 @@ class FeedbackStore:
         """Return the pseudonym of somebody who says this name; the name itself is not kept."""
         pseudonym = self.keys.name(name)
         with self._writing() as db:
-            if db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym)) is None:
-                db.execute(annotators.insert().values(pseudonym=pseudonym, created_at=time.time()))
+            self._welcome(db, pseudonym)
             self._log(db, pseudonym, "enter", "")
         return pseudonym
+
+    def _welcome(self, db: sa.Connection, pseudonym: str) -> int:
+        """Return the number of an annotator, who may be new."""
+        if self._find(db, pseudonym) is None:
+            db.execute(annotators.insert().values(pseudonym=pseudonym, created_at=time.time()))
+        return self._id(db, pseudonym)
 
     def knows(self, pseudonym: str) -> bool:
         """Return whether somebody of this pseudonym has entered, and was not forgotten since."""
         with self._reading() as db:
-            return db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym)) is not None
+            return self._find(db, pseudonym) is not None
 
     def progress(self, pseudonym: str) -> tuple[int, int]:
         """Return how many answers an annotator gave, and how many items may still come."""
@@ -159,10 +170,11 @@ class FeedbackStore:
                 item_id, turn = chosen
                 item = self._item(db.execute(sa.select(items).where(items.c.id == item_id)).one())
                 order = self._order(db, me, pseudonym, item_id, turn, len(item.responses))
-                shown = {"shown_order": json.dumps(order), "ticket": secrets.token_urlsafe(16), "shown_at": now}
+                ticket = secrets.token_urlsafe(16)
+                shown = {"shown_order": json.dumps(order), "ticket": ticket, "shown_at": now}
                 db.execute(showings.insert().values(item_id=item_id, annotator_id=me, turn=turn, **shown))
-                row = db.execute(_open(me)).one()
                 self._log(db, pseudonym, "see", f"item {item_id}")
+                return Shown(ticket, item, tuple(order))
             return Shown(row.ticket, self._item(row), tuple(json.loads(row.shown_order)))
 
     def _choose(self, db: sa.Connection, me: int, pseudonym: str, now: float) -> tuple[int, int] | None:
@@ -285,11 +297,12 @@ class FeedbackStore:
         known: dict[int, Item] = {}
         found = []
         for row in rows:
-            item = known.setdefault(row.item_id, self._item(row))
+            if row.item_id not in known:
+                known[row.item_id] = self._item(row)
             words = {} if row.words is None else json.loads(self.keys.open(row.words))
             order = tuple(json.loads(row.shown_order))
             value, seconds = json.loads(row.value), row.answered_at - row.shown_at
-            found.append(Answered(row.item_id, item, row.pseudonym, row.turn, order, value, words, row.answered_at, seconds))
+            found.append(Answered(row.item_id, known[row.item_id], row.pseudonym, row.turn, order, value, words, row.answered_at, seconds))
         return found
 
     def add_answers(self, given: Sequence[Answered]) -> tuple[int, int]:
@@ -301,19 +314,13 @@ class FeedbackStore:
             How many were added, and how many were there already.
         """
         self.add_items(answer.item for answer in given)
-        with self._reading() as db:
-            rows = db.execute(sa.select(items)).all()
-        numbers = {self._identity(self._item(row)): row.id for row in rows}
         added = 0
         with self._writing() as db:
             for answer in given:
-                who = db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == answer.annotator))
-                if who is None:
-                    db.execute(annotators.insert().values(pseudonym=answer.annotator, created_at=time.time()))
-                    who = self._id(db, answer.annotator)
+                who = self._welcome(db, answer.annotator)
                 found: Counter[str] = Counter()
                 clean = with_texts(answer.item, lambda text: self._clean(text, found))  # noqa: B023 - called at once
-                key = {"item_id": numbers[self._identity(clean)], "annotator_id": who, "turn": answer.turn}
+                key = {"item_id": self._number(db, clean), "annotator_id": who, "turn": answer.turn}
                 before = sa.select(showings.c.id).where(*(showings.c[name] == value for name, value in key.items()))
                 if db.scalar(before) is not None:
                     continue
@@ -326,10 +333,6 @@ class FeedbackStore:
                 added += 1
             self._log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")
         return added, len(given) - added
-
-    @staticmethod
-    def _identity(item: Item) -> str:
-        return json.dumps([item.prompt, item.responses, item.group, item.gold])
 
     def access_log(self) -> list[tuple[float, str, str, str]]:
         """Return time, who, what they did and to what, oldest first."""
@@ -420,11 +423,14 @@ class FeedbackStore:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
+    def _find(self, db: sa.Connection, pseudonym: str) -> int | None:
+        return db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym))
+
     def _id(self, db: sa.Connection, pseudonym: str) -> int:
-        me = db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym))
+        me = self._find(db, pseudonym)
         if me is None:
             raise ValueError(f"nobody has the pseudonym {pseudonym!r} in this study")
-        return int(me)
+        return me
 
     def _log(self, db: sa.Connection, who: str, did: str, what: str) -> None:
         db.execute(log.insert().values(at=time.time(), who=who, did=did, what=what))
