@@ -6,9 +6,10 @@ import csv
 import dataclasses
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from .base import base_policy
 from .benchmark.cell import beta_of, judged, task_of
-from .benchmark.contenders import Ground, Watch, learn
+from .benchmark.contenders import Ground, learn
 from .benchmark.spec import Spec, parse
 from .benchmark.suites import budget
 from .evaluation import make_policy, write_texts
@@ -54,6 +55,8 @@ class Sweep:
         texts: Validation texts by which a run is judged.
         sampler: `tpe` learns from earlier trials, `random` does not.
         pruner: `median` ends a run that is worse than half of the others were at that point.
+        ray: Address of a Ray cluster whose workers try settings side by side, such as `auto`; `local` starts one with the cores of this
+            machine.
         seed: Of the sampler.
         out: Folder of the sweep.
         save: A YAML file to enter the best settings into.
@@ -67,6 +70,7 @@ class Sweep:
     texts: int = 256
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "none"] = "median"
+    ray: str | None = None
     seed: int = 0
     out: Path = Path("runs/tune")
     save: Path | None = None
@@ -83,7 +87,8 @@ def run_sweep(config: Sweep) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}")
     name = f"{config.algo} on {config.task}, {_tokens(config)} tokens, {config.seeds} seeds, {config.texts} texts"
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.
+    samplers = {"tpe": partial(optuna.samplers.TPESampler, constant_liar=True), "random": optuna.samplers.RandomSampler}
     pruners = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=_tokens(config) // 4),
         "none": optuna.pruners.NopPruner(),
@@ -92,45 +97,68 @@ def run_sweep(config: Sweep) -> None:
         storage=storage, study_name=name, load_if_exists=True, direction="maximize",
         sampler=samplers[config.sampler](seed=config.seed), pruner=pruners[config.pruner],
     )  # fmt: skip
-    objective = _Objective(config, optuna.TrialPruned)
-    left = config.trials - len(_ended(study))
-    if left > 0:
-        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
-        limit = optuna.study.MaxTrialsCallback(config.trials, states=ended)  # whoever else works here counts too
-        study.optimize(objective, n_trials=left, callbacks=[limit], catch=(Exception,), show_progress_bar=True)
+    if len(ended(study)) < config.trials:
+        contest = Contest(config)  # before the workers begin: it builds the base policy
+        if config.ray is None:
+            _one_by_one(config, study, contest, optuna)
+        else:
+            from .ray_sweep import run_trials_on_ray
+
+            run_trials_on_ray(config, study, config.ray)
     _write(config, study)
 
 
-class _Objective:
-    """The mean value of a setting's runs on the validation split."""
+def _one_by_one(config: Sweep, study: Any, contest: Contest, optuna: Any) -> None:
+    def objective(trial: Any) -> float:
+        def report(tokens: int, score: float) -> None:
+            trial.report(score, tokens)
+            if trial.should_prune():
+                raise optuna.TrialPruned
 
-    def __init__(self, config: Sweep, pruned: type[Exception]) -> None:
-        self.config, self.pruned = config, pruned
+        try:
+            values = contest.values(suggest(config, trial), report)
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:
+            trial.set_user_attr("error", repr(error))
+            raise
+        trial.set_user_attr("values", values)
+        return float(np.mean(values))
+
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
+    limit = optuna.study.MaxTrialsCallback(config.trials, states=states)  # whoever else works here counts too
+    study.optimize(objective, config.trials - len(ended(study)), callbacks=[limit], catch=(Exception,), show_progress_bar=True)
+
+
+class Contest:
+    """What settings are worth: their runs, judged on the validation split."""
+
+    def __init__(self, config: Sweep) -> None:
+        self.config = config
         spec = parse(config.task)
         self.task = task_of(spec)
         self.judge = task_of(spec, "validation", prompt_order="sequential")
         self.base = str(base_policy(self.task))
         self.length = float(write_texts(make_policy(self.judge, self.base), self.judge, 64, seed=1).lengths.mean())
 
-    def __call__(self, trial: Any) -> float:
-        settings = {name: _suggest(trial, name, kind, values) for name, kind, *values in _space(self.config)}
+    def values(self, settings: dict[str, Any], report: Callable[[int, float], None]) -> list[float]:
+        """Return the value of each seed's run.
+
+        Args:
+            settings: Of the algorithm.
+            report: Told after every rollout of the first run how many tokens were written and the rollout's mean score.
+        """
         values: list[float] = []
         for seed in range(self.config.seeds):
             ground = Ground(self.task, self.base, _tokens(self.config), seed, beta_of(self.task), self.length)
-            trained = learn(Spec(self.config.algo, self.config.algo, settings), ground, self._watch(trial, seed))
-            texts = trained.write(self.judge, self.config.texts, 30_000 + seed)
-            values.append(judged(self.judge, texts))
-        trial.set_user_attr("values", values)
-        return float(np.mean(values))
 
-    def _watch(self, trial: Any, seed: int) -> Watch:
-        def watch(tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
-            if seed == 0:  # one report for each step is all that a pruner understands
-                trial.report(float(np.mean([info["score"] for info in finished])), tokens)
-                if trial.should_prune():
-                    raise self.pruned
+            def watch(tokens: int, finished: list[dict[str, Any]], kl: float, seed: int = seed) -> None:
+                if seed == 0:  # one report for each step is all that a pruner understands
+                    report(tokens, float(np.mean([info["score"] for info in finished])))
 
-        return watch
+            trained = learn(Spec(self.config.algo, self.config.algo, settings), ground, watch)
+            values.append(judged(self.judge, trained.write(self.judge, self.config.texts, 30_000 + seed)))
+        return values
 
 
 def tuned(algo: str, task: str) -> dict[str, Any]:
@@ -166,25 +194,31 @@ def _space(config: Sweep) -> list[tuple[Any, ...]]:
     return [row for row in SPACE[config.algo] if not (row[0] == "beta" and config.task.startswith("exact-"))]
 
 
+def suggest(config: Sweep, trial: Any) -> dict[str, Any]:
+    """Return the settings that a trial tries."""
+    return {name: _suggest(trial, name, kind, values) for name, kind, *values in _space(config)}
+
+
 def _suggest(trial: Any, name: str, kind: str, values: list[Any]) -> Any:
     if kind == "one of":
         return trial.suggest_categorical(name, values)
     return trial.suggest_float(name, *values, log=kind == "log")
 
 
-def _ended(study: Any) -> list[Any]:
+def ended(study: Any) -> list[Any]:
+    """Return the trials that are complete, pruned or failed."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
 
 def _write(config: Sweep, study: Any) -> None:
     """Write every trial, and the best one with where it comes from."""
-    trials = _ended(study)
+    trials = ended(study)
     names = [name for name, *_ in _space(config)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["trial", "state", "value", *names, "error"])
     for t in trials:
-        writer.writerow([t.number, t.state.name.lower(), t.value, *(t.params.get(n) for n in names), t.system_attrs.get("fail_reason")])
+        writer.writerow([t.number, t.state.name.lower(), t.value, *(t.params.get(n) for n in names), t.user_attrs.get("error")])
     write_text(config.out / "trials.csv", out.getvalue())
     complete = [t for t in trials if t.state.name == "COMPLETE"]
     if not complete:
@@ -197,7 +231,7 @@ def _write(config: Sweep, study: Any) -> None:
         "provenance": {
             "value": best.value, "values": best.user_attrs["values"], "trials": len(trials), "tokens": _tokens(config),
             "date": datetime.now(timezone.utc).date().isoformat(), "versions": versions(),
-            "command": " ".join(["textrl tune", *(f for f in flags if not f.startswith(("--out", "--save")))]),
+            "command": " ".join(["textrl tune", *(f for f in flags if not f.startswith(("--out", "--save", "--ray")))]),
         },
     }  # fmt: skip
     write_yaml(config.out / "best.yaml", found)

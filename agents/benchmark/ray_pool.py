@@ -12,10 +12,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ..ray_cluster import alone, cluster, lost, room
 from .cell import Job, work
 from .pool import RECHECK, fail, settle
 
-LOCAL = "local"
 _KILLED = -9  # exit status of a worker that is gone
 
 
@@ -34,19 +34,12 @@ def run_jobs_on_ray(jobs: Sequence[Job], address: str, processes: int, limit: fl
         ConnectionError: No cluster answers at the address.
         FileNotFoundError: A node wrote a result that is not seen here: the folder is not shared.
     """
-    ray = _ray()
-    quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": False}
-    own = {"num_cpus": processes, "include_dashboard": False} if address == LOCAL else {"address": address}
-    ray.init(**own, **quiet)
-    try:
+    with cluster(address, processes) as ray:
         _run(ray, jobs, limit, on_done)
-    finally:
-        ray.shutdown()
 
 
 def _run(ray: Any, jobs: Sequence[Job], limit: float, on_done: Callable[[Job], None]) -> None:
-    cell = ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(work)
-    room = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cell, at_once = alone(ray, work), room(ray)
     queue, later = deque(jobs), deque[tuple[float, Job]]()
     killed: set[Job] = set()
     running: dict[Any, tuple[Job, float]] = {}
@@ -59,7 +52,7 @@ def _run(ray: Any, jobs: Sequence[Job], limit: float, on_done: Callable[[Job], N
     while queue or later or running:
         while later and later[0][0] <= monotonic():
             queue.append(later.popleft()[1])
-        while queue and len(running) < room:
+        while queue and len(running) < at_once:
             job = queue.popleft()
             running[cell.remote(dataclasses.replace(job, out=str(Path(job.out).resolve())))] = (job, monotonic())
         ready = ray.wait(list(running), timeout=RECHECK)[0] if running else []
@@ -67,7 +60,7 @@ def _run(ray: Any, jobs: Sequence[Job], limit: float, on_done: Callable[[Job], N
             job, began = running.pop(reference)
             try:
                 status = ray.get(reference)
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
+            except lost(ray):
                 status = _KILLED
             settle(status, job, monotonic() - began, killed, queue, later, done)
         for reference, (job, began) in list(running.items()):
@@ -76,12 +69,3 @@ def _run(ray: Any, jobs: Sequence[Job], limit: float, on_done: Callable[[Job], N
                 del running[reference]
                 fail(job, "timeout", f"no result after {limit:.0f} s; raise --limit if that is too short", limit)
                 on_done(job)
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ImportError("--ray needs Ray: pip install 'textrl[ray]'") from error
-    return ray
