@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .dpo import DPO
     from .expert_iteration import ExpertIteration
     from .generation import generate, stream
+    from .generator import Generator, LocalDecoder
     from .kl import AdaptiveKLController, KLController, ScheduledKLController
     from .maskable import MaskableSequenceRolloutBuffer, MaskableTransformerPolicy
     from .nlpo import NLPO
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .policy_gradient import TextPolicyGradient
     from .ppo import TextPPO
     from .sft import SFT
+    from .vllm_generator import VLLMGenerator
 
 _LAZY = {
     "DPO": "dpo",
@@ -34,8 +36,10 @@ _LAZY = {
     "TextPolicyGradient": "policy_gradient",
     "AdaptiveKLController": "kl",
     "ExpertIteration": "expert_iteration",
+    "Generator": "generator",
     "KLController": "kl",
     "LanguageModel": "backbones",
+    "LocalDecoder": "generator",
     "NLPO": "nlpo",
     "MaskableSequenceRolloutBuffer": "maskable",
     "MaskableTransformerPolicy": "maskable",
@@ -47,6 +51,7 @@ _LAZY = {
     "TextPPO": "ppo",
     "TextTRPO": "on_policy",
     "TransformerPolicy": "policy",
+    "VLLMGenerator": "vllm_generator",
     "generate": "generation",
     "stream": "generation",
 }
@@ -59,8 +64,10 @@ __all__ = [
     "SFT",
     "AdaptiveKLController",
     "ExpertIteration",
+    "Generator",
     "KLController",
     "LanguageModel",
+    "LocalDecoder",
     "MaskableSequenceRolloutBuffer",
     "MaskableTransformerPolicy",
     "Reinforce",
@@ -73,6 +80,7 @@ __all__ = [
     "TextPolicyGradient",
     "TextTRPO",
     "TransformerPolicy",
+    "VLLMGenerator",
     "best_of_n",
     "generate",
     "stream",

@@ -29,6 +29,8 @@ from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
+from .generated_rollout import play_generated
+from .generator import Generator
 from .health import Health, Symptoms
 from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
@@ -61,6 +63,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
+        generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
@@ -76,6 +79,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
     critic_warmup: int = 0
     kl_controller: KLController
     score_scale: ScoreScale | None = None
+    generator: Generator | None = None
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -178,7 +182,8 @@ class TextAlgorithm(OnPolicyAlgorithm):
         began = perf_counter()
         finished: list[dict[str, Any]] = []
         more = partial(self._more_texts, finished)
-        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
+        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
+        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
@@ -341,7 +346,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""

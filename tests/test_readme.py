@@ -15,8 +15,8 @@ from .rewards.servers import FaultyServer
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 REWARDS = re.findall(r"^\| `(rewards\.make\(.*?\))` \| .*? \| `(.*?)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
-FEEDBACK = (Path(__file__).resolve().parents[1] / "docs" / "feedback.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + FEEDBACK, re.DOTALL)
+DOCS = [(Path(__file__).resolve().parents[1] / "docs" / name).read_text(encoding="utf-8") for name in ("feedback.md", "generation.md")]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(DOCS), re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=[re.sub(r"\W+", " ", s)[:40].strip() for s in SNIPPETS])
