@@ -12,6 +12,8 @@ from .generator import Request
 from .policy import TransformerPolicy
 from .served_generator import ServedGenerator
 
+_MOST_BANNED = 1024  # MAX_NUM_LOGIT_BIAS_TOKENS of vLLM 0.32
+
 
 class VLLMGenerator(ServedGenerator):
     """Writes texts with vLLM, in a process and a virtual environment of its own; see `Generator`.
@@ -32,6 +34,7 @@ class VLLMGenerator(ServedGenerator):
     def __init__(self, python: str | Path, folder: str | Path | None = None, timeout: float = 1800.0, **settings: Any) -> None:
         super().__init__("vllm", python, folder, timeout, settings)
         self._tokens_of_head = 0
+        self._ends_of_model: set[int] = set()
 
     def load(self, policy: TransformerPolicy) -> None:
         """Hand the policy's present weights over.
@@ -45,20 +48,30 @@ class VLLMGenerator(ServedGenerator):
         if model.config.is_encoder_decoder:
             raise TypeError(f"vLLM cannot serve {type(model).__name__}, an encoder-decoder: use LocalDecoder, or model.generator = None")
         self._tokens_of_head = policy.backbone.vocab_size
+        for config in (model.config, model.generation_config):  # vLLM reads both
+            found = getattr(config, "eos_token_id", None)
+            self._ends_of_model |= set(found if isinstance(found, list) else [] if found is None else [found])
         super().load(policy)
 
     def generate(self, request: Request) -> list[list[int]]:
         """Return one response for each prompt.
 
         Raises:
-            ValueError: vLLM draws by other rules: its minimum length withholds stop tokens too.
+            ValueError: vLLM draws by other rules: its minimum length withholds stop tokens too, and its bans are limited.
         """
         sampler = request.sampler
-        if sampler.min_new_tokens and request.stop_ids != (sampler.eos_token_id,):
+        withheld = self._ends_of_model | set(request.stop_ids)
+        if sampler.min_new_tokens and withheld != {sampler.eos_token_id}:
             raise ValueError(
                 f"min_new_tokens={sampler.min_new_tokens} withholds only end-of-text, {sampler.eos_token_id}; in vLLM it would "
-                f"withhold all of {request.stop_ids}: set it to 0, or take stop_tokens out of the task"
+                f"withhold all of {sorted(withheld)}: set it to 0, or take the others out of the task's "
+                "stop_tokens and the model's configuration"
             )
         beyond = range(request.vocab_size, self._tokens_of_head)  # rows of a padded head that are no tokens
         banned = (*sampler.banned_tokens, *beyond)
+        if len(banned) > _MOST_BANNED:
+            raise ValueError(
+                f"{len(sampler.banned_tokens)} banned tokens and {len(beyond)} rows of the model's head that are no tokens of the task: "
+                f"vLLM bans at most {_MOST_BANNED}; ban fewer, or cut the head to the task's {request.vocab_size} tokens"
+            )
         return super().generate(dataclasses.replace(request, sampler=dataclasses.replace(sampler, banned_tokens=banned)))
