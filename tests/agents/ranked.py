@@ -36,7 +36,7 @@ _RECORDED = (
 
 
 def make_env(group_size, rows=16, order="random"):
-    prompts = [Prompt("1 2 3"), Prompt("4"), Prompt("5 6 7 8 9 10"), Prompt("11 12")]
+    prompts = [Prompt(" ".join(str(1 + (i + k) % (VOCAB - 1)) for k in range(1 + i % 6))) for i in range(40)]
     task = TextTask(IntegerTokenizer(VOCAB, EOS), prompts, max_new_tokens=9, group_size=group_size, prompt_order=order)
     return TextGenerationVecEnv(rows, task=task, reward=sevens)
 
@@ -108,9 +108,9 @@ def whole(folder):
         if ranks().is_main:
             model.save(folder / f"{seed}.zip")
         ranks().wait()
-        again = TextPolicyGradient.load(folder / f"{seed}.zip", env=make_env(1), device="cpu")
         digests = []
-        for one in (model, again):
+        for of in (lambda: model, lambda: TextPolicyGradient.load(folder / f"{seed}.zip", env=make_env(1), device="cpu")):  # noqa: B023
+            one = of()
             one.learn(400, reset_num_timesteps=False)
             digests.append((digest(one.policy), one.num_timesteps, one.num_texts, one.kl_controller.beta))
         (folder / f"whole-{seed}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from agents import TextPolicyGradient, TextPPO
-from agents.algorithms import on_ranks
+from agents.algorithms import ALGORITHMS, on_ranks
 from agents.joining import Recorded, join
 from agents.lm import load_lm, save_lm
 from agents.ranks import check_launcher, ranks
@@ -64,7 +64,7 @@ def test_two_ranks_are_one_process_on_the_joined_batch(exact, case):
     assert case in ("stop", "again") or steps == 20
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert max(float((first[name] - weights[name]).abs().max()) for name in weights) <= 1e-10
-    assert max(float((weights[name] - begun[name]).abs().max()) for name in weights) > 0.01
+    assert max(float((weights[name] - begun[name]).abs().max()) for name in weights) > 0.005
     assert logged == pytest.approx(alone_logged, abs=1e-6) and logged == second_logged
     assert alone_logged["policy/grad_norm"] > alone.max_grad_norm
     lengths = {len(text.context) + text.steps.stop - text.steps.start for text in rollouts[0]["segments"]}
@@ -179,11 +179,9 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
         ranks()
 
 
-def test_one_process_loads_no_accelerate():
-    probe = "import sys, agents.train, agents.ranks; assert agents.ranks.ranks().size == 1; print('accelerate' in sys.modules)"
-    loads = run([sys.executable, "-c", probe]).stdout
-    without = run([sys.executable, "-c", "import sys, transformers, stable_baselines3, torch; print('accelerate' in sys.modules)"]).stdout
-    assert loads == without
+def test_one_process_needs_no_accelerate():
+    probe = "import sys; sys.modules['accelerate'] = None; import agents.train; from agents.ranks import ranks; assert ranks().size == 1"
+    run([sys.executable, "-c", probe], WORLD_SIZE="1")
 
 
 def test_ppo_goes_from_one_process_to_several_and_back(tmp_path):
@@ -192,11 +190,12 @@ def test_ppo_goes_from_one_process_to_several_and_back(tmp_path):
     one = TextPPO("TransformerPolicy", make_env(1), policy_kwargs={"model": make("gae").policy.architecture()["model"]}, seed=3, **settings)
     one.learn(300)
     one.save(tmp_path / "one")
+    one.learn(300, reset_num_timesteps=False)
     other = TextPolicyGradient.load(tmp_path / "one", env=make_env(1), **on_ranks("ppo").when_loaded)
     other.save(tmp_path / "other")
-    back = TextPPO.load(tmp_path / "other", env=make_env(1), rollout_buffer_kwargs={"whiten_advantages": True})
-    for model in (one, other, back):
-        model.learn(300, reset_num_timesteps=False)
+    other.learn(300, reset_num_timesteps=False)
+    back = TextPPO.load(tmp_path / "other", env=make_env(1), **ALGORITHMS["ppo"].when_loaded)
+    back.learn(300, reset_num_timesteps=False)
     for name, value in one.policy.state_dict().items():
         torch.testing.assert_close(other.policy.state_dict()[name], value, atol=1e-6, rtol=1e-5)
         assert torch.equal(back.policy.state_dict()[name], value)
