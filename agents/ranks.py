@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from .shared_sum import SharedSum, shared_sum
+
 TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
 _INTERRUPTED = "Ctrl-C"
 _AGAIN = "the same command goes on from the last checkpoint"
@@ -137,6 +139,7 @@ class _Group(Ranks):
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])
+        self._sums: dict[tuple[int, torch.dtype], SharedSum | None] = {}  # by length and type of a vector
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
         self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self.wait()
@@ -177,14 +180,25 @@ class _Group(Ranks):
             self._add([p for p in parameters if p.dtype == dtype])
 
     def _add(self, parameters: list[nn.Parameter]) -> None:
-        # One flat message, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
+        # One flat vector, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
         reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
-        flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
-        with self._together():
-            torch.distributed.all_reduce(flat)
+        own = [*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached]
+        flat = self._summed(own)
         *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
         for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
             parameter.grad = summed.view_as(parameter) if anyone else None
+
+    def _summed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        key = (sum(part.numel() for part in parts), parts[0].dtype)
+        if key not in self._sums:
+            self._sums[key] = shared_sum(self, *key) if self.device.type == "cpu" else None
+        through_memory = self._sums[key]
+        if through_memory is not None:
+            return through_memory(parts)
+        flat = torch.cat(list(parts))
+        with self._together():
+            torch.distributed.all_reduce(flat)
+        return flat
 
     def say_once(self, message: str) -> bool:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents import TextPolicyGradient, TextPPO
+from agents import TextPolicyGradient, TextPPO, shared_sum
 from agents.ranks import digest, ranks
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
@@ -100,6 +100,31 @@ def exact(folder):
         (folder / f"{case}-{ranks().rank}.pickle").write_bytes(pickle.dumps((rollouts, weights, logged, steps)))
 
 
+def sums(folder):
+    """Add up gradients through memory and through gloo."""
+    rng = torch.Generator().manual_seed(ranks().rank)
+    found = {}
+    for memory in (shared_sum.MEMORY, Path("nowhere")):
+        shared_sum.MEMORY = memory
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 5), (7,), (2,), (4,))]
+        parameters += [torch.nn.Parameter(torch.zeros(6, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(3 + len(found)))]
+        for number in range(3):
+            for i, parameter in enumerate(parameters):
+                reached = i != 2 and (i != 1 or ranks().rank == 1)  # nobody reaches the third, one rank the second
+                parameter.grad = (
+                    torch.full(parameter.shape, 10.0**number * (1 + ranks().rank) + i, dtype=parameter.dtype) if reached else None
+                )
+            ranks().add_gradients(parameters)
+            found[str(memory), number] = [None if p.grad is None else p.grad.clone() for p in parameters]
+    noise = torch.nn.Parameter(torch.zeros(1000))
+    noise.grad = torch.randn(1000, generator=rng)
+    ranks().add_gradients([noise])
+    through = sorted(type(found).__name__ for found in ranks()._sums.values())
+    (folder / f"sums-{ranks().rank}.pickle").write_bytes(
+        pickle.dumps((found, noise.grad, through, list(Path("/dev/shm").glob("textrl-*"))))
+    )
+
+
 def whole(folder):
     """Train for real, save, and go on; leave what each rank holds in the end."""
     for seed in (3, None):
@@ -159,4 +184,4 @@ def broken(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"exact": exact, "whole": whole, "refused": refused, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))
+    {"exact": exact, "sums": sums, "whole": whole, "refused": refused, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))

@@ -95,6 +95,23 @@ def test_the_joined_rollout_is_what_one_process_records(exact):
             assert dealt[0] == dealt[1]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_gradients_are_added_up_through_memory_and_through_gloo(tmp_path, size):
+    run(torchrun("tests.agents.ranked", "sums", tmp_path, size=size))
+    results = [pickle.loads((tmp_path / f"sums-{rank}.pickle").read_bytes()) for rank in range(size)]
+    for found, noise, through, left_over in results:
+        assert torch.equal(noise, results[0][1])
+        assert not left_over
+        assert through[0] == "NoneType" and (through[-1] == "SharedSum") == Path("/dev/shm").is_dir()
+        for (_, number), gradients in found.items():
+            for i, gradient in enumerate(gradients):
+                expected = sum(10.0**number * (1 + rank) + i for rank in range(size))
+                if i == 2:
+                    assert gradient is None
+                else:
+                    assert (gradient == (10.0**number * 2 + i if i == 1 else expected)).all()
+
+
 def test_joining_gives_back_what_was_cut_apart():
     rng = np.random.default_rng(0)
     lengths = np.array([3, 6, 2, 4])  # steps of four rows; the third and the fourth are idle in the end
