@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import TextPolicyGradient, TextPPO, shared_sum
+import agents.watch
+from agents import TextPolicyGradient, TextPPO, TransformerPolicy, shared_sum
+from agents.cli import main
 from agents.ranks import digest, ranks
+from agents.watch import HackingWatch
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
@@ -182,6 +186,41 @@ def broken(folder):
         (folder / f"broken-{ranks().rank}").write_text(str(error))
 
 
+class StopsOnOne(BaseCallback):
+    def _on_step(self):
+        return not (ranks().rank == 1 and self.model.num_rollouts == 2)
+
+
+def stopped(folder):
+    """A callback of one rank asks to stop, and an alarm that the first one raises."""
+    model = make("gae")
+    model.learn(10**5, StopsOnOne())
+    found = [(model.num_rollouts, model.num_texts)]
+    watch = HackingWatch(folder / "watch", stop=True)
+    agents.watch.causes = lambda history: [("length", "too long")] if len(history) == 2 else []
+    model = make("gae")
+    model.learn(10**5, watch)
+    found += [(model.num_rollouts, model.num_texts), watch.alarms]
+    (folder / f"stopped-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def failing(flags):
+    """Train by the command line until the policy of rank 1 fails in a rollout."""
+    forward = TransformerPolicy.forward
+    calls = []
+
+    def broken(self, *args, **kwargs):
+        calls.append(1)
+        if ranks().rank == 1 and len(calls) == 30:
+            raise FloatingPointError("the policy's logits are NaN")
+        return forward(self, *args, **kwargs)
+
+    TransformerPolicy.forward = broken
+    return main(["train", *flags])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"exact": exact, "sums": sums, "whole": whole, "refused": refused, "broken": broken}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] == "failing":
+        sys.exit(failing(sys.argv[2:]))
+    {"exact": exact, "sums": sums, "whole": whole, "refused": refused, "broken": broken, "stopped": stopped}[sys.argv[1]](Path(sys.argv[2]))

@@ -167,6 +167,14 @@ def test_a_loss_that_is_no_number_stops_all(tmp_path):
     ] * 2
 
 
+def test_one_rank_stops_all(tmp_path):
+    run(torchrun("tests.agents.ranked", "stopped", tmp_path))
+    for rank in (0, 1):
+        assert pickle.loads((tmp_path / f"stopped-{rank}.pickle").read_bytes()) == [(2, 32), (2, 32), {"length": "too long"}]
+    assert (tmp_path / "watch" / "alarms.txt").read_text() == "length: too long\n"
+    assert len((tmp_path / "watch" / "watch.csv").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize("algo", ["a2c", "trpo", "nlpo", "maskable-ppo", "dpo"])
 def test_algorithms_of_one_process(algo):
     with pytest.raises(ValueError, match=f"--algo {algo} trains in one process.*ppo, reinforce, .*rloo"):
@@ -294,6 +302,13 @@ def test_a_rank_is_killed_and_the_run_goes_on_with_one_and_with_two(tiny, tmp_pa
     lengths = np.array([float(row["length"]) for row in rows])
     np.testing.assert_array_equal(np.diff(tokens, prepend=0), (16 * lengths).round())
     assert tokens[-1] >= 9000 > tokens[-2]
+
+
+def test_a_failure_of_one_rank_is_told_once_and_ends_all(tiny, tmp_path):
+    done = run(torchrun("tests.agents.ranked", "failing", *flags(tiny, tmp_path / "run", 9000)), check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1 and "error: the policy's logits are NaN" in done.stderr
+    assert len(rows_of(tmp_path / "run")) == 1
 
 
 @pytest.mark.slow
