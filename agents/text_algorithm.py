@@ -25,10 +25,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 from torch import nn
 
-from textrl_env.core import TextCore
 from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
-from textrl_env.share import Share
 
 from .buffer import SequenceRolloutBuffer
 from .health import Health, Symptoms
@@ -36,9 +34,9 @@ from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
 from .metrics import record_rollout, rename
+from .on_ranks import OnRanks, Stopped
 from .policy import TransformerPolicy
 from .progress import TokenProgressBar
-from .ranks import Ranks, ranks
 from .resume import generators, restore_generators
 from .rollout import play_episodes
 from .score_scale import ScoreScale
@@ -47,14 +45,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
-CHECK_EVERY = 5  # rollouts between two comparisons of what the ranks hold
 
 
-class _Stopped(Exception):
-    """A callback on some rank asked to stop."""
-
-
-class TextAlgorithm(OnPolicyAlgorithm):
+class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
     Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
@@ -69,7 +62,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
-        ranks: The processes that train together, see `agents.ranks`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
@@ -88,8 +80,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
-    ranks: Ranks = Ranks()
-    _on_ranks: ClassVar[bool] = False  # whether several processes can train one policy with it
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -144,20 +134,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
 
         self.health = Health()
 
-    def _join_ranks(self) -> None:
-        self.ranks = ranks()
-        if self.ranks.size == 1:
-            return
-        if not self._on_ranks:
-            raise ValueError(
-                f"{type(self).__name__} trains in one process, and torchrun started {self.ranks.size}: use TextPolicyGradient there "
-                "(estimator='gae' is PPO) or RLOO, GRPO, Reinforce, ReinforcePlusPlus"
-            )
-        if not self.ranks.is_main:
-            self.verbose, self.tensorboard_log = 0, None
-        if self.seed is None:
-            self.seed = self.ranks.broadcast(int(np.random.SeedSequence().generate_state(1)[0]))
-
     def _set_reference(self) -> None:
         adapted = self.policy_kwargs.get("lora") is not None
         if self.reference_mixup and adapted:
@@ -209,10 +185,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
         finished: list[dict[str, Any]] = []
         try:
             self._play(env, callback, rollout_buffer, use_masking, finished)
-        except _Stopped:
+        except Stopped:
             return False
         finally:
-            _core(env).share = None
+            self._end_on_ranks(env)
         self.num_rollouts += 1
         self.num_texts += len(finished)
         self._log_rollout(finished, perf_counter() - began)
@@ -226,7 +202,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         """Write the texts, and append their infos to `finished`.
 
         Raises:
-            _Stopped: A callback asked to stop, on any rank.
+            Stopped: A callback asked to stop, on any rank.
         """
         own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
         more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
@@ -236,59 +212,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 self.ranks.gather((True, 0, []))  # what the others do in _join_round
-                raise _Stopped
+                raise Stopped
             if self.ranks.size == 1:
                 self._update_info_buffer(infos, dones)
             own += [infos[row] for row in np.flatnonzero(dones)]
-
-    def _begin_on_ranks(self, env: VecEnv) -> None:
-        """Give each rank its share of the texts and its own random numbers, and compare what they hold now and then.
-
-        The numbers follow from the seed and the number of the rollout: a checkpoint need not hold every rank's generator.
-        """
-        texts = env.unwrapped
-        assert isinstance(texts, TextGenerationVecEnv)
-        size = texts.task.group_size
-        groups = -(-self.n_episodes // size)
-        if groups < self.ranks.size:
-            raise ValueError(
-                f"n_episodes={self.n_episodes} are {groups} groups of group_size={size}, and a group stays on one rank: raise n_episodes, "
-                f"or start at most {groups} processes instead of {self.ranks.size}"
-            )
-        state = texts.random_state()
-        if _numbers(state["reward"]):
-            raise ValueError(
-                f"the reward {texts.reward_model!r} changes while it scores, and each of {self.ranks.size} ranks would change its own: "
-                "use one that does not (norm_reward of rollout_buffer_kwargs scales by all ranks' scores), or train in one process"
-            )
-        if self.num_rollouts % CHECK_EVERY == 0:
-            self.ranks.check_equal({"weights": self.policy, "prompts": state, "beta": self.kl_controller.beta})
-        _core(env).share = Share(self.ranks.rank, self.ranks.size)
-        drawn = np.random.SeedSequence([self.seed or 0, self.num_rollouts, self.ranks.rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(drawn[0]))
-
-    def _join_round(self, own: list[dict[str, Any]], finished: list[dict[str, Any]], before: int) -> int:
-        """Join the texts that the ranks finished since the last call, and return how many more the rollout needs.
-
-        Args:
-            own: Those of this rank, taken out.
-            finished: Those of all ranks in this rollout, which grow.
-            before: Tokens before the rollout.
-
-        Raises:
-            _Stopped: A callback of another rank asked to stop.
-        """
-        parts = self.ranks.gather((False, self.num_timesteps - before, own))
-        own.clear()
-        if any(stopped for stopped, *_ in parts):
-            raise _Stopped
-        joined = [info for *_, infos in parts for info in infos]
-        self._update_info_buffer(joined, np.ones(len(joined), bool))
-        finished += joined
-        more = self._more_texts(finished)
-        if not more:
-            self.num_timesteps = before + sum(tokens for _, tokens, _ in parts)
-        return more
 
     def _more_texts(self, finished: list[dict[str, Any]]) -> int:
         """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
@@ -452,17 +379,6 @@ class TextAlgorithm(OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
         return state_dicts + (["reference"] if weights else []), variables
-
-
-def _core(env: VecEnv) -> TextCore:
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
-    return texts.core
-
-
-def _numbers(state: Any) -> bool:
-    """Return whether there is anything in nested mappings."""
-    return any(_numbers(value) for value in state.values()) if isinstance(state, Mapping) else state is not None
 
 
 def _folder_of(source: LMSource) -> str | Path:

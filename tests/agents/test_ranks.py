@@ -18,8 +18,9 @@ import torch
 from agents import TextPolicyGradient, TextPPO
 from agents.algorithms import ALGORITHMS, on_ranks
 from agents.joining import Recorded, join
+from agents.launcher import check_launcher
 from agents.lm import load_lm, save_lm
-from agents.ranks import check_launcher, ranks
+from agents.ranks import ranks
 from textrl_env import make_task
 
 from .ranked import CASES, COMMON, ROLLOUTS, learn, make, make_env
