@@ -9,11 +9,12 @@ from pathlib import Path
 from textrl_env import TextTask
 from textrl_env.folders import cache_folder
 
+from .ranks import ranks
 from .sft import SFT
 
 
 def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
-    """Return the folder of the task's base policy, and pretrain it first if it is not there.
+    """Return the folder of the task's base policy, and pretrain it first if it is not there; of several ranks one does, and all wait.
 
     Raises:
         ValueError: The task names no recipe.
@@ -23,11 +24,11 @@ def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
     recipe = task.recipe
     texts = recipe.corpus()
     folder = cache_folder() / "bases" / _fingerprint(task, texts)
-    if folder.is_dir():
-        return folder
-    trainer = SFT(dict(recipe.model), task.tokenizer, recipe.learning_rate, recipe.batch_size, seed=recipe.seed)
-    trainer.learn(texts, recipe.steps, progress_bar, title="pretrain the base policy")
-    trainer.save(folder)
+    with ranks().main_first():
+        if not folder.is_dir():
+            trainer = SFT(dict(recipe.model), task.tokenizer, recipe.learning_rate, recipe.batch_size, seed=recipe.seed)
+            trainer.learn(texts, recipe.steps, progress_bar, title="pretrain the base policy")
+            trainer.save(folder)
     return folder
 
 

@@ -14,9 +14,11 @@ from torch import nn
 
 from .acting import Acting
 from .backbones import Backbone, backbone_of
+from .joining import Recorded, join
 from .kl import Beta, as_kl_controller
 from .lm import LMSource, frozen, load_lm
-from .rollout_data import RolloutStats, Segment, SequenceSamples
+from .ranks import Ranks
+from .rollout_data import Part, RolloutStats, Segment, SequenceSamples, Whole
 from .sampler import Sampler
 from .score_scale import ScoreScale
 from .sequences import SequenceBatch, Written, action_log_probs, full_kl, pack
@@ -57,6 +59,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     Attributes:
         actor: The policy's backbone; only `kl_reward="full"` asks for it.
+        ranks: Of several, each adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
         score_scale: What the rewards go through first; holds the running moments.
         scores: Of each text, as the environment paid them, shape (S,).
 
@@ -91,6 +94,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.whiten_rewards = whiten_rewards
         self.score_scale = ScoreScale(norm_reward, clip_reward)
         self.actor: Backbone | None = None
+        self.ranks = Ranks()
         self.stats: RolloutStats | None = None
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
@@ -180,11 +184,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
             dones: Whether each row's text ended at the last step, shape (E,).
         """
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (S, E) each
-        actions, self.rewards, starts, self.values, self.log_probs, live = columns
+        self._cut_segments(columns[-1])
+        self._own = slice(0, len(self.segments))
+        self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
+        if self.ranks.size > 1:
+            columns, dones = self._join(Recorded(columns, np.asarray(dones, bool), self._openings, self._replies, self.kept))
+            last_values = torch.zeros(len(dones))
+        actions, self.rewards, starts, self.values, self.log_probs, _ = columns
         self.episode_starts = starts.astype(np.float32)
-        self.buffer_size = len(self._steps)
+        self.buffer_size = len(actions)
         self.full = True
-        self._cut_segments(live)
         self.actions = self._flat(actions)
         self.scores = np.array([self.rewards[s.steps, s.row].sum() for s in self.segments])
         self.rewards = self.score_scale(self.rewards, self.scores)
@@ -197,13 +206,42 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self.advantages = (self.advantages - self.advantages.mean()) / np.sqrt(self.advantages.var() + 1e-8)
         self._note()
 
+    def _join(self, own: Recorded) -> tuple[list[np.ndarray], np.ndarray]:
+        """Take in what the other ranks recorded, whole texts all of them; return columns and last dones as one process has them."""
+        parts = self.ranks.gather(own.without_idle_rows())
+        whole = join(parts)
+        before = sum(len(part.openings) for part in parts[: self.ranks.rank])
+        self._own = slice(before, before + len(own.openings))
+        self._openings, self._replies = whole.openings, whole.replies
+        self._cut_segments(whole.columns[-1])
+        self.kept = whole.kept
+        return whole.columns, whole.ended
+
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
         """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all."""
         assert self.full, "compute_returns_and_advantage first"
+        for indices in self._minibatches(batch_size):
+            yield self.samples(indices)
+
+    def parts(self, batch_size: int | None = None) -> Iterator[Part]:
+        """Yield this rank's part of each minibatch that `get` would yield; ranks whose NumPy generators are equal cut alike."""
+        for indices in self._minibatches(batch_size):
+            own = indices if self.ranks.size == 1 else self._part(indices)
+            whole = Whole(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
+            yield Part(self.samples(own) if len(own) else None, whole)
+
+    def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
         order = np.random.permutation(self.trained)
         size = batch_size or len(order)
         for start in range(0, len(order), size):
-            yield self.samples(order[start : start + size])
+            yield order[start : start + size]
+
+    def _part(self, indices: np.ndarray) -> np.ndarray:
+        """Return every size-th of the texts by length, there and back as cards are dealt, so that the parts are of like length."""
+        rank, size = self.ranks.rank, self.ranks.size
+        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]
+        turn = np.arange(len(indices)) % (2 * size)
+        return by_length[(turn == rank) | (turn == 2 * size - 1 - rank)]
 
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
@@ -221,7 +259,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Say for every text at which steps its tokens were written, in the order in which texts began."""
         steps = np.where(live, len(live), np.arange(len(live))[:, None])
         idle = np.minimum.accumulate(steps[::-1])[::-1]  # (S, E): the first step from here on at which the row is idle
-        next_start = dict.fromkeys(range(self.n_envs), len(live))
+        next_start = dict.fromkeys(range(live.shape[1]), len(live))
         ends = {}
         for index in range(len(self._openings) - 1, -1, -1):
             row, step, *_ = self._openings[index]
@@ -233,7 +271,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
         self.trained = np.arange(len(self.segments))  # texts that `get` yields; an estimator may leave some out
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
-        self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (S, E, ...) to (N, ...), text after text."""
@@ -276,7 +313,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             hidden = self.reference.hidden(batch)
             log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
             out[tokens] = log_probs.cpu().numpy()
-        return out
+        return self._gathered(out)
 
     @torch.inference_mode()
     def _full_kl(self) -> np.ndarray:
@@ -287,12 +324,19 @@ class SequenceRolloutBuffer(RolloutBuffer):
         out = np.empty(self._offsets[-1], np.float32)
         for tokens, batch in self._by_length():
             out[tokens] = full_kl(self.actor, self.reference, batch, self.sampler, self.vocab_size).cpu().numpy()
-        return out
+        return self._gathered(out)
+
+    def _gathered(self, per_token: np.ndarray) -> np.ndarray:
+        """Return numbers of all tokens from each rank's own, shape (N,)."""
+        if self.ranks.size == 1:
+            return per_token
+        own = slice(self._offsets[self._own.start], self._offsets[self._own.stop])
+        return np.concatenate(self.ranks.gather(per_token[own]))
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
-        """Yield all texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
-        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
-        order = np.argsort(lengths, kind="stable")
+        """Yield this rank's texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
+        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments[self._own]]
+        order = self._own.start + np.argsort(lengths, kind="stable")
         for start in range(0, len(order), self.reference_batch_size):
             indices = order[start : start + self.reference_batch_size]
             yield self._tokens(indices), self._batch(indices)

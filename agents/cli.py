@@ -91,12 +91,22 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(module_name)
         getattr(module, run)(resolve(getattr(module, kind), argv[words:]))
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on from there.")
+        _tell("\nStopped. What was finished is kept; the same command goes on from there.", interrupted=True)
         return 130
     except (ValueError, TypeError, OSError, RewardError, FloatingPointError, ImportError) as error:
-        Console(stderr=True).print(Text("error: ", "red").append(str(error), "default"))
+        if not getattr(error, "told", False):  # by the rank where it happened
+            _tell(Text("error: ", "red").append(str(error), "default"))
         return 2
     return 0
+
+
+def _tell(message: str | Text, interrupted: bool = False) -> None:
+    """Print why the command ends; of several ranks that say the same, one does."""
+    if "agents.ranks" in sys.modules:  # or this process never asked for others
+        first = import_module("agents.ranks").tell_others(str(message).removeprefix("error: "), interrupted)
+        if not first:
+            return
+    Console(stderr=True).print(message)
 
 
 def resolve(kind: Any, argv: list[str]) -> Any:

@@ -25,7 +25,7 @@ from .estimators import ESTIMATORS, GROUPED, Rollout
 from .kl import Beta
 from .lm import LMSource
 from .policy import TransformerPolicy
-from .rollout_data import SequenceSamples
+from .rollout_data import Part, SequenceSamples, Whole
 from .sequences import full_kl
 from .sft import SFT
 from .text_algorithm import TextAlgorithm
@@ -64,7 +64,8 @@ def check_kl(kl_in: KLIn, kl_estimator: KLEstimator, estimator: str, whiten: boo
 class TextPolicyGradient(TextAlgorithm, PPO):
     """Policy gradient on texts, clipped as PPO's, with a choice of advantages, averages and places for KL.
 
-    `RLOO`, `GRPO`, `Reinforce` and `ReinforcePlusPlus` (`agents.critic_free`) are this class with their defaults.
+    `RLOO`, `GRPO`, `Reinforce` and `ReinforcePlusPlus` (`agents.critic_free`) are this class with their defaults.  Started by torchrun,
+    several processes train one policy with it, see `agents.ranks`; no argument changes its meaning then.
 
     Args:
         policy: See `TextPPO`.
@@ -207,6 +208,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             _init_setup_model=_init_setup_model,
         )
 
+    _on_ranks = True
+
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer.actor = self.policy.backbone
@@ -251,19 +254,24 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self._estimate()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        np.random.set_state(self.ranks.broadcast(np.random.get_state()))  # a rank's reward may have drawn from the generator
         log: dict[str, list[float]] = {}
         go_on = True
         for _ in range(self.n_epochs):
             log["approx_kl"] = []  # as SB3 logs it: of the last epoch
-            for samples in self.rollout_buffer.get(self.batch_size) if len(self.rollout_buffer.trained) else ():
-                loss, notes = self._loss(samples)
+            for part in self.rollout_buffer.parts(self.batch_size) if len(self.rollout_buffer.trained) else ():
+                loss, own = self._part_loss(part)
+                notes = self.ranks.total(own)  # every rank goes the same way
                 for name, value in notes.items():
                     log.setdefault(name, []).append(value)
                 if self.target_kl is not None and notes["approx_kl"] > 1.5 * self.target_kl:
                     go_on = False
                     break
                 self.policy.optimizer.zero_grad()
-                loss.backward()
+                if part.samples is not None or loss.requires_grad:
+                    loss.backward()
+                self.ranks.add_gradients(trainable)
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
                 log.setdefault("grad_norm", []).append(float(norm))
                 self.policy.optimizer.step()
@@ -276,11 +284,29 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.logger.record("train/explained_variance", explained_variance(self.rollout_buffer.values, self.rollout_buffer.returns))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _loss(self, samples: SequenceSamples) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a minibatch, and what the log says of it."""
+    def _part_loss(self, part: Part) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return what this rank adds to the loss of a minibatch, and to what the log says of it."""
+        loss, notes = torch.zeros((), device=self.device), {"loss": 0.0}
+        if part.samples is not None:
+            loss, notes = self._loss(part.samples, part.whole)
+        if self.ptx_coef and (ptx_loss := self._ptx_loss()) is not None:
+            loss = loss + self.ptx_coef * ptx_loss
+            notes = {**notes, "ptx_loss": ptx_loss.item(), "loss": loss.item()}
+        return loss, notes
+
+    def _loss(self, samples: SequenceSamples, whole: Whole | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of a minibatch without ptx, and what the log says of it.
+
+        Args:
+            samples: The minibatch, or a part of it.
+            whole: Its size, if they are a part: the losses of the parts add up to that of the minibatch.
+        """
+        if whole is None:
+            whole = Whole(len(samples.observations.input_ids), len(samples.advantages))
+        share = len(samples.advantages) / whole.tokens  # 1 in a single process
         values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())
         assert entropy is not None
-        weights = self._weights(samples)
+        weights = self._weights(samples, whole)
         log_ratio = log_prob - samples.old_log_prob
         ratio = log_ratio.exp()
         low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -294,7 +320,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         loss = policy_loss + self.ent_coef * entropy_loss
         notes = {"policy_gradient_loss": policy_loss.item(), "entropy_loss": entropy_loss.item()}
         if self.vf_coef:
-            value_loss = self._value_loss(values.flatten(), samples)
+            value_loss = share * self._value_loss(values.flatten(), samples)
             loss = loss + self.vf_coef * value_loss
             notes["value_loss"] = value_loss.item()
         if self.kl_in == "loss" or self.kl_estimator == "full":
@@ -302,14 +328,10 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             kl_loss = (weights * kl).sum()
             loss = loss + self.rollout_buffer.beta * kl_loss
             notes["kl_loss"] = kl_loss.item()
-        if self.ptx_coef:
-            ptx_loss = self._ptx_loss()
-            loss = loss + self.ptx_coef * ptx_loss
-            notes["ptx_loss"] = ptx_loss.item()
         with torch.no_grad():
             notes["ratio_min"], notes["ratio_max"] = float(ratio.min()), float(ratio.max())
-            notes["approx_kl"] = float(((ratio - 1) - log_ratio).mean())
-            notes["clip_fraction"] = float(((ratio > 1 + high) | (ratio < 1 - low)).float().mean())
+            notes["approx_kl"] = share * float(((ratio - 1) - log_ratio).mean())
+            notes["clip_fraction"] = share * float(((ratio > 1 + high) | (ratio < 1 - low)).float().mean())
         return loss, {**notes, "loss": loss.item()}
 
     def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
@@ -326,14 +348,21 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         assert buffer.sampler is not None and buffer.reference is not None
         return full_kl(self.policy.backbone, buffer.reference, samples.observations, buffer.sampler, buffer.vocab_size)
 
-    def _ptx_loss(self) -> torch.Tensor:
-        """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds."""
+    def _ptx_loss(self) -> torch.Tensor | None:
+        """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.
+
+        Ranks draw the same texts, and each adds what its own of them contribute; None: it has none.
+        """
         if self._ptx is None:
             assert self.env is not None
             texts = self.env.unwrapped
             assert isinstance(texts, TextGenerationVecEnv)
             self._ptx = SFT(self.policy.lm, texts.core.task.tokenizer)
-        return self._ptx.loss_of([self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)])
+        drawn = [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
+        own = drawn[self.ranks.rank :: self.ranks.size]
+        if self.ranks.size == 1 or not own:
+            return self._ptx.loss_of(own) if own else None
+        return self._ptx.loss_of(own) * (self._ptx.num_targets(own) / self._ptx.num_targets(drawn))
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
         if self.clip_range_vf is not None:
@@ -341,15 +370,14 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             values = samples.old_values + (values - samples.old_values).clamp(-reach, reach)
         return functional.mse_loss(samples.returns, values)
 
-    def _weights(self, samples: SequenceSamples) -> torch.Tensor:
-        """Return what each token counts in a minibatch of S texts, shape (N,)."""
+    def _weights(self, samples: SequenceSamples, whole: Whole) -> torch.Tensor:
+        """Return what each token counts in a minibatch, shape (N,)."""
         batch = samples.observations
         if self.loss_aggregation == "token":
-            return torch.full_like(samples.advantages, 1 / len(samples.advantages))
-        rows = batch.predictor // batch.input_ids.shape[1]
-        counts = torch.bincount(rows, minlength=len(batch.input_ids))
-        texts = int((counts > 0).sum())
+            return torch.full_like(samples.advantages, 1 / whole.tokens)
         if self.loss_aggregation == "sequence":
-            return 1 / (texts * counts[rows].float())
+            rows = batch.predictor // batch.input_ids.shape[1]
+            counts = torch.bincount(rows, minlength=len(batch.input_ids))
+            return 1 / (whole.texts * counts[rows].float())
         longest = self.observation_space["response"].shape[0]  # type: ignore[index]
-        return torch.full_like(samples.advantages, 1 / (texts * longest))
+        return torch.full_like(samples.advantages, 1 / (whole.texts * longest))

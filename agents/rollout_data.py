@@ -28,6 +28,25 @@ class SequenceSamples(NamedTuple):
     reference_log_prob: torch.Tensor | None = None
 
 
+class Whole(NamedTuple):
+    """Size of a minibatch that ranks share."""
+
+    texts: int
+    tokens: int
+
+
+class Part(NamedTuple):
+    """One rank's part of a minibatch.
+
+    Attributes:
+        samples: Its texts; None: this rank has none of them.
+        whole: Size of the minibatch.
+    """
+
+    samples: SequenceSamples | None
+    whole: Whole
+
+
 @dataclass(frozen=True)
 class Segment:
     """The part of one text that lies in this rollout.

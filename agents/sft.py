@@ -53,11 +53,18 @@ class SFT(Supervised):
         eos = self.tokenizer.eos_token_id
         return [(p + r + [eos], len(p)) for p, r in zip(prompts, responses, strict=True)]
 
+    def num_targets(self, texts: Sequence[tuple[str, str]]) -> int:
+        """Return how many tokens the loss of these texts is a mean of."""
+        return sum(len(ids) - self._read(prompt_length) for ids, prompt_length in self._encode(texts))
+
+    def _read(self, prompt_length: int) -> int:
+        # The first token of all has nothing that could predict it; an encoder's prompt is not predicted at all.
+        return 1 if self.train_on_prompts and not self.backbone.reads_prompt_apart else max(prompt_length, 1)
+
     def _loss(self, rows: Sequence[tuple[list[int], int]]) -> torch.Tensor:
         texts = []
         for ids, prompt_length in rows:
-            # The first token of all has nothing that could predict it; an encoder's prompt is not predicted at all.
-            read = 1 if self.train_on_prompts and not self.backbone.reads_prompt_apart else max(prompt_length, 1)
+            read = self._read(prompt_length)
             texts.append(Written(np.asarray(ids[:read]), np.asarray(ids[read:]), 0))
         batch = pack(texts, self.backbone.device)
         targets = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=self.backbone.device)

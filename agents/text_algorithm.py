@@ -36,6 +36,7 @@ from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
 from .metrics import record_rollout, rename
+from .on_ranks import OnRanks, Stopped
 from .policy import TransformerPolicy
 from .progress import TokenProgressBar
 from .resume import generators, restore_generators
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
 
-class TextAlgorithm(OnPolicyAlgorithm):
+class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
     Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
@@ -123,7 +124,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
         self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
 
     def _setup_model(self) -> None:
+        self._join_ranks()
         super()._setup_model()
+        self.ranks.share_weights(self.policy)
+        self.rollout_buffer.ranks = self.ranks
         self.rollout_buffer.kl_controller = self.kl_controller
         if self.score_scale is None:
             self.score_scale = self.rollout_buffer.score_scale
@@ -176,27 +180,49 @@ class TextAlgorithm(OnPolicyAlgorithm):
             restore_generators(self.resume_state, env)
             self.resume_state = None
         self._rollout_start = {**self._progress(), "resume_state": generators(env)}
+        if self.ranks.size > 1:
+            if self.generator is not None:
+                raise ValueError(f"a generator under {self.ranks.size} ranks: each of them writes with its policy; set it to None")
+            self._begin_on_ranks(env)
         self.policy.set_training_mode(False)
         self.kl_controller.follow(self._current_progress_remaining)
         callback.on_rollout_start()
         began = perf_counter()
         finished: list[dict[str, Any]] = []
-        more = partial(self._more_texts, finished)
-        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
-        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
-            self.num_timesteps += played.num_live
-            infos, dones = played.infos, played.dones
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            finished += [infos[row] for row in np.flatnonzero(dones)]
+        try:
+            self._play(env, callback, rollout_buffer, use_masking, finished)
+        except Stopped:
+            return False
+        finally:
+            self._end_on_ranks(env)
         self.num_rollouts += 1
         self.num_texts += len(finished)
         self._log_rollout(finished, perf_counter() - began)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _play(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, use_masking: bool, finished: list[dict[str, Any]]
+    ) -> None:
+        """Write the texts, and append their infos to `finished`.
+
+        Raises:
+            Stopped: A callback asked to stop, on any rank.
+        """
+        own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
+        more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
+        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
+        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
+            self.num_timesteps += played.num_live
+            infos, dones = played.infos, played.dones
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self.ranks.gather((True, 0, []))  # what the others do in _join_round
+                raise Stopped
+            if self.ranks.size == 1:
+                self._update_info_buffer(infos, dones)
+            own += [infos[row] for row in np.flatnonzero(dones)]
 
     def _more_texts(self, finished: list[dict[str, Any]]) -> int:
         """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
@@ -275,20 +301,15 @@ class TextAlgorithm(OnPolicyAlgorithm):
     def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
         buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
         unfinished = sum(info["finish_reason"] == "length" for info in finished) / len(finished)
-        self.health.check(
-            Symptoms(
-                np.add.reduceat(buffer.kl, buffer._offsets[:-1]),
-                buffer.scores,
-                -float(buffer.log_probs.mean()),
-                1 - unfinished,
-                None if last is None else float(last),
-            )
-        )
+        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])
+        symptoms = Symptoms(kl, buffer.scores, -float(buffer.log_probs.mean()), 1 - unfinished, None if last is None else float(last))
+        if self.ranks.is_main:
+            self.health.check(symptoms)
         record_rollout(self.logger, buffer, finished, seconds)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar=False)
-        if not progress_bar:
+        if not progress_bar or not self.ranks.is_main:
             return made
         bar = CallbackList([made, TokenProgressBar()])
         bar.init_callback(self)
@@ -346,7 +367,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,12 @@ from rewards.preference_files import read_preferences
 from textrl_env import TextTask, make_task
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
-from .algorithms import ALGORITHMS
+from .algorithms import ALGORITHMS, on_ranks
 from .base import base_policy
 from .corpus import corpus_task, read_lines
 from .offline import OFFLINE, learn_offline
+from .precision import Precision
+from .ranks import ranks
 from .run_folder import RunFolder, fingerprint, write_yaml
 from .threads import choose_threads
 from .tuning import Tuning, tune
@@ -43,6 +46,8 @@ class Train(Tuning):
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
+        precision: `bfloat16` or `float16` compute the trunk in mixed precision.
+        micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
         steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
         out: Folder of the run; running again goes on where it stopped.
@@ -62,6 +67,8 @@ class Train(Tuning):
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
+    precision: Precision = "float32"
+    micro_batch_size: int = 0
     preferences: Path | None = None
     steps: int | None = None
     out: Path = Path("runs/train")
@@ -69,25 +76,45 @@ class Train(Tuning):
 
 def run_train(config: Train) -> None:
     """Train, and leave the resolved configuration, the model and the metrics in the run folder."""
-    console = Console()
+    together = ranks()
+    console = Console(quiet=not together.is_main)
+    if together.size > 1:
+        _check_ranks(config, console, together.size)
     choose_threads()
     run = RunFolder(config.out)
-    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
-    task = task_of(config, run)
+    if together.is_main:
+        write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    with together.main_first():
+        task = task_of(config, run)
     if config.algo in OFFLINE:
         _offline(config, run, task)
         console.print(f"model: {run.path / config.algo / 'model'}")
         return
-    base = config.model or str(base_policy(task, progress_bar=True))
-    rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens")}
-    rules["eos_token_id"] = task.tokenizer.eos_token_id
+    base = config.model or str(base_policy(task, progress_bar=together.is_main))
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(config.n_episodes, task=grouped, reward=reward_of(config.reward))
-    watch = HackingWatch(run.path / config.algo, None if config.held_out is None else reward_of(config.held_out), config.stop_at_alarm)
-    tune(run, config.algo, base, env, config, [base, config.reward], rules, config.algo, watch)
+    held_out = None if config.held_out is None or not together.is_main else reward_of(config.held_out)
+    watch = HackingWatch(run.path / config.algo, held_out, config.stop_at_alarm)
+    tune(run, config.algo, base, env, config, [base, config.reward], _policy_settings(config, task), config.algo, watch)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
+
+
+def _check_ranks(config: Train, console: Console, size: int) -> None:
+    if config.algo in OFFLINE:
+        raise ValueError(f"--algo {config.algo} trains in one process: start it as `textrl train`, without torchrun")
+    made = on_ranks(config.algo)
+    console.print(f"{size} processes train one policy")
+    if made is not ALGORITHMS[config.algo]:
+        console.print(f"--algo {config.algo}: {made.name}(estimator='gae') with the same settings, for it knows of other processes")
+
+
+def _policy_settings(config: Train, task: TextTask) -> dict[str, Any]:
+    names = ["temperature", "top_k", "top_p", "min_new_tokens"]
+    # Left out at their defaults: runs that began before there were such flags go on
+    names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
+    return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
 
 
 def task_of(config: Train, run: RunFolder, split: str = "train") -> TextTask:
@@ -135,3 +162,9 @@ def _offline(config: Train, run: RunFolder, task: TextTask) -> None:
     ]
     beta = 0.1 if config.beta is None else config.beta
     learn_offline(config.algo, run, config.algo, model, task, data, depends_on, steps, rate, beta, config.seed)
+
+
+if __name__ == "__main__":  # torchrun -m agents.train
+    from .cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

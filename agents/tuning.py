@@ -7,13 +7,14 @@ from time import perf_counter
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
-from .algorithms import ALGORITHMS
+from .algorithms import ALGORITHMS, Algorithm, on_ranks
 from .callbacks import CurveCallback, rewind_curve
 from .lm import LMSource
+from .ranks import ranks
 from .run_folder import RunFolder
 from .watch import HackingWatch
 
@@ -78,40 +79,53 @@ def tune(
         algo: Name of the algorithm, see `agents.algorithms`.
         watch: Looks for reward hacking beside it.
     """
-    algorithm_of = ALGORITHMS[algo]
+    together = ranks()
+    algorithm_of = ALGORITHMS[algo] if together.size == 1 else on_ranks(algo)
     names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
     circumstances = [depends_on, rules, algo, *(getattr(config, name) for name in names)]
-    if run.done(stage, circumstances):
+    if together.broadcast(run.done(stage, circumstances)):
         return
     began = perf_counter()
     folder = run.path / stage
     checkpoint = folder / "policy.zip"
-    if run.done(f"{stage} began", circumstances) and checkpoint.is_file():
-        algorithm = algorithm_of.made.load(checkpoint, env=env)
+    if together.broadcast(run.done(f"{stage} began", circumstances) and checkpoint.is_file()):
+        algorithm = algorithm_of.made.load(checkpoint, env=env, **algorithm_of.when_loaded)
     else:
-        for left_over in (checkpoint, folder / "curve.csv", folder / "samples.jsonl"):
-            left_over.unlink(missing_ok=True)
-        run.finish(f"{stage} began", circumstances)
-        adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
-        settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive if config.beta is None else config.beta}
-        if algorithm_of.minibatches:
-            settings["batch_size"] = config.batch_size
-        algorithm = algorithm_of.made(
-            algorithm_of.policy,
-            env,
-            learning_rate=Linear(config.learning_rate),
-            policy_kwargs={"model": model, **(rules or {})},
-            seed=config.seed,
-            **{**settings, **algorithm_of.settings},
-        )
-    rewind_curve(folder, algorithm.num_timesteps)
-    algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "json", "tensorboard"]))
+        if together.is_main:
+            for left_over in (checkpoint, folder / "curve.csv", folder / "samples.jsonl"):
+                left_over.unlink(missing_ok=True)
+            run.finish(f"{stage} began", circumstances)
+        algorithm = _new(algorithm_of, model, env, config, rules)
+    if together.is_main:
+        rewind_curve(folder, algorithm.num_timesteps)
+        algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "json", "tensorboard"]))
+    else:
+        algorithm.set_logger(Logger(None, []))
     remaining = config.total_tokens - algorithm.num_timesteps
     try:
         if remaining > 0:
-            watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] + ([] if watch is None else [watch])
+            watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
+            watched += [] if watch is None else [watch]
             algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)
     finally:
         algorithm.logger.close()
-    algorithm.save(checkpoint)
-    run.finish(stage, circumstances, seconds=perf_counter() - began)
+    together.check_equal({"weights": algorithm.policy})
+    if together.is_main:
+        algorithm.save(checkpoint)
+        run.finish(stage, circumstances, seconds=perf_counter() - began)
+    together.wait()
+
+
+def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: Tuning, rules: dict[str, Any] | None) -> Any:
+    adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
+    settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive if config.beta is None else config.beta}
+    if algorithm_of.minibatches:
+        settings["batch_size"] = config.batch_size
+    return algorithm_of.made(
+        algorithm_of.policy,
+        env,
+        learning_rate=Linear(config.learning_rate),
+        policy_kwargs={"model": model, **(rules or {})},
+        seed=config.seed,
+        **{**settings, **algorithm_of.settings},
+    )

@@ -17,6 +17,7 @@ from textrl_env import Episode
 from textrl_env.reward_model import as_reward_model
 
 from .health import TrainingWarning
+from .ranks import ranks
 from .run_folder import append_csv, write_text
 
 WINDOW = 5  # rollouts
@@ -85,7 +86,8 @@ def causes(history: Sequence[Seen]) -> Iterator[tuple[str, str]]:
 class HackingWatch(BaseCallback):
     """Measures every rollout by a reward that is not optimised, and warns of each alarming change once.
 
-    Writes `watch.csv`, a row a rollout, and `alarms.txt`; a run that goes on reads the former.
+    Writes `watch.csv`, a row a rollout, and `alarms.txt`; a run that goes on reads the former.  Of several ranks the first does so and
+    tells the others of alarms.
 
     Args:
         folder: For the files.
@@ -102,6 +104,8 @@ class HackingWatch(BaseCallback):
         self.alarms: dict[str, str] = {}
 
     def _on_training_start(self) -> None:
+        if not ranks().is_main:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.history = [s for s in _read(self.folder / "watch.csv") if s.tokens <= self.model.num_timesteps]
         for name in ("watch.csv", "alarms.txt"):
@@ -110,6 +114,11 @@ class HackingWatch(BaseCallback):
             append_csv(self.folder / "watch.csv", _COLUMNS, vars(seen))
 
     def _on_rollout_end(self) -> None:
+        if ranks().is_main:
+            self._look()
+        self.alarms = ranks().broadcast(self.alarms)
+
+    def _look(self) -> None:
         texts: list[dict[str, Any]] = self.locals["finished"]
         learned = np.array([t["score"] for t in texts], float)
         held_out = np.full(1, np.nan)
@@ -125,7 +134,7 @@ class HackingWatch(BaseCallback):
             if name not in self.alarms:
                 self.alarms[name] = message
                 write_text(self.folder / "alarms.txt", "".join(f"{key}: {text}\n" for key, text in self.alarms.items()))
-                warnings.warn(message, TrainingWarning, stacklevel=2)
+                warnings.warn(message, TrainingWarning, stacklevel=3)
 
     def _on_step(self) -> bool:
         return not (self.stop and self.alarms)

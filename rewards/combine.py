@@ -128,12 +128,13 @@ class SumReward(Combination):
         return total.tolist()
 
     def get_state(self) -> dict[str, Any]:
-        """Return how many texts were scored, and the states of the terms."""
-        return {"num_texts": self.num_texts, "terms": super().get_state()}
+        """Return how many texts were scored, if a weight depends on it, and the states of the terms."""
+        counted = {"num_texts": self.num_texts} if any(len(texts) > 1 for texts, _ in self._lines.values()) else {}
+        return {**counted, "terms": super().get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Undo `get_state`."""
-        self.num_texts = int(state["num_texts"])
+        self.num_texts = int(state.get("num_texts", 0))
         super().set_state(state["terms"])
 
 

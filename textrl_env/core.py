@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .outcome import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, 
 from .prompt_order import PromptSampler
 from .reward_model import RewardModel, as_reward_model, checked_scores, terms_of
 from .scoring import shaped
+from .share import Share
 from .task import Prompt, TextTask
 
 PAD = -1  # fills unused positions of observations; no token has this id, so padding never collides with end-of-text
@@ -41,6 +43,8 @@ class TextCore:
         self.generators: list[np.random.Generator | None] = [None] * num_rows
         self.prompt_sampler = PromptSampler(len(task.prompts), task.prompt_order, task.prompt_weights, task.group_size)
         self.undealt: int | None = None  # episodes that `begin_rollout` may still start; None: as many as asked for
+        self.share: Share | None = None  # set it to play one part of each rollout; others play the rest
+        self._dealt: deque[int] | None = None  # prompts of the share that no row took yet; None: rows draw for themselves
         self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)
         self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
@@ -82,6 +86,8 @@ class TextCore:
 
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
         """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
+        if self.share is not None and self.undealt is not None and self._dealt is None:
+            self._deal(self.share, self.undealt)
         for row in rows:
             self.prompt[row] = PAD
             self.response[row] = PAD
@@ -92,7 +98,7 @@ class TextCore:
                 continue
             if self.undealt is not None:
                 self.undealt -= 1
-            index = self.prompt_sampler.draw(self._generator(int(row)))
+            index = self._next_prompt(int(row))
             prompt, ids = self.task.start_of(index)
             self.prompts[row] = prompt
             self.prompt_index[row] = index
@@ -101,15 +107,20 @@ class TextCore:
                 self.states[row] = self.constraint.start(prompt)
 
     def begin_rollout(self, num_episodes: int) -> None:
-        """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle."""
+        """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
+
+        With a `share` the restarts get its part of them only.  The whole rollout's prompts are then drawn at its first restart, the
+        i-th from the generator of row i (modulo the number of rows), so that all who play a share draw alike.  Up to one text a
+        row these are the prompts that are dealt without shares.
+        """
         if num_episodes < 1:
             raise ValueError(f"num_episodes={num_episodes}: a rollout needs at least 1")
-        self.undealt = num_episodes
+        self.undealt, self._dealt = num_episodes, None
         self.prompt_sampler.end_group()  # groups lie whole in a rollout
 
     def end_rollout(self) -> None:
         """Deal as many texts as restarts ask for, as before `begin_rollout`."""
-        self.undealt = None
+        self.undealt = self._dealt = None
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are legal, shape (B, V), bool; all of them in idle rows and without a constraint."""
@@ -191,6 +202,15 @@ class TextCore:
         if prompt is None or (self.length[row] == 0 and not self.live[row]):
             return "", ""
         return prompt.text, self._decode([row])[0]
+
+    def _deal(self, share: Share, num_episodes: int) -> None:
+        """Draw the prompts of a whole rollout, and keep those of the share; not before its first restart, which may seed the rows."""
+        drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(num_episodes)]
+        self._dealt = deque(drawn[share.of(num_episodes, self.task.group_size)])
+        self.undealt = len(self._dealt)
+
+    def _next_prompt(self, row: int) -> int:
+        return self.prompt_sampler.draw(self._generator(row)) if self._dealt is None else self._dealt.popleft()
 
     def _generator(self, row: int) -> np.random.Generator:
         if self.generators[row] is None:

@@ -145,17 +145,21 @@ def test_stop_strings_end_a_text_that_was_written_on(make_env, task):
     np.testing.assert_array_equal(model.rollout_buffer.actions, [1, 7, 8])
 
 
+def never(episodes):
+    return [None] * len(episodes)
+
+
 @pytest.mark.parametrize(
     ("settings", "rules", "told"),
     [
         ({"constraint": {"allowed_tokens": [1, 2]}}, {}, "action masks"),
         ({"min_new_tokens": 3}, {}, "give the policy min_new_tokens"),
-        ({"reply": lambda episodes: [None] * len(episodes)}, {}, "a dialogue"),
+        ({"reply": never}, {}, "a dialogue"),
         ({}, {"top_k": 5}, "top_k=5"),
         ({}, {"top_p": 0.9}, "lower the temperature instead"),
         ({}, {"no_repeat_ngram": 2}, "no_repeat_ngram=2"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or "".join(map(str, value)),  # the same in every worker
 )
 def test_what_it_cannot_follow_is_refused(task, settings, rules, told):
     model = make(TextGenerationVecEnv(6, task=dataclasses.replace(task, **settings), reward=sevens), rules=rules)

@@ -1,0 +1,300 @@
+"""Several processes that train one policy together: who they are, how they talk, and what happens when one is gone.
+
+`torchrun` starts them, Hugging Face Accelerate joins them: gloo on CPUs, NCCL on GPUs.  All hold the same weights and the same whole
+rollout; each writes a part of the texts, and computes the gradient of a part of each minibatch.  A process that was not started by
+torchrun is the only rank there is, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from .launcher import check_launcher
+from .shared_sum import SharedSum, shared_sum
+
+TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
+_INTERRUPTED = "Ctrl-C"
+_AGAIN = "the same command goes on from the last checkpoint"
+
+
+class RankError(OSError):
+    """The ranks cannot go on together: one is gone or failed, or they do not hold the same.
+
+    Attributes:
+        told: Whether another rank tells the user why.
+    """
+
+    told: bool = False
+
+
+class Ranks:
+    """This process among those that train together; of size 1 by itself, when all methods return at once.
+
+    Attributes:
+        rank: Number of this process, in [0, size).
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order; anything that can be pickled."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        return value
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block on rank 0, then on the others, which find what it made."""
+        yield
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give the module rank 0's parameters and buffers."""
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by the sum of all ranks'; a parameter that none of them reached keeps none."""
+
+    def say_once(self, message: str) -> bool:
+        """Return whether this rank is the first that wants to tell the user this."""
+        return True
+
+    def fail(self, message: str) -> None:
+        """Leave word of why this rank ends, for those that will miss it."""
+
+    def check_equal(self, what: Mapping[str, Any]) -> None:
+        """Insist that all ranks hold the same.
+
+        Args:
+            what: Names, and a module or plain data of each.
+
+        Raises:
+            RankError: A rank differs from rank 0.
+        """
+        if self.size == 1:
+            return
+        first, *others = self.gather({name: digest(value) for name, value in what.items()})
+        for rank, other in enumerate(others, 1):
+            for name, (seen, total) in first.items():
+                if other[name][0] != seen:
+                    raise RankError(
+                        f"rank {rank} holds other {name} than rank 0 (digest {other[name][0]}, sum {other[name][1]:.17g}; rank 0: {seen}, "
+                        f"{total:.17g}): the ranks no longer train one policy; {_AGAIN}"
+                    )
+
+    def total(self, notes: Mapping[str, float]) -> dict[str, float]:
+        """Join what the ranks note of their parts of a minibatch: the least of `..._min`, the greatest of `..._max`, else the sum.
+
+        Raises:
+            FloatingPointError: Something is NaN on a rank, on all ranks alike.
+        """
+        if self.size == 1:
+            return dict(notes)
+        parts = self.gather(dict(notes))
+        for rank, part in enumerate(parts):
+            bad = [name for name, value in part.items() if math.isnan(value) or (name == "loss" and math.isinf(value))]
+            if bad:
+                raise FloatingPointError(f"{', '.join(bad)} is NaN or infinite on rank {rank}: lower learning_rate or max_grad_norm")
+        return {name: _join(name)(part[name] for part in parts if name in part) for name in {n: 0 for part in parts for n in part}}
+
+
+class _Group(Ranks):
+    """Ranks that torchrun started.
+
+    Raises:
+        ImportError: Accelerate is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise ImportError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training on several processes needs accelerate: pip install 'textrl[scale]'"
+            ) from error
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
+        self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
+        assert self.size == int(os.environ["WORLD_SIZE"])
+        self._sums: dict[tuple[int, torch.dtype], SharedSum | None] = {}  # by length and type of a vector
+        self._store: Any = torch.distributed.distributed_c10d._get_default_store()
+        self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+        self.wait()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ended)  # torchrun sends it to those that are left
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        with self._together():
+            torch.distributed.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        box = [value]
+        with self._together():
+            torch.distributed.broadcast_object_list(box, 0, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        with self._together():
+            self._state.wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def share_weights(self, module: nn.Module) -> None:
+        with self._together():
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+
+    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        for dtype in dict.fromkeys(p.dtype for p in parameters):
+            self._add([p for p in parameters if p.dtype == dtype])
+
+    def _add(self, parameters: list[nn.Parameter]) -> None:
+        # One flat vector, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
+        reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
+        own = [*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached]
+        flat = self._summed(own)
+        *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
+            parameter.grad = summed.view_as(parameter) if anyone else None
+
+    def _summed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        key = (sum(part.numel() for part in parts), parts[0].dtype)
+        if key not in self._sums:
+            self._sums[key] = shared_sum(self, *key) if self.device.type == "cpu" else None
+        through_memory = self._sums[key]
+        if through_memory is not None:
+            return through_memory(parts)
+        flat = torch.cat(list(parts))
+        with self._together():
+            torch.distributed.all_reduce(flat)
+        return flat
+
+    def say_once(self, message: str) -> bool:
+        try:
+            return int(self._store.add(f"textrl/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
+        except RuntimeError:  # torchrun is gone, and the store with it
+            return self.is_main
+
+    def fail(self, message: str) -> None:
+        try:
+            self._store.set(f"textrl/failed/{self.rank}", message)
+        except RuntimeError:  # as above
+            return
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError):
+                raise
+            self._end(f" ({str(error).splitlines()[0]})")
+
+    def _ended(self, *_: Any) -> None:
+        self._end("")
+
+    def _end(self, detail: str) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the reason is told first
+        why = self._who_is_gone()
+        if why.endswith(_INTERRUPTED):
+            raise KeyboardInterrupt
+        error = RankError(f"{why}; {_AGAIN}{detail}")
+        error.told = " stopped: " in why
+        raise error
+
+    def _who_is_gone(self) -> str:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        for _ in range(20):
+            for rank in others:
+                if (why := self._why_gone(rank)) is not None:
+                    return why
+            time.sleep(0.1)  # a dead process is there until torchrun looks after it
+        return "another rank is gone, or torchrun was told to end"
+
+    def _why_gone(self, rank: int) -> str | None:
+        try:
+            if self._store.check([f"textrl/failed/{rank}"]):
+                return f"rank {rank} stopped: {self._store.get(f'textrl/failed/{rank}').decode()}"
+            host, process = self._store.get(f"textrl/process/{rank}").decode().rsplit(" ", 1)
+        except RuntimeError:  # as above
+            return "torchrun is gone"
+        if host != socket.gethostname() or _alive(int(process)):
+            return None
+        return f"rank {rank} (process {process}) is gone"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _join(name: str) -> Any:
+    return min if name.endswith("_min") else max if name.endswith("_max") else math.fsum
+
+
+def digest(value: Any) -> tuple[str, float]:
+    """Return a hash of a module's state or of plain data, and in double precision the sum of the module's numbers."""
+    if not isinstance(value, nn.Module):
+        return hashlib.sha256(repr(value).encode()).hexdigest()[:12], 0.0
+    hashed, total = hashlib.sha256(), 0.0
+    for tensor in value.state_dict().values():
+        tensor = tensor.detach().cpu().contiguous()
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total += float(tensor.double().sum())
+    return hashed.hexdigest()[:12], total
+
+
+def tell_others(message: str, interrupted: bool = False) -> bool:
+    """Leave word of why this process ends, if it has found others; return whether it is the first to tell the user so."""
+    if not ranks.cache_info().currsize:
+        return True
+    ranks().fail(_INTERRUPTED if interrupted else message)
+    return ranks().say_once(message)
+
+
+@lru_cache(maxsize=1)
+def ranks() -> Ranks:
+    """Return this process's rank; at the first call the ranks that torchrun started find each other.
+
+    Raises:
+        ValueError: See `check_launcher`.
+        ImportError: There are several, and Accelerate is not installed.
+    """
+    check_launcher()
+    return _Group() if int(os.environ.get("WORLD_SIZE") or 1) > 1 else Ranks()
