@@ -29,10 +29,12 @@ from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
+from .footprint import check_memory
 from .health import Health, Symptoms
 from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
+from .memory import Estimate
 from .metrics import record_rollout, rename
 from .policy import TransformerPolicy
 from .progress import TokenProgressBar
@@ -129,6 +131,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
 
         self.health = Health()
+        self.memory: Estimate | None = None
 
     def _set_reference(self) -> None:
         adapted = self.policy_kwargs.get("lora") is not None
@@ -341,7 +344,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "memory"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
@@ -354,7 +357,10 @@ class TextAlgorithm(OnPolicyAlgorithm):
     ) -> Any:
         if reset_num_timesteps:  # a new training, from these weights
             self.resume_state = None
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        if self.memory is None:
+            self.memory = check_memory(self, tell=self.verbose >= 1)
+        return made
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
