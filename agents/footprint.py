@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from textrl_env.sb3_vec_env import TextGenerationVecEnv
+
 from .backbones import Backbone
 from .backbones.states import BLOCK, KeysAndValues, SourceKeysAndValues
 from .cache import CachedDecoder
@@ -55,7 +57,8 @@ def load_of(algorithm: TextAlgorithm) -> Load:
     # A2C has no minibatches, TRPO's are the critic's
     batch = algorithm.n_episodes if hasattr(algorithm, "cg_max_steps") else getattr(algorithm, "batch_size", algorithm.n_episodes)
     prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
-    masks = env.unwrapped.core.legal() is not None  # type: ignore[union-attr]
+    texts_env = env.unwrapped
+    assert isinstance(texts_env, TextGenerationVecEnv)
     return Load(
         texts,
         env.num_envs,
@@ -64,7 +67,7 @@ def load_of(algorithm: TextAlgorithm) -> Load:
         min(settings["micro_batch_size"] or batch, batch),
         buffer.reference_batch_size if buffer.reference is not None else 0,
         settings["gradient_checkpointing"],
-        policy.sampler.cuts or masks or policy.mask is not None,
+        policy.sampler.cuts or texts_env.core.constraint is not None or policy.mask is not None,
     )
 
 

@@ -130,7 +130,12 @@ class Estimate:
     @property
     def items(self) -> dict[str, int]:
         """Everything that is alive in the hungriest phase."""
-        return {**self.stored, **max(self.phases.values(), key=lambda items: sum(items.values()))}
+        return {**self.stored, **self.phases[self.hungriest]}
+
+    @property
+    def hungriest(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     def line(self, free: int | None) -> str:
         """Return the estimate in a line, in GiB."""
@@ -202,14 +207,15 @@ def remedy(sizes: Sizes, load: Load, free: int) -> str:
 def lightened(sizes: Sizes, load: Load, free: int) -> Load:
     """Return the load with whatever takes most halved until it fits into `free` bytes, or cannot be halved any more."""
     while (found := estimate(sizes, load, False)).needed > free:
-        lower = _lower(load, max(found.phases, key=lambda phase: sum(found.phases[phase].values())), found)
+        lower = _lower(load, found)
         if lower is None:
             break
         load = lower
     return load
 
 
-def _lower(load: Load, phase: str, found: Estimate) -> Load | None:
+def _lower(load: Load, found: Estimate) -> Load | None:
+    phase = found.hungriest
     if phase == "update":
         if load.at_once > 1:
             return replace(load, at_once=load.at_once // 2)

@@ -63,6 +63,7 @@ class TextAlgorithm(OnPolicyAlgorithm):
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
+        memory: What training is estimated to take; None before it begins.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
