@@ -29,12 +29,14 @@ from textrl_env.env import TextGenerationEnv
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .buffer import SequenceRolloutBuffer
+from .footprint import check_memory
 from .generated_rollout import play_generated
 from .generator import Generator
 from .health import Health, Symptoms
 from .kl import Beta, KLController, as_kl_controller
 from .lm import LMSource, folder_hash, frozen, load_lm
 from .lora import WithoutAdapters
+from .memory import Estimate
 from .metrics import record_rollout, rename
 from .on_ranks import OnRanks, Stopped
 from .policy import TransformerPolicy
@@ -65,6 +67,7 @@ class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
         generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
+        memory: What training is estimated to take; None before it begins.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
@@ -137,6 +140,7 @@ class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
 
         self.health = Health()
+        self.memory: Estimate | None = None
 
     def _set_reference(self) -> None:
         adapted = self.policy_kwargs.get("lora") is not None
@@ -367,7 +371,7 @@ class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks"]
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks", "memory"]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
@@ -380,7 +384,10 @@ class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
     ) -> Any:
         if reset_num_timesteps:  # a new training, from these weights
             self.resume_state = None
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        if self.memory is None:
+            self.memory = check_memory(self, tell=self.verbose >= 1)
+        return made
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

@@ -13,6 +13,7 @@ from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
 from .algorithms import ALGORITHMS, Algorithm, on_ranks
 from .callbacks import CurveCallback, rewind_curve
+from .footprint import check_memory
 from .lm import LMSource
 from .ranks import ranks
 from .run_folder import RunFolder
@@ -104,6 +105,7 @@ def tune(
     remaining = config.total_tokens - algorithm.num_timesteps
     try:
         if remaining > 0:
+            algorithm.memory = check_memory(algorithm, tell=together.is_main)
             watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
             watched += [] if watch is None else [watch]
             algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)

@@ -37,8 +37,9 @@ AXES: dict[str, tuple[int, ...]] = {
     "episodes": (8, 16, 32, 64, 128),
     "vocabulary": (512, 4096, 32_768, 131_072),
     "width": (128, 256, 512, 1024),
+    "batch": (2, 8, 32),
 }
-_TITLES = {"new_tokens": "response tokens", "episodes": "texts", "vocabulary": "vocabulary", "width": "width"}
+_TITLES = {"new_tokens": "response tokens", "episodes": "texts", "vocabulary": "vocabulary", "width": "width", "batch": "texts at once"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def main(config: Scaling) -> list[dict[str, Any]]:
 
 
 def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
-    """Return the medians of one point, its peak memory in MiB above that of an idle process, and its utilisation."""
+    """Return the medians of one point, its peak memory in MiB above that of an idle process and as estimated, and its utilisation."""
     torch.set_num_threads(config.threads)
     settings: dict[str, Any] = {axis: value, "threads": config.threads, "precision": config.precision}
     if axis == "width":
@@ -97,6 +98,7 @@ def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
         **found,
         "tokens_per_second": tokens / found["seconds"],
         "memory_mib": memory,
+        "estimate_mib": 0.0 if model.memory is None else model.memory.total / 2**20,
         "peak_gflops": peak / 1e9,
         "utilisation": update_operations(speed) / found["update_seconds"] / peak,
     }
@@ -129,12 +131,18 @@ def _peak_mib() -> float:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table("", "", "rollout", "reference", "update", "tokens/s", "memory", "of peak", title="Seconds per iteration of TextPPO")
+    table = Table(
+        "", "", "rollout", "reference", "update", "tokens/s", "memory", "estimate", "of peak", title="Seconds per iteration of TextPPO"
+    )
     for row in rows:
         seconds = [f"{row[f'{part}_seconds']:.2f}" for part in ("rollout", "reference", "update")]
-        more = (f"{row['tokens_per_second']:,.0f}", f"{row['memory_mib']:,.0f} MiB", f"{row['utilisation']:.0%}")
+        more = (
+            f"{row['tokens_per_second']:,.0f}",
+            *(f"{row[key]:,.0f} MiB" for key in ("memory_mib", "estimate_mib")),
+            f"{row['utilisation']:.0%}",
+        )
         table.add_row(_TITLES[row["axis"]], f"{row['value']:,}", *seconds, *more)
-    Console(width=100).print(table)
+    Console(width=110).print(table)
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
