@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,17 @@ class Contender:
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            stream.close()
+            with suppress(BrokenPipeError):  # of what a process that has ended never read
+                stream.close()
         self._process.terminate()
         self._process.wait()
         self._errors.close()
 
     def _ask(self) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # _read says why it ended
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -88,21 +91,18 @@ class Contender:
         return json.loads(line)
 
 
-def contenders(config: Speed) -> list[Contender]:
-    """Start ours, stock PPO, and TRL's trainers if there is an environment that has them."""
+def contenders(config: Speed) -> list[tuple[str, list[str], int]]:
+    """Return the arguments of `Contender` for ours, stock PPO, and TRL's trainers if there is an environment that has them."""
     settings = json.dumps(plain(dataclasses.asdict(config)))
     command = [sys.executable, "-m", "agents.benchmark.contest"]
-    found = [
-        Contender("ours", [*command, "ours", settings], 1 + config.repeats),
-        Contender("stock PPO", [*command, "stock", settings], 1),
-    ]
+    found = [("ours", [*command, "ours", settings], 1 + config.repeats), ("stock PPO", [*command, "stock", settings], 1)]
     python = trl_python(config.trl)
     if python is not None:
         shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision")
         work = json.dumps({"model": model_config(config), **{name: getattr(config, name) for name in shared}})
         flags = ["--iterations", str(1 + config.repeats), "--work", work, "--lockstep"]
         peer = [str(python), "-I", str(_HERE / "trl_peer.py")]
-        found += [Contender(f"TRL {name}", [*peer, name, *flags], 1 + config.repeats) for name in config.trl_trainers]
+        found += [(f"TRL {name}", [*peer, name, *flags], 1 + config.repeats) for name in config.trl_trainers]
     return found
 
 

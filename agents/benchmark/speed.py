@@ -39,9 +39,10 @@ def main(config: Speed) -> dict[str, Any]:
     _check(config)
     torch.set_num_threads(config.threads)
     with ExitStack() as stack:
-        all_of_them = contenders(config)
-        for one in all_of_them:
-            stack.callback(one.close)
+        all_of_them = []
+        for arguments in contenders(config):
+            all_of_them.append(Contender(*arguments))
+            stack.callback(all_of_them[-1].close)
         peak = _take_turns(config, all_of_them)
     figures = {
         "config": plain(dataclasses.asdict(config)),

@@ -1,6 +1,6 @@
 """Times a trainer of TRL on the work of `agents.benchmark.speed`; runs alone, in an environment that need not have textrl.
 
-    python -I agents/benchmark/trl_peer.py ppo --iterations 6
+    python -I agents/benchmark/trl_peer.py ppo --iterations 7
 
 `-I` keeps this folder off the path of modules, where `statistics.py` would hide Python's own.  TRL 1.12 is the last version with
 `trl.experimental.ppo`.  A line of JSON says when all is ready, one follows each iteration (the first is warm-up), one ends it.
@@ -18,7 +18,7 @@ What differs, because the trainers are made so:
 - PPO's critic is a network of its own, as large as the policy (`ppo`) or of 1 layer (`ppo-small-critic`); ours is a head on the policy.
 - PPO takes the old log-probabilities from the logits of generation, as ours does, but reads all texts again for the values; GRPO and
   RLOO have no critic, and read all texts again for the old log-probabilities.
-- PPO's updates send prompts through the head too.  PPO and GRPO compute entropies for their logs; ours computes them as well.
+- PPO's updates send prompts through the head too.  All compute entropies for their logs; ours computes them as well.
 - PPO does not clip the gradient's norm; the others do, and ours does.
 - GRPO and RLOO write several texts for each prompt, 8 at most; GRPO's KL is a term of the loss.
 """
@@ -40,9 +40,6 @@ from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, TextIO
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from datasets import Dataset
@@ -105,7 +102,7 @@ def main() -> None:
     """Read the command line, and run the trainer."""
     parser = argparse.ArgumentParser(description="Time a trainer of TRL.")
     parser.add_argument("trainer", choices=TRAINERS)
-    parser.add_argument("--iterations", type=int, default=6, help="the first is warm-up")
+    parser.add_argument("--iterations", type=int, default=7, help="the first is warm-up")
     parser.add_argument("--work", type=json.loads, default={}, help="fields of Work as JSON")
     parser.add_argument("--lockstep", action="store_true", help="wait for a line on standard input before each iteration and the end")
     given = parser.parse_args()
@@ -218,12 +215,18 @@ class Meter(TrainerCallback):
 
     def after_update_begins(self, function: Any) -> Any:
         """Return the function with `update_begins` before it."""
-        return lambda *args, **kwargs: self.update_begins() or function(*args, **kwargs)
+
+        def both(*args: Any, **kwargs: Any) -> Any:
+            self.update_begins()
+            return function(*args, **kwargs)
+
+        return both
 
 
 def _import_trainer(name: str) -> Any:
     """Return the classes of trainer and settings."""
     if name.startswith("ppo"):
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         try:
             from trl.experimental.ppo import PPOConfig, PPOTrainer
         except ImportError as error:
