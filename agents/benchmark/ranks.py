@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ..policy_gradient import TextPolicyGradient
 from ..ranks import ranks
-from .speed import Speed, _env, _iterate, _policy_kwargs
+from .workload import Speed, _env, _policy_kwargs, iterate
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _iterations(folder: Path) -> None:
     rows = []
     for _ in range(1 + speed.repeats):
         ranks().wait()
-        rows.append(_iterate(model))  # type: ignore[arg-type]  # learns and logs as TextPPO does
+        rows.append(iterate(model))  # type: ignore[arg-type]  # learns and logs as TextPPO does
     if ranks().is_main:
         (folder / "rows.json").write_text(json.dumps(rows[1:]), encoding="utf-8")
 

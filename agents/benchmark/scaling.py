@@ -12,15 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from matplotlib.ticker import MaxNLocator
@@ -30,7 +26,8 @@ from rich.table import Table
 from ..plots import dress, new_figure, save
 from ..progress import bar
 from ..run_folder import write_json
-from .speed import Speed, _iterate, _ours
+from .machine import matmul_peak, peak_mib, resident_mib, update_operations
+from .workload import Speed, iterate, make_ours
 
 AXES: dict[str, tuple[int, ...]] = {
     "new_tokens": (16, 32, 64, 128, 256, 512, 1024),
@@ -86,12 +83,12 @@ def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
     if axis == "width":
         settings["heads"] = value // 64
     speed = Speed(**settings)
-    idle = _peak_mib()
-    model = _ours(speed)
-    _iterate(model)
-    rows = [_iterate(model) for _ in range(config.repeats)]
+    idle = resident_mib()
+    model = make_ours(speed)
+    iterate(model)
+    rows = [iterate(model) for _ in range(config.repeats)]
     found = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    memory = _peak_mib() - idle
+    memory = peak_mib() - idle
     tokens = speed.episodes * speed.new_tokens
     peak = matmul_peak(config.precision)
     return {
@@ -102,32 +99,6 @@ def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
         "peak_gflops": peak / 1e9,
         "utilisation": update_operations(speed) / found["update_seconds"] / peak,
     }
-
-
-def update_operations(speed: Speed) -> float:
-    """Return the floating-point operations of an update's matrix products, forward and backward."""
-    length = speed.prompt + speed.new_tokens
-    weights = speed.layers * (4 * speed.width**2 + 3 * speed.width * 4 * speed.width)  # attention, and a gated block four times as wide
-    per_text = weights * length + speed.width * speed.vocabulary * speed.new_tokens  # the head reads responses only
-    attention = 2 * speed.layers * speed.width * length * length  # scores and sums
-    return 6.0 * speed.epochs * speed.episodes * (per_text + attention)
-
-
-def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:
-    """Return the operations per second of a square matrix product, the fastest of a few."""
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(size, size).to(kind) for _ in range(2))
-    best = np.inf
-    for _ in range(repeats + 1):
-        began = perf_counter()
-        a @ b
-        best = min(best, perf_counter() - began)
-    return 2.0 * size**3 / best
-
-
-def _peak_mib() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

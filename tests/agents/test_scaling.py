@@ -6,14 +6,15 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.benchmark import scaling
-from agents.benchmark.scaling import Scaling, main, matmul_peak, update_operations
-from agents.benchmark.speed import Speed, _iterate, _ours
+from agents.benchmark.machine import matmul_peak, update_operations
+from agents.benchmark.scaling import Scaling, main
+from agents.benchmark.workload import Speed, iterate, make_ours
 
 
 def test_operations_are_those_that_torch_counts():
     speed = Speed(vocabulary=512, layers=2, width=64, heads=2, prompt=8, new_tokens=24, episodes=8, epochs=2, batch=4, threads=1)
-    model = _ours(speed)
-    _iterate(model)
+    model = make_ours(speed)
+    iterate(model)
     with FlopCounterMode(display=False) as counter:
         model.train()
     assert counter.get_total_flops() == pytest.approx(update_operations(speed), rel=0.1)
