@@ -7,7 +7,6 @@ the backward pass.  Each is measured in a process of its own, since the largest 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from ..backbones import backbone_of
 from ..lm import load_lm
 from ..sampler import Sampler
 from ..sequences import Written, action_log_probs, pack
+from .machine import peak_mib
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _measure(config: Memory) -> dict[str, float]:
     for parameter in lm.parameters():  # gradients and Adam's moments belong to the model
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     seconds = []
     for _ in range(1 + config.repeats):
         began = perf_counter()
@@ -105,8 +105,7 @@ def _measure(config: Memory) -> dict[str, float]:
         (-log_probs.mean() - 0.01 * entropies.mean()).backward()
         optimizer.step()
         seconds.append(perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"mib": (peak - before) / 1024, "seconds": statistics.median(seconds[1:])}
+    return {"mib": peak_mib() - before, "seconds": statistics.median(seconds[1:])}
 
 
 if __name__ == "__main__":
