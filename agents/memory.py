@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from . import sequences
 from .backbones.states import BLOCK
+from .sequences import logits_at_once
 
 GIB = 2**30
 LIBRARIES = 50 << 20  # what libraries allocate at first use on a CPU, measured
@@ -124,7 +124,7 @@ class Estimate:
         """What the process will hold at its peak."""
         if not self.keeps:
             return self.needed
-        phases = sum(sum(items.values()) for items in self.phases.values()) - self.phases["reference pass"]["cache"]  # it is writing's
+        phases = sum(sum(items.values()) for items in self.phases.values())
         return sum(self.stored.values()) + LIBRARIES + round(FRAGMENTS * phases)
 
     @property
@@ -156,9 +156,8 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
         """A pass without gradients holds about half of what a layer would save."""
         return round(texts * tokens * layer / 2)
 
-    def logits(texts: int) -> int:
-        at_once = min(texts * load.response * sizes.vocabulary, max(sequences.LOGITS_AT_ONCE, sizes.vocabulary))
-        return 4 * LOGIT_COPIES * at_once
+    def logits(texts: int, at_most: int) -> int:
+        return 4 * LOGIT_COPIES * min(texts * load.response * sizes.vocabulary, max(at_most, sizes.vocabulary))
 
     steps = -(-load.texts // rows) * load.response
     bits = -(-sizes.vocabulary // 8) if load.kept else 0
@@ -179,8 +178,8 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
     }
     phases = {
         "writing": {"cache": cache, "a step": step},
-        "reference pass": {"cache": cache, "reference pass": max(passing(compared), logits(compared))},
-        "update": {"activations": saved, "logits": max(logits(at_once), passing(at_once))},
+        "reference pass": {"reference pass": max(passing(compared), logits(compared, logits_at_once(False, keeps)))},
+        "update": {"activations": saved, "logits": max(logits(at_once, logits_at_once(True, keeps)), passing(at_once))},
     }
     return Estimate(stored, phases, keeps)
 
@@ -220,9 +219,8 @@ def _lower(load: Load, found: Estimate) -> Load | None:
         if load.at_once > 1:
             return replace(load, at_once=load.at_once // 2)
         return None if load.checkpointing else replace(load, checkpointing=True)
-    items = found.phases[phase]
-    if phase == "reference pass" and load.reference_at_once > 1 and items["reference pass"] > items["cache"]:
-        return replace(load, reference_at_once=load.reference_at_once // 2)
+    if phase == "reference pass":
+        return replace(load, reference_at_once=load.reference_at_once // 2) if load.reference_at_once > 1 else None
     return replace(load, rows=min(load.rows, load.texts) // 2) if min(load.rows, load.texts) > 1 else None
 
 

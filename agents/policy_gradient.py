@@ -271,10 +271,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
                 self.policy.optimizer.zero_grad()
                 if part.samples is not None or loss.requires_grad:
                     loss.backward()
-                self.ranks.add_gradients(trainable)
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                norm = self.ranks.step(self.policy.optimizer, trainable, self.max_grad_norm)
                 log.setdefault("grad_norm", []).append(float(norm))
-                self.policy.optimizer.step()
             self._n_updates += 1
             if not go_on:
                 break

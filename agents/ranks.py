@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from .launcher import check_launcher
-from .shared_sum import SharedSum, shared_sum
+from .shared_step import SharedStep, shared_step
 
 TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
 _INTERRUPTED = "Ctrl-C"
@@ -76,8 +77,20 @@ class Ranks:
     def share_weights(self, module: nn.Module) -> None:
         """Give the module rank 0's parameters and buffers."""
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by the sum of all ranks'; a parameter that none of them reached keeps none."""
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        """Step with the sum of all ranks' gradients, its norm clipped; a parameter that none of them reached stays.
+
+        Args:
+            optimizer: Holds the parameters; others of it must have no gradient.
+            parameters: The same on all ranks.
+            max_norm: Largest norm.
+
+        Returns:
+            The norm before clipping.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        return norm
 
     def say_once(self, message: str) -> bool:
         """Return whether this rank is the first that wants to tell the user this."""
@@ -139,7 +152,7 @@ class _Group(Ranks):
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])
-        self._sums: dict[tuple[int, torch.dtype], SharedSum | None] = {}  # by length and type of a vector
+        self._steps: WeakKeyDictionary[torch.optim.Optimizer, SharedStep | None] = WeakKeyDictionary()
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
         self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self.wait()
@@ -175,30 +188,25 @@ class _Group(Ranks):
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        if optimizer not in self._steps:
+            self._steps[optimizer] = shared_step(self, parameters)
+        shared = self._steps[optimizer]
+        if shared is not None:
+            return shared(optimizer, parameters, max_norm)
         for dtype in dict.fromkeys(p.dtype for p in parameters):
-            self._add([p for p in parameters if p.dtype == dtype])
+            self._add_gradients([p for p in parameters if p.dtype == dtype])
+        return super().step(optimizer, parameters, max_norm)
 
-    def _add(self, parameters: list[nn.Parameter]) -> None:
+    def _add_gradients(self, parameters: list[nn.Parameter]) -> None:
         # One flat vector, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
         reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
-        own = [*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached]
-        flat = self._summed(own)
+        flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
+        with self._together():
+            torch.distributed.all_reduce(flat)
         *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
         for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
             parameter.grad = summed.view_as(parameter) if anyone else None
-
-    def _summed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        key = (sum(part.numel() for part in parts), parts[0].dtype)
-        if key not in self._sums:
-            self._sums[key] = shared_sum(self, *key) if self.device.type == "cpu" else None
-        through_memory = self._sums[key]
-        if through_memory is not None:
-            return through_memory(parts)
-        flat = torch.cat(list(parts))
-        with self._together():
-            torch.distributed.all_reduce(flat)
-        return flat
 
     def say_once(self, message: str) -> bool:
         try:

@@ -70,6 +70,7 @@ def play_episodes(
                 obs, starts = new_obs, dones
                 yield Played(int(live.sum()), dones, infos)
             num_episodes = more()
+        policy.drop_caches()  # makes room for the reference pass
         buffer.compute_returns_and_advantage(torch.zeros(env.num_envs), starts)
     finally:
         texts.end_rollout()

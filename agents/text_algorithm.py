@@ -270,9 +270,8 @@ class TextAlgorithm(OnRanks, OnPolicyAlgorithm):
             )
         return self.policy.actor_parameters()
 
-    @staticmethod
-    def _check_gradients(trainable: list[nn.Parameter]) -> None:
-        if not any(p.grad is not None and bool(p.grad.any()) for p in trainable):
+    def _check_gradients(self, trainable: list[nn.Parameter]) -> None:
+        if not any(self.ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
             raise RuntimeError(
                 f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
             )

@@ -35,7 +35,6 @@ class Contender:
     Args:
         name: What it is called in tables.
         command: What starts it.
-        iterations: How many it will do.
 
     Attributes:
         rows: What its iterations reported, the first of them warm-up.
@@ -43,8 +42,8 @@ class Contender:
         versions: Of the libraries that it used; after `finish`.
     """
 
-    def __init__(self, name: str, command: list[str], iterations: int) -> None:
-        self.name, self.iterations = name, iterations
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
         self.rows: list[dict[str, Any]] = []
         self.memory_mib, self.versions = 0.0, dict[str, str]()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
@@ -55,9 +54,8 @@ class Contender:
         self._read()
 
     def iterate(self) -> None:
-        """Have it do one iteration, if it has any left."""
-        if len(self.rows) < self.iterations:
-            self.rows.append(self._ask())
+        """Have it do one iteration."""
+        self.rows.append(self._ask())
 
     def finish(self) -> None:
         """Take its memory and versions."""
@@ -91,18 +89,18 @@ class Contender:
         return json.loads(line)
 
 
-def contenders(config: Speed) -> list[tuple[str, list[str], int]]:
+def contenders(config: Speed) -> list[tuple[str, list[str]]]:
     """Return the arguments of `Contender` for ours, stock PPO, and TRL's trainers if there is an environment that has them."""
     settings = json.dumps(plain(dataclasses.asdict(config)))
     command = [sys.executable, "-m", "agents.benchmark.contest"]
-    found = [("ours", [*command, "ours", settings], 1 + config.repeats), ("stock PPO", [*command, "stock", settings], 1)]
+    found = [("ours", [*command, "ours", settings]), ("stock PPO", [*command, "stock", settings])]
     python = trl_python(config.trl)
     if python is not None:
         shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision")
         work = json.dumps({"model": model_config(config), **{name: getattr(config, name) for name in shared}})
         flags = ["--iterations", str(1 + config.repeats), "--work", work, "--lockstep"]
         peer = [str(python), "-I", str(_HERE / "trl_peer.py")]
-        found += [(f"TRL {name}", [*peer, name, *flags], 1 + config.repeats) for name in config.trl_trainers]
+        found += [(f"TRL {name}", [*peer, name, *flags]) for name in config.trl_trainers]
     return found
 
 
@@ -131,7 +129,7 @@ def main(name: str, settings: str) -> None:
     idle = resident_mib()
     run = _prepare(name, config)
     write({"ready": True})
-    for _ in range(1 if name == "stock" else 1 + config.repeats):
+    for _ in range(1 + config.repeats):
         _await_word()
         write(run())
     _await_word()  # what ends a process must not disturb the others
@@ -148,7 +146,6 @@ def _prepare(name: str, config: Speed) -> Callable[[], dict[str, float]]:
         ours = make_ours(config)
         return lambda: iterate(ours)
     stock = make_stock(config)
-    iterate_stock(stock, 1)  # its own warm-up
     return lambda: iterate_stock(stock, config.stock_minibatches)
 
 

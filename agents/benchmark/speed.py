@@ -85,7 +85,7 @@ def _take_turns(config: Speed, all_of_them: list[Contender]) -> float:
 
 def _summary(config: Speed, one: Contender, peak: float) -> dict[str, Any]:
     """Return the medians of a contender's iterations without the first, and what follows from them."""
-    timed = one.rows[1:] or one.rows
+    timed = one.rows[1:]  # the first is warm-up
     found: dict[str, Any] = {key: statistics.median(row[key] for row in timed) for key in timed[0] if key.endswith("seconds")}
     tokens = config.episodes * config.new_tokens
     return {
@@ -103,7 +103,7 @@ def _print(figures: dict[str, Any]) -> None:
     table = Table(title="Medians of an iteration; seconds, and share of the peak that the work needs")
     columns = ("", "rollout s", "of peak", "scoring s", "update s", "of peak", "iteration s", "tokens/s", "ours is", "memory MiB")
     for column in columns:
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for name, row in figures["contenders"].items():
         scoring = row.get("reference_seconds")
         table.add_row(
@@ -119,7 +119,7 @@ def _draw(figures: dict[str, Any], config: Speed) -> None:
     rows = sorted(figures["contenders"].items(), key=lambda item: item[1]["tokens_per_second"])
     names, tokens = [name for name, _ in rows], config.episodes * config.new_tokens
     speeds = [row["tokens_per_second"] for _, row in rows]
-    timed = [[tokens / i["seconds"] for i in (row["iterations"][1:] or row["iterations"])] for _, row in rows]
+    timed = [[tokens / i["seconds"] for i in row["iterations"][1:]] for _, row in rows]
     reach = [[s - min(t) for s, t in zip(speeds, timed, strict=True)], [max(t) - s for s, t in zip(speeds, timed, strict=True)]]
     colours = ["#D55E00" if name == "ours" else "#0072B2" for name in names]
     figure = new_figure(1.0 + 0.3 * len(names))

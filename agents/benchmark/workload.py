@@ -38,8 +38,7 @@ class Speed:
         epochs: Passes over them.
         batch: Texts per minibatch.
         repeats: Rounds, after one of warm-up; in each all contenders do one iteration, so that a machine whose speed drifts favours none.
-            Stock PPO, which is slow, does one iteration in all.
-        stock_minibatches: Minibatches of stock PPO's update that are timed; 0 times the whole update.
+        stock_minibatches: Minibatches of stock PPO's update, which is slow, that are timed in each round and stand for all of them; 0: all.
         trl: Python of an environment with TRL 1.12; by default this one, if TRL is installed.
         trl_trainers: Which of TRL's trainers are timed, see `agents/benchmark/trl_peer.py`.
         threads: Of torch.
@@ -58,7 +57,7 @@ class Speed:
     epochs: int = 4
     batch: int = 8
     repeats: int = 6
-    stock_minibatches: int = 0
+    stock_minibatches: int = 2
     trl: Path | None = None
     trl_trainers: tuple[str, ...] = ("ppo", "ppo-small-critic", "grpo", "rloo")
     threads: int = 2

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import agents.watch
-from agents import TextPolicyGradient, TextPPO, TransformerPolicy, shared_sum
+from agents import TextPolicyGradient, TextPPO, TransformerPolicy, shared_step
 from agents.cli import main
 from agents.ranks import digest, ranks
 from agents.watch import HackingWatch
@@ -104,29 +104,64 @@ def exact(folder):
         (folder / f"{case}-{ranks().rank}.pickle").write_bytes(pickle.dumps((rollouts, weights, logged, steps)))
 
 
-def sums(folder):
-    """Add up gradients through memory and through gloo."""
-    rng = torch.Generator().manual_seed(ranks().rank)
+SHAPES = ((3, 5), (7,), (2,), (4,), (), (6,))
+
+
+def gradient_of(rank, number, i):
+    """Return what a rank's backward pass leaves: nobody reaches the third parameter, and the second only the last rank does."""
+    if i == 2 or (i == 1 and rank != ranks().size - 1):
+        return None
+    rng = torch.Generator().manual_seed(100 * number + 10 * rank + i)
+    return torch.randn(SHAPES[i], generator=rng).double() if i == 5 else torch.randn(SHAPES[i], generator=rng)
+
+
+def parameters_of():
+    return [torch.nn.Parameter(torch.ones(shape, dtype=torch.float64 if i == 5 else torch.float32)) for i, shape in enumerate(SHAPES)]
+
+
+def steps(folder):
+    """Step through memory and through gloo."""
     found = {}
-    for memory in (shared_sum.MEMORY, Path("nowhere")):
-        shared_sum.MEMORY = memory
-        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 5), (7,), (2,), (4,))]
-        parameters += [torch.nn.Parameter(torch.zeros(6, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(3 + len(found)))]
-        for number in range(3):
+    for memory in (shared_step.MEMORY, Path("nowhere")):
+        shared_step.MEMORY = memory
+        parameters = parameters_of()
+        optimizer = torch.optim.Adam(parameters, lr=0.1, fused=True)
+        for number in range(4):
+            if number == 2:  # as a checkpoint is loaded
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                for parameter in parameters:
+                    parameter.data = parameter.data.clone()
             for i, parameter in enumerate(parameters):
-                reached = i != 2 and (i != 1 or ranks().rank == 1)  # nobody reaches the third, one rank the second
-                parameter.grad = (
-                    torch.full(parameter.shape, 10.0**number * (1 + ranks().rank) + i, dtype=parameter.dtype) if reached else None
-                )
-            ranks().add_gradients(parameters)
-            found[str(memory), number] = [None if p.grad is None else p.grad.clone() for p in parameters]
-    noise = torch.nn.Parameter(torch.zeros(1000))
-    noise.grad = torch.randn(1000, generator=rng)
-    ranks().add_gradients([noise])
-    through = sorted(type(found).__name__ for found in ranks()._sums.values())
-    (folder / f"sums-{ranks().rank}.pickle").write_bytes(
-        pickle.dumps((found, noise.grad, through, list(Path("/dev/shm").glob("textrl-*"))))
-    )
+                parameter.grad = gradient_of(ranks().rank, number, i)
+            norm = ranks().step(optimizer, parameters, 1.5)
+            held = [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict()["state"])
+            found[memory.name, number] = (float(norm), *held)
+            ranks().wait()  # others read what the next step writes
+        found[memory.name] = type(ranks()._steps[optimizer]).__name__
+    said = ""
+    try:
+        with_numbers()
+    except ValueError as error:
+        said = str(error)
+    left_over = list(Path("/dev/shm").glob("textrl-*"))
+    (folder / f"steps-{ranks().rank}.pickle").write_bytes(pickle.dumps((found, said, left_over)))
+
+
+def with_numbers():
+    """Step an optimizer that counts in plain numbers."""
+
+    class Counts(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter]["seen"] = 1
+
+    shared_step.MEMORY = Path("/dev/shm")
+    parameters = parameters_of()[:2]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    ranks().step(Counts(parameters, lr=0.1), parameters, 1.0)
 
 
 def whole(folder):
@@ -223,4 +258,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "failing":
         sys.exit(failing(sys.argv[2:]))
-    {"exact": exact, "sums": sums, "whole": whole, "refused": refused, "broken": broken, "stopped": stopped}[sys.argv[1]](Path(sys.argv[2]))
+    tasks = (exact, steps, whole, refused, broken, stopped)
+    {task.__name__: task for task in tasks}[sys.argv[1]](Path(sys.argv[2]))
