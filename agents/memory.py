@@ -16,7 +16,7 @@ from .sequences import logits_at_once
 
 GIB = 2**30
 LIBRARIES = 50 << 20  # what libraries allocate at first use on a CPU, measured
-FRAGMENTS = 1.5  # of what passes take on a CPU, with what lies unused between it: fits peaks measured by `agents.benchmark.scaling`
+FRAGMENTS = 1.7  # of what passes take on a CPU, with what lies unused between it: fits peaks measured by `agents.benchmark.scaling`
 LOGIT_COPIES = 4  # (n, V) float32 tensors alive at once in an update: logits, log p, p, and a product or gradient
 STEP_BYTES = 24  # a row's bytes for each token of the vocabulary when one is drawn: logits, softmax, and its sums in float64
 STEP_STORED = 22  # bytes that the buffer stores of a row at a step: int64, 3 x float32, 2 x bool
@@ -156,8 +156,8 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
         """A pass without gradients holds about half of what a layer would save."""
         return round(texts * tokens * layer / 2)
 
-    def logits(texts: int, at_most: int) -> int:
-        return 4 * LOGIT_COPIES * min(texts * load.response * sizes.vocabulary, max(at_most, sizes.vocabulary))
+    def logits(texts: int, backward: bool) -> int:
+        return 4 * LOGIT_COPIES * min(texts * load.response * sizes.vocabulary, logits_at_once(sizes.vocabulary, backward, keeps))
 
     steps = -(-load.texts // rows) * load.response
     bits = -(-sizes.vocabulary // 8) if load.kept else 0
@@ -178,8 +178,8 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
     }
     phases = {
         "writing": {"cache": cache, "a step": step},
-        "reference pass": {"reference pass": max(passing(compared), logits(compared, logits_at_once(False, keeps)))},
-        "update": {"activations": saved, "logits": max(logits(at_once, logits_at_once(True, keeps)), passing(at_once))},
+        "reference pass": {"reference pass": max(passing(compared), logits(compared, False))},
+        "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once))},
     }
     return Estimate(stored, phases, keeps)
 

@@ -33,7 +33,8 @@ def update_operations(speed: Speed) -> float:
 
 
 def _weights(speed: Speed) -> int:
-    return speed.layers * (4 * speed.width**2 + 3 * speed.width * 4 * speed.width)  # attention, and a gated block four times as wide
+    block = 2 if speed.architecture == "gpt2" else 3  # matrices of the block that is four times as wide; Llama's is gated
+    return speed.layers * (4 + block * 4) * speed.width**2
 
 
 def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from ..policy_gradient import TextPolicyGradient
 from ..ranks import ranks
+from ..run_folder import plain, write_json
 from .workload import Speed, _env, _policy_kwargs, iterate
 
 
@@ -51,7 +52,7 @@ def main(config: RanksSpeed) -> dict[str, Any]:
         for size in rows:
             rows[size] += _turn(config.speed, size)
     tokens = config.speed.episodes * config.speed.new_tokens
-    figures: dict[str, Any] = {"config": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "cpus": os.cpu_count()}
+    figures: dict[str, Any] = {"config": plain(dataclasses.asdict(config)), "cpus": os.cpu_count()}
     for size, seen in rows.items():
         median = {key: statistics.median(row[key] for row in seen) for key in seen[0]}
         spread = [tokens / max(row["seconds"] for row in seen), tokens / min(row["seconds"] for row in seen)]
@@ -59,8 +60,7 @@ def main(config: RanksSpeed) -> dict[str, Any]:
     figures["ratio"] = figures[str(config.ranks)]["tokens_per_second"] / figures["1"]["tokens_per_second"]
     _print(figures, list(rows))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(config.out, figures)
     return figures
 
 
@@ -68,7 +68,7 @@ def _turn(speed: Speed, size: int) -> list[dict[str, float]]:
     """Start processes that iterate, and return the seconds of each iteration."""
     with tempfile.TemporaryDirectory() as folder:
         settings, out = Path(folder) / "settings.json", Path(folder) / "rows.json"
-        settings.write_text(json.dumps({k: v for k, v in dataclasses.asdict(speed).items() if k != "out"}), encoding="utf-8")
+        settings.write_text(json.dumps(plain(dataclasses.asdict(speed))), encoding="utf-8")
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m", __spec__.name]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEXTRL_RANKS_BENCHMARK": folder}
         subprocess.run([sys.executable, *launch], check=True, env=environment, stderr=subprocess.DEVNULL)

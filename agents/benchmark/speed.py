@@ -6,7 +6,7 @@ minibatches reads every prefix anew; it has no reference.  `trl_peer.py` says wh
 
 Each contender is a process of its own; they take turns, one iteration each, and medians are compared.  Memory is the peak of a process
 above what it held once everything was imported.  Utilisation is what the work needs, the matrix products of the policy alone, over what a
-large matrix product reaches on the same machine between the rounds; what a contender computes beyond that counts as time, not as work.
+large matrix product reaches in the same round; what a contender computes beyond that counts as time, not as work.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def main(config: Speed) -> dict[str, Any]:
         for arguments in contenders(config):
             all_of_them.append(Contender(*arguments))
             stack.callback(all_of_them[-1].close)
-        peak = _take_turns(config, all_of_them)
+        peaks = _take_turns(config, all_of_them)
     figures = {
         "config": plain(dataclasses.asdict(config)),
-        "peak_gflops": peak / 1e9,
-        "contenders": {one.name: _summary(config, one, peak) for one in all_of_them},
+        "peak_gflops": [peak / 1e9 for peak in peaks],
+        "contenders": {one.name: _summary(config, one, peaks) for one in all_of_them},
     }
     for row in figures["contenders"].values():
         row["ratio"] = figures["contenders"]["ours"]["tokens_per_second"] / row["tokens_per_second"]
@@ -67,33 +67,37 @@ def _check(config: Speed) -> None:
         raise ValueError(f"episodes={config.episodes} are no multiple of batch={config.batch}: minibatches would differ in size")
 
 
-def _take_turns(config: Speed, all_of_them: list[Contender]) -> float:
-    """Have each do its iterations, one at a time, and return the highest rate of a matrix product between the rounds."""
+def _take_turns(config: Speed, all_of_them: list[Contender]) -> list[float]:
+    """Have each do its iterations, one at a time, and return the rate of a matrix product in each round."""
     for one in all_of_them:
         one.wait()
-    peak = 0.0
+    peaks = []
     with bar("rounds", 1 + config.repeats, True) as shown:
         for _ in range(1 + config.repeats):
             for one in all_of_them:
                 one.iterate()
-            peak = max(peak, matmul_peak(config.precision))
+            peaks.append(matmul_peak(config.precision))
             shown.advance()
     for one in all_of_them:
         one.finish()
-    return peak
+    return peaks
 
 
-def _summary(config: Speed, one: Contender, peak: float) -> dict[str, Any]:
+def _summary(config: Speed, one: Contender, peaks: list[float]) -> dict[str, Any]:
     """Return the medians of a contender's iterations without the first, and what follows from them."""
     timed = one.rows[1:]  # the first is warm-up
+
+    def utilisation(operations: float, seconds: str) -> float:
+        return statistics.median(operations / row[seconds] / peak for row, peak in zip(timed, peaks[1:], strict=True))
+
     found: dict[str, Any] = {key: statistics.median(row[key] for row in timed) for key in timed[0] if key.endswith("seconds")}
     tokens = config.episodes * config.new_tokens
     return {
         **found,
         "tokens_per_second": tokens / found["seconds"],
         "memory_mib": one.memory_mib,
-        "rollout_utilisation": rollout_operations(config) / found["rollout_seconds"] / peak,
-        "update_utilisation": update_operations(config) / found["update_seconds"] / peak,
+        "rollout_utilisation": utilisation(rollout_operations(config), "rollout_seconds"),
+        "update_utilisation": utilisation(update_operations(config), "update_seconds"),
         "iterations": one.rows,
         "versions": one.versions,
     }
@@ -111,7 +115,7 @@ def _print(figures: dict[str, Any]) -> None:
             f"{row['update_seconds']:.2f}", f"{row['update_utilisation']:.0%}", f"{row['seconds']:.2f}", f"{row['tokens_per_second']:.1f}",
             f"{row['ratio']:.2f}x", f"{row['memory_mib']:,.0f}",
         )  # fmt: skip
-    Console(width=120).print(table)
+    Console(width=132).print(table)
 
 
 def _draw(figures: dict[str, Any], config: Speed) -> None:

@@ -43,6 +43,7 @@ class Speed:
         trl_trainers: Which of TRL's trainers are timed, see `agents/benchmark/trl_peer.py`.
         threads: Of torch.
         precision: `float32`, or `bfloat16`: ours and TRL train in mixed precision; stock PPO always computes in float32.
+        compile: Have `torch.compile` translate our updates.
         out: Folder for `speed.json` and `speed.png`.
     """
 
@@ -62,6 +63,7 @@ class Speed:
     trl_trainers: tuple[str, ...] = ("ppo", "ppo-small-critic", "grpo", "rloo")
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     out: Path | None = None
 
 
@@ -83,14 +85,20 @@ def make_ours(config: Speed) -> TextPPO:
     """Return a TextPPO that writes and learns as configured, held to a reference."""
     return TextPPO(
         "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs,
-        policy_kwargs=_policy_kwargs(config, config.precision), seed=0, device="cpu",
+        policy_kwargs={**_policy_kwargs(config, config.precision), "compile": config.compile}, seed=0, device="cpu",
     )  # fmt: skip
 
 
 def make_stock(config: Speed) -> PPO:
-    """Return a stock PPO whose minibatches hold as many tokens as ours."""
+    """Return a stock PPO whose minibatches hold as many transitions as ours hold tokens, or as many as read 32,768 tokens.
+
+    Each reads a whole prefix, and with long responses a minibatch of as many would take more memory than there is.
+    """
+    size = config.batch * config.new_tokens
+    while size % 2 == 0 and size * (config.prompt + config.new_tokens) > 1 << 15:
+        size //= 2
     return PPO(
-        TransformerPolicy, _env(config), n_steps=config.new_tokens, batch_size=config.batch * config.new_tokens, n_epochs=config.epochs,
+        TransformerPolicy, _env(config), n_steps=config.new_tokens, batch_size=size, n_epochs=config.epochs,
         gamma=1.0, policy_kwargs=_policy_kwargs(config), seed=0, device="cpu",
     )  # fmt: skip
 

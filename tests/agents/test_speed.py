@@ -9,15 +9,16 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.benchmark import contest, machine
 from agents.benchmark.contest import Contender, contenders, trl_python
-from agents.benchmark.machine import peak_mib, resident_mib, rollout_operations
-from agents.benchmark.speed import main
-from agents.benchmark.workload import Speed, make_ours, model_config
+from agents.benchmark.machine import peak_mib, resident_mib, rollout_operations, update_operations
+from agents.benchmark.speed import _summary, main
+from agents.benchmark.workload import Speed, make_ours, make_stock, model_config
 
 TINY = {"vocabulary": 64, "layers": 1, "width": 16, "heads": 2, "prompt": 4, "new_tokens": 6, "episodes": 8, "epochs": 2, "batch": 4}
 TINY |= {"repeats": 1, "threads": 1}
@@ -40,6 +41,14 @@ def test_the_table_the_json_and_the_picture(tmp_path, capsys):
     assert (tmp_path / "speed.png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert "stock PPO" in shown and ("pip install torch trl==1.12.0" in shown) != HAS_TRL
+
+
+def test_medians_leave_the_first_round_out_and_utilisation_is_of_the_same_round():
+    speed = Speed(**{**TINY, "repeats": 3})
+    rows = [{"seconds": 3 * s, "rollout_seconds": s, "update_seconds": 2 * s} for s in (100.0, 4.0, 1.0, 2.0)]
+    found = _summary(speed, SimpleNamespace(rows=rows, memory_mib=1.0, versions={}), [1e9, 1e6, 2e6, 3e6])
+    assert (found["seconds"], found["tokens_per_second"]) == (6.0, 8 * 6 / 6.0)
+    assert found["update_utilisation"] == pytest.approx(update_operations(speed) / 8e6)  # of 1/8e6, 1/4e6 and 1/12e6
 
 
 @pytest.mark.skipif(not HAS_TRL, reason="TRL is not installed")
@@ -97,14 +106,34 @@ def test_numbers_out_of_range(change, message):
         main(Speed(**{**TINY, **change}))
 
 
-def test_operations_of_a_rollout_are_those_that_torch_counts():
-    speed = Speed(vocabulary=512, layers=2, width=64, heads=2, prompt=8, new_tokens=24, episodes=8, epochs=2, batch=4, threads=1)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_operations_of_a_rollout_are_those_that_torch_counts(architecture):
+    speed = Speed(
+        architecture=architecture,
+        vocabulary=512,
+        layers=2,
+        width=64,
+        heads=2,
+        prompt=8,
+        new_tokens=24,
+        episodes=8,
+        epochs=2,
+        batch=4,
+        threads=1,
+    )
     model = make_ours(speed)
     _, callback = model._setup_learn(1)
     with FlopCounterMode(display=False) as counter:
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 1)
-    reference = 2 * 8 * (2 * 16 * 64**2 * 32 + 64 * 512 * 24) + 8 * 4 * 2 * 64 * 32 * 32  # weights and head, then attention
+    block = {"llama": 16, "gpt2": 12}[architecture] * 64**2  # weights of a layer
+    reference = 2 * 8 * (2 * block * 32 + 64 * 512 * 24) + 8 * 4 * 2 * 64 * 32 * 32  # weights and head, then attention
     assert counter.get_total_flops() == pytest.approx(rollout_operations(speed) + reference, rel=0.1)
+
+
+def test_stock_ppo_fits_into_memory():
+    assert make_stock(Speed(**TINY)).batch_size == 4 * 6
+    long = make_stock(Speed(**{**TINY, "new_tokens": 252, "batch": 8}))
+    assert long.batch_size == 126 and 8 * 252 % 126 == 0  # of 256 tokens each
 
 
 def test_memory_is_that_of_this_process():
