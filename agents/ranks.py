@@ -7,6 +7,7 @@ torchrun is the only rank there is, and nothing here does anything.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
 import os
@@ -154,6 +155,7 @@ class _Group(Ranks):
         assert self.size == int(os.environ["WORLD_SIZE"])
         self._steps: WeakKeyDictionary[torch.optim.Optimizer, SharedStep | None] = WeakKeyDictionary()
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
+        atexit.register(self._state.destroy_process_group)  # left to the interpreter's end, gloo's threads now and then abort the process
         self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self.wait()
         if threading.current_thread() is threading.main_thread():
