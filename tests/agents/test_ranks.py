@@ -114,8 +114,8 @@ def test_a_step_of_several_is_one_on_the_sum_of_their_gradients(tmp_path, size, 
         assert norm > 1.5
         optimizer.step()
         expected.append((float(norm), [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict()["state"])))
-    for rank in range(size):
-        found, said, left_over = pickle.loads((tmp_path / f"steps-{rank}.pickle").read_bytes())
+    results = [pickle.loads((tmp_path / f"steps-{rank}.pickle").read_bytes()) for rank in range(size)]
+    for found, said, left_over in results:
         assert not left_over
         assert found["nowhere"] == "NoneType"
         if Path("/dev/shm").is_dir():
@@ -123,6 +123,7 @@ def test_a_step_of_several_is_one_on_the_sum_of_their_gradients(tmp_path, size, 
             assert "Counts keeps seen=1 of a parameter, and several processes share tensors only: choose" in said
         for name, number in (key for key in found if isinstance(key, tuple)):
             torch.testing.assert_close(found[name, number], expected[number], rtol=2e-6, atol=1e-7)
+            torch.testing.assert_close(found[name, number], results[0][0][name, number], rtol=0, atol=0)
 
 
 def test_joining_gives_back_what_was_cut_apart():

@@ -50,6 +50,7 @@ class FaultyServer:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             block_on_close = False  # stalled handlers must not hold up the test
+            request_queue_size = 64  # of 5, the default, a sixth connection may have to be asked for again a second later
 
         self.server = Server(("127.0.0.1", port), Handler)
         self.port = self.server.server_address[1]

@@ -110,7 +110,7 @@ def test_an_open_circuit_lets_one_request_through_at_a_time():
         assert HttpReward(server.url, batch_size=1, concurrency=8).score(episodes(16)) == [float(i) for i in range(16)]
         # 8 requests were under way when the circuit opened; from then on one follows the other until one succeeds
         probes = server.times[8:11]
-        assert min(b - a for a, b in itertools.pairwise(probes)) >= 0.05  # a busy machine notes a request late, by tens of milliseconds
+        assert min(b - a for a, b in itertools.pairwise(probes)) >= 0.1
 
 
 def test_requests_under_way_are_bounded():
