@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from .backbones import Backbone, backbone_of
 from .backbones.base import full_precision
-from .lm import switch_off_dropout
+from .lm import fuse_activations, switch_off_dropout
 
 VALUE_HEAD = "value_head.safetensors"
 SHARED, SEPARATE, NONE = "shared", "separate", "none"
@@ -64,6 +64,7 @@ def separate_critic(critic: Critic, actor: Backbone) -> tuple[nn.Module, nn.Line
         head.bias.zero_() if score.bias is None else head.bias.copy_(score.bias)
     setattr(model, "score" if hasattr(model, "score") else "classifier", nn.Identity())
     switch_off_dropout(model)
+    fuse_activations(model)
     if backbone_of(model, head=False).vocab_size < actor.vocab_size:
         raise ValueError(
             f"critic={critic!r} has {model.config.vocab_size} tokens, the policy {actor.vocab_size}: they must share a tokenizer"

@@ -183,22 +183,27 @@ def log_prob_and_entropy(logits: torch.Tensor, actions: torch.Tensor) -> tuple[t
 
 
 class _LogProbAndEntropy(torch.autograd.Function):
-    """One softmax for both numbers; autograd's own graph keeps three (N, V) tensors and walks them back."""
+    """One exponential for both numbers and their gradients, and one (N, V) tensor kept; autograd's own graph takes three of each."""
 
     @staticmethod
     def forward(ctx, logits, actions):  # type: ignore[no-untyped-def]
-        log_p = logits.log_softmax(-1)  # (N, V)
-        p = log_p.exp()
-        entropy = -(p * log_p).sum(-1)  # (N,)
-        ctx.save_for_backward(log_p, p, entropy, actions)
-        return log_p.gather(-1, actions[:, None]).squeeze(-1), entropy
+        shifted = logits - logits.amax(-1, keepdim=True)  # (N, V)
+        mass = shifted.exp()  # (N, V): p times its row's total
+        total = mass.sum(-1)  # (N,)
+        log_total = total.log()
+        # H = log(total) - sum_v p_v shifted_v; a product of matrices adds up without another (N, V)
+        entropy = log_total - torch.bmm(mass[:, None], shifted[:, :, None]).flatten() / total
+        ctx.save_for_backward(mass, total, log_total - entropy, actions)
+        return shifted.gather(-1, actions[:, None]).squeeze(-1) - log_total, entropy
 
     @staticmethod
     def backward(ctx, grad_log_prob, grad_entropy):  # type: ignore[no-untyped-def]
-        log_p, p, entropy, actions = ctx.saved_tensors
-        # d log p(a) / dz = onehot(a) - p;  dH / dz = -p (log p + H)
-        grad = p * -grad_log_prob[:, None]
+        mass, total, mean, actions = ctx.saved_tensors  # mean: sum_v p_v shifted_v
+        # d log p(a) / dz = onehot(a) - p;  dH / dz = -p (log p + H) = -p (shifted - mean)
+        grad = mass * (-grad_log_prob / total)[:, None]
         grad.scatter_add_(-1, actions[:, None], grad_log_prob[:, None])
         if grad_entropy.any():  # SB3 multiplies the entropy by ent_coef, mostly 0
-            grad -= p * (log_p + entropy[:, None]) * grad_entropy[:, None]
+            weight = (grad_entropy / total)[:, None]
+            grad -= torch.xlogy(mass, mass) * weight  # mass * shifted; 0 where the mass is
+            grad += mass * (weight * mean[:, None])
         return grad, None

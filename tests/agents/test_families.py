@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
 from agents.backbones import backbone_of
@@ -154,6 +155,38 @@ def test_gradients_equal_the_per_transition_path(make_env, name):
     assert one.keys() == two.keys() and len(one) > 3
     scale = max(g.abs().max() for g in one.values())
     assert max((one[n] - two[n]).abs().max() for n in one) < 2e-6 * scale
+
+
+SPELLED_OUT = {  # architectures that spell out GELU's tanh approximation
+    "gpt2": MODELS["gpt2"],
+    "gptj": dict(model_type="gptj", vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64, rotary_dim=4),
+    "fast": {**MODELS["gpt2"], "activation_function": "gelu_fast"},
+    "t5": {**MODELS["t5"], "feed_forward_proj": "gated-gelu"},
+}
+
+
+@pytest.mark.parametrize("name", SPELLED_OUT)
+def test_fused_activations_change_rounding_only(name):
+    config = {**SPELLED_OUT[name], "bos_token_id": None, "eos_token_id": 0}
+    lm = load_lm(config).double()
+    auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
+    theirs = auto.from_config(lm.config).double().eval()
+    theirs.load_state_dict(lm.state_dict())
+    assert theirs.config.to_dict() == lm.config.to_dict()
+    spelled, fused = (
+        sum(isinstance(part, kind) for part in model.modules())
+        for model, kind in ((theirs, (NewGELUActivation, FastGELUActivation)), (lm, torch.nn.GELU))
+    )
+    assert spelled == fused == (4 if name == "t5" else 2)
+    ids = torch.randint(VOCAB, (3, 9))
+    inputs = {"input_ids": ids, "decoder_input_ids": ids[:, :5]} if name == "t5" else {"input_ids": ids}
+    gradients = []
+    for model in (lm, theirs):
+        logits = model(**inputs).logits
+        (logits.log_softmax(-1)[..., 0].sum()).backward()
+        gradients.append([logits.detach(), *(p.grad for p in model.parameters())])
+    for ours, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, other, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("name", MODELS)
