@@ -204,6 +204,6 @@ class _LogProbAndEntropy(torch.autograd.Function):
         grad.scatter_add_(-1, actions[:, None], grad_log_prob[:, None])
         if grad_entropy.any():  # SB3 multiplies the entropy by ent_coef, mostly 0
             weight = (grad_entropy / total)[:, None]
-            grad -= torch.xlogy(mass, mass) * weight  # mass * shifted; 0 where the mass is
-            grad += mass * (weight * mean[:, None])
+            grad.addcmul_(torch.xlogy(mass, mass), weight, value=-1)  # mass * shifted; 0 where the mass is
+            grad.addcmul_(mass, weight * mean[:, None])
         return grad, None

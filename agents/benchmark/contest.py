@@ -2,7 +2,8 @@
 
 So the time of all is taken in turns and the peak memory of each is its own.  A contender writes a line of JSON when it is ready, one after
 each iteration, and one with its memory and versions at the end; it reads a line before each iteration and before the end.
-`python -m agents.benchmark.contest ours` is TextPPO, `stock` is SB3's PPO, and `trl_peer.py` beside this file is TRL's trainers.
+`python -m agents.benchmark.contest ours` is TextPPO, `sb3` is SB3's PPO, `sb3-policy` the same with our policy, and `trl_peer.py` beside
+this file is TRL's trainers.
 """
 
 from __future__ import annotations
@@ -90,10 +91,11 @@ class Contender:
 
 
 def contenders(config: Speed) -> list[tuple[str, list[str]]]:
-    """Return the arguments of `Contender` for ours, stock PPO, and TRL's trainers if there is an environment that has them."""
+    """Return the arguments of `Contender` for ours, SB3's PPO twice, and TRL's trainers if there is an environment that has them."""
     settings = json.dumps(plain(dataclasses.asdict(config)))
     command = [sys.executable, "-m", "agents.benchmark.contest"]
-    found = [("ours", [*command, "ours", settings]), ("stock PPO", [*command, "stock", settings])]
+    names = {"ours": "ours", "SB3 PPO": "sb3", "SB3 PPO, our policy": "sb3-policy"}
+    found = [(shown, [*command, name, settings]) for shown, name in names.items()]
     python = trl_python(config.trl)
     if python is not None:
         shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision")
@@ -145,7 +147,7 @@ def _prepare(name: str, config: Speed) -> Callable[[], dict[str, float]]:
     if name == "ours":
         ours = make_ours(config)
         return lambda: iterate(ours)
-    stock = make_stock(config)
+    stock = make_stock(config, own_policy=name == "sb3-policy")
     return lambda: iterate_stock(stock, config.stock_minibatches)
 
 

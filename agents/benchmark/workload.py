@@ -1,4 +1,4 @@
-"""The work that `agents.benchmark.speed` times, and how TextPPO and stock SB3 PPO do it."""
+"""The work that `agents.benchmark.speed` times, and how TextPPO and SB3's PPO do it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecMonitor
+from transformers import AutoConfig, AutoModel
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.sb3_vec_env import TextGenerationVecEnv
 
+from ..lm import switch_off_dropout
 from ..policy import TransformerPolicy
 from ..ppo import TextPPO
 
@@ -38,11 +42,12 @@ class Speed:
         epochs: Passes over them.
         batch: Texts per minibatch.
         repeats: Rounds, after one of warm-up; in each all contenders do one iteration, so that a machine whose speed drifts favours none.
-        stock_minibatches: Minibatches of stock PPO's update, which is slow, that are timed in each round and stand for all of them; 0: all.
+        stock_minibatches: Minibatches of the updates of SB3's PPO, which is slow, that are timed in each round and stand for all of
+            them; 0: all.
         trl: Python of an environment with TRL 1.12; by default this one, if TRL is installed.
         trl_trainers: Which of TRL's trainers are timed, see `agents/benchmark/trl_peer.py`.
         threads: Of torch.
-        precision: `float32`, or `bfloat16`: ours and TRL train in mixed precision; stock PPO always computes in float32.
+        precision: `float32`, or `bfloat16`: ours and TRL train in mixed precision; SB3's PPO always computes in float32.
         compile: Have `torch.compile` translate our updates.
         out: Folder for `speed.json` and `speed.png`.
     """
@@ -89,18 +94,47 @@ def make_ours(config: Speed) -> TextPPO:
     )  # fmt: skip
 
 
-def make_stock(config: Speed) -> PPO:
-    """Return a stock PPO whose minibatches hold as many transitions as ours hold tokens, or as many as read 32,768 tokens.
+def make_stock(config: Speed, own_policy: bool) -> PPO:
+    """Return SB3's PPO, whose minibatches hold as many transitions as ours hold tokens, or as many as read 32,768 tokens.
 
     Each reads a whole prefix, and with long responses a minibatch of as many would take more memory than there is.
+
+    Args:
+        config: The work.
+        own_policy: Whether it has our policy, or what SB3's documentation has one do: a features extractor under `MultiInputPolicy`.
     """
     size = config.batch * config.new_tokens
     while size % 2 == 0 and size * (config.prompt + config.new_tokens) > 1 << 15:
         size //= 2
+    plain = {
+        "features_extractor_class": LastHidden, "features_extractor_kwargs": {"model": model_config(config)}, "net_arch": [],
+        "ortho_init": False,
+    }  # fmt: skip
     return PPO(
-        TransformerPolicy, _env(config), n_steps=config.new_tokens, batch_size=size, n_epochs=config.epochs,
-        gamma=1.0, policy_kwargs=_policy_kwargs(config), seed=0, device="cpu",
+        TransformerPolicy if own_policy else "MultiInputPolicy", _env(config), n_steps=config.new_tokens, batch_size=size,
+        n_epochs=config.epochs, gamma=1.0, policy_kwargs=_policy_kwargs(config) if own_policy else plain, seed=0, device="cpu",
     )  # fmt: skip
+
+
+class LastHidden(BaseFeaturesExtractor):
+    """The hidden state of the last token, from a model as transformers has it; SB3 adds the layers for tokens and value.
+
+    Args:
+        observation_space: `prompt`, always full here, and `response`.
+        model: Configuration as plain data.
+    """
+
+    def __init__(self, observation_space: Any, model: dict[str, Any]) -> None:
+        trunk = AutoModel.from_config(AutoConfig.for_model(**model), dtype=torch.float32)
+        super().__init__(observation_space, features_dim=trunk.config.hidden_size)
+        switch_off_dropout(trunk)
+        self.trunk = trunk
+
+    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return features of shape (B, D)."""
+        ids = torch.cat([observations["prompt"], observations["response"]], dim=1).long()  # (B, P + T), -1 behind the text
+        hidden = self.trunk(input_ids=ids.clamp(min=0), use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(ids)), (ids >= 0).sum(1) - 1]
 
 
 def _env(config: Speed) -> VecMonitor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.benchmark import contest, machine
@@ -31,7 +32,7 @@ def test_the_table_the_json_and_the_picture(tmp_path, capsys):
     trainers = ("ppo", "rloo") if HAS_TRL else ()
     figures = main(Speed(**TINY, stock_minibatches=1, trl=TRL_PYTHON, trl_trainers=trainers, out=tmp_path))
     rows = figures["contenders"]
-    assert list(rows) == ["ours", "stock PPO", *(f"TRL {name}" for name in trainers)]
+    assert list(rows) == ["ours", "SB3 PPO", "SB3 PPO, our policy", *(f"TRL {name}" for name in trainers)]
     for row in rows.values():
         assert row["tokens_per_second"] == pytest.approx(8 * 6 / row["seconds"]) and row["memory_mib"] > 1
         assert row["ratio"] == pytest.approx(row["seconds"] / rows["ours"]["seconds"])
@@ -40,7 +41,7 @@ def test_the_table_the_json_and_the_picture(tmp_path, capsys):
     assert json.loads((tmp_path / "speed.json").read_text()) == figures
     assert (tmp_path / "speed.png").stat().st_size > 1000
     shown = capsys.readouterr().out
-    assert "stock PPO" in shown and ("pip install torch trl==1.12.0" in shown) != HAS_TRL
+    assert "SB3 PPO" in shown and ("pip install torch trl==1.12.0" in shown) != HAS_TRL
 
 
 def test_medians_leave_the_first_round_out_and_utilisation_is_of_the_same_round():
@@ -96,8 +97,8 @@ def test_where_trl_is_looked_for(monkeypatch):
     with pytest.raises(ValueError, match=r"trl=nowhere/python: there is no such Python; give"):
         trl_python(Path("nowhere/python"))
     monkeypatch.setattr(contest.importlib.util, "find_spec", lambda name: None)
-    assert trl_python(None) is None and len(contenders(Speed())) == 2
-    assert trl_python(Path(sys.executable)) == Path(sys.executable) and len(contenders(Speed(trl=Path(sys.executable)))) == 6
+    assert trl_python(None) is None and len(contenders(Speed())) == 3
+    assert trl_python(Path(sys.executable)) == Path(sys.executable) and len(contenders(Speed(trl=Path(sys.executable)))) == 7
 
 
 @pytest.mark.parametrize(("change", "message"), [({"repeats": 0}, "repeats=0"), ({"batch": 3}, "episodes=8 are no multiple of batch=3")])
@@ -130,9 +131,29 @@ def test_operations_of_a_rollout_are_those_that_torch_counts(architecture):
     assert counter.get_total_flops() == pytest.approx(rollout_operations(speed) + reference, rel=0.1)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_both_policies_of_stock_ppo_are_one_model(architecture):
+    """With the same weights they say the same of a text."""
+    plain, ours = (make_stock(Speed(**TINY, architecture=architecture), own_policy=own) for own in (False, True))
+    trunk = plain.policy.features_extractor.trunk
+    ours.policy.lm.base_model.load_state_dict(trunk.state_dict())
+    ours.policy.lm.get_output_embeddings().weight = plain.policy.action_net.weight
+    with torch.no_grad():
+        plain.policy.action_net.bias.zero_()
+        ours.policy.value_head.load_state_dict(plain.policy.value_net.state_dict())
+    obs = {"prompt": torch.tensor([[5, 6, 7, 8]] * 2), "response": torch.tensor([[-1] * 6, [3, 9, -1, -1, -1, -1]])}
+    actions = torch.tensor([11, 12])
+    (value, log_prob, _), others = plain.policy.evaluate_actions(obs, actions), ours.policy.evaluate_actions(obs, actions)
+    logits = plain.policy.get_distribution(obs).distribution.logits
+    without_eos = logits[:, 1:].logsumexp(-1)  # our sampler withholds the end of the text
+    torch.testing.assert_close(log_prob - without_eos, others[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(value, others[0], atol=1e-5, rtol=1e-5)
+    assert (plain.batch_size, plain.n_steps, plain.n_epochs) == (ours.batch_size, ours.n_steps, ours.n_epochs)
+
+
 def test_stock_ppo_fits_into_memory():
-    assert make_stock(Speed(**TINY)).batch_size == 4 * 6
-    long = make_stock(Speed(**{**TINY, "new_tokens": 252, "batch": 8}))
+    assert make_stock(Speed(**TINY), own_policy=True).batch_size == 4 * 6
+    long = make_stock(Speed(**{**TINY, "new_tokens": 252, "batch": 8}), own_policy=False)
     assert long.batch_size == 126 and 8 * 252 % 126 == 0  # of 256 tokens each
 
 
