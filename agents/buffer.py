@@ -17,11 +17,12 @@ from .backbones import Backbone, backbone_of
 from .joining import Recorded, join
 from .kl import Beta, as_kl_controller
 from .lm import LMSource, frozen, load_lm
+from .log_probs import action_log_probs, full_kl
 from .ranks import Ranks
 from .rollout_data import Part, RolloutStats, Segment, SequenceSamples, Whole
 from .sampler import Sampler
 from .score_scale import ScoreScale
-from .sequences import SequenceBatch, Written, action_log_probs, full_kl, pack
+from .sequences import SequenceBatch, Written, pack
 
 KLReward = Literal["k1", "full", "none"]
 

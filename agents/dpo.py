@@ -14,8 +14,9 @@ from textrl_env import Tokenizer
 
 from .backbones import Backbone, backbone_of
 from .lm import LMSource, frozen, load_lm
+from .log_probs import action_log_probs
 from .sampler import Sampler
-from .sequences import Written, action_log_probs, pack
+from .sequences import Written, pack
 from .supervised import Supervised
 
 Pair = tuple[list[int], list[int], list[int]]  # ids of prompt, chosen and rejected

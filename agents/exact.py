@@ -15,8 +15,9 @@ from torch import nn
 from textrl_env.tasks.exact import PROMPTS, TASKS, Evaluation
 
 from .backbones import Backbone
+from .log_probs import action_logits
 from .sampler import Sampler
-from .sequences import Texts, action_logits, one_action_each
+from .sequences import Texts, one_action_each
 
 
 class Table(nn.Module):

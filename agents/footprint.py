@@ -97,6 +97,7 @@ def sizes_of(algorithm: TextAlgorithm) -> Sizes:
         state=sum(cache[2] for cache in caches),
         repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
         vocabulary=policy.vocab_size,
+        plain_head=policy.backbone.head is not None,
     )
 
 

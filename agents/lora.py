@@ -102,6 +102,11 @@ class WithoutAdapters(Backbone):
         with adapters_off(self.lm):
             return self.adapted._run_trunk(batch)
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The head, unless it is adapted."""
+        return self.adapted.head
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
         with adapters_off(self.lm):

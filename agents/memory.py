@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .backbones.states import BLOCK
-from .sequences import logits_at_once
+from .head import logits_alive
+from .log_probs import logits_at_once
 
 GIB = 2**30
 LIBRARIES = 50 << 20  # what libraries allocate at first use on a CPU, measured
 FRAGMENTS = 1.7  # of what passes take on a CPU, with what lies unused between it: fits peaks measured by `agents.benchmark.scaling`
-LOGIT_COPIES = 4  # (n, V) float32 tensors alive at once in an update: logits, log p, p, and a product or gradient
+LOGIT_COPIES = 3  # (n, V) float32 tensors alive at once where the head is called: logits, less their maximum, and its exponential
 STEP_BYTES = 24  # a row's bytes for each token of the vocabulary when one is drawn: logits, softmax, and its sums in float64
 STEP_STORED = 22  # bytes that the buffer stores of a row at a step: int64, 3 x float32, 2 x bool
 TOKEN_STORED = 36  # bytes of a token in the buffer's flat arrays: an int64 and 7 x float32
@@ -58,6 +59,7 @@ class Sizes:
         state: Recurrent states of a row.
         repeats: Query heads for each head of keys and values.
         vocabulary: Tokens.
+        plain_head: Whether logits are nothing but a matrix product, see `agents.head`.
     """
 
     weights: int
@@ -72,6 +74,7 @@ class Sizes:
     state: int
     repeats: int
     vocabulary: int
+    plain_head: bool
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,10 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
         return round(texts * tokens * layer / 2)
 
     def logits(texts: int, backward: bool) -> int:
-        return 4 * LOGIT_COPIES * min(texts * load.response * sizes.vocabulary, logits_at_once(sizes.vocabulary, backward, keeps))
+        tokens = texts * load.response
+        if sizes.plain_head:
+            return 4 * logits_alive(tokens, sizes.vocabulary, backward, "cpu" if keeps else "cuda")
+        return 4 * LOGIT_COPIES * min(tokens * sizes.vocabulary, logits_at_once(sizes.vocabulary, backward, keeps))
 
     steps = -(-load.texts // rows) * load.response
     bits = -(-sizes.vocabulary // 8) if load.kept else 0

@@ -24,9 +24,9 @@ from .buffer import SequenceRolloutBuffer
 from .estimators import ESTIMATORS, GROUPED, Rollout
 from .kl import Beta
 from .lm import LMSource
+from .log_probs import full_kl
 from .policy import TransformerPolicy
 from .rollout_data import Part, SequenceSamples, Whole
-from .sequences import full_kl
 from .sft import SFT
 from .text_algorithm import TextAlgorithm
 

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from .sampler import Sampler, log_prob_and_entropy, restrict
-
-if TYPE_CHECKING:
-    from .backbones import Backbone
-
-LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
-LOGITS_IN_CACHE = 1 << 20  # 4 MiB, what a CPU need not fetch from memory between softmax and sum
-TOKENS_AT_LEAST = 128  # fewer would read the head's weights too often: 8 at a time made a reference pass 2.4 times as slow
+from .sampler import Sampler
 
 
 class SequenceBatch(NamedTuple):
@@ -170,68 +162,6 @@ def repeats_after(texts: Texts, sampler: Sampler) -> np.ndarray | None:
         return None
     rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True)
     return sampler.repeats([ids[start:end] for ids, start, end in rows], [np.array([n]) for n in texts.steps])
-
-
-def action_logits(backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
-    """Return the logits of the distribution that the actions were drawn from, shape (N, V)."""
-    logits = backbone.logits(hidden)[:, :vocab_size]
-    kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
-    return restrict(sampler.apply_rules(logits, batch.steps, batch.repeats), kept)
-
-
-def action_log_probs(
-    backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch, actions: torch.Tensor, sampler: Sampler, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities and entropies in nats of the actions, shape (N,) each.
-
-    Logits are N * V numbers, with a large vocabulary more than everything else.  Beyond `LOGITS_AT_ONCE` of them, tokens go
-    through the head in chunks whose logits are dropped at once and computed again in the backward pass: memory no longer
-    grows with N.  Without a backward pass chunks cost nothing, and on a CPU they are small enough for its cache.
-    """
-
-    def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])
-
-    size = logits_at_once(vocab_size, torch.is_grad_enabled(), hidden.device.type == "cpu") // vocab_size
-    if len(actions) <= size:
-        return score(slice(None))
-    chunks = [slice(start, min(start + size, len(actions))) for start in range(0, len(actions), size)]
-    scored = [checkpoint(score, rows, use_reentrant=False) if torch.is_grad_enabled() else score(rows) for rows in chunks]
-    log_probs, entropies = zip(*scored, strict=True)
-    return torch.cat(log_probs), torch.cat(entropies)
-
-
-def logits_at_once(vocab_size: int, backward: bool, on_cpu: bool) -> int:
-    """Return how many logits `action_log_probs` computes at once, with or without a backward pass to come."""
-    small = LOGITS_AT_ONCE if backward or not on_cpu else max(LOGITS_IN_CACHE, TOKENS_AT_LEAST * vocab_size)
-    return max(vocab_size, min(LOGITS_AT_ONCE, small))
-
-
-def full_kl(policy: Backbone, reference: Backbone, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
-    """Return KL(policy || reference) over the whole vocabulary at each action, in nats, shape (N,).
-
-    Both are taken under the rules and the kept tokens of the actions.  Gradients flow into the policy; chunks as in
-    `action_log_probs`.
-    """
-    own = policy.hidden(batch)  # (N, D)
-    with torch.no_grad():
-        other = reference.hidden(batch)
-
-    def compare(rows: slice) -> torch.Tensor:
-        part = batch.only(rows)
-        log_p = action_logits(policy, own[rows], part, sampler, vocab_size).float().log_softmax(-1)  # (n, V)
-        with torch.no_grad():
-            log_q = action_logits(reference, other[rows], part, sampler, vocab_size).float().log_softmax(-1)
-        possible = log_p > -torch.inf  # 0 * (-inf - -inf) is not a number, neither is its gradient
-        difference = log_p.masked_fill(~possible, 0.0) - log_q.masked_fill(~possible, 0.0)
-        return (log_p.exp() * difference).sum(-1)  # (n,)
-
-    number, size = len(own), max(1, LOGITS_AT_ONCE // vocab_size)
-    if number <= size:
-        return compare(slice(None))
-    chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
-    again = torch.is_grad_enabled()
-    return torch.cat([checkpoint(compare, rows, use_reentrant=False) if again else compare(rows) for rows in chunks])
 
 
 def pack_kept(kept: torch.Tensor) -> np.ndarray:

@@ -105,6 +105,11 @@ class Backbone(ABC):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits of hidden states, shape (N, V), float32."""
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The layer that `logits` consists of; None if it is more than one matrix."""
+        return None
+
     @abstractmethod
     def written(self, texts: Texts) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return what the cached part of the model reads.

@@ -36,6 +36,15 @@ class FromTransformers(Backbone):
         eos = getattr(self.lm.config, "eos_token_id", None)
         return eos if isinstance(eos, int) else None
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The output embeddings, unless they are adapted or something is done to what they say."""
+        layer = self.lm.get_output_embeddings()
+        config = self.lm.config
+        more = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "scale_decoder_outputs")]
+        more += [getattr(self.lm, name, None) for name in ("logit_scale", "final_logits_bias")]
+        return layer if type(layer) is nn.Linear and all(one is None or one is False for one in more) else None
+
 
 class DecoderOnly(FromTransformers):
     """A causal language model: prompt and response are one text."""

@@ -131,6 +131,7 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
         state=0,
         repeats=model.repeats,
         vocabulary=model.vocabulary,
+        plain_head=True,
     )
 
 

@@ -252,9 +252,10 @@ def test_adapters_outside_the_optimizer_are_noticed(make_env):
         agent.learn(10)
 
 
-def test_a_policy_that_gets_no_gradient_is_noticed(make_env):
+def test_a_policy_that_gets_no_gradient_is_noticed(make_env, monkeypatch):
     agent = make(make_env())
     backbone = agent.policy.backbone
+    monkeypatch.setattr(type(backbone), "head", None)
     hidden, logits = backbone.hidden, backbone.logits
     backbone.hidden, backbone.logits = lambda batch: hidden(batch).detach(), lambda states: logits(states).detach()
     with pytest.raises(RuntimeError, match="no gradient reached"):

@@ -7,8 +7,8 @@ import torch
 from agents import RLOO, SFT, ScheduledKLController, SequenceRolloutBuffer, TextPolicyGradient, TextPPO
 from agents.exact import optimality_gap
 from agents.kl import as_kl_controller
+from agents.log_probs import action_logits, full_kl
 from agents.score_scale import ScoreScale
-from agents.sequences import action_logits, full_kl
 from textrl_env.tasks.exact import TASKS
 
 from .conftest import LLAMA, VOCAB
