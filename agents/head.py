@@ -23,16 +23,16 @@ _LARGE_BLOCK = 1 << 24  # elsewhere: few kernels
 _NARROWEST = 512  # columns, a multiple of 8
 
 
-def block_width(tokens: int, vocab_size: int, device: str) -> int:
-    """Return the columns of a block for so many tokens."""
-    width = max(_NARROWEST, _BLOCK.get(device, _LARGE_BLOCK) // max(tokens, 1) // 8 * 8)
+def block_width(rows: int, vocab_size: int, device: str) -> int:
+    """Return the columns of a block for so many rows."""
+    width = max(_NARROWEST, _BLOCK.get(device, _LARGE_BLOCK) // max(rows, 1) // 8 * 8)
     return min(width, vocab_size)
 
 
-def logits_alive(tokens: int, vocab_size: int, backward: bool, device: str) -> int:
+def logits_alive(rows: int, vocab_size: int, backward: bool, device: str) -> int:
     """Return how many numbers of the size of logits `head_log_probs` holds at once."""
-    logits = tokens * vocab_size
-    return 2 * tokens * block_width(tokens, vocab_size, device) + (logits if backward and logits <= KEPT_AT_MOST else 0)
+    logits = rows * vocab_size
+    return 2 * rows * block_width(rows, vocab_size, device) + (logits if backward and logits <= KEPT_AT_MOST else 0)
 
 
 def head_log_probs(
@@ -43,15 +43,15 @@ def head_log_probs(
     withheld: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log p(action) and the exact entropy in nats of each token's distribution, shape (N,) each; both differentiable.
+    """Return log p(action) and the exact entropy in nats of each row's distribution, shape (N,) each; both differentiable.
 
     Args:
         head: Makes the logits.
         hidden: What it reads, shape (N, D), in its precision.
         actions: Shape (N,), int64, below `vocab_size`.
         vocab_size: V; outputs of the head beyond it are left out.
-        withheld: Pairs (token, word of the vocabulary) of probability 0, shape (2, M), int64.
-        kept: Packed set of words that have a probability, shape (N, ceil(V / 8)), uint8; None: all.
+        withheld: Pairs (row, token id) of probability 0, shape (2, M), int64.
+        kept: Packed set of token ids that have a probability, shape (N, ceil(V / 8)), uint8; None: all.
     """
     width = block_width(len(hidden), vocab_size, hidden.device.type)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
@@ -81,7 +81,7 @@ class _Blocks:
         return slice(self.starts[number], min(self.starts[number] + self.width, self.vocab_size))
 
     def chosen(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens whose action is in a block, and its column there."""
+        """Return the rows whose action is in a block, and its column there."""
         part = slice(self.edges[number], self.edges[number + 1])
         return self.order[part], self.columns[part] - self.starts[number]
 
