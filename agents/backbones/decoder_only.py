@@ -38,12 +38,14 @@ class FromTransformers(Backbone):
 
     @property
     def head(self) -> nn.Linear | None:
-        """The output embeddings, unless they are adapted or something is done to what they say."""
+        """The output embeddings, unless they are adapted or hooked, or something is done to what they say."""
         layer = self.lm.get_output_embeddings()
+        if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+            return None
         config = self.lm.config
         more = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "scale_decoder_outputs")]
         more += [getattr(self.lm, name, None) for name in ("logit_scale", "final_logits_bias")]
-        return layer if type(layer) is nn.Linear and all(one is None or one is False for one in more) else None
+        return layer if all(one is None or one is False for one in more) else None
 
 
 class DecoderOnly(FromTransformers):

@@ -104,6 +104,9 @@ def test_which_models_have_a_plain_head():
     lm = load_lm(LLAMA)
     add_adapters(copy.deepcopy(lm), {"r": 2})
     assert backbone_of(lm).head is lm.lm_head
+    hook = lm.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+    assert backbone_of(lm).head is None
+    hook.remove()
     add_adapters(lm, {"r": 2, "target_modules": ["lm_head"]})
     assert backbone_of(lm).head is None
 
