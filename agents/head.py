@@ -8,6 +8,7 @@ and writes each part of the weights' gradient once (for cross-entropy: Wijmans e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,21 +19,21 @@ from .sampler import LOG_ZERO
 from .sequences import unpack_kept
 
 KEPT_AT_MOST = 1 << 26  # logits (256 MiB) that are kept for the backward pass; more are computed again
-_BLOCK = {"cpu": 1 << 20}  # logits in a block: 4 MiB in a CPU's cache
-_LARGE_BLOCK = 1 << 24  # elsewhere: few kernels
+LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: few kernels
+LOGITS_IN_CACHE = 1 << 20  # 4 MiB, what a CPU need not fetch from memory between softmax and sum
 _NARROWEST = 512  # columns, a multiple of 8
 
 
-def block_width(rows: int, vocab_size: int, device: str) -> int:
+def block_width(rows: int, vocab_size: int, on_cpu: bool) -> int:
     """Return the columns of a block for so many rows."""
-    width = max(_NARROWEST, _BLOCK.get(device, _LARGE_BLOCK) // max(rows, 1) // 8 * 8)
+    width = max(_NARROWEST, (LOGITS_IN_CACHE if on_cpu else LOGITS_AT_ONCE) // max(rows, 1) // 8 * 8)
     return min(width, vocab_size)
 
 
-def logits_alive(rows: int, vocab_size: int, backward: bool, device: str) -> int:
+def logits_alive(rows: int, vocab_size: int, backward: bool, on_cpu: bool) -> int:
     """Return how many numbers of the size of logits `head_log_probs` holds at once."""
     logits = rows * vocab_size
-    return 2 * rows * block_width(rows, vocab_size, device) + (logits if backward and logits <= KEPT_AT_MOST else 0)
+    return 2 * rows * block_width(rows, vocab_size, on_cpu) + (logits if backward and logits <= KEPT_AT_MOST else 0)
 
 
 def head_log_probs(
@@ -41,6 +42,7 @@ def head_log_probs(
     actions: torch.Tensor,
     vocab_size: int,
     withheld: torch.Tensor | None = None,
+    banned: Sequence[int] = (),
     kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log p(action) and the exact entropy in nats of each row's distribution, shape (N,) each; both differentiable.
@@ -51,25 +53,34 @@ def head_log_probs(
         actions: Shape (N,), int64, below `vocab_size`.
         vocab_size: V; outputs of the head beyond it are left out.
         withheld: Pairs (row, token id) of probability 0, shape (2, M), int64.
+        banned: Token ids of probability 0 in every row.
         kept: Packed set of token ids that have a probability, shape (N, ceil(V / 8)), uint8; None: all.
     """
-    width = block_width(len(hidden), vocab_size, hidden.device.type)
+    width = block_width(len(hidden), vocab_size, hidden.device.type == "cpu")
+    blocks = _Blocks(actions, withheld, actions.new_tensor(banned), kept, vocab_size, width)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     keeps = learns and len(hidden) * vocab_size <= KEPT_AT_MOST
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadLogProbs.apply(hidden, head.weight, head.bias, actions, withheld, kept, vocab_size, width, keeps)
+        return _HeadLogProbs.apply(hidden, head.weight, head.bias, blocks, keeps)
 
 
 class _Blocks:
     """Which part of actions and rules falls into which block of columns."""
 
     def __init__(
-        self, actions: torch.Tensor, withheld: torch.Tensor | None, kept: torch.Tensor | None, vocab_size: int, width: int
+        self,
+        actions: torch.Tensor,
+        withheld: torch.Tensor | None,
+        banned: torch.Tensor,
+        kept: torch.Tensor | None,
+        vocab_size: int,
+        width: int,
     ) -> None:
         self.starts = list(range(0, vocab_size, width))
         self.vocab_size, self.width, self.kept = vocab_size, width, kept
         self.order, self.columns, self.edges = self._by_column(torch.arange(len(actions), device=actions.device), actions)
         self.rules = None if withheld is None else self._by_column(withheld[0], withheld[1])
+        self.banned = self._by_column(banned, banned) if len(banned) else None
 
     def _by_column(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         columns, order = columns.sort(stable=True)
@@ -107,6 +118,9 @@ class _Blocks:
             rows, columns, edges = self.rules
             part = slice(edges[number], edges[number + 1])
             logits[rows[part], columns[part] - span.start] = LOG_ZERO
+        if self.banned is not None:
+            _, columns, edges = self.banned
+            logits.index_fill_(1, columns[edges[number] : edges[number + 1]] - span.start, LOG_ZERO)
         if self.kept is not None:
             bits = self.kept[:, span.start // 8 : -(-span.stop // 8)]  # blocks begin at multiples of 8
             logits.masked_fill_(~unpack_kept(bits, span.stop - span.start), LOG_ZERO)
@@ -115,11 +129,10 @@ class _Blocks:
 
 class _HeadLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, actions, withheld, kept, vocab_size, width, keeps):  # type: ignore[no-untyped-def]
-        blocks = _Blocks(actions, withheld, kept, vocab_size, width)
+    def forward(ctx: Any, hidden, weight, bias, blocks: _Blocks, keeps: bool):  # type: ignore[no-untyped-def]
         picked = hidden.new_empty(len(hidden))  # (N,) logits of the actions
         memory = blocks.room(hidden)
-        masses = hidden.new_empty(len(hidden) * vocab_size) if keeps else blocks.room(hidden)
+        masses = hidden.new_empty(len(hidden) * blocks.vocab_size) if keeps else blocks.room(hidden)
         tops, totals, products = [], [], []
         for number, start in enumerate(blocks.starts):
             logits = blocks.logits(number, hidden, weight, bias, memory)
@@ -180,4 +193,4 @@ class _HeadLogProbs(torch.autograd.Function):
                 torch.mm(grad.t(), hidden, out=grad_weight[span])
             if grad_bias is not None:
                 grad_bias[span] = grad.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None

@@ -6,12 +6,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .backbones import Backbone
-from .head import head_log_probs
+from .head import LOGITS_AT_ONCE, LOGITS_IN_CACHE, head_log_probs
 from .sampler import Sampler, log_prob_and_entropy, restrict
 from .sequences import SequenceBatch, unpack_kept
 
-LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
-LOGITS_IN_CACHE = 1 << 20  # 4 MiB, what a CPU need not fetch from memory between softmax and sum
 TOKENS_AT_LEAST = 128  # fewer would read the head's weights too often: 8 at a time made a reference pass 2.4 times as slow
 
 
@@ -32,9 +30,10 @@ def action_log_probs(
     called for chunks of tokens: beyond `LOGITS_AT_ONCE` logits, a chunk's are dropped at once and computed again in the
     backward pass.  Either way memory does not grow with N beyond a limit.
     """
-    if backbone.head is not None:
+    if (head := backbone.head) is not None:
         tempered = hidden if sampler.temperature == 1 else hidden / sampler.temperature
-        return head_log_probs(backbone.head, tempered, actions, vocab_size, sampler.withheld(batch.steps, batch.repeats), batch.kept)
+        withheld = sampler.withheld(batch.steps, batch.repeats)
+        return head_log_probs(head, tempered, actions, vocab_size, withheld, sampler.banned_tokens, batch.kept)
 
     def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])

@@ -162,7 +162,7 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> Estimate:
     def logits(texts: int, backward: bool) -> int:
         tokens = texts * load.response
         if sizes.plain_head:
-            return 4 * logits_alive(tokens, sizes.vocabulary, backward, "cpu" if keeps else "cuda")
+            return 4 * logits_alive(tokens, sizes.vocabulary, backward, keeps)
         return 4 * LOGIT_COPIES * min(tokens * sizes.vocabulary, logits_at_once(sizes.vocabulary, backward, keeps))
 
     steps = -(-load.texts // rows) * load.response

@@ -97,7 +97,7 @@ class Sampler:
         return pairs if self.eos_token_id is None else pairs[:, pairs[1] != self.eos_token_id]
 
     def withheld(self, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Return what the static rules take out of each distribution.
+        """Return what the static rules take out of single distributions; `banned_tokens` are out of all.
 
         Args:
             steps: Number of response tokens already written, shape (N,).
@@ -110,9 +110,6 @@ class Sampler:
         if self.min_new_tokens:
             short = (steps < self.min_new_tokens).nonzero().squeeze(-1)  # (S,) rows that may not end yet
             found.append(torch.stack([short, torch.full_like(short, self.eos_token_id)]))  # type: ignore[arg-type]  # __post_init__ checks it
-        if self.banned_tokens:
-            banned = steps.new_tensor(self.banned_tokens)
-            found.append(torch.cartesian_prod(torch.arange(len(steps), device=steps.device), banned).T)
         return torch.cat(found, 1) if found else None
 
     def apply_rules(self, logits: torch.Tensor, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
@@ -136,6 +133,8 @@ class Sampler:
         if pairs is not None:
             # Adding costs the backward pass nothing; filling would copy the whole gradient.
             logits = logits.index_put((pairs[0], pairs[1]), logits.new_tensor(LOG_ZERO), accumulate=True)
+        if self.banned_tokens:
+            logits = logits + logits.new_zeros(logits.shape[-1]).index_fill_(0, steps.new_tensor(self.banned_tokens), LOG_ZERO)
         if (self.banned_tokens or repeats is not None) and len(logits) and not (logits.amax(-1) > LOG_ZERO / 2).all():
             raise ValueError(
                 f"banned_tokens, no_repeat_ngram={self.no_repeat_ngram} and min_new_tokens leave no token to draw: loosen them"

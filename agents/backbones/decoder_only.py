@@ -42,10 +42,7 @@ class FromTransformers(Backbone):
         layer = self.lm.get_output_embeddings()
         if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
             return None
-        config = self.lm.config
-        more = [getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "scale_decoder_outputs")]
-        more += [getattr(self.lm, name, None) for name in ("logit_scale", "final_logits_bias")]
-        return layer if all(one is None or one is False for one in more) else None
+        return layer if all(setting is None for setting in _finish(self.lm)) else None
 
 
 class DecoderOnly(FromTransformers):
@@ -109,14 +106,24 @@ class DecoderOnly(FromTransformers):
 
 def finish_logits(lm: Any, logits: torch.Tensor) -> torch.Tensor:
     """Apply what some architectures do after their head; `load_lm` checks that nothing else is done."""
-    if cap := getattr(lm.config, "final_logit_softcapping", None):  # Gemma 2 and 3
+    cap, scale, scaling, bias = _finish(lm)
+    if cap:
         logits = torch.tanh(logits / cap) * cap
-    if scale := getattr(lm, "logit_scale", None):  # Cohere
+    if scale:
         logits = logits * scale
-    if scaling := getattr(lm.config, "logits_scaling", None):  # Granite
+    if scaling:
         logits = logits / scaling
-    bias = getattr(lm, "final_logits_bias", None)  # BART
     return logits if bias is None else logits + bias[0]
+
+
+def _finish(lm: Any) -> tuple[Any, Any, Any, Any]:
+    """Return what `finish_logits` applies, None for what a model does not have."""
+    return (
+        getattr(lm.config, "final_logit_softcapping", None),  # Gemma 2 and 3
+        getattr(lm, "logit_scale", None),  # Cohere
+        getattr(lm.config, "logits_scaling", None),  # Granite
+        getattr(lm, "final_logits_bias", None),  # BART
+    )
 
 
 def _recurrent_layers(config: Any) -> list[bool] | None:

@@ -61,6 +61,11 @@ class EncoderDecoder(FromTransformers):
             input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=read, use_cache=False
         ).last_hidden_state
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The output embeddings, unless what they read is scaled before."""
+        return None if getattr(self.lm.config, "scale_decoder_outputs", False) else super().head
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
         if getattr(self.lm.config, "scale_decoder_outputs", False):  # T5 with tied embeddings

@@ -106,13 +106,16 @@ def make_stock(config: Speed, own_policy: bool) -> PPO:
     size = config.batch * config.new_tokens
     while size % 2 == 0 and size * (config.prompt + config.new_tokens) > 1 << 15:
         size //= 2
-    plain = {
+    policy: Any = "MultiInputPolicy"
+    kwargs: dict[str, Any] = {
         "features_extractor_class": LastHidden, "features_extractor_kwargs": {"model": model_config(config)}, "net_arch": [],
         "ortho_init": False,
     }  # fmt: skip
+    if own_policy:
+        policy, kwargs = TransformerPolicy, _policy_kwargs(config)
     return PPO(
-        TransformerPolicy if own_policy else "MultiInputPolicy", _env(config), n_steps=config.new_tokens, batch_size=size,
-        n_epochs=config.epochs, gamma=1.0, policy_kwargs=_policy_kwargs(config) if own_policy else plain, seed=0, device="cpu",
+        policy, _env(config), n_steps=config.new_tokens, batch_size=size, n_epochs=config.epochs, gamma=1.0, policy_kwargs=kwargs,
+        seed=0, device="cpu",
     )  # fmt: skip
 
 

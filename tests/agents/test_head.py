@@ -26,7 +26,7 @@ TOKENS = 11
 def narrow(monkeypatch, request):
     """Blocks of 8 columns."""
     monkeypatch.setattr(head, "_NARROWEST", 8)
-    monkeypatch.setattr(head, "_BLOCK", {"cpu": 8})
+    monkeypatch.setattr(head, "LOGITS_IN_CACHE", 8)
     monkeypatch.setattr(head, "KEPT_AT_MOST", request.param)
 
 
@@ -45,15 +45,17 @@ def test_numbers_and_gradients_are_those_of_torch(narrow, ruled, bonus, words, o
     layer = nn.Linear(6, outputs, bias=bias).double()
     hidden = (3 * torch.randn(TOKENS, 6, dtype=torch.float64)).requires_grad_()
     actions = torch.randint(1, words, (TOKENS,))
-    withheld = kept = None
+    withheld, banned, kept = None, (), None
     allowed = torch.ones(TOKENS, words, dtype=torch.bool)
     if ruled:
         withheld = torch.stack([torch.tensor([0, 3, 3, 9, 0]), torch.zeros(5, dtype=torch.int64)])
+        banned = tuple(word for word in (words - 1, 2) if word not in actions)
         chosen = torch.rand(TOKENS, words) < 0.6
         chosen[torch.arange(TOKENS), actions] = True
         kept = torch.from_numpy(pack_kept(chosen))
         allowed = chosen.clone()
         allowed[withheld[0], withheld[1]] = False
+        allowed[:, list(banned)] = False
     weights = torch.randn(2, TOKENS, dtype=torch.float64)
     weights[1] *= bonus
 
@@ -63,11 +65,11 @@ def test_numbers_and_gradients_are_those_of_torch(narrow, ruled, bonus, words, o
 
     leaves = [hidden, *layer.parameters()]
     theirs = gradients_of(whole, weights, leaves)
-    ours = gradients_of(lambda: head_log_probs(layer, hidden, actions, words, withheld, kept), weights, leaves)
+    ours = gradients_of(lambda: head_log_probs(layer, hidden, actions, words, withheld, banned, kept), weights, leaves)
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=1e-12)
     with torch.inference_mode():
-        alone = head_log_probs(layer, hidden, actions, words, withheld, kept)
+        alone = head_log_probs(layer, hidden, actions, words, withheld, banned, kept)
     assert torch.equal(alone[0], ours[0]) and torch.equal(alone[1], ours[1])
 
 
@@ -90,11 +92,11 @@ def test_large_logits_neither_overflow_nor_vanish(narrow):
 
 
 def test_what_is_kept_is_bounded():
-    assert block_width(384, 131_072, "cpu") == 2728 and block_width(384, 131_072, "cuda") == 43_688
-    assert block_width(8, 131_072, "cpu") == 131_072 and block_width(100_000, 131_072, "cpu") == 512
-    assert logits_alive(384, 4096, True, "cpu") == 2 * 384 * 2728 + 384 * 4096
-    assert logits_alive(384, 4096, False, "cpu") == 2 * 384 * 2728
-    assert logits_alive(1024, 131_072, True, "cpu") == 2 * 1024 * 1024  # 512 MiB are computed again
+    assert block_width(384, 131_072, True) == 2728 and block_width(384, 131_072, False) == 43_688
+    assert block_width(8, 131_072, True) == 131_072 and block_width(100_000, 131_072, True) == 512
+    assert logits_alive(384, 4096, True, True) == 2 * 384 * 2728 + 384 * 4096
+    assert logits_alive(384, 4096, False, True) == 2 * 384 * 2728
+    assert logits_alive(1024, 131_072, True, True) == 2 * 1024 * 1024  # 512 MiB are computed again
 
 
 def test_which_models_have_a_plain_head():
@@ -102,8 +104,9 @@ def test_which_models_have_a_plain_head():
     # Gemma 2 and 3 cap their logits, BART adds to them, T5 scales what it ties; a module of one's own is only asked for them
     assert plain == set(MODELS) - {"gemma3_text", "gemma2", "bart", "t5", "nano", "gru"}
     lm = load_lm(LLAMA)
-    add_adapters(copy.deepcopy(lm), {"r": 2})
-    assert backbone_of(lm).head is lm.lm_head
+    adapted = copy.deepcopy(lm)
+    add_adapters(adapted, {"r": 2})
+    assert backbone_of(adapted).head is adapted.lm_head
     hook = lm.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
     assert backbone_of(lm).head is None
     hook.remove()
