@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from agents import TextPPO
 from textrl_env import IntegerTokenizer, Prompt, TextTask
-from textrl_env.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 
 class Block(nn.Module):

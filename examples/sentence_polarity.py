@@ -21,21 +21,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from transformers.utils import logging
 
-from agents.base import base_policy
-from agents.corpus import corpus_task, read_lines
-from agents.evaluation import Texts, make_policy, write_texts
-from agents.lm import frozen, load_lm
-from agents.ppo import TextPPO
-from agents.run_folder import RunFolder, write_json, write_jsonl
-from agents.threads import choose_threads
-from agents.tuning import Tuning, tune
+from agents import TextPPO
+from agents.evaluation import WrittenTexts, make_policy, write_texts
+from agents.models import frozen, load_lm
+from agents.training import PolicyTraining, base_policy, corpus_task, read_lines, train_policy
+from agents.utils import RunFolder, choose_threads
 from rewards import Preference, PreferenceRewardModel, distinct_n, fit_preference_model
 from textrl_env import Episode, TextTask
-from textrl_env.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.files import write_json, write_jsonl
 
 
 @dataclass(frozen=True)
-class Polarity(Tuning):
+class Polarity(PolicyTraining):
     """Raise the share of positive continuations.
 
     Attributes:
@@ -91,7 +89,7 @@ def fit_judge(parts: Parts) -> Pipeline:
     return judge.fit(positive + negative, [1] * len(positive) + [0] * len(negative))
 
 
-def fit_reward(parts: Parts, task: TextTask, base_texts: Texts, seed: int) -> PreferenceRewardModel:
+def fit_reward(parts: Parts, task: TextTask, base_texts: WrittenTexts, seed: int) -> PreferenceRewardModel:
     """Fit the reward on pairs of a positive and a negative sentence, normalised on the base policy's texts."""
     rng = np.random.default_rng(seed)
     positive, negative = parts.train
@@ -102,7 +100,7 @@ def fit_reward(parts: Parts, task: TextTask, base_texts: Texts, seed: int) -> Pr
     return model
 
 
-def measure(texts: Texts, judge: Pipeline) -> dict[str, float]:
+def measure(texts: WrittenTexts, judge: Pipeline) -> dict[str, float]:
     """Return what the table shows; the judge reads the continuation alone."""
     return {
         "positive": float(judge.predict(texts.responses).mean()),
@@ -132,8 +130,8 @@ def run_seed(config: Polarity, seed: int, console: Console) -> dict[str, dict[st
     reward = fit_reward(parts, train, sample, seed)
     reward.save(run.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=train, reward=reward)
-    tuning = Tuning(**{field.name: getattr(config, field.name) for field in fields(Tuning)} | {"seed": seed})
-    tune(run, "ppo", str(base), env, tuning, [base.name], rules)
+    tuning = PolicyTraining(**{field.name: getattr(config, field.name) for field in fields(PolicyTraining)} | {"seed": seed})
+    train_policy(run, "ppo", str(base), env, tuning, [base.name], rules)
     policies = {"base": writer, "tuned": TextPPO.load(run.path / "ppo" / "policy.zip").policy}
     reference = frozen(load_lm(base))
     texts = {

@@ -25,11 +25,11 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from agents.ppo import TextPPO
-from agents.train import reward_of
+from agents import TextPPO
+from agents.cli.arguments import reward_of
 from rewards import Preference, fit_preference_model
 from textrl_env import FileTokenizer, Prompt, TextTask
-from textrl_env.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 NOUNS = ("plot", "cast", "score", "ending")
 GOOD = ("superb", "moving", "brilliant", "charming")

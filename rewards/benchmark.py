@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 
-from .preference import PreferenceRewardModel
-from .scorers import PreferenceNetwork, build_trunk
+from .models.preference_model import PreferenceRewardModel
+from .models.scorers import PreferenceNetwork, build_trunk
 
 NUM_TEXTS, TOKENS, VOCABULARY, ROUNDS, SAMPLE = 4096, 64, 4096, 3, 256
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import rewards
-from agents.sft import SFT
+from agents.algorithms.sft import SFT
 from textrl_env import Episode
 
-from .rewards.checkpoints import save_constants
-from .rewards.servers import FaultyServer
+from .rewards.models.checkpoints import save_constants
+from .rewards.remote.servers import FaultyServer
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 REWARDS = re.findall(r"^\| `(rewards\.make\(.*?\))` \| .*? \| `(.*?)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)

@@ -5,20 +5,22 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from .chat import ChatTemplate, chat_template
-from .core import TextCore
-from .env import TextGenerationEnv
+from .envs.core import TextCore
+from .envs.env import TextGenerationEnv
+from .envs.vector_env import TextGenerationVectorEnv
 from .episode import Episode
-from .prompt_order import PromptSampler
-from .prompts import GeneratedPrompts, read_prompts, split_prompts
+from .prompts.prompt import Prompt
+from .prompts.reader import GeneratedPrompts, read_prompts, split_prompts
+from .prompts.sampler import PromptSampler
 from .reward_model import RewardError, RewardFunction, RewardModel, list_rewards, make_reward, register_reward
-from .reward_watch import RewardWarning
-from .suite import LADDERS, Ladder, environment_ids
-from .task import EXACT_TASKS, BaseRecipe, Prompt, TextTask, make_task
+from .reward_warnings import RewardWarning
+from .task import BaseRecipe, TextTask
+from .tasks.ladders import LADDERS, Ladder, environment_ids
+from .tasks.registry import EXACT_TASKS, make_task
 from .tokenizer import FileTokenizer, IntegerTokenizer, Tokenizer, WordTokenizer
-from .vector_env import TextGenerationVectorEnv
 
 if TYPE_CHECKING:
-    from .sb3_vec_env import TextGenerationVecEnv
+    from .envs.sb3_vec_env import TextGenerationVecEnv
 
 __all__ = [
     "LADDERS",
@@ -54,7 +56,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "TextGenerationVecEnv":  # needs Stable-Baselines3, and so torch: only who asks for it pays
-        from .sb3_vec_env import TextGenerationVecEnv
+        from .envs.sb3_vec_env import TextGenerationVecEnv
 
         return TextGenerationVecEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -70,7 +72,7 @@ _IDS = {
 for _id, _task in _IDS.items():
     gym.register(
         _id,
-        entry_point="textrl_env.env:TextGenerationEnv",
-        vector_entry_point="textrl_env.vector_env:TextGenerationVectorEnv",
+        entry_point="textrl_env.envs.env:TextGenerationEnv",
+        vector_entry_point="textrl_env.envs.vector_env:TextGenerationVectorEnv",
         kwargs={"task": _task},
     )

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from .env import TextGenerationEnv
+from .envs.env import TextGenerationEnv
+from .envs.sb3_vec_env import TextGenerationVecEnv
+from .envs.vector_env import TextGenerationVectorEnv
+from .prompts.prompt import Prompt
 from .reward_model import make_reward
-from .reward_watch import stop_watching
-from .sb3_vec_env import TextGenerationVecEnv
-from .task import Prompt, TextTask
+from .reward_warnings import stop_watching
+from .task import TextTask
 from .tokenizer import IntegerTokenizer
-from .vector_env import TextGenerationVectorEnv
 
 VOCABULARY, NEW_TOKENS, PROMPT = 32_000, 64, 16
 

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from .episode import Episode
-from .hints import did_you_mean
-from .prompt_order import ORDERS
-from .suite import factories
+from .prompts.prompt import Prompt
+from .prompts.sampler import ORDERS
 from .tokenizer import Tokenizer
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+
 Measure = Callable[[Sequence[str], Sequence[str]], float]
-
-EXACT_TASKS = ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle")
-_TASKS: dict[str, str] = {
-    "review": "textrl_env.tasks.review.task:review_task",
-    **{f"exact-{name.lower()}": f"textrl_env.tasks.exact:{name.lower()}_task" for name in EXACT_TASKS},
-}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One row of a task's data.
-
-    Attributes:
-        text: What the episode starts from.
-        references: Texts that a reward may compare the response with.
-        metadata: Further columns; they reach the reward model with the episode.
-    """
-
-    text: str
-    references: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,42 +196,3 @@ class TextTask:
     def __deepcopy__(self, memo: dict[int, Any]) -> TextTask:
         """Return itself: a task never changes, and gymnasium deep-copies the arguments of every `make`."""
         return self
-
-
-def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train", **overrides: Any) -> TextTask:
-    """Return the task named `task`, or `task` itself, with `overrides` of its fields.
-
-    Args:
-        task: A name from the table; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
-            `textrl_env.tasks.real.real_task`; or a task.
-        split: Which prompts of a named task: `"train"`, `"validation"` or `"test"`.
-        **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
-
-    Raises:
-        ValueError: The name is unknown.
-        TypeError: `task` is neither, or an override is no field of a task.
-    """
-    if isinstance(task, str):
-        task = _built(task, split)
-    elif isinstance(task, Mapping):
-        task = importlib.import_module("textrl_env.tasks.real").real_task(**{"split": split, **task})
-    if not isinstance(task, TextTask):
-        raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")
-    known = [f.name for f in fields(TextTask) if f.init]
-    for key in overrides:
-        if key not in known:
-            # The words that Python itself uses: TorchRL's GymEnv looks for them when it probes for an Atari argument
-            hint = f"{did_you_mean(key, known)}; a task has {', '.join(known)}"
-            raise TypeError(f"make_task() got an unexpected keyword argument {key!r}{hint}")
-    changed = {key: value for key, value in overrides.items() if value is not None}
-    return replace(task, **changed) if changed else task
-
-
-def _built(name: str, split: str) -> TextTask:
-    sized = factories()
-    if name not in _TASKS and name not in sized:
-        known = [*_TASKS, *sized]
-        raise ValueError(f"no task is called {name!r}{did_you_mean(name, known)}; known: {', '.join(sorted(known))}")
-    path, *size = sized.get(name) or (_TASKS[name],)
-    module, attribute = path.split(":")
-    return getattr(importlib.import_module(module), attribute)(*size, split)

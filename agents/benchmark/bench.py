@@ -11,12 +11,12 @@ from typing import Literal
 
 from rich.console import Console
 
-from ..progress import bar
-from ..run_folder import write_yaml
-from .bench_report import write_bench_report
-from .cell import Job
-from .contenders import check
-from .pool import run_jobs
+from ..utils.progress import bar
+from ..utils.run_folder import write_yaml
+from .agents import check
+from .process_pool import run_jobs
+from .report import write_bench_report
+from .run_job import Job
 from .spec import parse_all
 from .suites import PRESETS, budget, tasks_of
 

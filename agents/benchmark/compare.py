@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from .results import Cell, names, read_results
+from .results import RunResult, names, read_results
 
 LEVEL = 0.05  # of the family of all comparisons
 
@@ -59,7 +59,7 @@ class Change:
         return self.p < LEVEL
 
 
-def changes(before: Sequence[Cell], after: Sequence[Cell]) -> list[Change]:
+def changes(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[Change]:
     """Return one record for each task and agent that both benchmarks have, in the order of p."""
     tasks, agents = names([*before, *after])
     rows = []
@@ -120,7 +120,7 @@ def run_compare(config: Compare) -> None:
     console.print(table)
 
 
-def _differences(before: Sequence[Cell], after: Sequence[Cell]) -> list[str]:
+def _differences(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[str]:
     """Say in what the two benchmarks differ besides their scores."""
     lines = []
     keys = [{(c.task, c.agent) for c in cells} for cells in (before, after)]

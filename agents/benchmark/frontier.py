@@ -1,4 +1,4 @@
-"""What a distance from the base policy buys: gold score against KL over a sweep of each agent's strength."""
+"""What a distance from the base policy buys: gold score against KL over a range of each agent's strength."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from ..best_of import kl_bound
-from ..run_folder import write_text
-from . import bench_plots as plots
-from .results import Cell, read_results
+from textrl_env.utils.files import write_text
+
+from ..algorithms.best_of import kl_bound
+from . import plots as plots
+from .aggregate_statistics import IntervalEstimate, mean_interval
+from .results import RunResult, read_results
 from .spec import parse
-from .statistics import Estimate, mean_interval
 
 LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)  # nats at which agents are compared
 
@@ -48,26 +49,26 @@ def run_frontier(config: Frontier) -> None:
     print(config.out)
 
 
-def families_of(cells: Sequence[Cell]) -> dict[str, list[list[Cell]]]:
+def families_of(cells: Sequence[RunResult]) -> dict[str, list[list[RunResult]]]:
     """Return the cells of each agent, setting by setting, in the order of KL."""
-    found: dict[str, dict[str, list[Cell]]] = {}
+    found: dict[str, dict[str, list[RunResult]]] = {}
     for cell in cells:
         if cell.status == "done" and np.isfinite(cell.measure("kl_per_sequence")):
             found.setdefault(parse(cell.agent).name, {}).setdefault(cell.agent, []).append(cell)
     return {name: sorted(settings.values(), key=lambda own: kl_of(own).value) for name, settings in found.items()}
 
 
-def kl_of(cells: Sequence[Cell]) -> Estimate:
+def kl_of(cells: Sequence[RunResult]) -> IntervalEstimate:
     """Return the KL per text over seeds, in nats."""
     return mean_interval(np.array([cell.measure("kl_per_sequence") for cell in cells]))
 
 
-def gold_of(cells: Sequence[Cell]) -> Estimate:
+def gold_of(cells: Sequence[RunResult]) -> IntervalEstimate:
     """Return the gold score over seeds."""
     return mean_interval(np.array([cell.measure("gold") for cell in cells]))
 
 
-def gold_at(settings: Sequence[Sequence[Cell]], kl: float) -> Estimate | None:
+def gold_at(settings: Sequence[Sequence[RunResult]], kl: float) -> IntervalEstimate | None:
     """Return the gold score that an agent has at a KL, interpolated for each seed between its settings.
 
     None where fewer than three seeds reach from below that KL to above it.
@@ -84,7 +85,7 @@ def gold_at(settings: Sequence[Sequence[Cell]], kl: float) -> Estimate | None:
     return mean_interval(np.array(found)) if len(found) >= 3 else None
 
 
-def _lines(families: dict[str, list[list[Cell]]]) -> list[str]:
+def _lines(families: dict[str, list[list[RunResult]]]) -> list[str]:
     """Write the table, and the differences at equal KL whose intervals separate."""
     lines = ["| agent | KL, nats a text | gold score | reward |", "| --- | --- | --- | --- |"]
     for settings in families.values():
@@ -102,5 +103,5 @@ def _lines(families: dict[str, list[list[Cell]]]) -> list[str]:
     return [*lines, *(said or ["- none"])]
 
 
-def _n(cell: Cell) -> int:
+def _n(cell: RunResult) -> int:
     return int(parse(cell.agent).settings.get("n", 8))

@@ -12,9 +12,10 @@ import tyro
 import yaml
 from jinja2 import Environment, PackageLoader
 
-from ..run_folder import write_text
-from .results import Cell, missing, names, read_results, scores_of
-from .statistics import interval, iqm, optimality_gap
+from textrl_env.utils.files import write_text
+
+from .aggregate_statistics import interval, iqm, optimality_gap
+from .results import RunResult, missing, names, read_results, scores_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         {
             "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
             "failed": sum(c.status != "done" for c in own), "suite": f"{len(tasks)} tasks: {config['suite']}, {config['preset']}",
-            "date": min(c.manifest["began"] for c in own)[:10], "version": own[0].manifest["versions"]["textrl"],
+            "date": min(c.manifest["began"] for c in own)[:10], "version": own[0].manifest["versions"]["textrl-env"],
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
         for agent in agents if (own := [c for c in cells if c.agent == agent])
@@ -62,13 +63,13 @@ def run_leaderboard(config: Leaderboard) -> None:
             boards.setdefault(row["suite"], []).append(row)
     for rows in boards.values():
         rows.sort(key=lambda row: -row["iqm"].value)
-    page = Environment(loader=PackageLoader("agents"), autoescape=True, trim_blocks=True).get_template("leaderboard.html.j2")
+    page = Environment(loader=PackageLoader("agents.reports"), autoescape=True, trim_blocks=True).get_template("leaderboard.html.j2")
     write_text(config.out, page.render(boards=boards))
     write_text(config.out.with_suffix(".md"), _markdown(boards))
     print(config.out)
 
 
-def _command(config: dict[str, Any], agent: str, cells: Sequence[Cell]) -> str:
+def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:
     """Return the command that repeats the rows of one agent."""
     parts = ["textrl", "bench", "--preset", config["preset"], "--agents", agent, "--seeds", str(len({c.seed for c in cells}))]
     parts += ["--tasks", ",".join(",".join(config["tasks"]).split(","))] if config.get("tasks") else ["--suite", config["suite"]]

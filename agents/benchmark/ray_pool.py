@@ -12,9 +12,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..ray_cluster import alone, cluster, lost, room
-from .cell import Job, work
-from .pool import RECHECK, fail, settle
+from ..distributed.ray_cluster import alone, cluster, lost, room
+from .process_pool import RECHECK, fail, settle
+from .run_job import Job, work
 
 _KILLED = -9  # exit status of a worker that is gone
 

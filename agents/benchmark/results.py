@@ -14,7 +14,7 @@ Scores = dict[str, list[np.ndarray]]  # of each agent: for each task, the normal
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunResult:
     """One agent on one task with one seed.
 
     Attributes:
@@ -53,7 +53,7 @@ class Cell:
         return float("nan") if value is None else float(value)
 
 
-def read_results(folder: str | Path) -> list[Cell]:
+def read_results(folder: str | Path) -> list[RunResult]:
     """Read all cells of a results folder, in the order of tasks, agents and seeds.
 
     Raises:
@@ -64,23 +64,23 @@ def read_results(folder: str | Path) -> list[Cell]:
     paths = sorted((folder / "cells").glob("*.json"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no results (cells/*.json): run textrl bench --out {folder} first")
-    known = [field.name for field in fields(Cell)]
+    known = [field.name for field in fields(RunResult)]
     cells = []
     for path in paths:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            cells.append(Cell(**{name: row[name] for name in known}))
+            cells.append(RunResult(**{name: row[name] for name in known}))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error
     return sorted(cells, key=lambda cell: (cell.task, cell.agent, cell.seed))
 
 
-def names(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+def names(cells: Sequence[RunResult]) -> tuple[list[str], list[str]]:
     """Return the tasks and the agents that occur, sorted."""
     return sorted({cell.task for cell in cells}), sorted({cell.agent for cell in cells})
 
 
-def scores_of(cells: Sequence[Cell]) -> Scores:
+def scores_of(cells: Sequence[RunResult]) -> Scores:
     """Return the scores of each agent, task by task in the order of `names`; a task without runs is an empty array."""
     tasks, agents = names(cells)
     found: dict[tuple[str, str], list[float]] = {}
@@ -89,7 +89,7 @@ def scores_of(cells: Sequence[Cell]) -> Scores:
     return {agent: [np.array(found.get((agent, task), [])) for task in tasks] for agent in agents}
 
 
-def missing(cells: Sequence[Cell]) -> list[tuple[str, str, int]]:
+def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:
     """Return (task, agent, seed) of the cells that a full grid would have besides."""
     tasks, agents = names(cells)
     seeds = sorted({cell.seed for cell in cells})

@@ -10,7 +10,7 @@ try:
     from alembic import command
     from alembic.config import Config
 except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl[feedback]'") from error
+    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 LOCK = "SELECT pg_advisory_xact_lock(20261124)"  # any number: one for all studies of a database
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .records import Shown
+from .items import Assignment
 from .study import SCALE, Study
 
 LONGEST_REASON = 5_000
@@ -25,7 +25,7 @@ class IncompleteError(ValueError):
     """Something is missing; the message is a name in `words.WORDS`."""
 
 
-def read_answer(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def read_answer(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the answer's value and words.
 
     Raises:
@@ -56,7 +56,7 @@ def text(form: Form, name: str, most: int) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", value)
 
 
-def _pair(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def _pair(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     choice = first(form, "choice")
     if choice in ("a", "b"):  # the letter of the place
         return {"choice": "ab"[shown.order["ab".index(choice)]]}, {}
@@ -65,14 +65,14 @@ def _pair(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[
     raise IncompleteError("pair")
 
 
-def _rating(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def _rating(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     rating = _number(first(form, "rating"), SCALE)
     if rating is None:
         raise IncompleteError("missing_rating")
     return {"rating": rating}, {}
 
 
-def _ranking(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def _ranking(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     ranks = [_number(first(form, f"rank{place}"), len(shown.order)) for place in range(len(shown.order))]
     if None in ranks or len(set(ranks)) < len(ranks):
         raise IncompleteError("missing_rank")
@@ -80,7 +80,7 @@ def _ranking(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], di
     return {"ranking": [shown.order[place] for place in best_first]}, {}
 
 
-def _spans(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def _spans(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     places = word_places(shown.item.responses[0])
     spans: list[dict[str, Any]] = []
     for number, flag in enumerate(study.flags):
@@ -94,7 +94,7 @@ def _spans(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict
     return {"spans": spans}, {}
 
 
-def _demonstration(form: Form, shown: Shown, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
+def _demonstration(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
     written = text(form, "text", LONGEST_TEXT)
     if not written.strip():
         raise IncompleteError("missing_text")
@@ -109,7 +109,7 @@ def word_places(response: str) -> list[tuple[int, int]]:
     ]
 
 
-def _criteria(form: Form, shown: Shown, study: Study) -> dict[str, list[int | None]]:
+def _criteria(form: Form, shown: Assignment, study: Study) -> dict[str, list[int | None]]:
     """Return ratings by criterion, one for each response; None where nothing was said."""
     found = {}
     for number, criterion in enumerate(study.criteria):

@@ -26,7 +26,7 @@ annotators = Table(
     Column("created_at", Float, nullable=False),
 )  # fmt: skip
 
-showings = Table(
+assignments = Table(
     "showings", metadata,
     Column("id", Integer, primary_key=True),
     Column("item_id", Integer, ForeignKey("items.id", ondelete="CASCADE"), nullable=False, index=True),

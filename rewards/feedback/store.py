@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from .database import LOCK, migrate, open_engine
-from .keys import Keys, WrongKeyError
-from .records import Answered, Item, Shown, check_item, with_texts
-from .schema import annotators, answers, facts, items, log, showings
-from .scrub import scrub
+from .encryption import Keys, WrongKeyError
+from .items import Answer, Assignment, Item, check_item, with_texts
+from .personal_data import scrub
+from .schema import annotators, answers, assignments, facts, items, log
 from .study import Study, key_file
 
 try:
     import sqlalchemy as sa
 except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl[feedback]'") from error
+    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 REPEAT_AFTER = 5  # answers between an item and its repetition
 RESERVED = 1800.0  # seconds for which an item that is shown counts as answered
@@ -147,13 +147,13 @@ class FeedbackStore:
         """Return how many answers an annotator gave, and how many items may still come."""
         with self._reading() as db:
             me = self._id(db, pseudonym)
-            given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(showings)).where(showings.c.annotator_id == me))
+            given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(assignments)).where(assignments.c.annotator_id == me))
             waiting = db.execute(_open(me)).first() is not None
             return int(given or 0), len(self._wanted(db, me, time.time())) + waiting
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def ask(self, pseudonym: str) -> Shown | None:
+    def ask(self, pseudonym: str) -> Assignment | None:
         """Return what this annotator should see now: the open question, else a new one; None if nothing is left.
 
         New questions are those with the fewest answers, drawn at random among equals; now and then one is a gold question, or repeats
@@ -172,16 +172,16 @@ class FeedbackStore:
                 order = self._order(db, me, pseudonym, item_id, turn, len(item.responses))
                 ticket = secrets.token_urlsafe(16)
                 shown = {"shown_order": json.dumps(order), "ticket": ticket, "shown_at": now}
-                db.execute(showings.insert().values(item_id=item_id, annotator_id=me, turn=turn, **shown))
+                db.execute(assignments.insert().values(item_id=item_id, annotator_id=me, turn=turn, **shown))
                 self._log(db, pseudonym, "see", f"item {item_id}")
-                return Shown(ticket, item, tuple(order))
-            return Shown(row.ticket, self._item(row), tuple(json.loads(row.shown_order)))
+                return Assignment(ticket, item, tuple(order))
+            return Assignment(row.ticket, self._item(row), tuple(json.loads(row.shown_order)))
 
     def _choose(self, db: sa.Connection, me: int, pseudonym: str, now: float) -> tuple[int, int] | None:
         given = db.execute(
-            sa.select(showings.c.item_id, showings.c.turn, answers.c.value, answers.c.answered_at)
-            .select_from(answers.join(showings))
-            .where(showings.c.annotator_id == me)
+            sa.select(assignments.c.item_id, assignments.c.turn, answers.c.value, answers.c.answered_at)
+            .select_from(answers.join(assignments))
+            .where(assignments.c.annotator_id == me)
             .order_by(answers.c.answered_at)
         ).all()
         draw = random.Random(f"{self.study.seed} {pseudonym} {len(given)}")
@@ -203,12 +203,12 @@ class FeedbackStore:
 
     def _wanted(self, db: sa.Connection, me: int, now: float) -> dict[int, int]:
         """Return the items that this annotator may be asked about, with the number of answers they have or will soon have."""
-        real = sa.or_(answers.c.value.is_(None) & (showings.c.shown_at > now - RESERVED), answers.c.value.not_like('{"skip"%'))
-        counted = sa.func.count(sa.case((sa.and_(real, showings.c.turn == 0), 1)))
-        own = sa.func.count(sa.case((showings.c.annotator_id == me, 1)))
+        real = sa.or_(answers.c.value.is_(None) & (assignments.c.shown_at > now - RESERVED), answers.c.value.not_like('{"skip"%'))
+        counted = sa.func.count(sa.case((sa.and_(real, assignments.c.turn == 0), 1)))
+        own = sa.func.count(sa.case((assignments.c.annotator_id == me, 1)))
         rows = db.execute(
             sa.select(items.c.id, counted.label("count"))
-            .select_from(items.outerjoin(showings, showings.c.item_id == items.c.id).outerjoin(answers))
+            .select_from(items.outerjoin(assignments, assignments.c.item_id == items.c.id).outerjoin(answers))
             .where(items.c.gold.is_(None))
             .group_by(items.c.id)
             .having(sa.and_(own == 0, counted < self.study.overlap))
@@ -218,7 +218,9 @@ class FeedbackStore:
 
     def _order(self, db: sa.Connection, me: int, pseudonym: str, item_id: int, turn: int, count: int) -> list[int]:
         if turn:
-            first = db.scalar(sa.select(showings.c.shown_order).where(showings.c.annotator_id == me, showings.c.item_id == item_id))
+            first = db.scalar(
+                sa.select(assignments.c.shown_order).where(assignments.c.annotator_id == me, assignments.c.item_id == item_id)
+            )
             return list(reversed(json.loads(first or "[]")))
         order = list(range(count))
         random.Random(f"{self.study.seed} {pseudonym} {item_id}").shuffle(order)
@@ -246,9 +248,9 @@ class FeedbackStore:
         with self._writing() as db:
             me = self._id(db, pseudonym)
             row = db.execute(
-                sa.select(showings.c.id, showings.c.item_id, answers.c.value)
-                .select_from(showings.outerjoin(answers))
-                .where(showings.c.ticket == ticket, showings.c.annotator_id == me)
+                sa.select(assignments.c.id, assignments.c.item_id, answers.c.value)
+                .select_from(assignments.outerjoin(answers))
+                .where(assignments.c.ticket == ticket, assignments.c.annotator_id == me)
             ).first()
             if row is None:
                 raise StaleTicketError("this question is not open for you: it was undone, or the form is not yours")
@@ -264,17 +266,17 @@ class FeedbackStore:
         with self._writing() as db:
             me = self._id(db, pseudonym)
             last = db.execute(
-                sa.select(showings.c.id, showings.c.item_id)
-                .select_from(answers.join(showings))
-                .where(showings.c.annotator_id == me)
-                .order_by(answers.c.answered_at.desc(), showings.c.id.desc())
+                sa.select(assignments.c.id, assignments.c.item_id)
+                .select_from(answers.join(assignments))
+                .where(assignments.c.annotator_id == me)
+                .order_by(answers.c.answered_at.desc(), assignments.c.id.desc())
             ).first()
             if last is None:
                 return False
-            db.execute(showings.delete().where(showings.c.id.in_([row.showing_id for row in db.execute(_open(me))])))
+            db.execute(assignments.delete().where(assignments.c.id.in_([row.showing_id for row in db.execute(_open(me))])))
             db.execute(answers.delete().where(answers.c.showing_id == last.id))
             fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
-            db.execute(showings.update().where(showings.c.id == last.id).values(**fresh))
+            db.execute(assignments.update().where(assignments.c.id == last.id).values(**fresh))
             self._log(db, pseudonym, "undo", f"item {last.item_id}")
             return True
 
@@ -285,14 +287,14 @@ class FeedbackStore:
         with self._reading() as db:
             return [(row.id, self._item(row)) for row in db.execute(sa.select(items).order_by(items.c.id))]
 
-    def answers(self, who: str = "owner") -> list[Answered]:
+    def answers(self, who: str = "owner") -> list[Answer]:
         """Return all answers in the order they were given, skipped questions too; the log says who read them."""
         with self._writing() as db:
             self._log(db, who, "read answers", "")
             rows = db.execute(
-                sa.select(items, showings, annotators.c.pseudonym, answers.c.value, answers.c.words, answers.c.answered_at)
-                .select_from(answers.join(showings).join(items).join(annotators))
-                .order_by(answers.c.answered_at, showings.c.id)
+                sa.select(items, assignments, annotators.c.pseudonym, answers.c.value, answers.c.words, answers.c.answered_at)
+                .select_from(answers.join(assignments).join(items).join(annotators))
+                .order_by(answers.c.answered_at, assignments.c.id)
             ).all()
         known: dict[int, Item] = {}
         found = []
@@ -302,10 +304,10 @@ class FeedbackStore:
             words = {} if row.words is None else json.loads(self.keys.open(row.words))
             order = tuple(json.loads(row.shown_order))
             value, seconds = json.loads(row.value), row.answered_at - row.shown_at
-            found.append(Answered(row.item_id, known[row.item_id], row.pseudonym, row.turn, order, value, words, row.answered_at, seconds))
+            found.append(Answer(row.item_id, known[row.item_id], row.pseudonym, row.turn, order, value, words, row.answered_at, seconds))
         return found
 
-    def add_answers(self, given: Sequence[Answered]) -> tuple[int, int]:
+    def add_answers(self, given: Sequence[Answer]) -> tuple[int, int]:
         """Store answers from elsewhere, with their items, orders and times; what is there already stays.
 
         Pseudonyms are taken as they are.
@@ -321,11 +323,11 @@ class FeedbackStore:
                 found: Counter[str] = Counter()
                 clean = with_texts(answer.item, lambda text: self._clean(text, found))  # noqa: B023 - called at once
                 key = {"item_id": self._number(db, clean), "annotator_id": who, "turn": answer.turn}
-                before = sa.select(showings.c.id).where(*(showings.c[name] == value for name, value in key.items()))
+                before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
                 if db.scalar(before) is not None:
                     continue
                 shown = {"shown_order": json.dumps(answer.order), "ticket": secrets.token_urlsafe(16)}
-                db.execute(showings.insert().values(**key, **shown, shown_at=answer.answered_at - answer.seconds))
+                db.execute(assignments.insert().values(**key, **shown, shown_at=answer.answered_at - answer.seconds))
                 words = {name: self._clean(text, found) for name, text in answer.words.items()}
                 sealed = self.keys.seal(json.dumps(words)) if words else None
                 value = {"showing_id": db.scalar(before), "value": json.dumps(dict(answer.value)), "words": sealed}
@@ -357,9 +359,9 @@ class FeedbackStore:
         """
         with self._writing() as db:
             me = self._id(db, pseudonym)
-            own = sa.select(showings.c.id).where(showings.c.annotator_id == me)
+            own = sa.select(assignments.c.id).where(assignments.c.annotator_id == me)
             gone = db.execute(answers.delete().where(answers.c.showing_id.in_(own))).rowcount
-            db.execute(showings.delete().where(showings.c.annotator_id == me))
+            db.execute(assignments.delete().where(assignments.c.annotator_id == me))
             db.execute(annotators.delete().where(annotators.c.id == me))
             db.execute(log.delete().where(log.c.who == pseudonym))
             self._log(db, "owner", "forget", "an annotator")
@@ -451,7 +453,7 @@ class FeedbackStore:
 def _open(me: int) -> Any:
     """Select the questions that an annotator sees and has not answered."""
     return (
-        sa.select(items, showings.c.ticket, showings.c.shown_order, showings.c.shown_at, showings.c.id.label("showing_id"))
-        .select_from(showings.join(items).outerjoin(answers))
-        .where(showings.c.annotator_id == me, answers.c.value.is_(None))
+        sa.select(items, assignments.c.ticket, assignments.c.shown_order, assignments.c.shown_at, assignments.c.id.label("showing_id"))
+        .select_from(assignments.join(items).outerjoin(answers))
+        .where(assignments.c.annotator_id == me, answers.c.value.is_(None))
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ..data import new_file
+from textrl_env.utils.files import new_file
 
 Kind = Literal["pair", "rating", "ranking", "spans", "demonstration"]
 KINDS: tuple[Kind, ...] = ("pair", "rating", "ranking", "spans", "demonstration")
@@ -29,8 +29,8 @@ class Study:
         criteria: What else is rated from 1 to 5, for each response.
         flags: What words may be flagged as, for `spans`.
         overlap: Answers wanted for each item, from different annotators.
-        repeat_share: Share of showings that repeat an item the annotator answered at least 5 answers before, in [0, 0.5].
-        gold_share: Share of showings that are gold questions, in [0, 0.5].
+        repeat_share: Share of assignments that repeat an item the annotator answered at least 5 answers before, in [0, 0.5].
+        gold_share: Share of assignments that are gold questions, in [0, 0.5].
         language: `en` or `zh`: the page's, unless an annotator chooses another.
         scrub: Take e-mail addresses, phone, card and account numbers, IP addresses and URLs out of everything before it is stored.
         retention_days: Delete reasons and log entries older than this; None keeps them.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
-from textrl_env.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 VOCAB = 24
 EOS = 0

@@ -58,14 +58,14 @@ def test_an_agent_that_ignores_masks_plays_on_and_pays(capsys):
 
 
 def test_torchrl():
-    pytest.importorskip("torchrl", reason="torchrl is not installed: pip install 'textrl[test]'")
+    pytest.importorskip("torchrl", reason="torchrl is not installed: pip install 'textrl-env[test]'")
     example = load("torchrl_agent")
     curve = example.main(example.Config(updates=15))
     assert curve[0] < 0.6 and curve[-1] > 0.8
 
 
 def test_torchrl_makes_registered_environments():
-    libs = pytest.importorskip("torchrl.envs", reason="torchrl is not installed: pip install 'textrl[test]'")
+    libs = pytest.importorskip("torchrl.envs", reason="torchrl is not installed: pip install 'textrl-env[test]'")
     env = libs.GymEnv("textrl/Review-v0", reward="length")
     assert env.rollout(3)["next", "response"].shape == (3, 26)
 
@@ -82,8 +82,8 @@ def test_one_string_swaps_five_kinds_of_reward(tmp_path):
     import uvicorn
 
     import rewards
-    from agents.serve import listen
-    from rewards.server import make_app
+    from agents.cli.reward_serve import listen
+    from rewards.remote.reward_server import make_app
 
     example = load("swap_reward")
     example.prepare(example.Prepare(tmp_path))

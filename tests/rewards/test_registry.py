@@ -66,7 +66,7 @@ def test_register():
         rewards.register("vader", "elsewhere:Other")
     with pytest.raises(ValueError, match="module:attribute"):
         rewards.register("new", "no_colon")
-    rewards.register("vader", "rewards.rules:VaderReward")  # the same again is no error
+    rewards.register("vader", "rewards.rules.text_rules:VaderReward")  # the same again is no error
 
 
 def test_functions_get_the_columns_they_name():
@@ -133,10 +133,10 @@ def test_no_episodes_no_call():
 
 
 def test_a_foreign_package_of_our_name_is_refused(monkeypatch, tmp_path):
-    foreign = types.ModuleType("rewards.rules")
+    foreign = types.ModuleType("rewards.rules.text_rules")
     foreign.__file__ = str(tmp_path / "rewards" / "rules.py")
     foreign.VaderReward = lambda: Returns([])
-    monkeypatch.setitem(sys.modules, "rewards.rules", foreign)
+    monkeypatch.setitem(sys.modules, "rewards.rules.text_rules", foreign)
     with pytest.raises(ImportError, match="another package of that name"):
         rewards.make("vader")
 

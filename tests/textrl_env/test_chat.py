@@ -5,7 +5,7 @@ import pytest
 
 from textrl_env import Prompt
 from textrl_env.chat import ChatTemplate, chat_template
-from textrl_env.prompts import read_prompts
+from textrl_env.prompts.reader import read_prompts
 
 CHATML = """{%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..hints import did_you_mean
-from ..task import Prompt
+from ..prompts.prompt import Prompt
 from ..tokenizer import Tokenizer
+from ..utils.suggestions import did_you_mean
 from .grammar import Grammar, JSONSchema, Regex
 from .one_of import OneOf
 from .tokens import AllowedTokens, BannedTokens, MinNewTokens

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..task import Prompt
+from ..prompts.prompt import Prompt
 from .search import EndingSearch
 from .vocabulary import Vocabulary
 
@@ -81,7 +81,7 @@ class CompiledGrammar:
         try:
             from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
         except ImportError as error:
-            raise ImportError(f"a {self.kind} constraint needs llguidance: pip install 'textrl[constraints]'") from error
+            raise ImportError(f"a {self.kind} constraint needs llguidance: pip install 'textrl-env[constraints]'") from error
         words = LLTokenizer(TokenizerWrapper(_Words(self.vocabulary)), n_vocab=self.vocabulary.size, eos_token=self.vocabulary.eos_token_id)
         self.matcher = LLMatcher(words, LLMatcher.grammar_from_lark(self._lark()), log_level=0)
         if self.matcher.is_error():

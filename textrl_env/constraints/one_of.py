@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..task import Prompt
+from ..prompts.prompt import Prompt
 from .vocabulary import Vocabulary
 
 _Range = tuple[int, int, int]  # sorted texts [low, high) that agree with the `depth` bytes written so far

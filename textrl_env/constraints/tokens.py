@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..task import Prompt
+from ..prompts.prompt import Prompt
 from .vocabulary import Vocabulary
 
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..episode import Episode
-from ..task import BaseRecipe, Prompt, TextTask
+from ..prompts.prompt import Prompt
+from ..task import BaseRecipe, TextTask
 from ..tokenizer import IntegerTokenizer
 
 EOS = 0

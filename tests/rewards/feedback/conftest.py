@@ -1,7 +1,7 @@
 import pytest
 
-from rewards.feedback.keys import Keys
-from rewards.feedback.records import Item
+from rewards.feedback.encryption import Keys
+from rewards.feedback.items import Item
 from rewards.feedback.store import FeedbackStore
 from rewards.feedback.study import Study, key_file
 

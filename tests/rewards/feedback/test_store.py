@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from rewards.feedback.database import migrate, open_engine
-from rewards.feedback.keys import Keys, WrongKeyError
-from rewards.feedback.records import Answered, Item
+from rewards.feedback.encryption import Keys, WrongKeyError
+from rewards.feedback.items import Answer, Item
 from rewards.feedback.schema import metadata
 from rewards.feedback.store import FeedbackStore, StaleTicketError
 from rewards.feedback.study import Study, key_file
@@ -321,4 +321,4 @@ def test_a_full_disk_is_an_error_and_loses_nothing(make_store):
     assert store.answers is not None and store.knows(who)
     sa.event.remove(store.engine, "checkout", limit)
     store.engine.dispose()
-    assert store.answer(who, shown.ticket, {"choice": "a"}) and isinstance(store.answers()[0], Answered)
+    assert store.answer(who, shown.ticket, {"choice": "a"}) and isinstance(store.answers()[0], Answer)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...constraints import Vocabulary
-from ...task import Prompt, TextTask
+from ...prompts.prompt import Prompt
+from ...task import TextTask
 from ...tokenizer import WordTokenizer
 from .common import GoldReward, draw, recipe
 

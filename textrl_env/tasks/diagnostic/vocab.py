@@ -7,7 +7,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...task import Prompt, TextTask
+from ...prompts.prompt import Prompt
+from ...task import TextTask
 from ...tokenizer import WordTokenizer
 from .common import FILLERS, GoldReward, draw, recipe
 

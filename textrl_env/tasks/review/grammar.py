@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from .grammar_sampler import GRADES, Writer, fix_articles
 from .lexicon import function_words, parse
 from .repetition import count_repeats
-from .writer import GRADES, Writer, fix_articles
 
 Split = Literal["train", "validation", "test"]
 

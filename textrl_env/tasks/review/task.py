@@ -6,7 +6,8 @@ import json
 from functools import cache
 from pathlib import Path
 
-from ...task import BaseRecipe, Prompt, TextTask
+from ...prompts.prompt import Prompt
+from ...task import BaseRecipe, TextTask
 from ...tokenizer import FileTokenizer
 from .annotator import OFFSET, POLITENESS, SENTIMENT, SPECIFICITY, gold_score
 from .grammar import split

@@ -1,0 +1,185 @@
+"""What a policy and its training will take: measured on short texts before the training begins, and held against what is free."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+from ...models.backbones import Backbone
+from ...models.backbones.kv_cache import BLOCK, KeysAndValues, SourceKeysAndValues
+from ...models.cached_decoder import CachedDecoder
+from ...models.memory_estimate import GIB, Load, MemoryEstimate, Saved, Sizes, estimate, remedy
+from ...models.sequences import PartialTexts, TextRecord, pack
+from ...utils.free_memory import available
+
+
+class Trained(Protocol):
+    """What is asked of an algorithm: its models, what they play, and how many texts at once."""
+
+    policy: Any
+    rollout_buffer: Any
+    observation_space: Any
+    env: Any
+    device: torch.device
+    n_episodes: int
+
+    @property
+    def reference(self) -> nn.Module | None:
+        """The frozen model that KL is measured against."""
+
+    @property
+    def texts_per_update(self) -> int:
+        """Texts in each minibatch of an update."""
+
+
+def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
+    """Estimate what a training needs, before it begins.
+
+    Args:
+        algorithm: With its environment.
+        tell: Whether the estimate is printed; a warning that it may not fit always is.
+
+    Raises:
+        ValueError: It cannot fit.
+    """
+    sizes, load, keeps = sizes_of(algorithm), load_of(algorithm), algorithm.device.type == "cpu"
+    made = estimate(sizes, load, keeps)
+    left = available(algorithm.device)
+    free = None if left is None else left + held(algorithm)
+    if tell:
+        Console().print(made.line(free), highlight=False, soft_wrap=True)
+    if free is not None and made.needed > free:
+        raise ValueError(
+            f"this training needs about {made.needed / GIB:.2f} GiB and {free / GIB:.2f} are free; {remedy(sizes, load, free)}"
+        )
+    if free is not None and made.total > 0.8 * free:
+        warnings.warn(f"{made.line(free)}: it may not fit; {remedy(sizes, load, int(0.8 * free))}", stacklevel=2)
+    return made
+
+
+def load_of(algorithm: Trained) -> Load:
+    """Read off an algorithm what it will do."""
+    policy, buffer, env = algorithm.policy, algorithm.rollout_buffer, algorithm.env
+    assert env is not None
+    settings, texts = policy._settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
+    batch = algorithm.texts_per_update
+    prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))
+    texts_env = env.unwrapped
+    assert isinstance(texts_env, TextGenerationVecEnv)
+    return Load(
+        texts,
+        env.num_envs,
+        prompt,
+        response,
+        min(settings["micro_batch_size"] or batch, batch),
+        buffer.reference_batch_size if buffer.reference is not None else 0,
+        settings["gradient_checkpointing"],
+        policy.sampler.cuts or texts_env.core.constraint is not None or policy.mask is not None,
+    )
+
+
+def sizes_of(algorithm: Trained) -> Sizes:
+    """Measure an algorithm's models: bytes that are stored, and what short texts leave behind."""
+    policy = algorithm.policy
+    policy.set_training_mode(False)  # a model that computes its layers again in training takes no cache there
+    backbones: list[Backbone] = policy._backbones()
+    copies = [model for model in (algorithm.reference, None if policy.mask is None else policy.mask.lm) if model is not None]
+    lm = policy.lm
+    config = getattr(lm, "config", None)
+    heads = getattr(config, "num_attention_heads", 1)
+    length = sum(algorithm.observation_space[key].shape[0] for key in ("prompt", "response")) - 1
+    caches = [cache_bytes(backbone) for backbone in (*backbones, *([] if policy.mask is None else [policy.mask._backbone]))]
+    trained = [p for group in policy.optimizer.param_groups for p in group["params"]]
+    precision = 4 if backbones[0].autocast is None else 2
+    return Sizes(
+        weights=_bytes(policy.parameters()),
+        trained=_bytes(trained),
+        reference=sum(_bytes(model.parameters()) for model in copies),
+        moments=moments_of(policy.optimizer),
+        saved=Saved(*(sum(column) for column in zip(*(saved_for_backward(b, length) for b in backbones), strict=True))),
+        layers=getattr(config, "num_hidden_layers", None) or max((len(m) for m in lm.modules() if isinstance(m, nn.ModuleList)), default=1),
+        layer_input=precision * policy.backbone.hidden_size * len(backbones),
+        column=sum(cache[0] for cache in caches),
+        source_column=sum(cache[1] for cache in caches),
+        state=sum(cache[2] for cache in caches),
+        repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
+        vocabulary=policy.vocab_size,
+        plain_head=policy.backbone.head is not None,
+    )
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> float:
+    """Return how many bytes an optimizer keeps for each byte that it trains."""
+    settings = optimizer.defaults
+    if "betas" in settings:
+        return 3 if settings.get("amsgrad") else 2
+    return ("alpha" in settings) + bool(settings.get("centered")) + bool(settings.get("momentum"))
+
+
+def saved_for_backward(backbone: Backbone, length: int) -> Saved:
+    """Count what a forward pass of the trunk saves, on texts of up to 32 tokens, for texts of `length` tokens and fewer."""
+    short = min(8, length // 4)
+    if short == 0:
+        return Saved(token=_saved_bytes(backbone, length) / length)
+    one, two, four = (_saved_bytes(backbone, k * short) for k in (1, 2, 4))
+    pair = max(0.0, (four - 3 * two + 2 * one) / (6 * short**2))  # the parabola through the three
+    token = (two - one) / short - 3 * pair * short
+    return Saved(one - token * short - pair * short**2, token, pair)
+
+
+def _saved_bytes(backbone: Backbone, length: int) -> int:
+    """Return the bytes that one text of `length` tokens leaves for the backward pass, the weights themselves not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters()}
+    found: dict[int, torch.Tensor] = {}  # holds the tensors: an address that is free again would be taken for the same one
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    context = max(1, length // 2)
+    text = TextRecord(np.zeros(context, np.int64), np.zeros(length - context + 1, np.int64), 0)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), backbone.precision():
+        out = backbone._run_trunk(pack([text], backbone.device))
+    del out
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def cache_bytes(backbone: Backbone) -> tuple[int, int, int]:
+    """Return the bytes of a row's keys and values for a token, of those for a source's token, and of its recurrent states."""
+    decoder = CachedDecoder()
+    decoder.last_hidden(backbone, PartialTexts(np.zeros((1, 1), np.int64), np.ones(1, np.int64), np.ones(1, np.int64)))
+    states = decoder._states
+    if states is None:
+        return 0, 0, 0
+    columns, sources, recurrent = 0, 0, 0
+    for layer in (*states.cache.layers, *states.cross.layers):
+        size = _bytes(layer.buffers())  # type: ignore[union-attr]  # every layer here is one of ours
+        if isinstance(layer, SourceKeysAndValues):
+            sources += size
+        elif isinstance(layer, KeysAndValues):
+            columns += size // BLOCK
+        else:
+            recurrent += size
+    return columns, sources, recurrent
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def held(algorithm: Trained) -> int:
+    """Return the bytes of the estimate that are there already: weights, reference, and on a resumed run moments and gradients."""
+    weights = list(algorithm.policy.parameters())
+    kept = [value for state in algorithm.policy.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    copies = [] if algorithm.reference is None else list(algorithm.reference.parameters())
+    copies += [] if algorithm.policy.mask is None else list(algorithm.policy.mask.lm.parameters())
+    return _bytes([*weights, *kept, *copies, *(p.grad for p in weights if p.grad is not None)])

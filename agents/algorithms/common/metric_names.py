@@ -1,0 +1,76 @@
+"""One vocabulary of metric names for all algorithms.
+
+`objective/` is what is maximised, `kl/` the distance to the reference, `policy/` and `value/` the updates of either, `tokens/` the
+texts themselves, `time/` how long things took.  Stable-Baselines3's own names in `train/` are put into it; its `rollout/` and `time/`
+stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import Logger
+
+from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+
+_NAMES: Mapping[str, str] = {
+    "loss": "objective/loss",
+    "approx_kl": "policy/approx_kl",
+    "kl_divergence_loss": "policy/approx_kl",  # TRPO's, of the same two policies
+    "policy_gradient_loss": "policy/loss",
+    "policy_loss": "policy/loss",
+    "policy_objective": "policy/objective",
+    "entropy_loss": "policy/entropy_loss",
+    "clip_fraction": "policy/clip_fraction",
+    "clip_range": "policy/clip_range",
+    "learning_rate": "policy/learning_rate",
+    "is_line_search_success": "policy/line_search_success",
+    "value_loss": "value/loss",
+    "explained_variance": "value/explained_variance",
+    "clip_range_vf": "value/clip_range",
+    "kl_loss": "kl/loss",
+    "n_updates": "time/updates",
+}
+
+
+def rename(logger: Logger) -> None:
+    """Give what Stable-Baselines3 recorded under `train/` the names of this vocabulary."""
+    for name in [name for name in logger.name_to_value if name.startswith("train/")]:
+        value, excluded = logger.name_to_value.pop(name), logger.name_to_excluded.pop(name, ())
+        short = name.removeprefix("train/")
+        logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
+
+
+def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, finished: Sequence[Mapping[str, Any]], seconds: float) -> None:
+    """Record what a rollout looked like.
+
+    Args:
+        logger: SB3's.
+        buffer: Holds it.
+        finished: `info` of each text that ended.
+        seconds: Time of writing it, the reference's pass included.
+    """
+    stats, record = buffer.stats, logger.record
+    assert stats is not None
+    reasons = Counter(info["finish_reason"] for info in finished)
+    writing = seconds - stats.reference_seconds
+    record("objective/score", stats.score)
+    terms = [info["reward_terms"] for info in finished if "reward_terms" in info]
+    for name in dict.fromkeys(name for values in terms for name in values):
+        record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
+    record("objective/shaped_return", stats.shaped_return)
+    record("objective/entropy", -float(buffer.log_probs.mean()))
+    record("kl/per_sequence", stats.kl_per_sequence)
+    record("kl/per_token", stats.kl_per_token)
+    record("kl/per_token_k3", stats.kl_per_token_k3)
+    record("kl/beta", stats.beta)
+    record("tokens/length", stats.num_tokens / stats.num_sequences)
+    for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
+        record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
+    record("time/rollout_tokens_per_second", stats.num_tokens / writing)
+    record("time/rollout_seconds", writing)
+    record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))
+    record("time/reference_seconds", stats.reference_seconds)

@@ -1,0 +1,166 @@
+"""Training by gradient on a fixed set of texts: what supervised and preference-based methods share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from textrl_env import Tokenizer
+
+from ...models.backbones import backbone_of
+from ...models.loading import LMSource, load_lm, save_lm
+from ...utils.progress import bar
+from ...utils.run_folder import fingerprint
+from .training_checkpoint import load_training, save_training
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Supervised(ABC):
+    """Minibatches in random order, AdamW, a one-cycle schedule.
+
+    Args:
+        model: What `agents.models.loading.load_lm` takes, or a module, which is trained itself.
+        tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
+        learning_rate: Peak of the schedule.
+        batch_size: Rows per step.
+        weight_decay: Of AdamW.
+        seed: Of fresh weights and of the order of the rows.
+        device: Where to train.
+
+    Raises:
+        ValueError: The model has fewer tokens than the tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: LMSource | nn.Module,
+        tokenizer: Tokenizer,
+        learning_rate: float,
+        batch_size: int,
+        weight_decay: float,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(device)
+        self.backbone = backbone_of(self.lm)
+        if self.backbone.vocab_size < tokenizer.vocab_size:
+            raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+        self.tokenizer = tokenizer
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.losses: list[float] = []
+
+    def learn(
+        self,
+        texts: Sequence[Any],
+        steps: int,
+        progress_bar: bool = False,
+        title: str | None = None,
+        checkpoint: str | Path | None = None,
+        save_every: int = 100,
+        callback: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Take `steps` optimizer steps.
+
+        Args:
+            texts: What is learned from.
+            steps: How many.
+            progress_bar: Show one.
+            title: Of the bar.
+            checkpoint: A folder.  Every `save_every` steps and at the end the training is saved there; the same call goes on from it,
+                bit by bit as if nothing had happened.
+            save_every: Steps between two checkpoints.
+            callback: Called after every step with the number of steps taken.
+
+        Raises:
+            ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
+            FloatingPointError: The loss is NaN or infinite.
+        """
+        if not texts:
+            raise ValueError("no texts to learn from")
+        rows = self._encode(texts)
+        optimizer = torch.optim.AdamW(self.lm.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
+        course = (optimizer, schedule)
+        facts = {"of": fingerprint([type(self).__name__, list(map(str, texts)), steps, self.learning_rate, self.batch_size, self.seed])}
+        folder = None if checkpoint is None else Path(checkpoint)
+        done = 0 if folder is None else self._go_on(folder, facts, course)
+        self.lm.train()
+        with bar(title or type(self).__name__, steps, progress_bar) as shown:
+            shown.advance(done)
+            for number, batch in enumerate(self._batches(rows, steps)):
+                if number < done:
+                    continue
+                loss = self._loss(batch)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.lm.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                self.losses.append(loss.item())
+                shown.advance(note=f"loss {self.losses[-1]:.2f}")
+                if callback is not None:
+                    callback(number + 1)
+                if folder is not None and ((number + 1) % save_every == 0 or number + 1 == steps):
+                    save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
+        self.lm.eval()
+        return self
+
+    def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
+        """Restore what was saved, and return how many steps it had taken."""
+        found = load_training(folder, self.lm, course)
+        if found is None:
+            return 0
+        if found.get("of") != facts["of"]:
+            raise ValueError(f"{folder} is a checkpoint of other texts or settings: delete it to start over")
+        self.losses = found["losses"]
+        return int(found["steps"])
+
+    @torch.inference_mode()
+    def evaluate(self, texts: Sequence[Any]) -> float:
+        """Return the mean loss over batches."""
+        rows = self._encode(texts)
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return float(np.mean([self._loss(batch).item() for batch in batches]))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as `save_pretrained` does."""
+        save_lm(self.lm, folder)
+
+    def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
+        """Return the loss of these texts as one minibatch, with gradients."""
+        return self._loss(self._encode(texts))
+
+    @abstractmethod
+    def _encode(self, texts: Sequence[Any]) -> list[Any]:
+        """Turn what the user passes into rows of token ids."""
+
+    @abstractmethod
+    def _loss(self, rows: Sequence[Any]) -> torch.Tensor:
+        """Return the loss of a minibatch."""
+
+    def _batches(self, rows: list[Any], steps: int) -> Iterator[list[Any]]:
+        rng = np.random.default_rng(self.seed)
+        order = np.zeros(0, np.int64)
+        for _ in range(steps):
+            while len(order) < self.batch_size:
+                order = np.concatenate([order, rng.permutation(len(rows))])
+            chosen, order = order[: self.batch_size], order[self.batch_size :]
+            yield [rows[i] for i in chosen]

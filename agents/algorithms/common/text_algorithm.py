@@ -1,0 +1,408 @@
+"""What all our on-policy algorithms do differently from Stable-Baselines3's: whole episodes, and a reference."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from torch import nn
+
+from textrl_env.envs.env import TextGenerationEnv
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+from ...generation.generator import Generator
+from ...models.loading import LMSource, folder_hash, frozen, load_lm
+from ...models.lora import WithoutAdapters
+from ...models.memory_estimate import MemoryEstimate
+from ...policies.transformer_policy import TransformerPolicy
+from ...rollouts.collect import play_episodes
+from ...rollouts.collect_generated import play_generated
+from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.reward_scaling import ScoreScale
+from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+from ...utils.progress import TokenProgressBar
+from .distributed_mixin import DistributedMixin, Stopped
+from .memory_check import check_memory
+from .metric_names import record_rollout, rename
+from .random_states import generators, restore_generators
+from .training_warnings import RolloutSymptoms, TrainingChecks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
+
+
+class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
+    """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
+
+    Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
+
+    Attributes:
+        n_episodes: Texts per rollout.
+        num_rollouts: Rollouts so far.
+        num_texts: Texts so far.
+        reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
+        reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
+        reference_mixup: Share of the policy that goes into the reference after each update.
+        critic_warmup: Rollouts at the start in which only the critic learns.
+        kl_controller: Holds beta.
+        score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
+        generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
+        memory: What training is estimated to take; None before it begins.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    policy: TransformerPolicy
+    rollout_buffer: SequenceRolloutBuffer
+    reference: nn.Module | None
+    n_episodes: int
+    num_rollouts: int = 0
+    num_texts: int = 0
+    reference_source: LMSource | None
+    reference_hash: str | None = None
+    reference_mixup: float = 0.0
+    critic_warmup: int = 0
+    kl_controller: KLController
+    score_scale: ScoreScale | None = None
+    generator: Generator | None = None
+    _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
+    resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
+    _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
+
+    @property
+    def texts_per_update(self) -> int:
+        """Texts in each step of the policy: a minibatch, or all where the algorithm has none."""
+        return getattr(self, "batch_size", self.n_episodes)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Turn a scalar text environment into a batched one, and add episode statistics."""
+        if isinstance(env, gym.Env):
+            scalar = env.unwrapped
+            if not isinstance(scalar, TextGenerationEnv):
+                raise TypeError(f"{type(scalar).__name__} is not a text environment: use a textrl id, or stock Stable-Baselines3")
+            env = TextGenerationVecEnv(DEFAULT_ROWS, task=scalar.task, reward=scalar.reward_model)
+        if not isinstance(env, VecEnv) or not isinstance(env.unwrapped, TextGenerationVecEnv):
+            raise TypeError(f"{type(env).__name__}: pass a TextGenerationVecEnv (wrapped or not), a text environment, or its id")
+        if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
+            env = VecMonitor(env)
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _set_text(
+        self,
+        n_episodes: int,
+        beta: Beta,
+        reference: LMSource | None,
+        reference_mixup: float,
+        critic_warmup: int,
+    ) -> None:
+        """Take the arguments that all our algorithms share, see `TextPPO`.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
+        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
+            raise ValueError(
+                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
+            )
+        self.n_episodes = n_episodes
+        self.kl_controller = as_kl_controller(beta)
+        self.reference_source = str(reference) if isinstance(reference, Path) else reference
+        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
+
+    def _setup_model(self) -> None:
+        self._join_ranks()
+        super()._setup_model()
+        self.ranks.share_weights(self.policy)
+        self.rollout_buffer.ranks = self.ranks
+        self.rollout_buffer.kl_controller = self.kl_controller
+        if self.score_scale is None:
+            self.score_scale = self.rollout_buffer.score_scale
+        self.rollout_buffer.score_scale = self.score_scale
+        self._set_reference()
+        if self.critic_warmup and self.policy.value_head is None:
+            raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
+
+        self.health = TrainingChecks()
+        self.memory: MemoryEstimate | None = None
+
+    def _set_reference(self) -> None:
+        adapted = self.policy_kwargs.get("lora") is not None
+        if self.reference_mixup and adapted:
+            raise ValueError(
+                f"reference_mixup={self.reference_mixup} changes the reference, which adapters share with the policy: set it to 0"
+            )
+        if self.reference_source is not None:
+            found = folder_hash(_folder_of(self.reference_source))
+            if self.reference_hash not in (None, found):
+                raise ValueError(
+                    f"the reference in {_folder_of(self.reference_source)} has changed since this model was saved (SHA-256 "
+                    f"{found[:12]}..., saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
+                )
+            self.reference_hash = found
+            self.reference = frozen(load_lm(self.reference_source)).to(self.device)
+        else:
+            self.reference = None if adapted else frozen(copy.deepcopy(self.policy.lm))
+        buffer = self.rollout_buffer
+        buffer.reference = buffer.as_reference(WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
+        if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
+            raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
+    ) -> bool:
+        """Write `n_episodes` whole texts.
+
+        Args:
+            env: A `TextGenerationVecEnv`, wrapped or not.
+            callback: Called after every step.
+            rollout_buffer: A `SequenceRolloutBuffer`.
+            n_rollout_steps: Not used.
+            use_masking: Whether the environment's action masks are followed; MaskablePPO passes it.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        if self.resume_state is not None:
+            restore_generators(self.resume_state, env)
+            self.resume_state = None
+        self._rollout_start = {**self._progress(), "resume_state": generators(env)}
+        if self.ranks.size > 1:
+            if self.generator is not None:
+                raise ValueError(f"a generator under {self.ranks.size} ranks: each of them writes with its policy; set it to None")
+            self._begin_on_ranks(env)
+        self.policy.set_training_mode(False)
+        self.kl_controller.follow(self._current_progress_remaining)
+        callback.on_rollout_start()
+        began = perf_counter()
+        finished: list[dict[str, Any]] = []
+        try:
+            self._play(env, callback, rollout_buffer, use_masking, finished)
+        except Stopped:
+            return False
+        finally:
+            self._end_on_ranks(env)
+        self.num_rollouts += 1
+        self.num_texts += len(finished)
+        self._log_rollout(finished, perf_counter() - began)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _play(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, use_masking: bool, finished: list[dict[str, Any]]
+    ) -> None:
+        """Write the texts, and append their infos to `finished`.
+
+        Raises:
+            Stopped: A callback asked to stop, on any rank.
+        """
+        own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
+        more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
+        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
+        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
+            self.num_timesteps += played.num_live
+            infos, dones = played.infos, played.dones
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self.ranks.gather((True, 0, []))  # what the others do in _join_round
+                raise Stopped
+            if self.ranks.size == 1:
+                self._update_info_buffer(infos, dones)
+            own += [infos[row] for row in np.flatnonzero(dones)]
+
+    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
+        """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
+        return 0
+
+    def train(self) -> None:
+        """Update the policy as the algorithm does, and log how fast."""
+        began = perf_counter()
+        waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
+        trainable = self._check_optimizer()
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+        try:
+            self._train()
+            rename(self.logger)
+        finally:
+            for parameter in waiting:
+                parameter.requires_grad_(True)
+        if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
+            self._check_gradients(trainable)
+        if self.reference_mixup:
+            self._mix_reference()
+        self._rollout_start = None
+        seconds = perf_counter() - began
+        stats = self.rollout_buffer.stats
+        assert stats is not None
+        self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
+        self.logger.record("time/update_seconds", seconds)
+
+    def _train(self) -> None:
+        super().train()
+
+    def _check_optimizer(self) -> list[nn.Parameter]:
+        """Insist that the optimizer holds every parameter of the policy that is to learn, and return these."""
+        held = {id(p) for group in self.policy.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in held]
+        if missing:
+            raise RuntimeError(
+                f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them: give adapters to the policy "
+                "as policy_kwargs={'lora': ...}, or build the optimizer after adding them"
+            )
+        return self.policy.actor_parameters()
+
+    def _check_gradients(self, trainable: list[nn.Parameter]) -> None:
+        if not any(self.ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
+            raise RuntimeError(
+                f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
+            )
+
+    @torch.no_grad()
+    def _mix_reference(self) -> None:
+        """Move the reference toward the policy (TR-DPO's soft update, Gorbatovski et al. 2024)."""
+        assert self.reference is not None
+        for kept, now in zip(self.reference.parameters(), self.policy.lm.parameters(), strict=True):
+            kept.lerp_(now, self.reference_mixup)
+
+    def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
+        """Follow the schedule, as SB3 does; a critic's own rate stays."""
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("own_lr", group["lr"])
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose the next token, see `TransformerPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
+        buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
+        unfinished = sum(info["finish_reason"] == "length" for info in finished) / len(finished)
+        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])
+        symptoms = RolloutSymptoms(
+            kl, buffer.scores, -float(buffer.log_probs.mean()), 1 - unfinished, None if last is None else float(last)
+        )
+        if self.ranks.is_main:
+            self.health.check(symptoms)
+        record_rollout(self.logger, buffer, finished, seconds)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        made = super()._init_callback(callback, progress_bar=False)
+        if not progress_bar or not self.ranks.is_main:
+            return made
+        bar = CallbackList([made, TokenProgressBar()])
+        bar.init_callback(self)
+        return bar
+
+    def save(
+        self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Save as SB3 does, to a temporary name first.
+
+        `learn(..., reset_num_timesteps=False)` on what is loaded goes on as if nothing had happened, bit by bit: the file
+        holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
+        that was under way, which is collected again.
+
+        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones or moves;
+        and the policy's architecture instead of the folder it was loaded from, which may move.
+        """
+        now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env))}
+        kept = self._rollout_start or now
+        given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
+        self.__dict__.update(kept)
+        self.policy_kwargs = {**self.policy_kwargs, **self.policy.architecture()}
+        try:
+            if not isinstance(path, (str, Path)):
+                super().save(path, exclude, include)
+                return
+            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            with temporary.open("wb") as file:
+                super().save(file, exclude, include)
+            os.replace(temporary, target)
+        finally:
+            self.__dict__.update(given)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load as SB3 does; `policy_kwargs` replaces single arguments of the saved policy, such as the temperature.
+
+        The file holds pickled data: load only files you trust.
+        """
+        if changed := kwargs.pop("policy_kwargs", None):
+            data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
+            assert data is not None
+            custom_objects = {**(custom_objects or {}), "policy_kwargs": {**data["policy_kwargs"], **changed}}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks", "memory"]
+
+    def _progress(self) -> dict[str, Any]:
+        """Return what a rollout changes of the algorithm itself."""
+        names = ("num_timesteps", "num_rollouts", "num_texts", "_n_updates", "_current_progress_remaining")
+        kept = {name: self.__dict__.get(name, getattr(self, name)) for name in names}
+        return {**kept, **{name: copy.copy(getattr(self, name)) for name in ("kl_controller", "score_scale", "ep_info_buffer")}}
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> Any:
+        if reset_num_timesteps:  # a new training, from these weights
+            self.resume_state = None
+        made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        if self.memory is None:
+            self.memory = check_memory(self, tell=self.verbose >= 1)
+        return made
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
+        return state_dicts + (["reference"] if weights else []), variables
+
+
+def _folder_of(source: LMSource) -> str | Path:
+    folder = source.get("weights") if isinstance(source, Mapping) else source
+    if folder is None:
+        raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")  # type: ignore[arg-type]
+    return folder

@@ -1,0 +1,83 @@
+"""Says what is probably wrong when a training goes wrong in one of the usual ways."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TrainingWarning(UserWarning):
+    """A training that probably goes wrong; each cause is named once."""
+
+
+class RolloutSymptoms(NamedTuple):
+    """What a rollout shows.
+
+    Attributes:
+        kl: KL to the reference of each text, in nats, shape (S,).
+        scores: What the environment paid for each text, shape (S,).
+        entropy: Mean of -log pi per token, in nats.
+        finished: Share of texts that ended before the length limit.
+        approx_kl: Mean KL per token of the update before; None before the first.
+    """
+
+    kl: np.ndarray
+    scores: np.ndarray
+    entropy: float
+    finished: float
+    approx_kl: float | None
+
+
+@dataclass
+class TrainingChecks:
+    """Compares rollouts with the first one, and warns of each cause once."""
+
+    entropy: float | None = None
+    finished: float = 0.0
+    named: set[str] = field(default_factory=set)
+
+    def check(self, seen: RolloutSymptoms) -> None:
+        """Warn of what this rollout shows."""
+        if self.entropy is None:
+            self.entropy, self.finished = seen.entropy, seen.finished
+        for cause, message in self._causes(seen, self.entropy):
+            if cause not in self.named:
+                self.named.add(cause)
+                warnings.warn(message, TrainingWarning, stacklevel=4)
+
+    def _causes(self, seen: RolloutSymptoms, entropy: float) -> Iterator[tuple[str, str]]:
+        kl, error = seen.kl.mean(), seen.kl.std() / np.sqrt(len(seen.kl))
+        if kl < -4 * error - 1e-3:
+            yield (
+                "negative KL",
+                f"KL to the reference is {kl:.2f} nats a text, and KL cannot be negative: policy and reference are measured under "
+                "different sampling rules, or what was written is not what is scored",
+            )
+        if seen.entropy < 0.1 * entropy:
+            yield (
+                "entropy",
+                f"the policy's entropy fell from {entropy:.2f} to {seen.entropy:.2f} nats a token: it writes nearly the same text every "
+                "time; raise beta or ent_coef, or lower the learning rate",
+            )
+        if seen.approx_kl is not None and seen.approx_kl > 0.5:
+            yield (
+                "ratio",
+                f"an update moved the policy by {seen.approx_kl:.2g} nats a token (0.01 to 0.1 is usual): lower learning_rate or "
+                "n_epochs, or set target_kl",
+            )
+        if len(seen.scores) > 1 and np.ptp(seen.scores) == 0:
+            yield (
+                "equal scores",
+                f"all {len(seen.scores)} texts of a rollout scored {seen.scores[0]:g}: there is nothing to learn from; is the reward too "
+                "coarse, or the policy too far from any success?",
+            )
+        if seen.finished < 0.5 * self.finished and self.finished - seen.finished > 0.3:
+            yield (
+                "unfinished",
+                f"the share of texts that end by themselves fell from {self.finished:.0%} to {seen.finished:.0%}: the reward pays for "
+                "length, or nothing for ending; set missing_eos_penalty or raise max_new_tokens",
+            )

@@ -1,0 +1,109 @@
+"""Expert iteration (RAFT): write, keep the best, imitate it, again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from textrl_env import Prompt, TextTask
+
+from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
+from ..models.loading import LMSource
+from ..utils.progress import bar
+from ..utils.run_folder import fingerprint
+from .common.training_checkpoint import load_training, save_training
+from .sft import SFT
+
+
+class ExpertIteration:
+    """Reward-ranked fine-tuning (Dong et al. 2023; Anthony et al. 2017): SFT on the best of n responses to each prompt.
+
+    Nothing holds the policy to the reference but the bound of best-of-n, log n - (n - 1) / n nats in each iteration.
+
+    Args:
+        task: Prompts, tokenizer, lengths.
+        model: What `agents.models.loading.load_lm` takes: where the policy starts.
+        reward: What an environment's `reward` takes; None: the task's own.
+        n: Responses for each prompt.
+        n_prompts: Prompts of each iteration.
+        steps: Optimizer steps of each iteration.
+        learning_rate: Peak of each iteration's one-cycle schedule.
+        batch_size: Texts per step.
+        seed: Of prompts, sampling and order.
+        **rules: Sampling rules of the policy, see `Sampler`.
+
+    Attributes:
+        policy: Who writes.
+        scores: Mean score of all texts written in each iteration.
+    """
+
+    __module__ = "agents"
+
+    def __init__(
+        self,
+        task: TextTask,
+        model: LMSource,
+        reward: Any = None,
+        n: int = 4,
+        n_prompts: int = 64,
+        steps: int = 8,
+        learning_rate: float = 3e-4,
+        batch_size: int = 32,
+        seed: int = 0,
+        **rules: Any,
+    ) -> None:
+        if n < 2 or n_prompts < 1 or steps < 1:
+            raise ValueError(f"n={n}, n_prompts={n_prompts}, steps={steps}: need at least 2, 1 and 1")
+        self.task, self.reward = task, task.reward if reward is None else reward
+        self.n, self.n_prompts, self.steps, self.seed = n, n_prompts, steps, seed
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.policy = make_policy(task, model, **rules)
+        self.trainer = SFT(self.policy.lm, task.tokenizer, learning_rate, batch_size, weight_decay=0.0, train_on_prompts=False, seed=seed)
+        self.scores: list[float] = []
+
+    def learn(self, iterations: int, progress_bar: bool = False, checkpoint: str | Path | None = None) -> ExpertIteration:
+        """Take this many iterations.
+
+        Args:
+            iterations: How many, those of the checkpoint included.
+            progress_bar: Show one.
+            checkpoint: A folder.  After every iteration the training is saved there; the same call goes on from it, bit by bit.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or of other settings.
+        """
+        folder = None if checkpoint is None else Path(checkpoint)
+        own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size]
+        facts = {"of": fingerprint([type(self).__name__, *own])}
+        if folder is not None and (found := load_training(folder, self.policy.lm)) is not None:
+            if found.get("of") != facts["of"]:
+                raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
+            self.scores = found["scores"]
+        done = len(self.scores) if folder is not None else 0
+        with bar("ExpertIteration", iterations, progress_bar) as shown:
+            shown.advance(done)
+            for _ in range(iterations - done):
+                number = len(self.scores)
+                rng = np.random.default_rng([self.seed, number])
+                drawn = [self.task.prompts[int(i)] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
+                texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
+                best = texts.scores.reshape(self.n_prompts, self.n).argmax(1) + np.arange(self.n_prompts) * self.n
+                self.trainer.seed = int(rng.integers(2**31))
+                self.trainer.learn([(texts.prompts[i], texts.responses[i]) for i in best], self.steps)
+                self.policy.drop_caches()
+                self.scores.append(float(texts.scores.mean()))
+                if folder is not None:
+                    save_training(folder, self.policy.lm, {**facts, "scores": self.scores})
+                shown.advance(note=f"score {self.scores[-1]:.2f}")
+        return self
+
+    def _write(self, prompts: list[Prompt], seed: int) -> WrittenTexts:
+        """Play the task from these prompts, with its constraints, turns and endings."""
+        width = self.task.max_prompt_tokens
+        task = replace(self.task, prompts=prompts, max_prompt_tokens=width, prompt_order="sequential", prompt_weights=None, group_size=1)
+        return write_texts(self.policy, task, len(prompts), self.reward, seed=seed)

@@ -1,0 +1,63 @@
+"""NLPO: PPO within the tokens that an earlier self found likely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from ..policies.learned_mask import LearnedMask
+from .ppo import TextPPO
+
+
+class NLPO(TextPPO):
+    """Natural Language Policy Optimisation (Ramamurthy et al. 2023): PPO with a learned top-p mask.
+
+    A copy of the policy, refreshed every few rollouts, says which tokens make up its top-p mass; only these can be written, in acting,
+    in the update and by the reference alike.  Since the copy follows the policy, the mask follows what was learned.  It makes
+    another objective: what the mask takes away, no reward brings back before the next refresh.
+
+    Args:
+        policy: See `TextPPO`.
+        env: See `TextPPO`.
+        mask_top_p: Mass of the copy's distribution that stays, in (0, 1].
+        mask_refresh: Rollouts between two refreshes.
+        **settings: All other arguments of `TextPPO`.
+
+    Raises:
+        ValueError: `mask_top_p` or `mask_refresh` is out of range.
+    """
+
+    __module__ = "agents"
+
+    def __init__(self, policy: Any, env: Any, mask_top_p: float = 0.9, mask_refresh: int = 10, **settings: Any) -> None:
+        if not 0 < mask_top_p <= 1 or mask_refresh < 1:
+            raise ValueError(f"mask_top_p={mask_top_p}, mask_refresh={mask_refresh}: a mass in (0, 1], and at least 1 rollout")
+        self.mask_top_p, self.mask_refresh = mask_top_p, mask_refresh
+        super().__init__(policy, env, **settings)
+
+    @property
+    def mask_lm(self) -> nn.Module:
+        """The copy that masks; saved with the policy."""
+        assert self.policy.mask is not None
+        return self.policy.mask.lm
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.policy.mask = LearnedMask(self.policy.lm, self.policy.vocab_size, self.mask_top_p, self.policy.sampler)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
+    ) -> bool:
+        """Refresh the mask if it is time, then write."""
+        if self.num_rollouts and self.num_rollouts % self.mask_refresh == 0:
+            assert self.policy.mask is not None
+            self.policy.mask.refresh(self.policy.lm)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps, use_masking)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "mask_lm"], variables

@@ -1,0 +1,81 @@
+"""The on-policy algorithms by name, as the command line calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One of our algorithms with settings that suit models of about a million parameters.
+
+    Attributes:
+        path: Module of `agents.algorithms` and class, as `"ppo:TextPPO"`.
+        group_size: Texts for each prompt that it compares; 1: it does not.
+        minibatches: Whether it splits a rollout into minibatches.
+        settings: Arguments that differ from the class's own defaults.
+        when_loaded: Attributes that a checkpoint is given: one of PPO may be of another class, see `on_ranks`.
+    """
+
+    path: str
+    group_size: int = 1
+    minibatches: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    when_loaded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the class."""
+        return self.path.partition(":")[2]
+
+    @property
+    def made(self) -> Any:
+        """The class, a `TextAlgorithm`."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(f"agents.algorithms.{module}"), name)
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy class that it takes."""
+        return "MaskableTransformerPolicy" if self.name == "TextMaskablePPO" else "TransformerPolicy"
+
+
+_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "ppo": Algorithm("ppo:TextPPO", when_loaded={"rollout_buffer_kwargs": {"whiten_advantages": True}}),
+    "maskable-ppo": Algorithm("maskable_ppo:TextMaskablePPO"),
+    "nlpo": Algorithm("nlpo:NLPO"),
+    "a2c": Algorithm("a2c:TextA2C", minibatches=False),
+    "trpo": Algorithm("trpo:TextTRPO", settings={"cg_max_steps": 5, "n_critic_updates": 4}),
+    "reinforce": Algorithm("reinforce:Reinforce"),
+    "reinforce++": Algorithm("reinforce:ReinforcePlusPlus"),
+    "reinforce++-baseline": Algorithm("reinforce:ReinforcePlusPlus", group_size=4, settings={"estimator": "reinforce++_baseline"}),
+    "rloo": Algorithm("rloo:RLOO", group_size=4, settings={"n_epochs": 2}),
+    "grpo": Algorithm("grpo:GRPO", group_size=4),
+    "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
+    "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
+}
+
+_PPO_ON_RANKS = Algorithm(
+    "policy_gradient:TextPolicyGradient",
+    settings={"estimator": "gae", "n_epochs": 4, "whiten_advantages": True},
+    when_loaded={"estimator": "gae", "whiten": True, "rollout_buffer_kwargs": {"kl_reward": "k1"}},
+)
+
+
+def on_ranks(name: str) -> Algorithm:
+    """Return what several processes train with where one trains with `name`; SB3's own `train()` knows no other process.
+
+    Raises:
+        ValueError: There is no such algorithm for several processes.
+    """
+    if name == "ppo":
+        return _PPO_ON_RANKS
+    if name not in ALGORITHMS or not ALGORITHMS[name].made._on_ranks:
+        known = [known for known in ALGORITHMS if known == "ppo" or ALGORITHMS[known].made._on_ranks]
+        raise ValueError(f"--algo {name} trains in one process: start it without torchrun, or choose from {', '.join(known)}")
+    return ALGORITHMS[name]

@@ -1,0 +1,73 @@
+"""Supervised training of language models: the base policies, and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from textrl_env import Tokenizer
+
+from ..models.loading import LMSource
+from ..models.sequences import TextRecord, pack
+from .common.supervised import Supervised
+
+
+class SFT(Supervised):
+    """Next-token training on (prompt, response) texts, each closed with the end-of-text token.
+
+    Args:
+        model: What `agents.models.loading.load_lm` takes, or a module, which is trained itself.
+        tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
+        learning_rate: Peak of a one-cycle schedule.
+        batch_size: Texts per step.
+        weight_decay: Of AdamW.
+        train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not; those
+            that an encoder reads never do.
+        seed: Of fresh weights and of the order of the texts.
+        device: Where to train.
+
+    Raises:
+        ValueError: The model has fewer tokens than the tokenizer.
+    """
+
+    __module__ = "agents"
+
+    def __init__(
+        self,
+        model: LMSource | nn.Module,
+        tokenizer: Tokenizer,
+        learning_rate: float = 3e-3,
+        batch_size: int = 32,
+        weight_decay: float = 0.01,
+        train_on_prompts: bool = True,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(model, tokenizer, learning_rate, batch_size, weight_decay, seed, device)
+        self.train_on_prompts = train_on_prompts
+
+    def _encode(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        prompts, responses = (self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True))
+        eos = self.tokenizer.eos_token_id
+        return [(p + r + [eos], len(p)) for p, r in zip(prompts, responses, strict=True)]
+
+    def num_targets(self, texts: Sequence[tuple[str, str]]) -> int:
+        """Return how many tokens the loss of these texts is a mean of."""
+        return sum(len(ids) - self._read(prompt_length) for ids, prompt_length in self._encode(texts))
+
+    def _read(self, prompt_length: int) -> int:
+        # The first token of all has nothing that could predict it; an encoder's prompt is not predicted at all.
+        return 1 if self.train_on_prompts and not self.backbone.reads_prompt_apart else max(prompt_length, 1)
+
+    def _loss(self, rows: Sequence[tuple[list[int], int]]) -> torch.Tensor:
+        texts = []
+        for ids, prompt_length in rows:
+            read = self._read(prompt_length)
+            texts.append(TextRecord(np.asarray(ids[:read]), np.asarray(ids[read:]), 0))
+        batch = pack(texts, self.backbone.device)
+        targets = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=self.backbone.device)
+        return functional.cross_entropy(self.backbone.logits(self.backbone.hidden(batch)), targets)

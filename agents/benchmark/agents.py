@@ -1,0 +1,271 @@
+"""Whoever takes part in a benchmark: how each learns, within a budget of tokens, and how its texts are written.
+
+An agent of your own is a class, named by its import string (`my_package.agents:Mine`), that Stable-Baselines3's users will recognise:
+
+    class Mine:
+        def __init__(self, env, base, seed): ...      # env: a TextGenerationVecEnv; base: folder of the task's base policy
+        def learn(self, total_timesteps): ...         # writes at most so many tokens
+        def predict(self, observation): ...           # batched observations to (actions, None)
+
+Settings follow the import string, `my_package.agents:Mine:width=64`, and arrive as keyword arguments.  `examples/own_agent.py` is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rewards.preferences.preference import Preference
+from textrl_env import TextTask
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.suggestions import did_you_mean
+
+from ..algorithms.best_of import kl_of_best
+from ..algorithms.expert_iteration import ExpertIteration
+from ..algorithms.registry import ALGORITHMS
+from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
+from ..models.loading import frozen, load_lm
+from ..policies.transformer_policy import TransformerPolicy
+from ..training.offline_training import supervised
+from ..training.policy_training import Linear
+from .spec import Spec
+
+Writer = Callable[[TextTask, int, int], WrittenTexts]  # writes texts for (task, number, seed)
+Watch = Callable[[int, list[dict[str, Any]], float], None]  # sees tokens so far, a rollout's infos, and KL per text
+
+
+@dataclass(frozen=True)
+class LearningSetup:
+    """What every agent is given.
+
+    Attributes:
+        task: With the prompts of the train split.
+        base: Folder of the base policy.
+        tokens: Budget: tokens that may be written while learning.
+        seed: Of everything that is drawn.
+        beta: Coefficient of the KL penalty.
+        length: Mean tokens of a text of the base policy.
+        name: Of the task.
+    """
+
+    task: TextTask
+    base: str
+    tokens: int
+    seed: int
+    beta: float
+    length: float
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class TrainedAgent:
+    """An agent that has learned.
+
+    Attributes:
+        write: Writes its texts.
+        policy: Who writes, where that is a transformer policy that draws from its own distribution.
+    """
+
+    write: Writer
+    policy: TransformerPolicy | None = None
+
+
+def train_agent(spec: Spec, ground: LearningSetup, watch: Watch) -> TrainedAgent:
+    """Let an agent learn, and return it; the setting `tuned=true` stands for what `textrl tune` found for this task.
+
+    Raises:
+        ValueError: Nothing is called so, or it has no such setting.
+    """
+    if spec.settings.get("tuned"):
+        from .tuned_settings import tuned
+
+        own = {key: value for key, value in spec.settings.items() if key != "tuned"}
+        spec = dataclasses.replace(spec, settings=tuned(spec.name, ground.name) | own)
+    if spec.name in ALGORITHMS:
+        return _on_policy(spec, ground, watch)
+    if spec.name in _OTHERS:
+        return _OTHERS[spec.name](ground, **spec.settings)
+    return _own(spec, ground)
+
+
+def check(spec: Spec) -> None:
+    """Raise what is wrong with the name of an agent.
+
+    Raises:
+        ValueError: Nothing is called so.
+    """
+    if spec.name not in ALGORITHMS and spec.name not in _OTHERS:
+        _own_class(spec.name)
+
+
+class _Watcher(BaseCallback):
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def _on_rollout_end(self) -> None:
+        stats = self.locals["rollout_buffer"].stats
+        self.watch(self.model.num_timesteps, self.locals["finished"], stats.kl_per_sequence)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def _on_policy(spec: Spec, ground: LearningSetup, watch: Watch) -> TrainedAgent:
+    algorithm = ALGORITHMS[spec.name]
+    settings: dict[str, Any] = {"n_episodes": 64, "learning_rate": 1e-3, "beta": ground.beta}
+    if algorithm.minibatches:
+        settings["batch_size"] = 32
+    settings |= {**algorithm.settings, **spec.settings}
+    settings["learning_rate"] = Linear(settings["learning_rate"])
+    group = settings.pop("group_size", algorithm.group_size)
+    env = TextGenerationVecEnv(settings["n_episodes"], task=dataclasses.replace(ground.task, group_size=group))
+    agent = algorithm.made(algorithm.policy, env, policy_kwargs={"model": ground.base}, seed=ground.seed, **settings)
+    agent.learn(ground.tokens, _Watcher(watch))
+    return _of_policy(agent.policy, ground)
+
+
+def _of_policy(policy: TransformerPolicy, ground: LearningSetup) -> TrainedAgent:
+    return TrainedAgent(partial(_write, policy, frozen(load_lm(ground.base))), policy)
+
+
+def _write(policy: TransformerPolicy, reference: Any, task: TextTask, number: int, seed: int) -> WrittenTexts:
+    return write_texts(policy, task, number, reference=reference, seed=seed)
+
+
+def _reference(ground: LearningSetup) -> TrainedAgent:
+    """The base policy as it is."""
+    return _of_policy(make_policy(ground.task, ground.base), ground)
+
+
+def _random(ground: LearningSetup) -> TrainedAgent:
+    """A policy to which all tokens are equally likely."""
+    return _of_policy(
+        make_policy(ground.task, {"class": "agents.policies.uniform:Uniform", "vocab_size": ground.task.tokenizer.vocab_size}), ground
+    )
+
+
+def _best_of_n(ground: LearningSetup, n: int = 8) -> TrainedAgent:
+    """The best of n texts of the base policy by the reward; it does not learn, and pays when it writes."""
+    policy, reference = make_policy(ground.task, ground.base), frozen(load_lm(ground.base))
+
+    def write(task: TextTask, number: int, seed: int) -> WrittenTexts:
+        tries = [_write(policy, reference, task, number, seed * 1000 + i) for i in range(n)]
+        scores = np.array([t.scores for t in tries])
+        chosen = scores.argmax(0)
+
+        def pick(name: str) -> list[Any]:
+            return [getattr(tries[c], name)[i] for i, c in enumerate(chosen)]
+
+        return dataclasses.replace(
+            tries[0],
+            responses=pick("responses"), scores=scores.max(0), lengths=np.array(pick("lengths")), finish_reasons=pick("finish_reasons"),
+            kl_per_sequence=kl_of_best(scores.T, n), entropy=float("nan"), perplexity=float("nan"),
+            tokens_per_second=tries[0].tokens_per_second / n,
+        )  # fmt: skip
+
+    return TrainedAgent(write)
+
+
+def _pairs(ground: LearningSetup) -> list[Preference]:
+    """Spend the budget on pairs of texts of the base policy, and let the reward prefer one of each; ties are left out."""
+    number = max(8, int(ground.tokens / (2 * ground.length)))
+    task = dataclasses.replace(ground.task, prompt_order="sequential")
+    policy = make_policy(ground.task, ground.base)
+    one, two = (write_texts(policy, task, number, seed=2 * ground.seed + i) for i in range(2))
+    rows = zip(one.prompts, one.responses, two.responses, one.scores, two.scores, strict=True)
+    return [Preference(p, *((a, b) if x > y else (b, a))) for p, a, b, x, y in rows if x != y]
+
+
+def _offline(algo: str, ground: LearningSetup, beta: float | None = None, learning_rate: float = 1e-4, epochs: int = 3) -> TrainedAgent:
+    """Learn from pairs that the base policy wrote and the reward compared: `sft` from the better texts, the others from both.
+
+    Their beta is the usual 0.1, or the ground's where that asks for more.
+    """
+    beta = max(0.1, ground.beta) if beta is None else beta
+    pairs = _pairs(ground)
+    if not pairs:
+        return _reference(ground)  # the reward likes all texts alike: nothing can be learned from it
+    # Of 1e-4, 2e-4 and 5e-4 the least is best on Recall, Lock and Dialogue: DPO drifts far from the base policy otherwise
+    trainer = supervised(algo, ground.base, ground.task, learning_rate, beta, ground.seed)
+    data: Any = [(pair.prompt, pair.chosen) for pair in pairs] if algo == "sft" else pairs
+    trainer.learn(data, max(1, epochs * len(pairs) // trainer.batch_size))
+    policy = make_policy(ground.task, ground.base)
+    policy.lm.load_state_dict(trainer.lm.state_dict())
+    return _of_policy(policy, ground)
+
+
+def _expert_iteration(ground: LearningSetup, n: int = 4, n_prompts: int = 64, learning_rate: float = 5e-4) -> TrainedAgent:
+    agent = ExpertIteration(ground.task, ground.base, n=n, n_prompts=n_prompts, learning_rate=learning_rate, seed=ground.seed)
+    agent.learn(max(1, round(ground.tokens / (n * n_prompts * ground.length))))
+    return _of_policy(agent.policy, ground)
+
+
+_OTHERS: Mapping[str, Callable[..., TrainedAgent]] = {
+    "reference": _reference,
+    "random": _random,
+    "best-of-n": _best_of_n,
+    "sft": partial(_offline, "sft", learning_rate=1e-3),
+    "dpo": partial(_offline, "dpo"),
+    "ipo": partial(_offline, "ipo"),
+    "expert-iteration": _expert_iteration,
+}
+NAMES = (*ALGORITHMS, *_OTHERS)
+
+
+def _own_class(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"no agent is called {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}, or a class as 'package.module:Name'"
+        )
+    if os.getcwd() not in sys.path:  # as `python -m` has it: a console script looks in its own folder instead
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"agent {name!r} cannot be imported: {error}") from error
+    missing = [method for method in ("learn", "predict") if not callable(getattr(found, method, None))]
+    if missing:
+        raise ValueError(f"agent {name!r} has no method {' and no '.join(missing)}: see agents.benchmark.agents")
+    return found
+
+
+def _own(spec: Spec, ground: LearningSetup) -> TrainedAgent:
+    env = TextGenerationVecEnv(64, task=ground.task)
+    agent = _own_class(spec.name)(env, base=ground.base, seed=ground.seed, **spec.settings)
+    agent.learn(ground.tokens)
+    return TrainedAgent(partial(_write_by_predict, agent))
+
+
+def _write_by_predict(agent: Any, task: TextTask, number: int, seed: int) -> WrittenTexts:
+    """Let an agent that only predicts play the task; its KL and entropy are not known."""
+    env = TextGenerationVecEnv(min(64, number), task=task)
+    env.seed(seed)
+    ended: list[dict[str, Any]] = []
+    tokens, began = 0, perf_counter()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        env.begin_rollout(number)
+        obs: Any = env.reset()
+        while (live := obs["prompt"][:, 0] >= 0).any():
+            actions, _ = agent.predict(obs)
+            tokens += int(live.sum())
+            obs, _, dones, infos = env.step(np.asarray(actions))
+            ended += [infos[row] for row in np.flatnonzero(dones)]
+        env.end_rollout()
+    seconds = perf_counter() - began
+    return WrittenTexts.of(
+        ended, kl_per_sequence=float("nan"), entropy=float("nan"), perplexity=float("nan"), tokens_per_second=tokens / seconds
+    )

@@ -1,0 +1,116 @@
+"""What a run is judged by: the measures of an agent's test texts and its learning curve."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from rewards.metrics.diversity import distinct_n
+from rewards.utils.intervals import win_rate
+from textrl_env import Episode, TextTask
+from textrl_env.tasks.exact import BETA, ExactReward
+
+from ..evaluation.exact_optimum import optimality_gap
+from ..evaluation.policy_texts import WrittenTexts
+from ..models.backbones import backbone_of
+from ..models.loading import frozen, load_lm
+from .agents import TrainedAgent
+
+
+def _measures(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[str, Any], trained: TrainedAgent) -> dict[str, Any]:
+    each, exact, length = _each(task, texts), _exact_name(task), float(texts.lengths.mean())
+    value, kl_exact = judged(task, texts), None
+    if exact is not None and trained.policy is not None:
+        achieved = optimality_gap(trained.policy.backbone, backbone_of(frozen(load_lm(base["base"]))), exact, BETA).achieved
+        value, kl_exact = achieved.objective, achieved.kl
+    elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
+        value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)
+    written = _against_references(task, test, texts, each)
+    return {
+        "value": value, "reference_value": base["value"], "optimum": base["optimum"],
+        "reward": float(texts.scores.mean()), "gold": float(each.mean()) if task.gold is not None else None,
+        "kl_per_sequence": texts.kl_per_sequence, "kl_per_token": texts.kl_per_sequence / max(length, 1e-9), "kl_exact": kl_exact,
+        "wins_reference": win_rate(each, np.array(base["gold"])).rate, "wins_texts": written,
+        "distinct_1": distinct_n(texts.responses, 1), "distinct_2": distinct_n(texts.responses, 2),
+        "self_bleu": _self_bleu(texts), "entropy": texts.entropy, "perplexity": texts.perplexity, "length": length,
+        "write_tokens_per_second": texts.tokens_per_second,
+    }  # fmt: skip
+
+
+class _Curve:
+    """Notes reward and score of the texts that an agent writes while it learns."""
+
+    def __init__(self, task: TextTask, base: dict[str, Any]) -> None:
+        self.task, self.base = task, base
+        self.rows: list[dict[str, Any]] = []
+        self.began, self.watched = perf_counter(), 0.0
+
+    def __call__(self, tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
+        now = perf_counter()
+        texts = [info["prompt"] for info in finished], [info["response"] for info in finished]
+        score = None
+        if _exact_name(self.task) is not None:
+            score = _normalised(float(np.mean([info["score"] for info in finished])) - BETA * kl, self.base)
+        elif self.task.measure is not None or self.task.gold is not None:
+            score = _normalised(_judged(self.task, *texts), self.base)
+        reward = float(np.mean([info["score"] for info in finished]))
+        self.rows.append({"tokens": tokens, "seconds": now - self.began - self.watched, "reward": reward, "score": score, "kl": kl})
+        self.watched += perf_counter() - now
+
+
+def _judged(task: TextTask, prompts: list[str], responses: list[str]) -> float:
+    if task.measure is not None:
+        return float(task.measure(prompts, responses))
+    assert task.gold is not None
+    return float(np.mean(task.gold(prompts, responses)))
+
+
+def judged(task: TextTask, texts: WrittenTexts) -> float:
+    """Return what an agent is judged by: the task's own judgement, or else the mean reward."""
+    if task.measure is None and task.gold is None:
+        return float(texts.scores.mean())
+    return _judged(task, texts.prompts, texts.responses)
+
+
+def _each(task: TextTask, texts: WrittenTexts) -> np.ndarray:
+    """Return gold, or else the reward, of each text."""
+    return texts.scores if task.gold is None else np.asarray(task.gold(texts.prompts, texts.responses), float)
+
+
+def _normalised(value: float, base: dict[str, Any]) -> float:
+    """Return 0 for the base policy and 1 for the optimum; where that is not known, what was gained."""
+    gained = value - base["value"]
+    return gained if base["optimum"] is None else gained / (base["optimum"] - base["value"])
+
+
+def _against_references(task: TextTask, test: TextTask, texts: WrittenTexts, each: np.ndarray) -> float | None:
+    """Return how often the texts win against the first reference of their prompts, if there are any."""
+    rows = [test.prompts[i % len(test.prompts)] for i in range(len(texts.prompts))]
+    by_text = {row.text: row for row in rows if row.references}
+    if task.gold is None or not all(prompt in by_text for prompt in texts.prompts):
+        return None
+    theirs = task.gold(texts.prompts, [f" {by_text[prompt].references[0]}" for prompt in texts.prompts])
+    return win_rate(each, np.asarray(theirs, float)).rate
+
+
+def _self_bleu(texts: WrittenTexts) -> float | None:
+    """Return the mean BLEU of the first hundred texts against each other; None without sacrebleu."""
+    from rewards.metrics.diversity import SelfBleuReward
+
+    try:
+        reward = SelfBleuReward()
+    except ImportError:
+        return None
+    some = [Episode.from_text(p, r) for p, r in zip(texts.prompts[:100], texts.responses[:100], strict=True)]
+    return 1 - float(np.mean(reward.score(some)))
+
+
+def _exact_name(task: TextTask) -> str | None:
+    return task.reward.task.name if isinstance(task.reward, ExactReward) else None
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

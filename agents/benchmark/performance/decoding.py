@@ -1,0 +1,117 @@
+"""Decoding speed of rows that end at different times: `python -m agents.benchmark.performance.decoding`.
+
+Uneven rows write 8 to 64 tokens each; a row that has ended goes idle, or takes the next text.  Even rows do the same work (as
+many texts, prompts and tokens), but all texts are equally long.  The first reading of the prompts counts.  On a GPU each kind is
+also timed with CUDA graphs; `--width 768 --layers 12 --vocabulary 50257` is the size of GPT-2 small.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ...models.backbones import Backbone, backbone_of
+from ...models.cached_decoder import CachedDecoder
+from ...models.loading import load_lm
+from ...models.sampler import draw
+from ...models.sequences import PartialTexts
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What to measure.
+
+    Attributes:
+        rows: Texts side by side.
+        prompt: Tokens of each prompt.
+        shortest: Fewest response tokens.
+        longest: Most response tokens.
+        width: Hidden size.
+        layers: Transformer blocks.
+        vocabulary: Tokens.
+        repeats: Runs of each kind, taken in turns; the median counts.
+        device: Where the model is.
+    """
+
+    rows: int = 64
+    prompt: int = 16
+    shortest: int = 8
+    longest: int = 64
+    width: int = 256
+    layers: int = 4
+    vocabulary: int = 8192
+    repeats: int = 5
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(config: Decode) -> dict[str, float]:
+    """Print tokens per second of each kind, and return them."""
+    torch.manual_seed(0)
+    lm = load_lm(
+        {
+            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
+            "num_hidden_layers": config.layers, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 1024,
+            "bos_token_id": None, "eos_token_id": 0,
+        }
+    )  # fmt: skip
+    backbone = backbone_of(lm.to(config.device).eval())
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(config.shortest, config.longest + 1, config.rows)
+    later = rng.integers(config.shortest, config.longest + 1, 4 * config.rows)
+    kinds = {}
+    for name, more in (("rows go idle", later[:0]), ("rows take the next text", later)):
+        mean = round(float(np.concatenate([lengths, more]).mean()))
+        kinds[f"even, {name}"] = (np.full_like(lengths, mean), np.full_like(more, mean))
+        kinds[f"uneven, {name}"] = (lengths, more)
+    if config.device.startswith("cuda"):
+        kinds |= {f"{name}, CUDA graphs": lengths for name, lengths in kinds.items()}
+    speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(1 + config.repeats):
+        for kind, (first, later) in kinds.items():
+            speeds[kind].append(write(backbone, config, first, later, cuda_graphs=kind.endswith("graphs")))
+    medians = {kind: statistics.median(seen[1:]) for kind, seen in speeds.items()}
+    table = Table(title=f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}")
+    for column in ("", "tokens/s", "of even rows"):
+        table.add_column(column, justify="left" if not column else "right")
+    for kind, speed in medians.items():
+        table.add_row(kind, f"{speed:,.0f}", f"{speed / medians[kind.replace('uneven', 'even')]:.2f}")
+    Console().print(table)
+    if config.device.startswith("cuda"):
+        Console().print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
+    return medians
+
+
+@torch.no_grad()
+def write(backbone: Backbone, config: Decode, lengths: np.ndarray, later: np.ndarray, cuda_graphs: bool = False) -> float:
+    """Write texts of these lengths; rows that end take those of `later` in turn, then go idle.  Return tokens per second."""
+    rng = np.random.default_rng(1)
+    rows, width = len(lengths), config.prompt + config.longest
+    todo, waiting, decoder = lengths.copy(), list(later), CachedDecoder(cuda_graphs)
+    ids = np.full((rows, width), -1)
+    ids[:, : config.prompt] = rng.integers(config.vocabulary, size=(rows, config.prompt))
+    prompts = np.full(rows, config.prompt)
+    written, tokens = np.zeros(rows, np.int64), 0
+    began = perf_counter()
+    while (live := np.flatnonzero(todo)).size:
+        texts = PartialTexts(ids.copy(), np.where(todo > 0, prompts + written, 0), np.where(todo > 0, prompts, 0))
+        chosen = draw(backbone.logits(decoder.last_hidden(backbone, texts))).cpu().numpy()
+        ids[live, prompts[live] + written[live]] = chosen
+        written[live] += 1
+        tokens += len(live)
+        for row in live[written[live] == todo[live]]:
+            ids[row], written[row], todo[row] = -1, 0, 0
+            if waiting:
+                todo[row] = waiting.pop()
+                ids[row, : config.prompt] = rng.integers(config.vocabulary, size=config.prompt)
+    return tokens / (perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Decode))

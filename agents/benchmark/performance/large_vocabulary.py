@@ -1,0 +1,116 @@
+"""Memory and time of one update with a large vocabulary: `python -m agents.benchmark.performance.large_vocabulary`.
+
+`plain` keeps the logits of all tokens; `chunks` sends tokens through the head in chunks and computes their logits again in the
+backward pass, as for every head that is more than one matrix; `blocks` makes them a block of the vocabulary at a time.  Each is
+measured in a process of its own, since the largest resident size of a process never falls.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ...models import log_probs
+from ...models.backbones import backbone_of
+from ...models.loading import load_lm
+from ...models.log_probs import action_log_probs
+from ...models.sampler import Sampler
+from ...models.sequences import TextRecord, pack
+from .hardware import peak_mib
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What to measure.
+
+    Attributes:
+        vocabulary: Tokens.
+        width: Hidden size.
+        layers: Transformer blocks.
+        texts: Texts in the minibatch.
+        new_tokens: Response tokens of each.
+        repeats: Updates that are timed, after one of warm-up.
+        path: Measure only this path, and print its figures as JSON.
+    """
+
+    vocabulary: int = 131_072
+    width: int = 256
+    layers: int = 2
+    texts: int = 32
+    new_tokens: int = 64
+    repeats: int = 3
+    path: str | None = None
+
+
+def main(config: Memory) -> None:
+    """Print all paths, and the ratios of the last to the first."""
+    if config.path is not None:
+        print(json.dumps(_measure(config)))
+        return
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if name != "path"]
+    rows = {}
+    for path in ("plain", "chunks", "blocks"):
+        command = [sys.executable, "-m", "agents.benchmark.performance.large_vocabulary", f"--path={path}", *flags]
+        rows[path] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    table = Table(title=f"One update, {config.texts * config.new_tokens} response tokens, vocabulary {config.vocabulary}")
+    for column in ("", "peak beyond the model, MiB", "seconds"):
+        table.add_column(column, justify="left" if not column else "right")
+    for path, row in rows.items():
+        table.add_row(path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}")
+    table.add_row("blocks / plain", *(_ratio(rows["blocks"][key], rows["plain"][key]) for key in ("mib", "seconds")))
+    Console().print(table)
+
+
+def _ratio(ours: float, plain: float) -> str:
+    return f"{ours / plain:.2f}" if plain else "-"  # small updates fit into what loading the model left free
+
+
+def _measure(config: Memory) -> dict[str, float]:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    lm = load_lm(
+        {
+            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
+            "num_hidden_layers": config.layers, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
+            "bos_token_id": None, "eos_token_id": 0, "tie_word_embeddings": True,
+        }
+    )  # fmt: skip
+    backbone = backbone_of(lm)
+    if config.path != "blocks":
+        backbone.__class__ = type("Called", (type(backbone),), {"head": None})
+    if config.path == "plain":
+        log_probs.LOGITS_AT_ONCE = 1 << 62
+    optimizer = torch.optim.Adam(lm.parameters(), fused=True)
+    texts = [
+        TextRecord(rng.integers(config.vocabulary, size=16), rng.integers(config.vocabulary, size=config.new_tokens), 0)
+        for _ in range(config.texts)
+    ]
+    batch = pack(texts, "cpu")
+    actions = torch.from_numpy(np.concatenate([text.actions for text in texts]))
+    for parameter in lm.parameters():  # gradients and Adam's moments belong to the model
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    before = peak_mib()
+    seconds = []
+    for _ in range(1 + config.repeats):
+        began = perf_counter()
+        found, entropies = action_log_probs(backbone, backbone.hidden(batch), batch, actions, Sampler(), config.vocabulary)
+        optimizer.zero_grad(set_to_none=False)
+        (-found.mean() - 0.01 * entropies.mean()).backward()
+        optimizer.step()
+        seconds.append(perf_counter() - began)
+    return {"mib": peak_mib() - before, "seconds": statistics.median(seconds[1:])}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Memory))

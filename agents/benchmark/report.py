@@ -1,0 +1,207 @@
+"""One page on a benchmark: who is ahead, on what, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from textrl_env.utils.files import write_json, write_text
+
+from . import plots as plots
+from .aggregate_statistics import (
+    IntervalEstimate,
+    improvement_interval,
+    interval,
+    iqm,
+    mean,
+    mean_interval,
+    optimality_gap,
+    profile,
+    profile_band,
+)
+from .results import RunResult, missing, names, read_results, scores_of
+from .suites import capability
+
+MIN_SEEDS = 3
+_SHOWN_MEASURES = (
+    "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
+    "distinct_2", "self_bleu", "length", "tokens_to_threshold", "seconds_to_threshold", "tokens_per_second", "peak_memory_mib", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Write the report of a benchmark anew.
+
+    Attributes:
+        folder: Results of `textrl bench`.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/bench")
+
+
+def run_report(config: BenchReport) -> None:
+    """Write `report.html`, `report.md`, `scores.csv` and `summary.json` into the folder."""
+    print(write_bench_report(config.folder))
+
+
+def write_bench_report(folder: Path) -> Path:
+    """Write the report of a results folder, and return the page's path."""
+    cells = read_results(folder)
+    settings = folder / "config.yaml"
+    config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    summary = summarise(cells)
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "scores.csv", _csv(cells))
+    write_text(folder / "report.md", _markdown(summary))
+    page = Environment(loader=PackageLoader("agents.reports"), autoescape=True, trim_blocks=True).get_template("bench_report.html.j2")
+    write_text(folder / "report.html", page.render(s=summary, images=_images(cells, summary), samples=_samples(cells), config=config))
+    return folder / "report.html"
+
+
+def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
+    """Return every number of the report as plain data."""
+    tasks, agents = names(cells)
+    scores = scores_of(cells)
+    total = {a: {name: list(interval(f, scores[a])) for name, f in (("iqm", iqm), ("mean", mean), ("gap", optimality_gap))} for a in agents}
+    order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
+    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
+    table = {t: {a: list(mean_interval(scores[a][i])) if len(scores[a][i]) else None for a in order} for i, t in enumerate(tasks)}
+    budgets = sorted({cell.budget for cell in cells})
+    first = min(cells, key=lambda cell: cell.manifest["began"])
+    return {
+        "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
+        "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
+        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, better, len({c.seed for c in cells})),
+        "budgets": [budgets[0], budgets[-1]],
+        "measures": {a: _measures([c for c in cells if c.agent == a]) for a in order},
+        "by_task": {t: {a: _measures([c for c in cells if c.agent == a and c.task == t]) for a in order} for t in tasks},
+        "failures": [
+            {"task": c.task, "agent": c.agent, "seed": c.seed, "status": c.status, "error": c.error} for c in cells if c.status != "done"
+        ],
+        "missing": [list(key) for key in missing(cells)],
+        "hours": sum(c.measure("seconds") for c in cells) / 3600, "manifest": first.manifest,
+    }  # fmt: skip
+
+
+def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
+    """Return the median of each measure over cells that have it."""
+    found = {}
+    for name in _SHOWN_MEASURES:
+        values = [cell.measure(name) for cell in cells if np.isfinite(cell.measure(name))]
+        found[name] = float(np.median(values)) if values else None
+    return found
+
+
+def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
+    """Say for each agent and the next one in rank whether they can be told apart."""
+    if seeds < MIN_SEEDS:
+        return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
+    said = []
+    for a, b in pairwise(order):
+        found = IntervalEstimate(*better[a][b])
+        if found.low > 0.5:
+            said.append(f"{a} does better than {b}: a run of it scores higher with probability {found}.")
+        elif found.high < 0.5:
+            said.append(f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {found}.")
+        else:
+            said.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {found}, which holds 0.50.")
+    return said
+
+
+def _images(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, str]:
+    """Draw every picture, and return it as a data address."""
+    tasks, agents = summary["tasks"], summary["agents"]
+    looks, scores = plots.Looks(agents), scores_of(cells)
+    thresholds = np.linspace(-0.25, 1.0, 51)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
+        rows = {title: {a: IntervalEstimate(*summary["total"][a][key]) for a in agents} for key, title in titles.items()}
+        plots.intervals(rows, looks, out / "intervals.png")
+        bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds, resamples=500)) for a in agents}
+        plots.profiles(thresholds, bands, looks, out / "profiles.png")
+        if len(tasks) > 2:
+            found = {a: np.array([x[i].mean() if len(x[i]) else np.nan for i in range(len(tasks))]) for a, x in scores.items()}
+            plots.radar([_short(t) for t in tasks], {a: found[a] for a in agents}, looks, out / "radar.png")
+        if len(agents) > 1:
+            pairs = {(a, b): IntervalEstimate(*found) for a, row in summary["better"].items() for b, found in row.items()}
+            plots.comparisons(pairs, looks, out / "comparisons.png")
+        lines = _curves(cells, tasks, agents)
+        if lines:
+            plots.curves(lines, looks, out / "curves.png")
+        return {path.stem: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in out.glob("*.png")}
+
+
+def _curves(cells: Sequence[RunResult], tasks: Sequence[str], agents: Sequence[str]) -> dict[str, Any]:
+    """Return for each task and agent: tokens, and mean, lowest and highest score of the seeds."""
+    found: dict[str, Any] = {}
+    for task in tasks:
+        for agent in agents:
+            runs = [c.curve for c in cells if (c.task, c.agent) == (task, agent) and c.curve and c.curve[0]["score"] is not None]
+            if runs:
+                grid = np.linspace(max(r[0]["tokens"] for r in runs), min(r[-1]["tokens"] for r in runs), 40)
+                lines = np.array([np.interp(grid, [p["tokens"] for p in r], _smooth([p["score"] for p in r])) for r in runs])
+                found.setdefault(_short(task), {})[agent] = (grid, lines.mean(0), lines.min(0), lines.max(0))
+    return found
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """Average over five rollouts: a single one has 64 texts."""
+    kernel = np.ones(min(5, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _samples(cells: Sequence[RunResult]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return the first two texts of the first seed, for each task and agent."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in cells:
+        if cell.samples and cell.agent not in found.get(cell.task, {}):
+            found.setdefault(cell.task, {})[cell.agent] = cell.samples[:2]
+    return found
+
+
+def _csv(cells: Sequence[RunResult]) -> str:
+    keys = list(dict.fromkeys(key for cell in cells for key in cell.measures))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["task", "agent", "seed", "budget", "status", "score", *keys])
+    for c in cells:
+        writer.writerow([c.task, c.agent, c.seed, c.budget, c.status, c.score, *(c.measures.get(key) for key in keys)])
+    return out.getvalue()
+
+
+def _markdown(summary: dict[str, Any]) -> str:
+    agents = summary["agents"]
+    head = ["agent", "IQM", "mean", "optimality gap", "failures"]
+    failed = [f["agent"] for f in summary["failures"]]
+    rows = [
+        [a, *(str(IntervalEstimate(*summary["total"][a][key])) for key in ("iqm", "mean", "gap")), str(failed.count(a))] for a in agents
+    ]
+    tasks = [[t, *("-" if cell is None else f"{cell[0]:.2f}" for cell in summary["table"][t].values())] for t in summary["tasks"]]
+    parts = [
+        f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds. "
+        "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals.",
+        _grid(head, rows), "Mean score by task:", _grid(["task", *agents], tasks), *(f"- {line}" for line in summary["verdicts"]),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _short(task: str) -> str:
+    return task.removeprefix("textrl/").removesuffix("-v0").lower()

@@ -1,0 +1,260 @@
+"""One cell of a benchmark: an agent learns a task with one seed, and is measured.  Plain data in, a file out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import traceback
+import warnings
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from textrl_env import TextTask, make_task
+from textrl_env.tasks.corpora import CORPORA
+from textrl_env.tasks.exact import BETA
+from textrl_env.utils.files import write_json
+
+from ..evaluation.exact_optimum import optimality_gap
+from ..evaluation.policy_texts import make_policy, write_texts
+from ..models.backbones import backbone_of
+from ..models.loading import frozen, load_lm
+from ..training.base_policies import base_policy
+from ..utils.run_folder import fingerprint, versions
+from .agents import LearningSetup, train_agent
+from .measures import _Curve, _each, _exact_name, _finite, _measures, _normalised, judged
+from .review_reward import learned_reward
+from .spec import Spec, parse
+
+BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
+
+
+THRESHOLD = 0.5  # normalised score whose first sight in training is timed
+
+
+SHOWN = 4  # texts of each cell that are kept
+
+
+DONE, BUSY = 0, 3  # exit statuses of a cell's process
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cell, or with an empty agent the preparation of a task, is made of.
+
+    Attributes:
+        out: Folder of the results.
+        task: Spec of the task.
+        agent: Spec of the agent; empty: prepare the task for all agents.
+        seed: Of everything that is drawn.
+        tokens: Budget of learning.
+        texts: Test texts by which an agent is judged.
+        facts: For the manifest: git revision and configuration.
+    """
+
+    out: str
+    task: str
+    agent: str = ""
+    seed: int = 0
+    tokens: int = 0
+    texts: int = 256
+    facts: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        return "--".join(_safe(part) for part in (self.task, self.agent, str(self.seed) if self.agent else "") if part)
+
+    @property
+    def path(self) -> Path:
+        """The file of the result."""
+        return Path(self.out) / ("cells" if self.agent else "tasks") / f"{self.name}.json"
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the result depends on."""
+        return fingerprint(
+            [self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"], shared(self)["fingerprint"]]
+        )
+
+    @property
+    def preparation(self) -> Job:
+        """The job that prepares this one's task."""
+        return dataclasses.replace(self, agent="", seed=0, tokens=0)
+
+    def done(self) -> bool:
+        """Return whether the result is there and its inputs are still the same.
+
+        A preparation is never done: only by looking at the task again can one know that it is the same.
+        """
+        try:
+            if not self.agent:
+                return False
+            return json.loads(self.path.read_text(encoding="utf-8"))["fingerprint"] == self.fingerprint()
+        except (FileNotFoundError, KeyError, json.JSONDecodeError):
+            return False
+
+
+def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
+    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`."""
+    if spec.name in CORPORA:
+        corpus = {key: value for key, value in spec.settings.items() if key != "model"}
+        return make_task({"name": spec.name, **corpus}, split=split, **settings)
+    name = spec.name.removeprefix("textrl/").removesuffix("-v0").lower()
+    own = {key: value for key, value in spec.settings.items() if key != "model"}
+    return make_task(name, split=split, **(own | settings))
+
+
+def beta_of(task: TextTask) -> float:
+    """Return the coefficient of KL that agents are given on a task."""
+    return BETA if _exact_name(task) else BETA_ELSEWHERE
+
+
+def shared(job: Job) -> dict[str, Any]:
+    """Return what the preparation of the job's task found."""
+    found: dict[str, Any] = json.loads(job.preparation.path.read_text(encoding="utf-8"))
+    return found
+
+
+def work(job: Job) -> int:
+    """Do one job, unless somebody else does it or it is done, and return how that went as an exit status.
+
+    A failure of the agent is a result: `crashed`, or `diverged` where numbers ceased to be finite.
+    """
+    torch.set_num_threads(1)
+    lock = Path(job.out) / "locks" / f"{job.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            if not job.done():
+                prepare(job) if not job.agent else run(job)
+    except Timeout:
+        return BUSY
+    return DONE
+
+
+def prepare(job: Job) -> None:
+    """Build base policy and reward of a task, and measure the base policy."""
+    spec = parse(job.task)
+    task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
+    base = str(spec.settings.get("model") or base_policy(task))
+    reward = None
+    if spec.name == "review" and "reward" not in spec.settings:
+        reward = {"name": "preference", "path": str(learned_reward(task, base))}
+        task, test = (dataclasses.replace(t, reward=reward) for t in (task, test))
+    reference = frozen(load_lm(base))
+    texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
+    value, optimum = judged(task, texts), task.optimum
+    exact = _exact_name(task)
+    if exact is not None:
+        gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
+        value, optimum = gap.reference, gap.optimum
+    prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
+    found = {
+        "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
+        "gold": _each(task, texts).tolist(),
+        "fingerprint": fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts]),
+        "reward": reward,
+    }  # fmt: skip
+    write_json(job.path, found)
+
+
+def run(job: Job) -> None:
+    """Let an agent learn, measure it, and write the cell's file."""
+    began, when = perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    base = shared(job)
+    result: dict[str, Any] = {
+        "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
+        "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
+        "manifest": _manifest(job, when),
+    }  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result |= _measured(job, base)
+        except FloatingPointError as error:
+            result |= {"status": "diverged", "error": str(error)}
+        except Exception:
+            result |= {"status": "crashed", "error": traceback.format_exc(limit=-4)}
+    result["manifest"]["warnings"] = list(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught))
+    result["measures"] |= {"seconds": perf_counter() - began, "peak_memory_mib": _peak_memory()}
+    write_json(job.path, result)
+
+
+def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
+    """Write the file of a cell whose process did not live to write it."""
+    result = {
+        "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
+        "status": status, "error": error, "score": 0.0, "measures": {"seconds": seconds}, "finish_reasons": {}, "curve": [], "samples": [],
+        "manifest": _manifest(job, datetime.now(timezone.utc).isoformat(timespec="seconds")),
+    }  # fmt: skip
+    write_json(job.path, result)
+
+
+def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
+    spec = parse(job.task)
+    task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
+    curve = _Curve(task, base)
+    began = perf_counter()
+    trained = train_agent(
+        parse(job.agent), LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name), curve
+    )
+    seconds = perf_counter() - began - curve.watched
+    texts = trained.write(test, job.texts, 20_000 + job.seed)
+    measures: dict[str, Any] = _measures(task, test, texts, base, trained)
+    if curve.rows:
+        measures["tokens_per_second"] = curve.rows[-1]["tokens"] / seconds
+        reached = next((row for row in curve.rows if row["score"] is not None and row["score"] >= THRESHOLD), None)
+        measures |= {f"{key}_to_threshold": reached and reached[key] for key in ("tokens", "seconds")}
+    if not math.isfinite(measures["value"]):
+        raise FloatingPointError(f"the value of the final policy is {measures['value']}")
+    rows = zip(texts.prompts, texts.responses, texts.scores.tolist(), strict=True)
+    reasons = {r: texts.finish_reasons.count(r) / len(texts.finish_reasons) for r in sorted(set(texts.finish_reasons))}
+    return {
+        "score": _normalised(measures["value"], base),
+        "measures": {key: _finite(value) for key, value in measures.items()},
+        "finish_reasons": reasons,
+        "curve": curve.rows,
+        "samples": [{"prompt": p, "response": r, "reward": s} for p, r, s in rows][:SHOWN],
+    }
+
+
+def _named(reward: Any) -> str:
+    """Return what a reward calls itself, without the address that an object without a name of its own has in this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(reward))
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _manifest(job: Job, when: str) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    hardware = {"cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
+    config = {"task": job.task, "agent": job.agent, "tokens": job.tokens, "texts": job.texts}
+    return {"versions": versions(), "config": config, "seed": job.seed, **dict(job.facts), "hardware": hardware, "began": when}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _safe(text: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
+    return kept if kept == text else f"{kept[:60]}-{fingerprint(text)[:6]}"

@@ -1,0 +1,180 @@
+"""Rounds of feedback, and answers that are wrong, on `textrl/Review-v0`: `python -m agents.benchmark.studies.feedback_rounds`.
+
+Every arm has the same number of answers, three simulated annotators to a pair, and the same tuning:
+
+- one round, or three rounds with a third of the answers each, that ask about texts of the policy before;
+- no answer turned round, 20% (by annotators who err in 5, 20 and 35%), or 40% (30, 40 and 50%);
+- the reward model fitted to every answer, or to the consensus by Dawid and Skene's model.
+
+On top of it every annotator is as unsure as the task's own (see `tasks.review.annotator`).  The gold score judges each final policy on 500
+test prompts.  Intervals are Student's over seeds; differences are taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from scipy import stats
+
+from textrl_env import make_task
+from textrl_env.utils.files import write_text
+
+from ...pipelines.feedback_loop import Loop, run_loop
+from ...reports.plots import dress, new_figure, save
+from ...training.base_policies import base_policy
+from ...utils.progress import bar
+
+TEMPERATURE = 0.43  # of the task's own annotator
+FLIPS: dict[int, tuple[float, ...]] = {0: (0.0, 0.0, 0.0), 20: (0.05, 0.20, 0.35), 40: (0.30, 0.40, 0.50)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Attributes:
+        name: In the table.
+        rounds: Rounds that share the answers.
+        flip: Per cent of the answers that are turned round.
+        weigh: Whether the reward model is fitted to the consensus.
+    """
+
+    name: str
+    rounds: int = 1
+    flip: int = 0
+    weigh: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the arm's folders."""
+        return f"rounds-{self.rounds}-flip-{self.flip}{'-weighed' if self.weigh else ''}"
+
+
+ARMS = (
+    Arm("one round"),
+    Arm("one round, weighed", weigh=True),
+    Arm("three rounds", rounds=3),
+    Arm("20% turned, every answer", flip=20),
+    Arm("20% turned, weighed", flip=20, weigh=True),
+    Arm("40% turned, every answer", flip=40),
+    Arm("40% turned, weighed", flip=40, weigh=True),
+)
+
+
+@dataclass(frozen=True)
+class FeedbackStudy:
+    """What to run.
+
+    Attributes:
+        seeds: Runs of each arm.
+        labels: Answers of each run.
+        tokens: Tokens that a policy writes while it is tuned.
+        texts: Texts of each policy that are judged.
+        processes: Runs side by side, one thread each.
+        out: Folder of the results; the same command goes on from there.
+        markdown: A file for the table; none without.
+        figure: A file for the picture; none without.
+    """
+
+    seeds: int = 5
+    labels: int = 3000
+    tokens: int = 50_000
+    texts: int = 500
+    processes: int = 2
+    out: Path = Path("runs/feedback")
+    markdown: Path | None = None
+    figure: Path | None = None
+
+
+def main(config: FeedbackStudy) -> dict[str, np.ndarray]:
+    """Run what is missing, print the table, and return the gain of each arm by seed, shape (seeds,)."""
+    base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
+    jobs = [(arm, seed) for seed in range(config.seeds) for arm in ARMS]
+    with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn")) as pool, bar("loops", len(jobs), True) as shown:
+        for done in as_completed([pool.submit(run_one, config, arm, seed) for arm, seed in jobs]):
+            shown.advance(note=done.result())
+    found = {arm.name: [_result(config, arm, seed) for seed in range(config.seeds)] for arm in ARMS}
+    gains = {name: np.array([row["gold"] - row["base"] for row in rows]) for name, rows in found.items()}
+    table = _table(found, gains)
+    Console().print(table, markup=False, highlight=False, soft_wrap=True)
+    if config.markdown is not None:
+        write_text(config.markdown, table)
+    if config.figure is not None:
+        _draw(gains, config.figure)
+    return gains
+
+
+def run_one(config: FeedbackStudy, arm: Arm, seed: int) -> str:
+    """Run one loop; what it prints goes to `log.txt` in its folder."""
+    torch.set_num_threads(1)
+    folder = config.out / arm.key / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    annotators = tuple(json.dumps({"flip": flip, "temperature": TEMPERATURE}) for flip in FLIPS[arm.flip])
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        run_loop(
+            Loop(
+                out=folder, rounds=arm.rounds, labels=config.labels // arm.rounds, annotators=annotators, weigh=arm.weigh,
+                texts=config.texts, total_tokens=config.tokens, seed=seed,
+            )
+        )  # fmt: skip
+    return f"{arm.name}, seed {seed}"
+
+
+def _result(config: FeedbackStudy, arm: Arm, seed: int) -> dict[str, Any]:
+    rounds = json.loads((config.out / arm.key / f"seed-{seed}" / "rounds.json").read_text(encoding="utf-8"))
+    return {**rounds["rounds"][-1], "base": rounds["base"]["gold"]}
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Return mean and half width of Student's 95% interval."""
+    x = np.asarray(values, float)
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def _table(found: dict[str, list[dict[str, Any]]], gains: dict[str, np.ndarray]) -> str:
+    first = next(iter(gains.values()))
+    lines = [
+        "| arm | gold gain over base policy | against one round | share of its gain | wins against base | reward accuracy | KL per text |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, rows in found.items():
+        difference = "" if gains[name] is first else "{:+.3f} ± {:.3f}".format(*interval(gains[name] - first))
+        mean = {key: np.mean([row[key]["rate"] for row in rows]) for key in ("win_rate", "reward_accuracy")}
+        kl = np.mean([row["kl_per_sequence"] for row in rows])
+        gain, half = interval(gains[name])
+        lines.append(
+            f"| {name} | {gain:.3f} ± {half:.3f} | {difference} | {gain / first.mean():.0%} "
+            f"| {mean['win_rate']:.1%} | {mean['reward_accuracy']:.1%} | {kl:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _draw(gains: dict[str, np.ndarray], path: Path) -> None:
+    figure = new_figure(3.0)
+    axes = figure.subplots()
+    places = np.arange(len(gains))[::-1]
+    for place, values in zip(places, gains.values(), strict=True):
+        mean, half = interval(values)
+        axes.plot(values, np.full(len(values), place), "|", color="#56b4e9", markersize=9)
+        axes.errorbar(mean, place, xerr=half, fmt="o", color="#0072b2", capsize=4)
+    axes.set_yticks(places, list(gains))
+    axes.set_ylim(-0.6, len(gains) - 0.4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("gold score gained over the base policy")
+    dress(axes)
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(FeedbackStudy))

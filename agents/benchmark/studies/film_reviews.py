@@ -1,0 +1,234 @@
+"""Every algorithm on `textrl/Review-v0`, judged by the gold score: `python -m agents.benchmark.studies.film_reviews`.
+
+For each seed the base policy writes pairs of texts, a simulated annotator compares them, and a reward model is fitted to the choices.
+Whoever asks for a reward learns from that model; DPO, IPO and SFT learn from the same comparisons.  Then each policy goes on with the
+500 openings of the test split, and the task's gold score, which no algorithm saw, compares its texts with those of the base policy on
+the same openings.  The share of openings on which it wins has Wilson's 95% interval, over all seeds together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from rewards.preferences.preference_files import read_preferences
+from rewards.utils.intervals import win_rate
+from textrl_env import TextTask, make_task
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.files import write_json, write_text
+
+from ...algorithms.best_of import best_of_n, kl_bound
+from ...algorithms.expert_iteration import ExpertIteration
+from ...algorithms.registry import ALGORITHMS
+from ...evaluation.policy_texts import make_policy, write_texts
+from ...models.loading import frozen, load_lm
+from ...pipelines.demo import Demo, prepare
+from ...policies.transformer_policy import TransformerPolicy
+from ...training.base_policies import base_policy
+from ...training.offline_training import OFFLINE, RATES, STEPS, supervised
+from ...training.policy_training import PolicyTraining, train_policy
+from ...utils.progress import bar
+from ...utils.run_folder import RunFolder
+
+BASELINES = ("random", "best-of-8")
+NAMES = (*ALGORITHMS, *OFFLINE, *BASELINES)
+_POINTS = 10  # of a learning curve, where training does not write texts by itself
+
+
+@dataclass(frozen=True)
+class Review:
+    """What to run.
+
+    Attributes:
+        algorithms: Names, as `textrl train --algo` calls them, and `random` and `best-of-8`.
+        seeds: Runs of each; each seed has its own comparisons and reward model.
+        tokens: Tokens that a run writes.
+        texts: Texts of each policy that are judged.
+        processes: Runs side by side, one thread each.
+        out: Folder of the results; the same command goes on from there.
+        markdown: A file for the table; none without.
+        figure: A file for the learning curves; none without.
+    """
+
+    algorithms: tuple[str, ...] = NAMES
+    seeds: int = 3
+    tokens: int = 50_000
+    texts: int = 500
+    processes: int = 2
+    out: Path = Path("runs/review")
+    markdown: Path | None = None
+    figure: Path | None = None
+
+
+def main(config: Review) -> dict[str, dict[str, Any]]:
+    """Run what is missing, print the table, and return its rows by algorithm."""
+    base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
+    seeds = range(config.seeds)
+    jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(share, (config, seed)) for seed in seeds]
+    runs = [(run_one, (config, name, seed)) for seed in seeds for name in config.algorithms]
+    runs = [job for job in runs if not _known(config, *job[1][1:])]
+    with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn")) as pool:
+        for stage in (jobs, runs):
+            with bar("prepare" if stage is jobs else "train", len(stage), True) as shown:
+                for done in as_completed([pool.submit(function, *arguments) for function, arguments in stage]):
+                    shown.advance(note=done.result())
+    rows = {
+        name: _row([json.loads(_result(config, name, seed).read_text(encoding="utf-8")) for seed in seeds]) for name in config.algorithms
+    }
+    _show(config, rows)
+    return rows
+
+
+def share(config: Review, seed: int) -> str:
+    """Prepare what the runs of a seed share: comparisons, reward model, and the base policy's own texts."""
+    torch.set_num_threads(1)
+    folder = config.out / f"seed-{seed}"
+    prepare(Demo(out=folder, seed=seed), RunFolder(folder), make_task("review"), base_policy(make_task("review")))
+    if not (folder / "base.json").is_file():
+        task = make_task("review", split="test", prompt_order="sequential")
+        write_json(folder / "base.json", _gold(make_policy(task, base_policy(task)), task, config.texts, 1000 + seed)[0].tolist())
+    return f"seed {seed}"
+
+
+def run_one(config: Review, name: str, seed: int) -> str:
+    """Train once, judge, and write `result.json`."""
+    torch.set_num_threads(1)
+    shared, run = config.out / f"seed-{seed}", RunFolder(config.out / f"seed-{seed}" / name)
+    task, test = make_task("review"), make_task("review", split="test", prompt_order="sequential")
+    base = base_policy(task)
+    reward = {"name": "preference", "path": str(shared / "reward")}
+    began = perf_counter()
+    curve: list[tuple[float, float]] = []
+    if name == "best-of-8":
+        policy = make_policy(task, base)
+        prompts = [test.prompts[i].text for i in range(config.texts)]
+        best = best_of_n(policy, task.tokenizer, prompts, 8, reward, task.max_new_tokens, seed=seed)
+        assert test.gold is not None
+        gold, kl = test.gold(prompts, [b.response for b in best]), kl_bound(8)
+        seconds = perf_counter() - began
+    else:
+        policy, curve, watched = _trained(config, name, seed, task, base, reward, shared, run)
+        seconds = perf_counter() - began - watched
+        gold, kl = _gold(policy, test, config.texts, 2000 + seed, base)
+    theirs = np.array(json.loads((shared / "base.json").read_text(encoding="utf-8")))
+    outcome = {"tokens": config.tokens, "gold": gold.tolist(), "base": theirs.tolist(), "kl": kl, "seconds": seconds, "curve": curve}
+    write_json(_result(config, name, seed), outcome)
+    return f"{name} {seed}: {win_rate(gold, theirs).rate:.2f}"
+
+
+def _trained(
+    config: Review, name: str, seed: int, task: TextTask, base: Path, reward: Any, shared: Path, run: RunFolder
+) -> tuple[TransformerPolicy, list[tuple[float, float]], float]:
+    """Return the policy, its learning curve (share of the training, gold score), and the seconds spent on watching it."""
+    if name == "random":
+        return make_policy(task, {"class": "agents.policies.uniform:Uniform", "vocab_size": task.tokenizer.vocab_size}), [], 0.0
+    if name in ALGORITHMS:
+        tuning = PolicyTraining(total_tokens=config.tokens, seed=seed)
+        grouped = dataclasses.replace(task, group_size=ALGORITHMS[name].group_size)
+        train_policy(run, name, str(base), TextGenerationVecEnv(tuning.n_episodes, task=grouped, reward=reward), tuning, [], algo=name)
+        rows = np.atleast_1d(np.genfromtxt(run.path / name / "curve.csv", delimiter=",", names=True))
+        agent = ALGORITHMS[name].made.load(run.path / name / "policy.zip")
+        return agent.policy, list(zip((rows["tokens"] / rows["tokens"][-1]).tolist(), rows["gold"].tolist(), strict=True)), 0.0
+    watcher = _Watcher(make_policy(task, base), STEPS[name])
+    if name == "expert-iteration":
+        agent = ExpertIteration(task, str(base), reward, learning_rate=RATES[name], seed=seed)
+        for number in range(STEPS[name]):
+            agent.learn(1)
+            watcher(agent.policy.lm, number + 1)
+        return agent.policy, watcher.curve, watcher.seconds
+    pairs: Any = read_preferences(shared / "preferences.jsonl")
+    trainer = supervised(name, str(base), task, RATES[name], 0.1, seed)
+    texts = [(pair.prompt, pair.chosen) for pair in pairs] if name == "sft" else pairs
+    trainer.learn(texts, STEPS[name], callback=lambda number: watcher(trainer.lm, number))
+    watcher.take(trainer.lm)
+    return watcher.policy, watcher.curve, watcher.seconds
+
+
+class _Watcher:
+    """Lets a model that is being trained write a few texts now and then."""
+
+    def __init__(self, policy: TransformerPolicy, steps: int) -> None:
+        self.policy, self.steps = policy, steps
+        self.every = max(1, steps // _POINTS)
+        self.task = make_task("review", split="validation", prompt_order="sequential")
+        self.curve: list[tuple[float, float]] = []
+        self.seconds = 0.0
+
+    def __call__(self, lm: torch.nn.Module, number: int) -> None:
+        if number % self.every == 0:
+            began = perf_counter()
+            self.take(lm)
+            self.curve.append((number / self.steps, float(_gold(self.policy, self.task, 128, number)[0].mean())))
+            self.seconds += perf_counter() - began
+
+    def take(self, lm: torch.nn.Module) -> None:
+        self.policy.lm.load_state_dict(lm.state_dict())
+        self.policy.drop_caches()
+
+
+def _gold(policy: TransformerPolicy, task: TextTask, number: int, seed: int, base: Path | None = None) -> tuple[np.ndarray, float]:
+    """Return the gold scores of texts that the policy writes, and its KL to the base policy."""
+    reference = None if base is None else frozen(load_lm(base))
+    texts = write_texts(policy, task, number, reward="length", reference=reference, seed=seed)
+    assert task.gold is not None
+    return task.gold(texts.prompts, texts.responses), texts.kl_per_sequence
+
+
+def _result(config: Review, name: str, seed: int) -> Path:
+    return config.out / f"seed-{seed}" / name / "result.json"
+
+
+def _known(config: Review, name: str, seed: int) -> bool:
+    """Return whether this run is done, as the configuration wants it."""
+    path = _result(config, name, seed)
+    if not path.is_file():
+        return False
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return (result["tokens"], len(result["gold"])) == (config.tokens, config.texts)
+
+
+def _row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up the seeds of one algorithm."""
+    gold, base = (np.concatenate([r[key] for r in results]) for key in ("gold", "base"))
+    return {
+        "gold": float(gold.mean()), "base": float(base.mean()), "wins": win_rate(gold, base),
+        "by_seed": [win_rate(np.array(r["gold"]), np.array(r["base"])) for r in results],
+        "kl": float(np.mean([r["kl"] for r in results])), "seconds": max(r["seconds"] for r in results),
+        "curves": [r["curve"] for r in results],
+    }  # fmt: skip
+
+
+def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
+    head = ["", "wins against base", "by seed", "gold score", "KL, nats", "seconds, at most"]
+    base = next(iter(rows.values()))["base"]
+    lines = [head, ["---"] * len(head), ["base", "", "", f"{base:.3f}", "0", "0"]]
+    for name, row in rows.items():
+        seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
+        kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
+        lines.append([name, str(row["wins"]), seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    Console(width=140).print(table)
+    if config.figure is not None:
+        from ...reports.plots import small_multiples
+
+        small_multiples({name: row["curves"] for name, row in rows.items() if row["curves"][0]}, base, config.figure)
+    if config.markdown is not None:
+        title = f"{config.tokens:,} tokens, {config.seeds} seeds, {config.texts} texts of each policy and seed."
+        picture = "" if config.figure is None else f"\n![Learning curves]({config.figure.name})\n"
+        write_text(config.markdown, f"# All algorithms on film reviews\n\n{__doc__}\n{title}\n\n{table}\n{picture}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Review))

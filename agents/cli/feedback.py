@@ -1,0 +1,298 @@
+"""`textrl feedback`: studies in which people compare, rate, rank, flag or write texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from .arguments import reward_of
+from .reward_serve import listen
+
+if TYPE_CHECKING:
+    from rewards.feedback.store import FeedbackStore
+
+_Folder = Annotated[Path, tyro.conf.Positional]
+_STUDY = Path("runs/study")
+
+
+@dataclass(frozen=True)
+class Create:
+    """Make a study, or add items to one; the settings are kept in `study.yaml`, where they may be edited.
+
+    Attributes:
+        study: Its folder.
+        items: JSON Lines of what is asked: `prompt` with `responses`, `chosen` and `rejected`, or `response`; also `sources`, `group`, and
+            `gold`, the right answer of a gold question.
+        samples: Texts of policies to make pairs of, as NAME=FILE, or FILE, in the form of `textrl generate --out`.
+        pairs: How many pairs are made of the samples.
+        choose: Which: at random, as many for each prompt, or those an ensemble of reward models disagrees about most.
+        ensemble: Reward models for `uncertain`: names, folders or JSON objects.
+        kind: What annotators do.
+        name: Title of the page.
+        question: Asked above the responses; by default the kind's own.
+        guideline: File with the text that tells annotators how to judge.
+        criteria: What else is rated from 1 to 5.
+        flags: What words may be flagged as, for `spans`.
+        overlap: Answers wanted for each item, by different annotators.
+        repeat_share: Share of questions that repeat an earlier one.
+        gold_share: Share of questions that are gold questions.
+        language: Of the page.
+        scrub: Take e-mail addresses, phone, card and account numbers, IP addresses and URLs out of all texts.
+        retention_days: Delete reasons and log entries older than this.
+        database: SQLAlchemy's URL of another database than SQLite in the folder.
+        seed: Of orders and draws.
+    """
+
+    study: _Folder = _STUDY
+    items: tuple[Path, ...] = ()
+    samples: tuple[str, ...] = ()
+    pairs: int = 200
+    choose: Literal["random", "balanced", "uncertain"] = "random"
+    ensemble: tuple[str, ...] = ()
+    kind: Literal["pair", "rating", "ranking", "spans", "demonstration"] = "pair"
+    name: str = "study"
+    question: str = ""
+    guideline: Path | None = None
+    criteria: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ("wrong", "rude", "unclear")
+    overlap: int = 1
+    repeat_share: float = 0.05
+    gold_share: float = 0.05
+    language: Literal["en", "zh"] = "en"
+    scrub: bool = True
+    retention_days: float | None = None
+    database: str | None = None
+    seed: int = 0
+
+
+def run_create(config: Create) -> None:
+    """Make the folder, the keys and the database, and store the items."""
+    from rewards.feedback.import_export import file_rows, items_of, samples_of
+    from rewards.feedback.manage_study import create_study
+    from rewards.feedback.pair_selection import choose_pairs
+    from rewards.feedback.study import Study
+
+    console = Console()
+    items = [item for path in config.items for item in items_of(file_rows(path))]
+    if config.samples:
+        written = [s for text in config.samples for s in samples_of(file_rows(_file(text)), _source(text))]
+        ensemble = [_reward(text) for text in config.ensemble]
+        items += choose_pairs(written, config.pairs, config.choose, ensemble, config.seed)
+    if not items:
+        raise ValueError("nothing to ask about: pass --items FILE, or --samples FILE with at least two responses to a prompt")
+    guideline = "" if config.guideline is None else config.guideline.read_text(encoding="utf-8").strip()
+    same = {field.name: getattr(config, field.name) for field in dataclasses.fields(Study) if field.name != "guideline"}
+    made = create_study(config.study, Study(guideline=guideline, **same), items)
+    console.print(made.describe(), soft_wrap=True)
+    console.print(f"next: textrl feedback serve {config.study}")
+
+
+@dataclass(frozen=True)
+class FeedbackServe:
+    """Open the page of a study in the browser of whoever gives feedback.
+
+    Attributes:
+        study: Its folder.
+        host: Address to listen at; any but this machine's own needs a token, which is drawn if TEXTRL_FEEDBACK_TOKEN holds none.
+        port: Port to listen at; 0 for one that is free.
+    """
+
+    study: _Folder = _STUDY
+    host: str = "127.0.0.1"
+    port: int = 8750
+
+
+def run_serve(config: FeedbackServe) -> None:
+    """Listen until Ctrl-C.
+
+    Raises:
+        ImportError: The extra `feedback` is not installed.
+        OSError: The address cannot be listened at.
+    """
+    from rewards.feedback.web_app import make_pages
+
+    import uvicorn  # isort: skip
+
+    store = _open(config.study)
+    if store.study.retention_days is not None:
+        store.purge(store.study.retention_days)
+    listener = listen(config.host, config.port)
+    host, port = listener.getsockname()[:2]
+    local = ip_address(host).is_loopback
+    token = os.environ.get("TEXTRL_FEEDBACK_TOKEN") or (None if local else secrets.token_urlsafe(16))
+    app = make_pages(store, token) if local else make_pages(store, token, hosts=("*",))
+    shown = f"[{host}]" if ":" in host else host
+    query = f"/?token={token}" if token else ""
+    console = Console()
+    if not local:
+        console.print("Open to other machines, without encryption on the way: use it in a network you trust, or behind a proxy with TLS.")
+    console.print(f"{store.study.name} at http://{shown}:{port}{query}", highlight=False, markup=False, soft_wrap=True)
+    with listener:
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a study's answers to a file.
+
+    Attributes:
+        study: Its folder.
+        out: The file.
+        format: `preferences` for `textrl reward report`, `train` and `rewards.read_preferences`; `answers` with everything, for another
+            study; `label-studio` for Label Studio.
+        consensus: Of pairs, one comparison each with the probability that Dawid and Skene's model gives, instead of every answer.
+    """
+
+    study: _Folder = _STUDY
+    out: Path = Path("preferences.jsonl")
+    format: Literal["preferences", "answers", "label-studio"] = "preferences"
+    consensus: bool = False
+
+
+def run_export(config: Export) -> None:
+    """Write the file."""
+    from rewards.feedback.manage_study import export_answers
+
+    count = export_answers(config.study, config.out, config.format, config.consensus)
+    Console().print(f"{count} rows in {config.out}; they are no longer encrypted", highlight=False)
+
+
+@dataclass(frozen=True)
+class Import:
+    """Add answers from elsewhere to a study.
+
+    Attributes:
+        study: Its folder.
+        file: What `textrl feedback export --format answers` or `label-studio` wrote, or Label Studio's export of pairs.
+    """
+
+    study: _Folder = _STUDY
+    file: Annotated[Path, tyro.conf.Positional] = Path("answers.jsonl")
+
+
+def run_import(config: Import) -> None:
+    """Read the file and store its items and answers."""
+    from rewards.feedback.import_export import answers_of, file_rows, from_label_studio
+
+    store = _open(config.study)
+    if config.file.suffix == ".json":
+        try:
+            tasks = json.loads(config.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{config.file} is no JSON: {error}") from error
+        items, answers = from_label_studio(tasks)
+        store.add_items(items)
+    else:
+        answers = answers_of(file_rows(config.file))
+    answers = [dataclasses.replace(a, annotator=_pseudonym(a.annotator, store)) for a in answers]
+    added, known = store.add_answers(answers)
+    store.close()
+    Console().print(f"{added} answers added, {known} were there already")
+
+
+def _pseudonym(name: str, store: FeedbackStore) -> str:
+    """Names from elsewhere are not kept either; pseudonyms stay what they are."""
+    return name if re.fullmatch(r"p-[0-9a-f]{12}", name) else store.keys.name(name)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Seal a study's texts with a new key; stop the server first.
+
+    Attributes:
+        study: Its folder.
+    """
+
+    study: _Folder = _STUDY
+
+
+def run_rotate(config: Rotate) -> None:
+    """Draw a new key, seal everything with it, and drop the old one."""
+    from rewards.feedback.encryption import VARIABLE
+    from rewards.feedback.study import key_file
+
+    if VARIABLE in os.environ:
+        raise ValueError(f"the keys come from {VARIABLE}, which cannot be written from here: unset it and use the key file")
+    store = _open(config.study)
+    count = store.rotate(lambda keys: keys.save(key_file(config.study)))
+    store.close()
+    Console().print(f"{count} texts sealed anew; older copies of the database need the old key, which is gone")
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Delete everything about an annotator.
+
+    Attributes:
+        study: Its folder.
+        who: Their pseudonym, or the name they gave.
+    """
+
+    study: _Folder = _STUDY
+    who: Annotated[str, tyro.conf.Positional] = ""
+
+
+def run_forget(config: Forget) -> None:
+    """Delete the annotator's answers, assignments and log entries."""
+    store = _open(config.study)
+    if not config.who:
+        raise ValueError("whom? pass a pseudonym, as reports show it, or the name they gave")
+    name = config.who if store.knows(config.who) else store.keys.name(config.who)
+    if not store.knows(name):
+        raise ValueError(f"nobody in {config.study} has the pseudonym or name {config.who!r}")
+    gone = store.forget(name)
+    store.close()
+    Console().print(f"{gone} answers deleted; exports and models made before still hold what they held")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Show who did what in a study.
+
+    Attributes:
+        study: Its folder.
+        last: How many lines.
+    """
+
+    study: _Folder = _STUDY
+    last: int = 50
+
+
+def run_log(config: Log) -> None:
+    """Print the last lines of the access log."""
+    from datetime import datetime, timezone
+
+    store = _open(config.study)
+    for at, who, did, what in store.access_log()[-config.last :]:
+        print(datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="seconds"), who, did, what)
+    store.close()
+
+
+def _open(folder: Path) -> FeedbackStore:
+    from rewards.feedback.store import FeedbackStore
+
+    return FeedbackStore(folder)
+
+
+def _reward(text: str) -> Any:
+    from textrl_env.reward_model import as_reward_model
+
+    return as_reward_model(reward_of(text))
+
+
+def _file(text: str) -> Path:
+    return Path(text.partition("=")[2] if "=" in text else text)
+
+
+def _source(text: str) -> str:
+    return text.partition("=")[0] if "=" in text else Path(text).stem

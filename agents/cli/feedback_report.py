@@ -1,0 +1,134 @@
+"""`textrl feedback report`: how far to trust a study's answers, on the terminal and as a page."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from textrl_env.utils.files import write_json, write_text
+
+from ..reports.html_page import templates_of_pages
+from ..reports.plots import dress, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rewards.feedback.quality_report import AnnotatorQuality, QualityReport
+    from rewards.preferences.policy_ranking import Strength
+
+
+@dataclass(frozen=True)
+class FeedbackReport:
+    """Report on a study: agreement, every annotator's accuracy, consistency, pace and position bias, contested items, ranking of sources.
+
+    Attributes:
+        study: Its folder; `report.html` and `report.json` are written there. The page shows texts in the clear.
+    """
+
+    study: Annotated[Path, tyro.conf.Positional] = Path("runs/study")
+
+
+def run_report(config: FeedbackReport) -> None:
+    """Read the answers, print tables, and write the page."""
+    from rewards.feedback.quality_report import quality_report
+    from rewards.feedback.store import FeedbackStore
+    from rewards.preferences.policy_ranking import games_of, tournament
+
+    store = FeedbackStore(config.study)
+    answers = store.answers()
+    store.close()
+    if not answers:
+        raise ValueError(f"{config.study} has no answers yet: there is nothing to report on")
+    trust = quality_report(answers, store.study)
+    games = games_of([(a.item.sources, a.value) for a in answers if a.turn == 0 and a.item.gold is None])
+    ranking = tournament(games) if games else []
+    console = Console()
+    _print(console, trust, ranking)
+    facts = {"study": store.study.name, "kind": store.study.kind, **asdict(trust), "sources": [asdict(s) for s in ranking]}
+    write_json(config.study / "report.json", _plain(facts))
+    page = templates_of_pages().get_template("feedback_report.html.j2")
+    pictures = {
+        name: _picture(figure, config.study / f"{name}.png")
+        for name, figure in (("curves", _curves(trust)), ("sources", _sources(ranking)))
+    }
+    html = page.render(study=store.study, trust=trust, ranking=ranking, pictures=pictures, nan=math.isnan)
+    write_text(config.study / "report.html", html)
+    console.print(f"report: {config.study / 'report.html'}")
+
+
+def _print(console: Console, trust: QualityReport, ranking: list[Strength]) -> None:
+    agreed = "" if trust.agreement is None else f", {trust.agreement} of {trust.agreement.num} pairs of answers equal"
+    console.print(f"{trust.answers} answers to {trust.items} items; Krippendorff's alpha {_number(trust.alpha)}{agreed}", highlight=False)
+    table = Table("annotator", "answers", "accuracy", "consistent", "gold", "first shown", "seconds", "doubts")
+    for person in trust.people:
+        table.add_row(*_row(person), "; ".join(person.doubts))
+    console.print(table)
+    for criterion, alpha in trust.criteria.items():
+        console.print(f"criterion {criterion}: alpha {_number(alpha)}", highlight=False)
+    for s in ranking:
+        console.print(
+            f"{s.player}: {s.strength:+.2f} [{s.low:+.2f}, {s.high:+.2f}] in {s.games} comparisons", highlight=False, markup=False
+        )
+
+
+def _row(p: AnnotatorQuality) -> tuple[str, ...]:
+    rates = ("-" if rate is None else f"{rate.rate:.0%} of {rate.num}" for rate in (p.consistency, p.gold, p.first_shown))
+    return p.name, str(p.answers), _number(p.accuracy), *rates, _number(p.seconds, 1)
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _picture(figure: Figure | None, path: Path) -> str | None:
+    if figure is None:
+        return None
+    save(figure, path)
+    return "data:image/png;base64," + b64encode(path.read_bytes()).decode()
+
+
+def _curves(trust: QualityReport) -> Figure | None:
+    drawn = [p for p in trust.people if len(p.curve) > 1]
+    if not drawn:
+        return None
+    figure = new_figure(3.2)
+    axes = figure.subplots()
+    for person, style in zip(drawn, ["-", "--", "-.", ":"] * len(drawn), strict=False):
+        axes.plot(25 * np.arange(1, len(person.curve) + 1), person.curve, style, marker="o", markersize=3, label=person.name)
+    axes.set(xlabel="answers given", ylabel="agrees with the others' majority", ylim=(0, 1.02))
+    axes.legend(fontsize=7)
+    dress(axes)
+    return figure
+
+
+def _sources(ranking: list[Strength]) -> Figure | None:
+    if not ranking:
+        return None
+    figure = new_figure(3.2)
+    axes = figure.subplots()
+    places = np.arange(len(ranking))[::-1]
+    strength = np.array([s.strength for s in ranking])
+    ends = np.abs(np.array([[s.low, s.high] for s in ranking]).T - strength)
+    axes.errorbar(strength, places, xerr=ends, fmt="o", color="#0072b2", capsize=3)
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.set_yticks(places, [s.player[:24] for s in ranking])
+    axes.set(xlabel="strength: log-odds against the average", ylim=(-0.6, len(ranking) - 0.4))
+    dress(axes)
+    return figure
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

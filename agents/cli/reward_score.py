@@ -1,0 +1,77 @@
+"""`textrl reward score`: what a reward says of the texts in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from textrl_env import Episode, Prompt, read_prompts
+from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores
+from textrl_env.utils.files import write_jsonl
+
+from ..reports.plots import histogram
+from ..utils.progress import bar
+from .arguments import reward_of
+
+_BATCH = 256  # texts
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score the texts of a file: each row gets a `score`, and the scores a histogram.
+
+    Attributes:
+        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
+        file: .jsonl, .csv or .parquet with the columns `prompt` and `response`.
+        references: Columns with texts to compare the response with.
+        out: JSON Lines to write, with the histogram beside it as PNG; by default FILE's name with `.scores.jsonl`.
+    """
+
+    reward: Annotated[str, tyro.conf.Positional] = "vader"
+    file: Annotated[Path, tyro.conf.Positional] = Path("texts.jsonl")
+    references: tuple[str, ...] = ()
+    out: Path | None = None
+
+
+def run_score(config: Score) -> None:
+    """Write scores and histogram, and print a summary."""
+    out = config.out or config.file.with_suffix(".scores.jsonl")
+    rows: Sequence[Prompt] = read_prompts(config.file, references=config.references)
+    scores: list[float] = []
+    write_jsonl(out, _scored(as_reward_model(reward_of(config.reward)), rows, config.file, scores))
+    values = np.array(scores)
+    histogram(values, f"{config.reward[:60]}, {len(values):,} texts", out.with_suffix(".png"))
+    table = Table(title=f"{config.reward} on {config.file}", show_header=False)
+    names = ("lowest", "lower quartile", "median", "upper quartile", "highest")
+    quartiles = dict(zip(names, np.quantile(values, np.linspace(0, 1, 5)), strict=True))
+    for name, value in {"mean": values.mean(), "standard deviation": values.std(), **quartiles}.items():
+        table.add_row(name, f"{value:,.4f}")
+    Console().print(table)
+    print(f"{out}\n{out.with_suffix('.png')}")
+
+
+def _scored(reward: RewardModel, rows: Sequence[Prompt], file: Path, scores: list[float]) -> Iterator[dict[str, Any]]:
+    """Yield the rows with their scores, which go into `scores` too."""
+    with bar("score", len(rows), True) as shown:
+        for start in range(0, len(rows), _BATCH):
+            batch = [rows[i] for i in range(start, min(start + _BATCH, len(rows)))]
+            episodes = [_episode(row, f"{file}, row {start + i + 1}") for i, row in enumerate(batch)]
+            found = checked_scores(reward, episodes).tolist()
+            scores.extend(found)
+            for row, episode, score in zip(batch, episodes, found, strict=True):
+                yield {**row.metadata, "prompt": row.text, "response": episode.response, "score": score}
+            shown.advance(len(batch))
+
+
+def _episode(row: Prompt, where: str) -> Episode:
+    response = row.metadata.get("response")
+    if not isinstance(response, str):
+        raise ValueError(f"{where}: the column 'response' is {response!r}: it must be a text")
+    return Episode.from_text(row.text, response, references=row.references, metadata=row.metadata)

@@ -1,0 +1,73 @@
+"""A finished run, opened to write or to measure texts with its policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from textrl_env import TextTask, make_task
+
+from ..algorithms.registry import ALGORITHMS
+from ..evaluation.policy_texts import make_policy
+from ..policies.transformer_policy import TransformerPolicy
+from ..training.base_policies import base_policy
+from .arguments import reward_of, task_of
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that left a policy.
+
+    Attributes:
+        name: The policy's subfolder.
+        task: What it was trained on, with the prompts of the test split in order if the task has splits.
+        policy: Who writes.
+        reference: What KL is measured against; None: nothing.
+        reward: What it was trained for, as plain data.
+        first: The model it started from; None if there was none.
+    """
+
+    name: str
+    task: TextTask
+    policy: TransformerPolicy
+    reference: nn.Module | str | None
+    reward: Any
+    first: str | None
+
+
+def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
+    """Open a run folder.
+
+    Args:
+        folder: Of `textrl train` or `textrl demo`.
+        policy: Subfolder of the policy; None takes the only one, or that with KL shaping.
+
+    Raises:
+        FileNotFoundError: The folder holds no configuration or no finished policy.
+        ValueError: There is no such policy, or several and none is named.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
+    found = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip or */model): run textrl train or textrl demo first")
+    name = policy or (found[0] if len(found) == 1 else "kl")
+    if name not in found:
+        raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(found)} with --policy")
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if "algo" in settings:
+        corpus = tuple(Path(path) for path in settings.get("corpus", ()))
+        task, reward = task_of(settings["task"], corpus, folder, split="test"), reward_of(settings["reward"])
+    else:
+        task, reward = make_task("review", split="test"), {"name": "preference", "path": str(folder / "reward")}
+    ordered = dataclasses.replace(task, prompt_order="sequential")
+    first = settings.get("model") or (None if task.recipe is None or settings.get("algo") == "sft" else str(base_policy(task)))
+    if not (folder / name / "policy.zip").is_file():
+        return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward, first)
+    algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device="cpu")
+    return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward, first)

@@ -1,0 +1,1 @@
+"""Processes that train one policy together, and Ray clusters."""

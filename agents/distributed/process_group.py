@@ -1,0 +1,192 @@
+"""Several processes that train one policy together: who they are, how they talk, and what happens when one is gone.
+
+`torchrun` starts them, Hugging Face Accelerate joins them: gloo on CPUs, NCCL on GPUs.  All hold the same weights and the same whole
+rollout; each writes a part of the texts, and computes the gradient of a part of each minibatch.  A process that was not started by
+torchrun is the only rank there is, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from .launcher import check_launcher
+from .ranks import _AGAIN, RankError, Ranks
+from .shared_memory_optimizer import SharedStep, shared_step
+
+TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
+
+
+_INTERRUPTED = "Ctrl-C"
+
+
+class _Group(Ranks):
+    """Ranks that torchrun started.
+
+    Raises:
+        ImportError: Accelerate is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise ImportError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training on several processes needs accelerate: pip install 'textrl-env[scale]'"
+            ) from error
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
+        self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
+        assert self.size == int(os.environ["WORLD_SIZE"])
+        self._steps: WeakKeyDictionary[torch.optim.Optimizer, SharedStep | None] = WeakKeyDictionary()
+        self._store: Any = torch.distributed.distributed_c10d._get_default_store()
+        atexit.register(self._state.destroy_process_group)  # left to the interpreter's end, gloo's threads now and then abort the process
+        self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+        self.wait()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ended)  # torchrun sends it to those that are left
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        with self._together():
+            torch.distributed.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        box = [value]
+        with self._together():
+            torch.distributed.broadcast_object_list(box, 0, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        with self._together():
+            self._state.wait_for_everyone()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def share_weights(self, module: nn.Module) -> None:
+        with self._together():
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        if optimizer not in self._steps:
+            self._steps[optimizer] = shared_step(self, parameters)
+        shared = self._steps[optimizer]
+        if shared is not None:
+            return shared(optimizer, parameters, max_norm)
+        for dtype in dict.fromkeys(p.dtype for p in parameters):
+            self._add_gradients([p for p in parameters if p.dtype == dtype])
+        return super().step(optimizer, parameters, max_norm)
+
+    def _add_gradients(self, parameters: list[nn.Parameter]) -> None:
+        # One flat vector, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
+        reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
+        flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
+        with self._together():
+            torch.distributed.all_reduce(flat)
+        *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
+            parameter.grad = summed.view_as(parameter) if anyone else None
+
+    def say_once(self, message: str) -> bool:
+        try:
+            return int(self._store.add(f"textrl/said/{hashlib.sha256(message.encode()).hexdigest()}", 1)) == 1
+        except RuntimeError:  # torchrun is gone, and the store with it
+            return self.is_main
+
+    def fail(self, message: str) -> None:
+        try:
+            self._store.set(f"textrl/failed/{self.rank}", message)
+        except RuntimeError:  # as above
+            return
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, NotImplementedError):
+                raise
+            self._end(f" ({str(error).splitlines()[0]})")
+
+    def _ended(self, *_: Any) -> None:
+        self._end("")
+
+    def _end(self, detail: str) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the reason is told first
+        why = self._who_is_gone()
+        if why.endswith(_INTERRUPTED):
+            raise KeyboardInterrupt
+        error = RankError(f"{why}; {_AGAIN}{detail}")
+        error.told = " stopped: " in why
+        raise error
+
+    def _who_is_gone(self) -> str:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        for _ in range(20):
+            for rank in others:
+                if (why := self._why_gone(rank)) is not None:
+                    return why
+            time.sleep(0.1)  # a dead process is there until torchrun looks after it
+        return "another rank is gone, or torchrun was told to end"
+
+    def _why_gone(self, rank: int) -> str | None:
+        try:
+            if self._store.check([f"textrl/failed/{rank}"]):
+                return f"rank {rank} stopped: {self._store.get(f'textrl/failed/{rank}').decode()}"
+            host, process = self._store.get(f"textrl/process/{rank}").decode().rsplit(" ", 1)
+        except RuntimeError:  # as above
+            return "torchrun is gone"
+        if host != socket.gethostname() or _alive(int(process)):
+            return None
+        return f"rank {rank} (process {process}) is gone"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def tell_others(message: str, interrupted: bool = False) -> bool:
+    """Leave word of why this process ends, if it has found others; return whether it is the first to tell the user so."""
+    if not ranks.cache_info().currsize:
+        return True
+    ranks().fail(_INTERRUPTED if interrupted else message)
+    return ranks().say_once(message)
+
+
+@lru_cache(maxsize=1)
+def ranks() -> Ranks:
+    """Return this process's rank; at the first call the ranks that torchrun started find each other.
+
+    Raises:
+        ValueError: See `check_launcher`.
+        ImportError: There are several, and Accelerate is not installed.
+    """
+    check_launcher()
+    return _Group() if int(os.environ.get("WORLD_SIZE") or 1) > 1 else Ranks()

@@ -1,0 +1,133 @@
+"""The ranks of one training: what they tell each other, and the error when they disagree."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_AGAIN = "the same command goes on from the last checkpoint"
+
+
+class RankError(OSError):
+    """The ranks cannot go on together: one is gone or failed, or they do not hold the same.
+
+    Attributes:
+        told: Whether another rank tells the user why.
+    """
+
+    told: bool = False
+
+
+class Ranks:
+    """This process among those that train together; of size 1 by itself, when all methods return at once.
+
+    Attributes:
+        rank: Number of this process, in [0, size).
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order; anything that can be pickled."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        return value
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block on rank 0, then on the others, which find what it made."""
+        yield
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give the module rank 0's parameters and buffers."""
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        """Step with the sum of all ranks' gradients, its norm clipped; a parameter that none of them reached stays.
+
+        Args:
+            optimizer: Holds the parameters; others of it must have no gradient.
+            parameters: The same on all ranks.
+            max_norm: Largest norm.
+
+        Returns:
+            The norm before clipping.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        optimizer.step()
+        return norm
+
+    def say_once(self, message: str) -> bool:
+        """Return whether this rank is the first that wants to tell the user this."""
+        return True
+
+    def fail(self, message: str) -> None:
+        """Leave word of why this rank ends, for those that will miss it."""
+
+    def check_equal(self, what: Mapping[str, Any]) -> None:
+        """Insist that all ranks hold the same.
+
+        Args:
+            what: Names, and a module or plain data of each.
+
+        Raises:
+            RankError: A rank differs from rank 0.
+        """
+        if self.size == 1:
+            return
+        first, *others = self.gather({name: digest(value) for name, value in what.items()})
+        for rank, other in enumerate(others, 1):
+            for name, (seen, total) in first.items():
+                if other[name][0] != seen:
+                    raise RankError(
+                        f"rank {rank} holds other {name} than rank 0 (digest {other[name][0]}, sum {other[name][1]:.17g}; rank 0: {seen}, "
+                        f"{total:.17g}): the ranks no longer train one policy; {_AGAIN}"
+                    )
+
+    def total(self, notes: Mapping[str, float]) -> dict[str, float]:
+        """Join what the ranks note of their parts of a minibatch: the least of `..._min`, the greatest of `..._max`, else the sum.
+
+        Raises:
+            FloatingPointError: Something is NaN on a rank, on all ranks alike.
+        """
+        if self.size == 1:
+            return dict(notes)
+        parts = self.gather(dict(notes))
+        for rank, part in enumerate(parts):
+            bad = [name for name, value in part.items() if math.isnan(value) or (name == "loss" and math.isinf(value))]
+            if bad:
+                raise FloatingPointError(f"{', '.join(bad)} is NaN or infinite on rank {rank}: lower learning_rate or max_grad_norm")
+        return {name: _join(name)(part[name] for part in parts if name in part) for name in {n: 0 for part in parts for n in part}}
+
+
+def _join(name: str) -> Any:
+    return min if name.endswith("_min") else max if name.endswith("_max") else math.fsum
+
+
+def digest(value: Any) -> tuple[str, float]:
+    """Return a hash of a module's state or of plain data, and in double precision the sum of the module's numbers."""
+    if not isinstance(value, nn.Module):
+        return hashlib.sha256(repr(value).encode()).hexdigest()[:12], 0.0
+    hashed, total = hashlib.sha256(), 0.0
+    for tensor in value.state_dict().values():
+        tensor = tensor.detach().cpu().contiguous()
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        total += float(tensor.double().sum())
+    return hashed.hexdigest()[:12], total

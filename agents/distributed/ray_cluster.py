@@ -1,0 +1,55 @@
+"""A Ray cluster as our commands use it: joined or started here, quiet, and a process of its own for each piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LOCAL = "local"
+
+
+@contextmanager
+def cluster(address: str, processes: int | None = None) -> Iterator[Any]:
+    """Yield the package `ray`, connected; a cluster that was started here ends with the block.
+
+    Args:
+        address: Of the cluster, such as `auto` or `ray://host:10001`; `local` starts one on this machine.
+        processes: Cores of a local cluster; None: those of the machine.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: No cluster answers at the address.
+    """
+    ray = _ray()
+    quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": False}
+    own = {"num_cpus": processes, "include_dashboard": False} if address == LOCAL else {"address": address}
+    ray.init(**own, **quiet)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def room(ray: Any) -> int:
+    """Return how many pieces of work go on at a time: the cores of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def alone(ray: Any, work: Callable[..., Any]) -> Any:
+    """Return `work` as a remote function with a core and a process of its own, which ends with it and is not tried again."""
+    return ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(work)
+
+
+def lost(ray: Any) -> tuple[type[Exception], ...]:
+    """Return what `ray.get` raises where a worker was killed, or its node."""
+    return ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError
+
+
+def _ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ImportError("--ray needs Ray: pip install 'textrl-env[ray]'") from error
+    return ray

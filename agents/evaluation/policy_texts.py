@@ -1,0 +1,130 @@
+"""Measures of a policy's texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from textrl_env import TextTask
+from textrl_env.envs.base import spaces_of
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+from ..models.loading import LMSource
+from ..policies.transformer_policy import TransformerPolicy
+from ..rollouts.collect import play_episodes
+from ..rollouts.rollout_buffer import SequenceRolloutBuffer
+from ..utils.progress import bar
+
+
+@dataclass(frozen=True)
+class WrittenTexts:
+    """Texts that a policy wrote, one for each of the task's prompts in their order.
+
+    Attributes:
+        prompts: What they started from.
+        responses: What was written.
+        scores: The reward model's scores, shape (n,).
+        lengths: Response tokens, shape (n,).
+        finish_reasons: Why each ended.
+        kl_per_sequence: Mean of the summed log(pi / pi_ref), in nats; 0 without a reference.
+        entropy: Mean of -log pi of the tokens written, in nats.
+        perplexity: exp of the mean of -log pi_ref of the tokens written; NaN without a reference.
+        tokens_per_second: Of writing.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    scores: np.ndarray
+    lengths: np.ndarray
+    finish_reasons: list[str]
+    kl_per_sequence: float
+    entropy: float
+    perplexity: float
+    tokens_per_second: float
+
+    @classmethod
+    def of(cls, infos: list[dict[str, Any]], **measured: float) -> WrittenTexts:
+        """Take the texts from the infos of their last steps, in any order."""
+        infos = sorted(infos, key=lambda info: int(info["prompt_id"]))
+        return cls(
+            prompts=[info["prompt"] for info in infos],
+            responses=[info["response"] for info in infos],
+            scores=np.array([info["score"] for info in infos]),
+            lengths=np.array([int((info["terminal_observation"]["response"] >= 0).sum()) for info in infos]),
+            finish_reasons=[info["finish_reason"] for info in infos],
+            **measured,
+        )
+
+
+def make_policy(task: TextTask, model: LMSource, **policy_kwargs: Any) -> TransformerPolicy:
+    """Return a policy for the task's spaces, outside any algorithm: to write texts with.
+
+    Args:
+        task: What it will play.
+        model: See `TransformerPolicy`.
+        **policy_kwargs: Sampling rules.
+    """
+    policy = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=model, **policy_kwargs)
+    policy.set_training_mode(False)
+    return policy
+
+
+def write_texts(
+    policy: TransformerPolicy,
+    task: TextTask,
+    num_texts: int,
+    reward: Any = None,
+    reference: nn.Module | str | Path | None = None,
+    seed: int = 0,
+    num_rows: int = 256,
+    progress_bar: bool = False,
+    title: str = "write texts",
+) -> WrittenTexts:
+    """Write one text for each of the first `num_texts` prompts of `task`, starting over at its last one.
+
+    Torch's global generator is left as it was.
+
+    Args:
+        policy: Who writes.
+        task: Where texts start; its `prompt_order` must be `"sequential"`.
+        num_texts: How many.
+        reward: Scores them; None takes the task's own.
+        reference: KL is measured against it.
+        seed: Of the sampling.
+        num_rows: Texts written side by side.
+        progress_bar: Show one.
+        title: Of the bar.
+
+    Raises:
+        ValueError: The task draws its prompts at random.
+    """
+    if task.prompt_order != "sequential":
+        raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
+    env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)
+    buffer = SequenceRolloutBuffer(
+        1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0
+    )
+    policy.set_training_mode(False)
+    ended: list[dict[str, Any]] = []
+    began = perf_counter()
+    with torch.random.fork_rng(), bar(title, num_texts, progress_bar) as shown:
+        torch.manual_seed(seed)
+        for played in play_episodes(policy, env, buffer, num_texts):
+            rows = np.flatnonzero(played.dones)
+            ended += [played.infos[row] for row in rows]
+            shown.advance(len(rows))
+    seconds = perf_counter() - began
+    assert buffer.stats is not None
+    return WrittenTexts.of(
+        ended,
+        kl_per_sequence=buffer.stats.kl_per_sequence,
+        entropy=-float(buffer.log_probs.mean()),
+        perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),
+        tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
+    )

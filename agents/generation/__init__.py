@@ -1,0 +1,1 @@
+"""Text from a policy without learning, and the processes that write it elsewhere."""

@@ -1,0 +1,115 @@
+"""Texts from a policy, without an algorithm or a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+
+from textrl_env import Prompt, TextCore, TextTask, Tokenizer
+
+from ..policies.transformer_policy import TransformerPolicy
+from ..utils.progress import bar
+
+
+def generate(
+    policy: TransformerPolicy,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    deterministic: bool = False,
+    num_rows: int = 64,
+    seed: int | None = None,
+    progress_bar: bool = False,
+    **settings: Any,
+) -> list[str]:
+    """Return one response for each prompt, in their order.
+
+    Args:
+        policy: Who writes, with its own temperature, top-k, top-p and minimum length.
+        tokenizer: The policy's.
+        prompts: What the texts start from.
+        max_new_tokens: Longest response, in tokens.
+        deterministic: Take the likeliest token instead of drawing one.
+        num_rows: Texts written side by side.
+        seed: Of the sampling; None goes on with torch's global generator.
+        progress_bar: Show one.
+        **settings: Further fields of `TextTask`, such as `stop_strings`.
+
+    Raises:
+        ValueError: There are no prompts, one is empty, or a setting is out of range.
+    """
+    core = _core(tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
+    responses = [""] * len(prompts)
+    with _sampling(policy, seed), bar("generate", len(prompts), progress_bar) as shown:
+        core.begin_rollout(len(prompts))
+        core.restart(range(core.num_rows))
+        while core.live.any():
+            ended = core.step(_actions(policy, core, deterministic)).episodes
+            for row, episode in ended.items():
+                responses[int(core.prompt_index[row])] = episode.response
+            core.restart(list(ended))
+            shown.advance(len(ended))
+    return responses
+
+
+def stream(
+    policy: TransformerPolicy,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    deterministic: bool = False,
+    seed: int | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """Yield the response to one prompt piece by piece, as soon as a piece cannot change any more.
+
+    Arguments are those of `generate`.
+    """
+    core = _core(tokenizer, [prompt], max_new_tokens, 1, settings)
+    core.restart([0])
+    shown = 0
+    with _sampling(policy, seed):
+        while core.live[0]:
+            episodes = core.step(_actions(policy, core, deterministic)).episodes
+            text = episodes[0].response if episodes else _settled(core)
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
+
+
+def _core(tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, settings: dict[str, Any]) -> TextCore:
+    rows = tuple(Prompt(text) for text in prompts)
+    return TextCore(TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings), num_rows, _nothing)
+
+
+def _nothing(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+@contextmanager
+def _sampling(policy: TransformerPolicy, seed: int | None) -> Iterator[None]:
+    """Put the policy in evaluation mode; with a seed, leave torch's global generator as it was."""
+    policy.set_training_mode(False)
+    policy.drop_caches()
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _actions(policy: TransformerPolicy, core: TextCore, deterministic: bool) -> np.ndarray:
+    with torch.no_grad():
+        observation: Any = obs_as_tensor(core.observe(), policy.device)
+        return policy._predict(observation, deterministic, core.legal()).cpu().numpy()
+
+
+def _settled(core: TextCore) -> str:
+    """Return the text of row 0 without what the next token may still change: half a character, or the start of a stop string."""
+    text = core.text(0)[1].rstrip("\N{REPLACEMENT CHARACTER}")
+    held = max((n for stop in core.task.stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    return text[: len(text) - held]

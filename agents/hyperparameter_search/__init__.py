@@ -1,0 +1,1 @@
+"""`textrl tune`: the search for good settings of an algorithm."""

@@ -1,0 +1,42 @@
+"""Which settings `textrl tune` varies, and in which ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .trial import Tune
+
+_RATE = ("learning_rate", "log", 1e-4, 5e-3)
+
+
+_WRITTEN = (_RATE, ("n_episodes", "one of", 32, 64, 128))
+
+
+_CLIPPED = (*_WRITTEN, ("batch_size", "one of", 16, 32, 64), ("n_epochs", "one of", 1, 2, 4), ("beta", "log", 0.01, 0.3))
+
+
+SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
+    **dict.fromkeys(("ppo", "maskable-ppo", "nlpo"), (*_CLIPPED, ("clip_range", "linear", 0.1, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
+    **dict.fromkeys(("a2c", "trpo"), (*_WRITTEN, ("beta", "log", 0.01, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
+    **dict.fromkeys(("rloo", "grpo", "dr-grpo", "dapo", "reinforce", "reinforce++", "reinforce++-baseline"), _CLIPPED),
+    **dict.fromkeys(("dpo", "ipo"), (("learning_rate", "log", 2e-5, 1e-3), ("beta", "log", 0.03, 1.0), ("epochs", "one of", 1, 3, 6))),
+    "sft": (("learning_rate", "log", 1e-4, 5e-3), ("epochs", "one of", 1, 3, 6)),
+    "expert-iteration": (("learning_rate", "log", 1e-4, 5e-3), ("n", "one of", 2, 4, 8)),
+}
+
+
+def _space(config: Tune) -> list[tuple[Any, ...]]:
+    """Return what is tried; on exact tasks beta belongs to the task."""
+    return [row for row in SPACE[config.algo] if not (row[0] == "beta" and config.task.startswith("exact-"))]
+
+
+def suggest(config: Tune, trial: Any) -> dict[str, Any]:
+    """Return the settings that a trial tries."""
+    return {name: _suggest(trial, name, kind, values) for name, kind, *values in _space(config)}
+
+
+def _suggest(trial: Any, name: str, kind: str, values: list[Any]) -> Any:
+    if kind == "one of":
+        return trial.suggest_categorical(name, values)
+    return trial.suggest_float(name, *values, log=kind == "log")

@@ -1,0 +1,118 @@
+"""`textrl tune`: look for settings of an agent on a task, resumable, on the validation split."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import shlex
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+
+from textrl_env.utils.files import write_text
+
+from ..utils.run_folder import versions, write_yaml
+from .search_space import SPACE, _space, suggest
+from .trial import Trial, Tune, _tokens, ended
+
+
+def run_tune(config: Tune) -> None:
+    """Try settings, and leave `study.db`, `trials.csv` and `best.yaml`."""
+    optuna = _optuna()
+    if config.algo not in SPACE:
+        raise ValueError(f"--algo {config.algo}: no search space for it; choose one of {', '.join(SPACE)}")
+    if config.trials < 1 or config.seeds < 1:
+        raise ValueError(f"trials={config.trials}, seeds={config.seeds}: need at least 1 of each")
+    torch.set_num_threads(1)
+    config.out.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}")
+    name = f"{config.algo} on {config.task}, {_tokens(config)} tokens, {config.seeds} seeds, {config.texts} texts"
+    # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.
+    samplers = {"tpe": partial(optuna.samplers.TPESampler, constant_liar=True), "random": optuna.samplers.RandomSampler}
+    pruners = {
+        "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=_tokens(config) // 4),
+        "none": optuna.pruners.NopPruner(),
+    }
+    study = optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, direction="maximize",
+        sampler=samplers[config.sampler](seed=config.seed), pruner=pruners[config.pruner],
+    )  # fmt: skip
+    if len(ended(study)) < config.trials:
+        contest = Trial(config)  # before the workers begin: it builds the base policy
+        if config.ray is None:
+            _one_by_one(config, study, contest, optuna)
+        else:
+            from .ray_trials import run_trials_on_ray
+
+            run_trials_on_ray(config, study, config.ray)
+    _write(config, study)
+
+
+def _one_by_one(config: Tune, study: Any, contest: Trial, optuna: Any) -> None:
+    def objective(trial: Any) -> float:
+        def report(tokens: int, score: float) -> None:
+            trial.report(score, tokens)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            values = contest.values(suggest(config, trial), report)
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:
+            trial.set_user_attr("error", repr(error))
+            raise
+        trial.set_user_attr("values", values)
+        return float(np.mean(values))
+
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
+    limit = optuna.study.MaxTrialsCallback(config.trials, states=states)  # whoever else works here counts too
+    study.optimize(objective, config.trials - len(ended(study)), callbacks=[limit], catch=(Exception,), show_progress_bar=True)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("textrl tune needs the package optuna: pip install 'textrl-env[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _write(config: Tune, study: Any) -> None:
+    """Write every trial, and the best one with where it comes from."""
+    trials = ended(study)
+    names = [name for name, *_ in _space(config)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial", "state", "value", *names, "error"])
+    for t in trials:
+        writer.writerow([t.number, t.state.name.lower(), t.value, *(t.params.get(n) for n in names), t.user_attrs.get("error")])
+    write_text(config.out / "trials.csv", out.getvalue())
+    complete = [t for t in trials if t.state.name == "COMPLETE"]
+    if not complete:
+        raise ValueError(f"none of {len(trials)} trials was completed: see {config.out / 'trials.csv'}")
+    best = max(complete, key=lambda t: t.value)
+    said = [f for f in dataclasses.fields(config) if f.name in ("task", "algo") or getattr(config, f.name) != f.default]
+    flags = [f"--{f.name} {shlex.quote(str(getattr(config, f.name)))}" for f in said]
+    found = {
+        "settings": best.params,
+        "provenance": {
+            "value": best.value, "values": best.user_attrs["values"], "trials": len(trials), "tokens": _tokens(config),
+            "date": datetime.now(timezone.utc).date().isoformat(), "versions": versions(),
+            "command": " ".join(["textrl tune", *(f for f in flags if not f.startswith(("--out", "--save", "--ray")))]),
+        },
+    }  # fmt: skip
+    write_yaml(config.out / "best.yaml", found)
+    if config.save is not None:
+        kept = yaml.safe_load(config.save.read_text(encoding="utf-8")) if config.save.is_file() else {}
+        write_yaml(config.save, {**kept, config.task: found})
+    console = Console()
+    console.print(f"{len(complete)} of {len(trials)} trials complete; best {best.value:.3f} with {best.params}", highlight=False)
+    console.print(f"settings and provenance: {config.out / 'best.yaml'}")

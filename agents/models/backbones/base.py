@@ -1,0 +1,156 @@
+"""The one interface behind which models differ."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..sequences import PartialTexts, SequenceBatch
+from .kv_cache import States
+
+
+class Fed(NamedTuple):
+    """Tokens of r rows that go through a model with a cache.
+
+    Attributes:
+        ids: Shape (r, k), int64.
+        positions: Of each in its text, shape (r, k), int64.
+        sources: Texts that an encoder reads, shape (r, P), -1 beyond each; None for decoder-only models, and for rows whose
+            source is already in the cache.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    sources: torch.Tensor | None = None
+
+
+class Backbone(ABC):
+    """A model seen as what TransformerPolicy needs: hidden states of actions, their logits, and a cache.
+
+    The module stays the caller's and is not wrapped: its parameters keep their names.
+
+    Attributes:
+        lm: The module.
+        autocast: Precision of the trunk in mixed precision; None computes in the weights' own.  Heads are always float32.
+        cacheable: Whether cached decoding gives what a full pass gives; None until it was tried.
+        reads_prompt_apart: Whether prompts go through an encoder.
+    """
+
+    reads_prompt_apart = False
+    graphable = False  # whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`
+
+    def __init__(self, lm: nn.Module) -> None:
+        self.lm: Any = lm
+        self.autocast: torch.dtype | None = None
+        self.cacheable: bool | None = None
+        self._compiled: Any = None
+        self._compiles = False
+
+    def compile(self) -> None:
+        """Have `torch.compile` translate the trunk of full passes at its first use; where that fails, go on without."""
+        self._compiles = True
+
+    @abstractmethod
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        """Return hidden states of all positions, in the trunk's precision."""
+
+    def trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        """Run a full pass, shape (B, L, D)."""
+        with self.precision():
+            if not self._compiles:
+                return self._run_trunk(batch)
+            try:
+                if self._compiled is None:
+                    self._compiled = torch.compile(self._run_trunk, dynamic=True)
+                return self._compiled(batch)
+            except Exception as error:  # whatever a compiler's back end raises: a missing C++ compiler, an unknown operation
+                self._compiles = False
+                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                warnings.warn(f"torch.compile failed ({first}): training goes on without it", stacklevel=2)
+                return self._run_trunk(batch)
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens that the head scores."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Size of the hidden state that the head reads."""
+
+    @property
+    @abstractmethod
+    def eos_token_id(self) -> int | None:
+        """The end-of-text token, if the model names one."""
+
+    @abstractmethod
+    def check_room(self, prompt: int, response: int) -> None:
+        """Insist that texts of this many tokens fit.
+
+        Raises:
+            ValueError: They do not.
+        """
+
+    @abstractmethod
+    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
+        """Return the hidden state that predicts each action, shape (N, D), float32."""
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return raw logits of hidden states, shape (N, V), float32."""
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The layer that `logits` consists of; None if it is more than one matrix."""
+        return None
+
+    @abstractmethod
+    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return what the cached part of the model reads.
+
+        Returns:
+            Token ids (B, W), -1 beyond each; their lengths (B,), 0 for idle rows; and the sources (B, P) that an encoder
+            reads, or None.
+        """
+
+    @abstractmethod
+    def new_states(self) -> States:
+        """Return an empty cache."""
+
+    @abstractmethod
+    def feed(self, fed: Fed, states: States) -> torch.Tensor:
+        """Run tokens through the model with a cache whose `plan` says where they go; return hidden states (r, k, D)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.lm.parameters()).device
+
+    def checkpoint_layers(self) -> None:
+        """Have the layers' activations computed again in the backward pass.
+
+        Raises:
+            ValueError: The module cannot.
+        """
+        # transformers renamed it in 5.2x; a module of one's own may have either
+        enable = getattr(self.lm, "activation_checkpointing_enable", None) or getattr(self.lm, "gradient_checkpointing_enable", None)
+        if enable is None:
+            raise ValueError(
+                f"gradient_checkpointing=True: {type(self.lm).__name__} has no gradient_checkpointing_enable(); lower micro_batch_size"
+            )
+        enable({"use_reentrant": False})
+
+    def precision(self) -> Any:
+        """Return the context in which the trunk runs."""
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def full_precision(device: torch.device) -> Any:
+    """Return a context without autocast: heads, softmax and ratios stay float32."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,134 @@
+"""Causal language models of transformers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+from ..sequences import PartialTexts, SequenceBatch
+from .attention_masks import attention_mask
+from .base import Backbone, Fed, full_precision
+from .kv_cache import States
+
+
+class FromTransformers(Backbone):
+    """What every model of transformers answers from its configuration."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the head scores."""
+        return int(self.lm.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the hidden state that the head reads."""
+        return int(self.lm.config.hidden_size)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-text token; None if the configuration names none or several."""
+        eos = getattr(self.lm.config, "eos_token_id", None)
+        return eos if isinstance(eos, int) else None
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The output embeddings, unless they are adapted or hooked, or something is done to what they say."""
+        layer = self.lm.get_output_embeddings()
+        if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+            return None
+        return layer if all(setting is None for setting in _finish(self.lm)) else None
+
+
+class DecoderOnly(FromTransformers):
+    """A causal language model: prompt and response are one text."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__(lm)
+        accepted = inspect.signature(self._trunk.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
+        self._recurrent = _recurrent_layers(lm.config)
+        if self._recurrent is None:
+            self.cacheable = False
+        self.graphable = self._recurrent is not None and not any(self._recurrent)
+
+    @property
+    def _trunk(self) -> Any:
+        return self.lm.base_model
+
+    def check_room(self, prompt: int, response: int) -> None:
+        """Insist that texts of this many tokens fit."""
+        room = getattr(self.lm.config, "max_position_embeddings", None)
+        if room is not None and room < prompt + response:
+            raise ValueError(
+                f"the model reads {room} tokens, prompt and response take {prompt + response}: lower max_new_tokens or enlarge the model"
+            )
+
+    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
+        """Return the hidden state that predicts each action, shape (N, D)."""
+        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (N, D)
+
+    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
+        # Texts begin at column 0 and a causal model never looks ahead: neither mask nor positions are needed.
+        return self._trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return raw logits, shape (N, V)."""
+        with full_precision(hidden.device):
+            return finish_logits(self.lm, self.lm.get_output_embeddings()(hidden))
+
+    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, None]:
+        """Return whole texts."""
+        return texts.ids, texts.lengths, None
+
+    def new_states(self) -> States:
+        """Return an empty cache."""
+        return States(self._recurrent if self._recurrent and any(self._recurrent) else None)
+
+    def feed(self, fed: Fed, states: States) -> torch.Tensor:
+        """Run tokens through the trunk with the cache."""
+        plan = states.plan
+        kwargs: dict[str, Any] = {self._cache_name: states.cache}
+        if self._takes_positions:
+            kwargs["position_ids"] = fed.positions
+        if not plan.fresh and not (self._recurrent and all(self._recurrent)):
+            kwargs["attention_mask"] = attention_mask(self.lm.config, fed.positions, plan.width, self._trunk.dtype)
+        with self.precision():
+            out = self._trunk(input_ids=fed.ids, use_cache=True, **kwargs)
+        return out.last_hidden_state.float()
+
+
+def finish_logits(lm: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Apply what some architectures do after their head; `load_lm` checks that nothing else is done."""
+    cap, scale, scaling, bias = _finish(lm)
+    if cap:
+        logits = torch.tanh(logits / cap) * cap
+    if scale:
+        logits = logits * scale
+    if scaling:
+        logits = logits / scaling
+    return logits if bias is None else logits + bias[0]
+
+
+def _finish(lm: Any) -> tuple[Any, Any, Any, Any]:
+    """Return what `finish_logits` applies, None for what a model does not have."""
+    return (
+        getattr(lm.config, "final_logit_softcapping", None),  # Gemma 2 and 3
+        getattr(lm, "logit_scale", None),  # Cohere
+        getattr(lm.config, "logits_scaling", None),  # Granite
+        getattr(lm, "final_logits_bias", None),  # BART
+    )
+
+
+def _recurrent_layers(config: Any) -> list[bool] | None:
+    """Return which layers carry a recurrent state; None if some layer is of a kind that the cache does not know."""
+    layers = list(DynamicCache(config=config).layers)
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) and type(layer) is not LinearAttentionLayer for layer in layers):
+        return None
+    return [isinstance(layer, LinearAttentionLayer) for layer in layers]

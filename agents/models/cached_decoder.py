@@ -1,0 +1,262 @@
+"""Decoding at the price of one token each, for texts that begin, end and restart at different times."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from .backbones import Backbone
+from .backbones.base import Fed
+from .backbones.kv_cache import BLOCK, Plan, States
+from .cuda_graphs import GraphedSteps
+from .sequences import PartialTexts, one_action_each
+
+Hidden = tuple[np.ndarray, torch.Tensor]  # rows of the caller, and the hidden state of the last token of each
+
+
+class CachedDecoder:
+    """Hidden states of the newest token of many texts.
+
+    The cache is keyed by content: of each text only those leading tokens are taken from the cache that are the same as the
+    cached text's; the others are computed, one or many.  So an entry can never belong to another text.  Only a change of the
+    weights is invisible: call `drop` after one.
+
+    Rows whose text is empty (idle rows) cost nothing and are left out of the result.  Equal texts that begin together (the k
+    copies of a prompt in a group) are read once.  Buffers are no longer than the longest live text, rounded up to 32.
+    """
+
+    def __init__(self, cuda_graphs: bool = False) -> None:
+        """Args: `cuda_graphs`: replay decoding steps on a GPU, see `GraphedSteps`."""
+        self._graphs = GraphedSteps() if cuda_graphs else None
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._states: States | None = None
+        self._rows = np.zeros(0, np.int64)  # (S,) row of the caller in each slot
+        self._ids = np.zeros((0, 0), np.int64)  # (B, W) cached tokens by row of the caller, -1 beyond
+        self._known = np.zeros(0, np.int64)  # (B,) how many of them the states cover
+        self._sources: np.ndarray | None = None  # (B, P) what the encoder read
+
+    @property
+    def memory(self) -> int:
+        """Bytes that keys, values and states take."""
+        return 0 if self._states is None else self._states.memory
+
+    @torch.no_grad()
+    def last_hidden(self, backbone: Backbone, texts: PartialTexts) -> torch.Tensor:
+        """Return the hidden state of the last token of every row that has one, in the order of the rows.
+
+        Args:
+            backbone: The model.
+            texts: Of all rows, idle ones too.
+
+        Returns:
+            Shape (number of rows with tokens, D), float32.
+        """
+        if backbone.cacheable is None:
+            check_cache(backbone)
+        live = np.flatnonzero(texts.lengths)
+        if not backbone.cacheable:
+            chosen = PartialTexts(*(column[live] for column in texts))
+            return backbone.hidden(one_action_each(chosen, backbone.device))
+        ids, lengths, sources = backbone.written(texts)
+        if self._states is None or self._ids.shape != ids.shape:
+            self.drop()
+            self._states = backbone.new_states()
+            self._ids, self._known = np.full_like(ids, -1), np.zeros(len(ids), np.int64)
+        start = self._common(self._states, ids, lengths, sources)
+        self._seat(self._states, live, lengths, sources)
+        self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
+        found = self._run(backbone, self._states, ids, lengths, start, sources)
+        self._ids, self._known, self._sources = ids.copy(), lengths.copy(), sources
+        rows = np.concatenate([r for r, _ in found])
+        return torch.cat([h for _, h in found])[torch.as_tensor(np.argsort(rows), device=found[0][1].device)]
+
+    def _common(self, states: States, ids: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None) -> np.ndarray:
+        """Return how many leading tokens of each text need not be computed, shape (B,); never all of them."""
+        before = np.arange(ids.shape[1]) < self._known[:, None]  # (B, W)
+        common = ((ids == self._ids) & before).cumprod(1).sum(1)
+        if states.recurrent:  # a state of the whole past cannot go back
+            common[(common != self._known) | (common >= lengths)] = 0
+        if sources is not None:
+            common[~_same_rows(sources, self._sources)] = 0
+        return np.minimum(common, np.maximum(lengths - 1, 0))
+
+    def _seat(self, states: States, live: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None) -> None:
+        """Give every live row a slot, and buffers the size that the longest live text needs."""
+        columns = -(-int(lengths[live].max()) // BLOCK) * BLOCK
+        stays = lengths[self._rows] > 0
+        number = int(stays.sum())
+        source_columns = 0 if sources is None else max(int((sources[live] >= 0).sum(1).max()), states.source_columns if number else 0)
+        if number == len(stays) == len(live) and (columns, source_columns) == (states.columns, states.source_columns):
+            return
+        free, moved = np.flatnonzero(~stays[:number]), number + np.flatnonzero(stays[number:])
+        if len(free):  # the last slots that stay take the places of those that leave
+            states.copy(moved, free)
+            self._rows[free] = self._rows[moved]
+        new = np.setdiff1d(live, self._rows[:number])
+        states.lay_out(number + len(new), columns, source_columns)
+        if sources is not None:
+            known = np.zeros(0, np.int64) if states.source_lengths is None else states.source_lengths.copy()
+            if len(free):
+                known[free] = known[moved]
+            states.source_lengths = np.concatenate([known[:number], np.ones(len(new), np.int64)])
+        self._rows = np.concatenate([self._rows[:number], new])
+
+    def _run(
+        self,
+        backbone: Backbone,
+        states: States,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        start: np.ndarray,
+        sources: np.ndarray | None,
+    ) -> list[Hidden]:
+        """Compute what the cache lacks: one token for all slots at once, then whole stretches for the rows that need them."""
+        found: list[Hidden] = []
+        stepped = start[self._rows] > 0
+        stepping = self._rows[stepped]
+        if 2 * len(stepping) >= len(self._rows):
+            hidden = self._step_all(backbone, states, ids, start)
+            start[stepping] += 1
+            ready = np.flatnonzero((start[self._rows] == lengths[self._rows]) & stepped)
+            found.append((self._rows[ready], hidden if len(ready) == len(hidden) else hidden[torch.as_tensor(ready, device=hidden.device)]))
+            if len(ready) == len(self._rows):
+                return found
+        pending = np.flatnonzero(start < lengths)
+        for rows in self._stretches(states, pending[start[pending] == 0], lengths):
+            found.append(self._read(backbone, states, ids, lengths, rows, sources))
+        goes_on = pending[start[pending] > 0]
+        while len(goes_on):
+            upto = start + 1 if states.recurrent else lengths
+            hidden = self._go_on(backbone, states, ids, start, upto, goes_on)
+            start[goes_on] = upto[goes_on]
+            ready = start[goes_on] == lengths[goes_on]
+            found.append((goes_on[ready], hidden[torch.as_tensor(ready, device=hidden.device)]))
+            goes_on = goes_on[~ready]
+        return found
+
+    def _stretches(self, states: States, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """Split rows that are read from the start: a recurrent state cannot skip padding, so its texts must be equally long."""
+        if not len(rows):
+            return []
+        return [rows[lengths[rows] == n] for n in np.unique(lengths[rows])] if states.recurrent else [rows]
+
+    def _step_all(self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray) -> torch.Tensor:
+        """Feed one token to every slot, and return hidden states (S, D); slots that are about to be read anew get junk."""
+        rows = self._rows
+        position = np.where(start[rows] > 0, start[rows], 0)
+        tokens = np.maximum(ids[rows, position], 0)
+        if self._graphs is not None and backbone.graphable:
+            hidden = self._graphs.step(backbone, states, tokens, position)
+            if hidden is not None:
+                return hidden
+        return self._feed(backbone, states, None, tokens[:, None], position[:, None], int(position.max()) + 1, False)[:, -1]
+
+    def _read(
+        self, backbone: Backbone, states: States, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, sources: np.ndarray | None
+    ) -> Hidden:
+        """Read texts from their start; equal ones once."""
+        keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows]], 1)
+        _, first, twin = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        twin = twin.reshape(-1)
+        chosen = rows[first]
+        position = np.tile(np.arange(int(lengths[chosen].max())), (len(chosen), 1))  # padding goes behind the text
+        slots = self._slots(rows)
+        read = None
+        if sources is not None:
+            assert states.source_lengths is not None
+            states.source_lengths[slots] = (sources[rows] >= 0).sum(1)
+            read = sources[chosen][:, : int((sources[chosen] >= 0).sum(1).max())]
+        tokens = np.maximum(ids[chosen][:, : position.shape[1]], 0)
+        hidden = self._feed(backbone, states, slots[first], tokens, position, position.shape[1], True, read)
+        if len(first) < len(rows):
+            others = np.setdiff1d(np.arange(len(rows)), first)
+            states.copy(slots[first][twin[others]], slots[others])
+        last = torch.as_tensor(lengths[chosen] - 1, device=hidden.device)
+        return rows, hidden[torch.arange(len(chosen), device=hidden.device), last][torch.as_tensor(twin, device=hidden.device)]
+
+    def _go_on(
+        self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray, upto: np.ndarray, rows: np.ndarray
+    ) -> torch.Tensor:
+        """Feed some rows their tokens from `start` up to `upto`; return the hidden states of the last ones, (r, D)."""
+        many = upto[rows] - start[rows]
+        # A row with fewer tokens than the others repeats its last one, which writes the same numbers to the same place.
+        position = start[rows][:, None] + np.minimum(np.arange(int(many.max())), many[:, None] - 1)
+        tokens = np.take_along_axis(ids[rows], position, 1)
+        return self._feed(backbone, states, self._slots(rows), tokens, position, int(position.max()) + 1, False)[:, -1]
+
+    def _feed(
+        self,
+        backbone: Backbone,
+        states: States,
+        slots: np.ndarray | None,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        width: int,
+        fresh: bool,
+        sources: np.ndarray | None = None,
+    ) -> torch.Tensor:
+        device = backbone.device
+        if slots is not None and np.array_equal(slots, np.arange(states.num_slots)):
+            slots = None
+        where = torch.as_tensor(positions, device=device)
+        states.begin(Plan(None if slots is None else torch.as_tensor(slots, device=device), where, width, fresh))
+        read = None if sources is None else torch.as_tensor(sources, device=device)
+        hidden = backbone.feed(Fed(torch.as_tensor(tokens, device=device), where, read), states)
+        states.end()
+        return hidden
+
+    def _slots(self, rows: np.ndarray) -> np.ndarray:
+        order = np.argsort(self._rows)
+        return order[np.searchsorted(self._rows[order], rows)]
+
+
+def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """Return which rows hold the same ids, -1 beyond them, shape (B,)."""
+    if before is None:
+        return np.zeros(len(now), bool)
+    width = max(now.shape[1], before.shape[1])
+    one, two = (np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in (now, before))
+    return (one == two).all(1)
+
+
+@torch.no_grad()
+def check_cache(backbone: Backbone) -> None:
+    """Try whether cached decoding gives what full passes give, on three short texts; if not, warn and decode without a cache.
+
+    A model that ignores `position_ids`, or keeps a state that the cache does not know, would otherwise write with
+    probabilities that the update does not find again.
+    """
+    backbone.cacheable = True
+    rng = np.random.default_rng(0)
+    prompts, width = np.array([3, 1, 2]), 8
+    tokens = rng.integers(backbone.vocab_size, size=(3, width))
+    decoder, autocast = CachedDecoder(), backbone.autocast
+    backbone.autocast = None
+    try:
+        for lengths in (prompts, prompts + 1, prompts + np.array([2, 4, 2])):
+            texts = PartialTexts(np.where(np.arange(width) < lengths[:, None], tokens, -1), lengths, prompts)
+            full, alone = (
+                backbone.hidden(one_action_each(part, backbone.device)) for part in (texts, PartialTexts(*(c[1:2] for c in texts)))
+            )
+            if not torch.isfinite(full).all():  # weights that are NaN say nothing; the policy complains of them
+                backbone.cacheable = None
+                return
+            # What rounding does: the same text in a larger batch.  A layer that is wrong differs by thousands of times as much.
+            rounding = max(float((full[1] - alone[0]).abs().max()), 1e-6 * float(full.abs().max()))
+            worst = float((decoder.last_hidden(backbone, texts) - full).abs().max())
+            if not worst < 30 * rounding:
+                raise ValueError(f"hidden states differ by {worst:.1g}, rounding alone by {rounding:.1g}")
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        backbone.cacheable = False
+        warnings.warn(
+            f"{type(backbone.lm).__name__} decodes without a cache, each token at the price of its whole text: cached passes do not give "
+            f"what full ones give ({error}); models that ignore position_ids are such",
+            stacklevel=2,
+        )
+    finally:
+        backbone.autocast = autocast

@@ -1,0 +1,215 @@
+"""Language models from plain data: build, load, check, switch dropout off."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_file, save_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.activations import FastGELUActivation, NewGELUActivation
+
+from .backbones import Backbone, backbone_of
+from .lora import merged
+from .sequences import TextRecord, pack
+
+LMSource = str | Path | Mapping[str, Any]
+_OWN_CONFIG = "config.json"
+
+
+def load_lm(source: LMSource) -> nn.Module:
+    """Build a language model in float32, with dropout off.
+
+    Args:
+        source: One of
+
+            - a folder or hub id that `from_pretrained` opens, decoder-only or encoder-decoder;
+            - an architecture of transformers as plain data with `model_type`: fresh weights from torch's global generator;
+            - a module of your own, see `agents.LanguageModel`: `{"class": "package.module:Name", **arguments}`, and
+              `"weights": folder` for those that `save_pretrained` wrote.
+
+    Raises:
+        ValueError: The data name no model, the logits are not the head applied to the hidden states, or the model is random
+            in training mode.
+        TypeError: `source` is none of these, or the module lacks what `agents.LanguageModel` asks for.
+    """
+    lm = _build(source)
+    switch_off_dropout(lm)
+    fuse_activations(lm)
+    check_model(backbone_of(lm))
+    return lm
+
+
+def _build(source: LMSource) -> nn.Module:
+    if isinstance(source, Mapping):
+        if "class" in source:
+            return _own_model(source)
+        if "model_type" not in source:
+            raise ValueError(f"model={dict(source)!r}: a configuration needs 'model_type', e.g. 'llama' or 'gpt2', or 'class'")
+        config = AutoConfig.for_model(**source)
+        return _auto(config).from_config(config, dtype=torch.float32)
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"model is a {type(source).__name__}: pass a folder, a hub id, or a configuration as a dict")
+    written = Path(source) / _OWN_CONFIG
+    if written.is_file() and "class" in (plain := json.loads(written.read_text(encoding="utf-8"))):
+        # A file must not choose what code is imported.
+        raise ValueError(
+            f"{source} holds weights of {plain['class']}: pass model={{'class': {plain['class']!r}, 'weights': {str(source)!r}}}"
+        )
+    # trust_remote_code stays off: loading a policy never runs code that came with a file.
+    return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+
+
+def _auto(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _own_model(source: Mapping[str, Any]) -> nn.Module:
+    arguments = {name: value for name, value in source.items() if name not in ("class", "weights")}
+    weights = source.get("weights")
+    if weights is not None:
+        written = json.loads((Path(weights) / _OWN_CONFIG).read_text(encoding="utf-8"))
+        if written.pop("class", None) != source["class"]:
+            raise ValueError(f"{weights} holds no weights of {source['class']}: give the folder that save_pretrained wrote")
+        arguments = {**written, **arguments}
+    module, _, name = str(source["class"]).partition(":")
+    if not name:
+        raise ValueError(f"class={source['class']!r}: write it as 'package.module:Name'")
+    made = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        raise TypeError(f"class={source['class']!r} is no torch.nn.Module")
+    lm = made(**arguments).float()
+    lm.built_from = {"class": source["class"], **arguments}  # type: ignore[assignment]  # for config_of
+    if weights is not None:
+        load_model(lm, str(Path(weights) / "model.safetensors"))
+    return lm
+
+
+def config_of(lm: nn.Module) -> dict[str, Any]:
+    """Return the model's configuration as plain data that `load_lm` accepts."""
+    if not isinstance(lm, PreTrainedModel):
+        return dict(lm.built_from)  # type: ignore[arg-type]  # _own_model set it
+    config: Any = lm.config
+    data = config.to_diff_dict()
+    data["model_type"] = config.model_type
+    for transient in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+        data.pop(transient, None)
+    return data
+
+
+def switch_off_dropout(module: nn.Module) -> None:
+    """Set every dropout probability to 0.
+
+    SB3's `train()` puts the policy in training mode; with dropout on, the first ratio of an update is noise instead of 1.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+
+
+def fuse_activations(module: nn.Module) -> None:
+    """Have GELU's tanh approximation computed by torch's own operation.
+
+    GPT-2, GPT-J, Phi, T5 1.1 and others spell it out in eight operations, which store four tensors of the MLP's size for the
+    backward pass instead of one; the numbers are the same to rounding.
+    """
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                setattr(part, name, nn.GELU(approximate="tanh"))
+
+
+def frozen(lm: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode, its parameters without gradients."""
+    return lm.eval().requires_grad_(False)
+
+
+def folder_hash(folder: str | Path) -> str:
+    """Return the SHA-256 over the names and bytes of a model folder's configuration and weights.
+
+    Raises:
+        FileNotFoundError: The folder holds no safetensors file.
+    """
+    files = sorted(p for p in Path(folder).glob("*") if p.name == "config.json" or p.suffix == ".safetensors")
+    if not any(p.suffix == ".safetensors" for p in files):
+        raise FileNotFoundError(f"{folder} holds no .safetensors file: give the folder that save_pretrained wrote")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
+    """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains.
+
+    Adapters are folded into the weights.  A module of one's own becomes its weights (safetensors) and its arguments (JSON).
+
+    Args:
+        lm: The model.
+        folder: Replaced if it exists.
+        beside: Further safetensors files in it, by name.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}"  # not mkdtemp, whose folders nobody else may read
+    try:
+        whole = merged(lm)
+        if isinstance(whole, PreTrainedModel):
+            whole.save_pretrained(temporary, safe_serialization=True)
+        else:
+            temporary.mkdir()
+            save_model(whole, str(temporary / "model.safetensors"))
+            (temporary / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")
+        for name, tensors in (beside or {}).items():
+            save_file(tensors, temporary / name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@torch.no_grad()
+def check_model(backbone: Backbone) -> None:
+    """Insist on what training relies on.
+
+    Raises:
+        ValueError: The logits are not the head applied to the hidden states (some architectures scale or cap them in ways of
+            their own), or training mode makes the model random.
+    """
+    lm = backbone.lm
+    batch = pack([TextRecord(torch.arange(min(3, backbone.vocab_size)).numpy(), torch.arange(2).numpy(), 0)], backbone.device)
+    name = type(lm).__name__
+    lm.train()
+    with torch.random.fork_rng(devices=[]):
+        one, two = (backbone.hidden(batch) for _ in range(2))
+    lm.eval()
+    if not torch.equal(one, two):
+        raise ValueError(
+            f"{name} is random in training mode, and the ratios of an update would be noise: make its dropout a torch.nn.Dropout, "
+            "which is switched off here, or set it to 0"
+        )
+    if isinstance(lm, PreTrainedModel):
+        width = int(batch.prompt_lengths[0])
+        if lm.config.is_encoder_decoder:
+            start = batch.input_ids.new_tensor([[backbone.start_token_id]])  # type: ignore[attr-defined]
+            expected = lm(input_ids=batch.input_ids[:, :width], decoder_input_ids=start).logits[0, -1]
+        else:
+            expected = lm(input_ids=batch.input_ids[:, :width]).logits[0, -1]
+        if not torch.allclose(expected, backbone.logits(one)[0], atol=1e-4):
+            raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")

@@ -1,0 +1,164 @@
+"""Packed texts: how sequences of different lengths go through a causal language model in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .sampler import Sampler
+
+
+class SequenceBatch(NamedTuple):
+    """B texts and the N tokens in them that are actions.
+
+    Texts are packed to the left and padded on the right.  A causal model never looks at what comes after a token, so no
+    mask is needed, and positions are 0, 1, 2, ... in every row.
+
+    Attributes:
+        input_ids: Shape (B, L), int64; padding is 0 and is never read.
+        predictor: Index into the B * L positions of the newest token before each action, shape (N,).
+        steps: Number of response tokens written before each action, shape (N,).
+        prompt_lengths: Tokens of each text's prompt, shape (B,).
+        kept: Packed set of tokens that the acting policy's masks and cuts kept, shape (N, ceil(V / 8)), uint8; None: all.
+        repeats: Pairs (action, token) that `no_repeat_ngram` bans, shape (2, M), int64; None: none.
+    """
+
+    input_ids: torch.Tensor
+    predictor: torch.Tensor
+    steps: torch.Tensor
+    prompt_lengths: torch.Tensor
+    kept: torch.Tensor | None = None
+    repeats: torch.Tensor | None = None
+
+    def split(self, size: int) -> list[tuple[SequenceBatch, slice]]:
+        """Cut the batch into parts of at most `size` texts; return each with the range of its actions."""
+        rows = self.predictor // self.input_ids.shape[1]  # (N,), ascending
+        edges = list(range(0, len(self.input_ids), size))
+        bounds = torch.searchsorted(rows, torch.tensor([*edges, len(self.input_ids)], device=rows.device)).tolist()
+        parts = []
+        for start, first, last in zip(edges, bounds[:-1], bounds[1:], strict=True):
+            part = self.only(slice(first, last))
+            texts = slice(start, start + size)
+            offset = start * self.input_ids.shape[1]
+            part = part._replace(
+                input_ids=self.input_ids[texts], prompt_lengths=self.prompt_lengths[texts], predictor=part.predictor - offset
+            )
+            parts.append((part, slice(first, last)))
+        return parts
+
+    def only(self, actions: slice) -> SequenceBatch:
+        """Return the batch with these actions only."""
+        repeats = self.repeats
+        if repeats is not None and actions != slice(None):
+            inside = (repeats[0] >= actions.start) & (repeats[0] < actions.stop)
+            repeats = repeats[:, inside] - repeats.new_tensor([[actions.start], [0]])
+        kept = None if self.kept is None else self.kept[actions]
+        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, repeats=repeats)
+
+
+class PartialTexts(NamedTuple):
+    """B unfinished texts, prompt and response in one.
+
+    Attributes:
+        ids: Packed to the left, shape (B, W), int64, -1 beyond each text.
+        lengths: Tokens in each, shape (B,); 0 for idle rows.
+        prompt_lengths: How many of them are the prompt, shape (B,).
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    prompt_lengths: np.ndarray
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Response tokens in each, shape (B,)."""
+        return self.lengths - self.prompt_lengths
+
+
+class TextRecord(NamedTuple):
+    """One text as a buffer knows it.
+
+    Attributes:
+        context: Tokens before the first action, at least one.
+        actions: Tokens that are actions, at least one.
+        first_step: Number of response tokens in `context`.
+        replies: Tokens of the environment between actions: the number of actions before them, and their ids.
+    """
+
+    context: np.ndarray
+    actions: np.ndarray
+    first_step: int
+    replies: Sequence[tuple[int, np.ndarray]] = ()
+
+
+def pack(
+    texts: Sequence[TextRecord], device: torch.device | str, kept: np.ndarray | None = None, sampler: Sampler | None = None
+) -> SequenceBatch:
+    """Lay out texts side by side.
+
+    Args:
+        texts: At least one.
+        device: Where the tensors go.
+        kept: Packed kept sets in the order of the actions.
+        sampler: Whose rules look at the texts; None: there are no such rules.
+    """
+    # The last action is predicted but never read, so it needs no position of its own.
+    lengths = [len(t.context) + len(t.actions) + sum(len(ids) for _, ids in t.replies) - 1 for t in texts]
+    width = max(lengths)
+    ids = np.zeros((len(texts), width), np.int64)
+    predictor, steps, responses = [], [], []
+    for row, text in enumerate(texts):
+        offsets = np.arange(len(text.actions))  # of each action among the tokens after the context
+        after = text.actions
+        for number, reply in reversed(text.replies):
+            offsets[number:] += len(reply)
+            after = np.concatenate([after[:number], reply, after[number:]])
+        ids[row, : len(text.context)] = text.context
+        ids[row, len(text.context) : lengths[row]] = after[:-1]
+        responses.append(np.concatenate([text.context[len(text.context) - text.first_step :], after]))
+        predictor.append(row * width + len(text.context) - 1 + offsets)
+        steps.append(text.first_step + offsets)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    prompts = np.asarray([len(text.context) - text.first_step for text in texts])
+    columns = (ids, np.concatenate(predictor), np.concatenate(steps), prompts)
+    repeats = None if sampler is None else sampler.repeats(responses, steps)
+    return SequenceBatch(*(None if column is None else tensor(column) for column in (*columns, kept, repeats)))  # type: ignore[arg-type]
+
+
+def texts_of(obs: Any) -> PartialTexts:
+    """Pack observations to the left.
+
+    Args:
+        obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
+    """
+    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))
+    prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)
+    texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)
+    texts[:, : prompt.shape[1]] = prompt
+    columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
+    np.put_along_axis(texts, columns, response, axis=1)
+    return PartialTexts(texts, prompt_length + response_length, prompt_length)
+
+
+def one_action_each(texts: PartialTexts, device: torch.device | str, sampler: Sampler | None = None) -> SequenceBatch:
+    """Lay out texts with one action after each."""
+    width = max(int(texts.lengths.max()), 1)
+    last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)
+    ids = np.maximum(texts.ids[:, :width], 0)
+    repeats = None if sampler is None else repeats_after(texts, sampler)
+    columns = (ids, last, texts.steps, texts.prompt_lengths, None, repeats)
+    return SequenceBatch(*(None if c is None else torch.from_numpy(c).to(device) for c in columns))  # type: ignore[arg-type]
+
+
+def repeats_after(texts: PartialTexts, sampler: Sampler) -> np.ndarray | None:
+    """Return which tokens may not come next, see `Sampler.repeats`; the index is that of the text."""
+    if not sampler.no_repeat_ngram:
+        return None
+    rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True)
+    return sampler.repeats([ids[start:end] for ids, start, end in rows], [np.array([n]) for n in texts.steps])

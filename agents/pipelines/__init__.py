@@ -1,0 +1,1 @@
+"""Whole RLHF loops, the demo and rounds with people, and their reports."""

@@ -1,0 +1,203 @@
+"""The whole loop on one machine: pretrain, sample, compare, fit the reward, tune, judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.metrics.diversity import distinct_n
+from rewards.utils.intervals import win_rate
+from textrl_env import Episode, FileTokenizer, TextTask, make_task
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.tasks.review.annotator import SimulatedAnnotator
+from textrl_env.utils.files import plain, write_json, write_jsonl
+
+from ..algorithms.ppo import TextPPO
+from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
+from ..models.loading import frozen, load_lm
+from ..training.base_policies import base_policy
+from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.progress import bar
+from ..utils.run_folder import RunFolder, versions, write_yaml
+from ..utils.threads import choose_threads
+from .demo_report import print_results, write_report
+
+
+@dataclass(frozen=True)
+class Demo(PolicyTraining):
+    """Run the whole loop on generated film reviews, with an annotator whose true taste is known.
+
+    Attributes:
+        out: Folder of the run; running again goes on where it stopped.
+        pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
+        test_texts: Texts of each policy that are judged at the end.
+    """
+
+    out: Path = Path("runs/demo")
+    pairs: int = 3000
+    test_texts: int = 500
+
+    @property
+    def variant(self) -> str:
+        """The subfolder of the tuned policy."""
+        return "kl" if self.beta is None else "no-kl" if self.beta == 0 else f"beta-{self.beta:g}"
+
+
+HELD_OUT_PAIRS = 500
+
+
+def run_demo(config: Demo) -> None:
+    """Run every stage that is not yet done, print the results, and write the report."""
+    console = Console()
+    threads = choose_threads()
+    run = RunFolder(config.out)
+    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    console.print(f"[bold]textrl demo[/bold]  folder {run.path}, torch on {threads} thread(s)")
+    task = make_task("review")
+    began = perf_counter()
+    base = base_policy(task, progress_bar=True)
+    pretrain = perf_counter() - began
+    shared = prepare(config, run, task, base)
+    reward = PreferenceRewardModel.load(run.path / "reward")
+    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
+    train_policy(run, config.variant, str(base), env, config, shared)
+    _judge(run, config, base, reward, {"pretrain": pretrain})
+    report = write_report(run.path)
+    print_results(run.path, console)
+    console.print(f"\nReport: [bold]{report}[/bold]")
+    if config.variant == "kl" and not (run.path / "no-kl").is_dir():
+        console.print("What the KL term is for: run `textrl demo --beta 0` next.")
+
+
+def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
+    """Let pairs be written and compared, and fit the reward model; return what all of it depends on."""
+    shared = [base.name, config.pairs, config.seed]
+    if not run.done("compare", shared):
+        _compare(run, config, base, shared)
+    if not run.done("reward", shared):
+        _fit_reward(run, config, task, base, shared)
+    return shared
+
+
+def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:
+    """Let the base policy write pairs of texts, and the annotator choose."""
+    began = perf_counter()
+    annotator = SimulatedAnnotator(np.random.default_rng([config.seed, 1]))
+    facts: dict[str, Any] = {}
+    for split, file, number in (("train", "preferences.jsonl", config.pairs), ("validation", "held_out.jsonl", HELD_OUT_PAIRS)):
+        task = make_task("review", split=split, prompt_order="sequential")
+        policy = make_policy(task, base)
+        a, b = (
+            write_texts(
+                policy, task, number, reward="length", seed=config.seed * 10 + i, progress_bar=True, title=f"write {split} texts {'ab'[i]}"
+            )
+            for i in range(2)
+        )
+        choices = annotator.compare(a.prompts, a.responses, b.responses)
+        pairs = [
+            Preference(p, *((x, y) if c == 0 else (y, x))) for p, x, y, c in zip(a.prompts, a.responses, b.responses, choices, strict=True)
+        ]
+        write_preferences(run.path / file, pairs)
+        facts[split] = annotator.best_accuracy(a.prompts, a.responses, b.responses)
+    run.finish("compare", depends_on, best_accuracy=facts["validation"], seconds=perf_counter() - began)
+
+
+def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path, depends_on: Any) -> None:
+    """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts."""
+    began = perf_counter()
+    pairs, held_out = (read_preferences(run.path / name) for name in ("preferences.jsonl", "held_out.jsonl"))
+    assert isinstance(task.tokenizer, FileTokenizer)
+    with bar("fit the reward model", 0) as shown:
+        model, report = fit_preference_model(
+            pairs, tokenizer=task.tokenizer, trunk=base, max_tokens=64, epochs=2, seed=config.seed, progress=shown.follow
+        )
+    model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
+    model.save(run.path / "reward")
+    run.finish(
+        "reward",
+        depends_on,
+        seconds=perf_counter() - began,
+        train_accuracy=report.train_accuracy,
+        held_out_accuracy=accuracy(model, held_out),
+    )
+
+
+def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
+    """Return the share of pairs whose chosen text scores higher, ties counting one half."""
+    chosen, rejected = (
+        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
+    )
+    return win_rate(chosen, rejected).rate
+
+
+def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:
+    """Let every policy of the run write on the test openings, and compare by learned and gold score."""
+    task = make_task("review", split="test", prompt_order="sequential")
+    reference = frozen(load_lm(base))
+    variants = [name for name in ("kl", "no-kl", config.variant) if (run.path / name / "policy.zip").is_file()]
+    policies = {"base": make_policy(task, base)}
+    policies |= {name: TextPPO.load(run.path / name / "policy.zip").policy for name in dict.fromkeys(variants)}
+    written: dict[str, WrittenTexts] = {}
+    gold: dict[str, np.ndarray] = {}
+    for number, (name, policy) in enumerate(policies.items()):
+        written[name] = write_texts(
+            policy,
+            task,
+            config.test_texts,
+            reward,
+            reference,
+            seed=1000 + number + 10 * config.seed,
+            progress_bar=True,
+            title=f"judge {name}",
+        )
+        assert task.gold is not None
+        gold[name] = task.gold(written[name].prompts, written[name].responses)
+    results = {
+        "config": plain(dataclasses.asdict(config)),
+        "reward_model": {
+            "pairs": config.pairs, "held_out_pairs": HELD_OUT_PAIRS, "best_accuracy": run.facts("compare")["best_accuracy"],
+            **{k: v for k, v in run.facts("reward").items() if k.endswith("accuracy")},
+        },
+        "base": _measures(written["base"], gold["base"]),
+        "variants": {name: _variant(run, name, written[name], gold) for name in policies if name != "base"},
+        "seconds": {**seconds, "compare": run.facts("compare")["seconds"], "reward": run.facts("reward")["seconds"]},
+        "versions": versions(),
+    }  # fmt: skip
+    write_json(run.path / "results.json", results)
+    rows = []
+    for i, prompt in enumerate(written["base"].prompts):
+        texts = {n: {"response": t.responses[i], "learned": float(t.scores[i]), "gold": float(gold[n][i])} for n, t in written.items()}
+        rows.append({"prompt": prompt, **texts})
+    write_jsonl(run.path / "texts.jsonl", rows)
+
+
+def _measures(texts: WrittenTexts, gold: np.ndarray) -> dict[str, float]:
+    return {
+        "learned": float(texts.scores.mean()),
+        "gold": float(gold.mean()),
+        "kl_per_sequence": texts.kl_per_sequence,
+        "distinct_2": distinct_n(texts.responses, 2),
+        "length": float(texts.lengths.mean()),
+        "finished_by_eos": float(np.mean([reason == "eos" for reason in texts.finish_reasons])),
+        "tokens_per_second": texts.tokens_per_second,
+    }
+
+
+def _variant(run: RunFolder, name: str, texts: WrittenTexts, gold: dict[str, np.ndarray]) -> dict[str, Any]:
+    titles = {"kl": "with KL shaping", "no-kl": "without KL shaping"}
+    curve = (run.path / name / "curve.csv").read_text(encoding="utf-8").splitlines()
+    last_beta = float(curve[-1].split(",")[curve[0].split(",").index("beta")])
+    return {
+        "title": titles.get(name, name),
+        "beta": f"adaptive, {last_beta:.3f} at the end" if name == "kl" else f"fixed, {last_beta:g}",
+        **_measures(texts, gold[name]),
+        "win_rate": dataclasses.asdict(win_rate(gold[name], gold["base"])),
+        "seconds": run.facts(name)["seconds"],
+    }

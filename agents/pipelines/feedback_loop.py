@@ -1,0 +1,295 @@
+"""`textrl loop`: sample, choose pairs, wait for labels, fit the reward model, tune, evaluate, and round again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.feedback.import_export import file_rows, items_of
+from rewards.feedback.pair_selection import Sample, choose_pairs
+from rewards.preferences.label_consensus import agreement, consensus
+from rewards.preferences.simulated_annotators import Annotator
+from rewards.utils.intervals import wilson, win_rate
+from textrl_env import Episode, FileTokenizer, TextTask, make_task
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.files import plain, write_json, write_jsonl
+
+from ..algorithms.ppo import TextPPO
+from ..evaluation.policy_texts import make_policy, write_texts
+from ..models.loading import frozen, load_lm
+from ..policies.transformer_policy import TransformerPolicy
+from ..training.base_policies import base_policy
+from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.run_folder import RunFolder, versions, write_yaml
+from ..utils.threads import choose_threads
+from .feedback_loop_report import write_loop_report
+
+PEOPLE = "people"
+_ENSEMBLE = 4  # reward models whose disagreement is uncertainty
+_POOL = 3  # candidate pairs for each that is asked, when uncertainty chooses
+
+
+class LabelsMissingError(ValueError):
+    """People have not answered everything yet."""
+
+
+@dataclass(frozen=True)
+class Loop(PolicyTraining):
+    """Run several rounds of learning from comparisons; the same command goes on where it stopped.
+
+    Every round's policy starts from the base policy and learns from a reward model fitted to the answers of all rounds so far.  Later
+    rounds ask about texts of the round before.
+
+    Attributes:
+        out: Folder; each round has its own, with a manifest.
+        task: Name of a task with a base policy.
+        rounds: How many.
+        labels: Answers of each round, of all annotators together.
+        annotators: Settings of simulated annotators as JSON objects, such as '{"flip": 0.2}': each compares every pair, by the task's gold
+            score. Or `people`: the round makes a study, stops, and goes on when the study is answered.
+        overlap: Answers for each pair by different people.
+        weigh: Fit to the consensus of the annotators by Dawid and Skene's model, instead of to every answer.
+        choose: Which pairs are asked about.
+        texts: Texts of each policy that are judged, on the task's test prompts.
+    """
+
+    out: Path = Path("runs/loop")
+    task: str = "review"
+    rounds: int = 3
+    labels: int = 1000
+    annotators: tuple[str, ...] = ("{}",)
+    overlap: int = 1
+    weigh: bool = False
+    choose: Literal["random", "balanced", "uncertain"] = "random"
+    texts: int = 500
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether the answers come from people."""
+        return self.annotators == (PEOPLE,)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of each round."""
+        return self.labels // (self.overlap if self.asks_people else len(self.annotators))
+
+
+def run_loop(config: Loop) -> None:
+    """Run the rounds that are missing, then write the report.
+
+    Raises:
+        ValueError: A number is out of range, or the task lacks a base policy or a gold score that simulated annotators need.
+        LabelsMissingError: People have not answered the study of a round yet; the message says what to type.
+    """
+    console = Console()
+    choose_threads()
+    if config.rounds < 1 or config.pairs < 20:
+        raise ValueError(f"rounds={config.rounds} and {config.pairs} pairs a round: at least 1 round of 20 pairs is needed")
+    task = make_task(config.task)
+    if task.gold is None and not config.asks_people:
+        raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
+    run = RunFolder(config.out)
+    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    base = base_policy(task, progress_bar=True)
+    rows: list[dict[str, Any]] = []
+    depends_on: list[Any] = [base.name, config.task, config.seed]
+    _judge_base(config, run, base, depends_on)
+    for number in range(1, config.rounds + 1):
+        console.rule(f"round {number} of {config.rounds}")
+        asked = [list(config.annotators), config.labels, config.overlap, config.choose]
+        depends_on = [
+            *depends_on,
+            number,
+            asked,
+            config.weigh,
+            [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)],
+            config.texts,
+        ]
+        rows.append(_round(config, run, number, task, base, depends_on))
+        write_json(run.path / "rounds.json", {"base": run.facts("base"), "rounds": rows})
+    _print(console, rows)
+    console.print(f"report: {write_loop_report(run.path)}")
+
+
+def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, depends_on: Any) -> dict[str, Any]:
+    stage = RunFolder(run.path / f"round-{number}")
+    manifest = {"round": number, "config": plain(dataclasses.asdict(config)), "base": base.name, "versions": versions()}
+    write_json(stage.path / "manifest.json", manifest)
+    before = run.path / f"round-{number - 1}"
+    if not stage.done("pairs", depends_on):
+        writer = make_policy(task, base) if number == 1 else TextPPO.load(before / "policy" / "policy.zip", device="cpu").policy
+        ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
+        _choose(config, stage, number, task, writer, ensemble)
+        stage.finish("pairs", depends_on)
+    if not stage.done("labels", depends_on):
+        (_ask_people if config.asks_people else _ask_simulated)(config, stage, task)
+        stage.finish("labels", depends_on)
+    if not stage.done("reward", depends_on):
+        _fit(config, run.path, stage, number, task, depends_on)
+    reward = PreferenceRewardModel.load(stage.path / "reward")
+    env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
+    train_policy(stage, "policy", str(base), env, config, depends_on)
+    if not stage.done("judged", depends_on):
+        policy = TextPPO.load(stage.path / "policy" / "policy.zip", device="cpu").policy
+        facts = _judge(config, stage, policy, reward, base, file_rows(run.path / "base.jsonl"))
+        stage.finish("judged", depends_on, **facts)
+    return {"round": number, **stage.facts("reward"), **stage.facts("judged")}
+
+
+def _choose(config: Loop, stage: RunFolder, number: int, task: TextTask, writer: TransformerPolicy, ensemble: Sequence[Any]) -> None:
+    """Let the policy write two texts to each of as many prompts as there will be pairs, and choose what is asked."""
+    wanted = config.pairs * (_POOL if ensemble else 1)
+    shift = (number - 1) * wanted % len(task.prompts)  # every round has prompts of its own, as far as they go
+    prompts = [task.prompts[(shift + i) % len(task.prompts)] for i in range(min(wanted, len(task.prompts)))]
+    ordered = dataclasses.replace(task, prompts=tuple(prompts), prompt_order="sequential")
+    samples = []
+    for copy in range(2):
+        seed = config.seed * 1000 + number * 10 + copy
+        texts = write_texts(writer, ordered, wanted, "length", seed=seed, progress_bar=True, title=f"write texts {'ab'[copy]}")
+        samples += [Sample(p, r, f"round-{number - 1}") for p, r in zip(texts.prompts, texts.responses, strict=True)]
+    items = choose_pairs(
+        samples, config.pairs, config.choose if ensemble or config.choose != "uncertain" else "random", ensemble, config.seed
+    )
+    write_jsonl(stage.path / "pairs.jsonl", ({"prompt": i.prompt, "responses": i.responses, "sources": i.sources} for i in items))
+
+
+def _pairs(stage: RunFolder) -> list[tuple[str, str, str]]:
+    return [(row["prompt"], *row["responses"]) for row in file_rows(stage.path / "pairs.jsonl")]
+
+
+def _ask_simulated(config: Loop, stage: RunFolder, task: TextTask) -> None:
+    assert task.gold is not None
+    pairs = _pairs(stage)
+    answers: list[Preference] = []
+    for number, text in enumerate(config.annotators):
+        settings: Mapping[str, Any] = {"name": f"simulated-{number}", **json.loads(text)}
+        answers += Annotator(task.gold, **settings, seed=config.seed).compare(pairs)
+    write_preferences(stage.path / "preferences.jsonl", answers)
+
+
+def _ask_people(config: Loop, stage: RunFolder, task: TextTask) -> None:
+    from rewards.feedback.manage_study import create_study, export_answers
+    from rewards.feedback.study import Study
+
+    study = stage.path / "study"
+    if not (study / "feedback.db").is_file():
+        settings = Study(overlap=config.overlap, name=f"{config.task}, {stage.path.name}")
+        made = create_study(study, settings, items_of(file_rows(stage.path / "pairs.jsonl")))
+        Console().print(made.describe(), soft_wrap=True)
+    have = export_answers(study, stage.path / "preferences.jsonl")
+    wanted = config.pairs * config.overlap
+    if have < wanted:
+        raise LabelsMissingError(
+            f"{have} of {wanted} answers are there: run `textrl feedback serve {study}`, answer, and run the same loop again; "
+            f"or set --labels to what there is"
+        )
+
+
+def _answers(folder: Path, rounds: int) -> list[Preference]:
+    return [p for number in range(1, rounds + 1) for p in read_preferences(folder / f"round-{number}" / "preferences.jsonl")]
+
+
+def _fit(config: Loop, folder: Path, stage: RunFolder, number: int, task: TextTask, depends_on: Any) -> None:
+    """Fit a reward model to the answers of all rounds, mean 0 and variance 1 on the texts of this round."""
+    given = _answers(folder, number)
+    data = consensus(given) if config.weigh else given
+    model, report = fit_preference_model(data, tokenizer=_tokenizer(task), trunk=None, seed=config.seed)
+    model.normalise([Episode.from_text(p.prompt, text) for p in given[:1000] for text in (p.chosen, p.rejected)])
+    model.save(stage.path / "reward")
+    alpha = agreement(given)
+    facts = {"held_out_accuracy": report.held_out_accuracy, "answers": len(given), "alpha": None if np.isnan(alpha) else alpha}
+    stage.finish("reward", depends_on, **facts)
+
+
+def _ensemble(config: Loop, task: TextTask, given: Sequence[Preference]) -> list[PreferenceRewardModel]:
+    """Fit reward models to bootstrap samples of the answers."""
+    models = []
+    for member in range(_ENSEMBLE):
+        chosen = np.random.default_rng([config.seed, member]).integers(len(given), size=len(given))
+        models.append(fit_preference_model([given[i] for i in chosen], tokenizer=_tokenizer(task), trunk=None, seed=member)[0])
+    return models
+
+
+def _tokenizer(task: TextTask) -> FileTokenizer:
+    if not isinstance(task.tokenizer, FileTokenizer):
+        raise ValueError("the loop saves reward models with the task's tokenizer, which must be a file: this task's is not")
+    return task.tokenizer
+
+
+def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> None:
+    """Let the base policy write on the test prompts: what every round is compared with."""
+    circumstances = [*depends_on, config.texts]
+    if run.done("base", circumstances):
+        return
+    task = make_task(config.task, split="test", prompt_order="sequential")
+    texts = write_texts(make_policy(task, base), task, config.texts, "length", seed=1000 + config.seed, progress_bar=True, title="base")
+    gold = None if task.gold is None else task.gold(texts.prompts, texts.responses)
+    rows = ({"prompt": p, "response": r} for p, r in zip(texts.prompts, texts.responses, strict=True))
+    write_jsonl(run.path / "base.jsonl", rows)
+    run.finish("base", circumstances, gold=None if gold is None else float(gold.mean()))
+
+
+def _judge(
+    config: Loop,
+    stage: RunFolder,
+    policy: TransformerPolicy,
+    reward: PreferenceRewardModel,
+    base: Path,
+    base_rows: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Compare the round's policy with the base policy on the test prompts, and the reward model with the gold score."""
+    task = make_task(config.task, split="test", prompt_order="sequential")
+    reference = frozen(load_lm(base))
+    seed = 2000 + config.seed
+    texts = write_texts(policy, task, config.texts, reward, reference, seed=seed, progress_bar=True, title="judge")
+    theirs = [row["response"] for row in base_rows]
+    base_scores = np.array(reward.score([Episode.from_text(row["prompt"], row["response"]) for row in base_rows]))
+    facts: dict[str, Any] = {
+        "learned": float(texts.scores.mean()),
+        "learned_base": float(base_scores.mean()),
+        "kl_per_sequence": texts.kl_per_sequence,
+        "length": float(texts.lengths.mean()),
+    }
+    rows = [
+        {"prompt": p, "response": r, "learned": s} for p, r, s in zip(texts.prompts, texts.responses, texts.scores.tolist(), strict=True)
+    ]
+    if task.gold is not None:
+        ours, base_gold = task.gold(texts.prompts, texts.responses), task.gold(texts.prompts, theirs)
+        margins, truth = texts.scores - base_scores, ours - base_gold
+        decided = truth != 0
+        right = ((margins > 0) == (truth > 0))[decided]
+        facts |= {
+            "gold": float(ours.mean()),
+            "gold_error": float(ours.std(ddof=1) / np.sqrt(len(ours))),
+            "win_rate": dataclasses.asdict(win_rate(ours, base_gold)),
+            "reward_accuracy": dataclasses.asdict(wilson(float(right.sum()), int(decided.sum()))),
+        }
+        for row, value in zip(rows, ours.tolist(), strict=True):
+            row["gold"] = value
+    write_jsonl(stage.path / "texts.jsonl", rows)
+    return facts
+
+
+def _print(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("round", "answers", "alpha", "gold", "wins against base", "reward accuracy", "KL per text", "learned")
+    for row in rows:
+        alpha, gold = row["alpha"], row.get("gold")
+        table.add_row(
+            str(row["round"]),
+            str(row["answers"]),
+            "-" if alpha is None else f"{alpha:.2f}",
+            "-" if gold is None else f"{gold:+.3f}",
+            *("-" if gold is None else f"{row[key]['rate']:.1%}" for key in ("win_rate", "reward_accuracy")),
+            f"{row['kl_per_sequence']:.2f}",
+            f"{row['learned']:+.2f}",
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Policy classes for Stable-Baselines3, their critics and masks."""

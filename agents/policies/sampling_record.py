@@ -1,0 +1,46 @@
+"""What passes between an acting policy and the rest of Stable-Baselines3."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from ..models.sampler import Sampler
+from ..models.sequences import PartialTexts
+
+
+class SamplingRecord(NamedTuple):
+    """What the buffer must know about the distribution that actions were drawn from.
+
+    `TransformerPolicy.forward` attaches it to the log-probabilities as `log_probs.acting`: SB3 hands that tensor to
+    `RolloutBuffer.add` untouched, and there is no other way from a policy to the buffer of an unmodified algorithm.
+
+    Attributes:
+        sampler: The sampling rules.
+        kept: Packed kept sets, shape (B, ceil(V / 8)), uint8; None if nothing was masked or cut.
+        autocast: Precision of the trunk; None: that of its weights.
+    """
+
+    sampler: Sampler
+    kept: np.ndarray | None
+    autocast: torch.dtype | None = None
+
+
+class NoFeatures(BaseFeaturesExtractor):
+    """SB3 insists on a features extractor; token ids need none."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space, features_dim=1)
+
+
+def nan_message(texts: PartialTexts, row: int) -> str:
+    """Say where logits are NaN or infinite."""
+    ids, length, prompt = texts.ids[row], int(texts.lengths[row]), int(texts.prompt_lengths[row])
+    return (
+        f"the policy's logits are NaN or infinite in row {row}, at step {length - prompt} after token {ids[length - 1]}, prompt "
+        f"{ids[:prompt].tolist()}: lower the learning rate or max_grad_norm"
+    )

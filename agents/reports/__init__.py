@@ -1,0 +1,1 @@
+"""Plots, HTML pages, templates and style."""

@@ -1,0 +1,5 @@
+"""Playing whole episodes, storing them, and the KL to a reference."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,80 @@
+"""Training that does not play the environment: on texts, on preferences, or on the policy's own best texts."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from rewards.preferences.preference import Preference
+from textrl_env import TextTask
+
+from ..algorithms.dpo import DPO
+from ..algorithms.expert_iteration import ExpertIteration
+from ..algorithms.sft import SFT
+from ..models.loading import LMSource, save_lm
+from ..utils.run_folder import RunFolder
+
+OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
+STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
+RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
+
+
+def learn_offline(
+    algo: str,
+    run: RunFolder,
+    stage: str,
+    model: LMSource,
+    task: TextTask,
+    data: list[tuple[str, str]] | list[Preference] | Any,
+    depends_on: Any,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    beta: float = 0.1,
+    seed: int = 0,
+) -> None:
+    """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `tune`.
+
+    Args:
+        algo: One of `OFFLINE`.
+        run: The folder.
+        stage: Name of the stage and of its subfolder.
+        model: Where the policy starts.
+        task: Its tokenizer, lengths, and for expert iteration its prompts.
+        data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
+        depends_on: Plain data that the result depends on besides these arguments.
+        steps: Optimizer steps, or iterations of `expert-iteration`; None: what suits models of about a million parameters.
+        learning_rate: Peak of the schedule; None: likewise.
+        beta: Coefficient of KL in `dpo` and `ipo`.
+        seed: Of everything that is drawn.
+    """
+    steps, rate = steps or STEPS[algo], learning_rate or RATES[algo]
+    circumstances = [depends_on, algo, steps, rate, beta, seed]
+    if run.done(stage, circumstances):
+        return
+    folder = run.path / stage
+    checkpoint = folder / "checkpoint"
+    if not run.done(f"{stage} began", circumstances):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        run.finish(f"{stage} began", circumstances)
+    facts: dict[str, float] = {}
+    if algo == "expert-iteration":
+        agent = ExpertIteration(task, model, data, learning_rate=rate, seed=seed).learn(steps, True, checkpoint)
+        save_lm(agent.policy.lm, folder / "model")
+        facts["score"] = agent.scores[-1]
+    else:
+        trainer = supervised(algo, model, task, rate, beta, seed)
+        trainer.learn(data, steps, progress_bar=True, checkpoint=checkpoint)
+        trainer.save(folder / "model")
+        facts["loss"] = trainer.losses[-1]
+    run.finish(stage, circumstances, **facts)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int) -> SFT | DPO:
+    """Return the trainer of this name."""
+    if algo == "sft":
+        return SFT(model, task.tokenizer, learning_rate, seed=seed)
+    return DPO(
+        model, task.tokenizer, beta, "ipo" if algo == "ipo" else "sigmoid",
+        max_new_tokens=task.max_new_tokens, learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip

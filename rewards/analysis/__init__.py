@@ -1,0 +1,1 @@
+"""What is wrong with a reward, and whom it serves."""

@@ -1,0 +1,224 @@
+"""A study's answers as files: preferences for fitting, all answers for another study, Label Studio's JSON; and back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..preferences.row_files import UnreadableRowError, read_rows
+from .items import Answer, Item
+from .pair_selection import Sample
+from .study import Study
+
+
+def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]:
+    """Return rows that `rewards.read_preferences` reads, without skipped, repeated and gold questions.
+
+    Each has the annotator's pseudonym, when they answered, how long it took, and the order in which the responses stood.  Equally good and
+    both bad have label 0.5.  A demonstration is preferred to what it was made from, or to the empty response.
+
+    Raises:
+        ValueError: The study flags words: these are no preferences.
+    """
+    asked = [a for a in answers if a.turn == 0 and a.item.gold is None and "skip" not in a.value]
+    if study.kind == "spans":
+        raise ValueError("flags of words are no preferences: export them with --format answers")
+    if study.kind == "rating":
+        return _rating_rows(asked)
+    rows = []
+    for a in asked:
+        shared = {**a.item.metadata, "prompt": a.item.prompt}
+        if study.kind == "pair":
+            choice = a.value["choice"]
+            x, y = a.item.responses if choice != "b" else a.item.responses[::-1]
+            tie = {} if choice in ("a", "b") else {"label": 0.5, "choice": choice}
+            rows.append({**shared, "chosen": x, "rejected": y, **tie, **_about(a)})
+        elif study.kind == "ranking":
+            rows.append({**shared, "responses": [a.item.responses[i] for i in a.value["ranking"]], **_about(a)})
+        else:
+            before = a.item.responses[0] if a.item.responses else ""
+            rows.append({**shared, "chosen": a.words["text"], "rejected": before, **_about(a)})
+    return rows
+
+
+def _about(a: Answer) -> dict[str, Any]:
+    more = {
+        "annotator": a.annotator, "group": a.item.group,
+        "time": _time(a.answered_at), "seconds": round(a.seconds, 3), "order": list(a.order),
+        "sources": list(a.item.sources) or None, "ratings_by_criterion": a.value.get("ratings"), "reason": a.words.get("reason"),
+    }  # fmt: skip
+    return {key: value for key, value in more.items() if value is not None}
+
+
+def _rating_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Ratings compare what one person said of one prompt's responses."""
+    by_person: dict[tuple[str, str], list[Answer]] = defaultdict(list)
+    for a in answers:
+        by_person[a.annotator, a.item.prompt].append(a)
+    return [
+        {
+            "prompt": prompt, "responses": [a.item.responses[0] for a in own], "ratings": [a.value["rating"] for a in own],
+            "annotator": who, **({"group": own[0].item.group} if own[0].item.group is not None else {}),
+        }
+        for (who, prompt), own in by_person.items() if len(own) > 1
+    ]  # fmt: skip
+
+
+def answer_rows(answers: Iterable[Answer]) -> Iterator[dict[str, Any]]:
+    """Return every answer with all that is known of it, as `answers_of` reads it."""
+    for a in answers:
+        row = asdict(a)
+        del row["item_id"]
+        yield row
+
+
+def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
+    """Read rows of `answer_rows`.
+
+    Raises:
+        ValueError: A row is none.
+    """
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "gold" else v for k, v in row["item"].items()}
+            item = Item(**fields)
+            rest = {key: row[key] for key in ("annotator", "turn", "value", "words", "answered_at", "seconds")}
+            found.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"row {number} is no exported answer: it lacks {error}") from error
+    return found
+
+
+_SIDES = {"a": "left", "b": "right"}
+
+
+def to_label_studio(answers: Sequence[Answer], items: Sequence[tuple[int, Item]]) -> list[dict[str, Any]]:
+    """Return Label Studio's tasks for pairs, with `data` of `prompt`, `response_a`, `response_b`, and finished annotations.
+
+    A choice is a `pairwise` result of `left` or `right`, ties and both bad are `choices`, reasons `textarea`.
+    """
+    own: dict[int, list[Answer]] = defaultdict(list)
+    for a in answers:
+        own[a.item_id].append(a)
+    tasks = []
+    for number, item in items:
+        if len(item.responses) != 2:
+            raise ValueError("Label Studio's form is written for pairs: export this study with --format answers")
+        data = {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]}
+        tasks.append({"id": number, "data": data, "annotations": [_annotation(a) for a in own[number] if a.turn == 0]})
+    return tasks
+
+
+def _annotation(a: Answer) -> dict[str, Any]:
+    choice = a.value.get("choice")
+    results: list[dict[str, Any]] = []
+    if choice in _SIDES:
+        results.append({"from_name": "pw", "to_name": "response_a,response_b", "type": "pairwise", "value": {"selected": _SIDES[choice]}})
+    elif choice is not None:
+        results.append({"from_name": "neither", "to_name": "prompt", "type": "choices", "value": {"choices": [choice]}})
+    if "reason" in a.words:
+        results.append({"from_name": "reason", "to_name": "prompt", "type": "textarea", "value": {"text": [a.words["reason"]]}})
+    when = {"created_at": _time(a.answered_at), "lead_time": a.seconds}
+    return {"completed_by": a.annotator, "result": results, "was_cancelled": choice is None, "ground_truth": False, **when}
+
+
+def from_label_studio(tasks: Sequence[Mapping[str, Any]]) -> tuple[list[Item], list[Answer]]:
+    """Read Label Studio's JSON export of pairs, as `to_label_studio` writes it.
+
+    `completed_by` becomes the annotator; cancelled annotations are skipped questions.
+
+    Raises:
+        ValueError: A task lacks `data.prompt`, `data.response_a` or `data.response_b`.
+    """
+    items, answers = [], []
+    for number, task in enumerate(tasks, 1):
+        try:
+            data = task["data"]
+            item = Item(data["prompt"], (data["response_a"], data["response_b"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"task {number} lacks data with prompt, response_a and response_b: {error}") from error
+        items.append(item)
+        for annotation in task.get("annotations", ()):
+            value, words = _value(annotation)
+            who = annotation.get("completed_by", "label-studio")
+            who = str(who["id"] if isinstance(who, Mapping) else who)
+            when = datetime.fromisoformat(str(annotation.get("created_at", "1970-01-01T00:00:00Z")).replace("Z", "+00:00"))
+            when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+            answers.append(Answer(0, item, who, 0, (0, 1), value, words, when.timestamp(), float(annotation.get("lead_time") or 0)))
+    return items, answers
+
+
+def _value(annotation: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    value: dict[str, Any] = {"skip": True}
+    words: dict[str, str] = {}
+    for result in annotation.get("result", ()):
+        kind, content = result.get("type"), result.get("value", {})
+        if kind == "pairwise":
+            value = {"choice": "a" if content["selected"] == "left" else "b"}
+        elif kind == "choices":
+            value = {"choice": "bad" if content["choices"][0] == "bad" else "tie"}
+        elif kind == "textarea":
+            words = {"reason": "\n".join(content["text"])}
+    return ({"skip": True} if annotation.get("was_cancelled") else value), words
+
+
+def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
+    """Read what is to be asked: rows of `prompt` and `responses`, or `chosen` and `rejected`, or `response`, or the prompt alone.
+
+    `sources`, `group` and `gold` are taken, other columns kept as metadata.
+
+    Raises:
+        ValueError: A row has no prompt, or texts that are no strings.
+    """
+    items = []
+    for number, row in enumerate(rows, 1):
+        prompt, group = row.get("prompt"), row.get("group")
+        if "responses" in row:
+            responses = row["responses"]
+        else:
+            responses = [row[key] for key in ("chosen", "rejected", "response") if key in row]
+        if not isinstance(prompt, str) or not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+            got = f"prompt {str(prompt)[:60]!r} and responses {str(responses)[:60]}"
+            raise ValueError(f"row {number} has {got}: a string and a list of strings are needed")
+        known = {"prompt", "responses", "chosen", "rejected", "response", "sources", "group", "gold"}
+        more = {key: value for key, value in row.items() if key not in known}
+        sources, group = tuple(map(str, row.get("sources", ()))), None if group is None else str(group)
+        items.append(Item(prompt, tuple(responses), sources, group, row.get("gold"), more))
+    return items
+
+
+def samples_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Sample]:
+    """Read what a policy wrote: rows of `prompt` and `response`, as `textrl generate --out` writes them.
+
+    Raises:
+        ValueError: A row lacks one.
+    """
+    found = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("response"), str):
+            raise ValueError(f"row {number} of the samples of {source!r} lacks the strings prompt and response")
+        found.append(Sample(row["prompt"], row["response"], source, None if row.get("group") is None else str(row["group"])))
+    return found
+
+
+def file_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines or CSV, plain or gzip.
+
+    Raises:
+        ValueError: A row cannot be read; the message says which.
+    """
+    rows = []
+    for where, row in read_rows(path):
+        if isinstance(row, UnreadableRowError):
+            raise ValueError(f"{where}: {row}") from row
+        rows.append(row)
+    return rows
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")

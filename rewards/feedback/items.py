@@ -1,0 +1,95 @@
+"""What a study is made of: items, what an annotator sees of one, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .study import Study
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is asked about.
+
+    Attributes:
+        prompt: What the responses answer.
+        responses: 2 for a comparison, 1 for ratings and flags, 0 or 1 for demonstrations, 2 or more for rankings.
+        sources: Who wrote each response.
+        group: What results are broken down by.
+        gold: The right answer, for gold questions: "a" or "b" of a pair, a number, a ranking.
+        metadata: Further columns.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    group: str | None = None
+    gold: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An item on an annotator's page.
+
+    Attributes:
+        ticket: What the answer must bring back.
+        item: The item.
+        order: Number of the response shown at each place.
+    """
+
+    ticket: str
+    item: Item
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        item_id: Number of the item.
+        item: What was asked.
+        annotator: Pseudonym.
+        turn: 0; 1 if the item was shown for the second time.
+        order: Number of the response shown at each place.
+        value: Such as `{"choice": "a", "ratings": {"fluent": [3, 5]}}`, by the item's own order.
+        words: Such as `{"reason": "..."}`.
+        answered_at: Seconds since 1970.
+        seconds: From showing to answer.
+    """
+
+    item_id: int
+    item: Item
+    annotator: str
+    turn: int
+    order: tuple[int, ...]
+    value: Mapping[str, Any]
+    words: Mapping[str, str]
+    answered_at: float
+    seconds: float
+
+
+def check_item(item: Item, study: Study) -> None:
+    """Check that an item can be asked about in a study.
+
+    Raises:
+        ValueError: It has too few or too many responses, sources or letters for the kind.
+    """
+    low, high = {"pair": (2, 2), "rating": (1, 1), "ranking": (2, 10), "spans": (1, 1), "demonstration": (0, 1)}[study.kind]
+    if not low <= len(item.responses) <= high:
+        wanted = str(low) if low == high else f"{low} to {high}"
+        raise ValueError(f"an item has {len(item.responses)} responses: a study of kind {study.kind!r} shows {wanted}")
+    if not all(isinstance(text, str) for text in (item.prompt, *item.responses)):
+        raise ValueError("prompt and responses must be strings")
+    if item.sources and len(item.sources) != len(item.responses):
+        raise ValueError(f"an item has {len(item.responses)} responses and {len(item.sources)} sources: name one for each, or none")
+    if study.kind == "spans" and len(item.responses[0]) > 20_000:
+        raise ValueError(f"a response has {len(item.responses[0])} characters: words of at most 20,000 can be flagged; split it")
+
+
+def with_texts(item: Item, change: Any) -> Item:
+    """Return the item with every text changed."""
+    return Item(change(item.prompt), tuple(change(r) for r in item.responses), item.sources, item.group, item.gold, item.metadata)

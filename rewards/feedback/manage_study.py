@@ -1,0 +1,101 @@
+"""Making a study with its keys and items, and writing its answers to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from textrl_env.utils.files import new_file
+
+from ..preferences.label_consensus import consensus
+from ..preferences.preference import write_preferences
+from ..preferences.row_formats import preferences_of
+from .encryption import VARIABLE, Keys
+from .import_export import answer_rows, preference_rows, to_label_studio
+from .items import Item
+from .store import FeedbackStore
+from .study import Study, key_file
+
+ExportFormat = Literal["preferences", "answers", "label-studio"]
+
+
+class CreatedStudy(NamedTuple):
+    """What `create_study` did.
+
+    Attributes:
+        existed: Whether the study was there already; its settings then stayed.
+        new_keys: The key file that was made; None if the keys were there.
+        added: Items added.
+        known: Items that were there already.
+        scrubbed: How many of each kind of personal data were taken out of the texts.
+    """
+
+    existed: bool
+    new_keys: Path | None
+    added: int
+    known: int
+    scrubbed: Mapping[str, int]
+
+    def describe(self) -> str:
+        """Return what the study's owner should know."""
+        lines = ["the study is there: its settings stay, items are added"] if self.existed else []
+        if self.new_keys is not None:
+            lines.append(f"keys: {self.new_keys}  Without it nobody can read the study: keep it, and keep it apart.")
+        removed = ", ".join(f"{n} {kind}" for kind, n in self.scrubbed.items())
+        lines.append(
+            f"{self.added} items added, {self.known} were there already" + (f"; taken out of the texts: {removed}" if removed else "")
+        )
+        return "\n".join(lines)
+
+
+def create_study(folder: Path, study: Study, items: Sequence[Item]) -> CreatedStudy:
+    """Make the folder, the keys and the database of a study, or open the one that is there, and add the items."""
+    existed, new_keys = (folder / "study.yaml").is_file(), None
+    if existed:
+        study = Study.load(folder)
+    else:
+        study.save(folder)
+        if VARIABLE not in os.environ and not key_file(folder).exists():
+            new_keys = key_file(folder)
+            Keys.new().save(new_keys)
+    store = FeedbackStore(folder, study)
+    added, known, scrubbed = store.add_items(items)
+    store.close()
+    return CreatedStudy(existed, new_keys, added, known, scrubbed)
+
+
+def export_answers(folder: Path, out: Path, form: ExportFormat = "preferences", merge: bool = False) -> int:
+    """Write a study's answers to a file, no longer encrypted, and return the number of rows.
+
+    Args:
+        folder: The study's.
+        out: The file.
+        form: `preferences` for fitting a reward model; `answers` with everything; `label-studio` for Label Studio.
+        merge: Of pairs and rankings: write one comparison each with the probability that Dawid and Skene's model gives.
+
+    Raises:
+        ValueError: The study's kind has no such form.
+    """
+    store = FeedbackStore(folder)
+    answers = store.answers()
+    rows: list[Any]
+    if merge:
+        if store.study.kind not in ("pair", "ranking"):
+            raise ValueError(f"--consensus is for pairs and rankings; this study's kind is {store.study.kind!r}")
+        preferences = [p for row in preference_rows(answers, store.study) for p in preferences_of(row)]
+        rows = consensus(preferences) if preferences else []
+        write_preferences(out, rows)
+    elif form == "label-studio":
+        rows = to_label_studio(answers, store.items())
+        with new_file(out) as file:
+            json.dump(rows, file, ensure_ascii=False, indent=1)
+    else:
+        rows = list(answer_rows(answers)) if form == "answers" else preference_rows(answers, store.study)
+        with new_file(out) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    store.note("owner", "export", f"{len(rows)} rows as {form}")
+    store.close()
+    return len(rows)

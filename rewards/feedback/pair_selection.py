@@ -1,0 +1,89 @@
+"""Which pairs of samples to ask about: with few answers to spend, not all pairs are worth the same."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from textrl_env.episode import Episode
+from textrl_env.reward_model import RewardModel
+
+from .items import Item
+
+How = Literal["random", "balanced", "uncertain"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response that somebody wrote.
+
+    Attributes:
+        prompt: What it answers.
+        response: The text.
+        source: Who wrote it, such as the name of a checkpoint.
+        group: What results are broken down by.
+    """
+
+    prompt: str
+    response: str
+    source: str = ""
+    group: str | None = None
+
+
+def choose_pairs(
+    samples: Sequence[Sample], number: int, how: How = "random", ensemble: Sequence[RewardModel] = (), seed: int = 0
+) -> list[Item]:
+    """Return pairs of different responses to one prompt, each at most once, those that should be asked first at the front.
+
+    Args:
+        samples: Of one or several sources; with several, pairs of different sources come first.
+        number: How many pairs at most.
+        how: `random`; `balanced`: the same number for each prompt, as far as its responses go; `uncertain`: where the members of the
+            ensemble disagree most about who wins (standard deviation of their probabilities; Lakshminarayanan et al. 2017,
+            Gleave and Irving 2022).
+        ensemble: At least 2 reward models, for `uncertain`.
+        seed: Of the drawing.
+
+    Raises:
+        ValueError: `how` is unknown, or an ensemble is missing.
+    """
+    if how not in ("random", "balanced", "uncertain"):
+        raise ValueError(f"how={how!r} is not one of random, balanced, uncertain")
+    if how == "uncertain" and len(ensemble) < 2:
+        raise ValueError(f"uncertainty is the disagreement of an ensemble: {len(ensemble)} reward models are given, at least 2 are needed")
+    rng = np.random.default_rng(seed)
+    by_prompt: dict[tuple[str, str | None], dict[str, Sample]] = defaultdict(dict)
+    for sample in samples:
+        by_prompt[sample.prompt, sample.group].setdefault(sample.response, sample)
+    pairs = [pair for own in by_prompt.values() for pair in combinations(own.values(), 2)]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    pairs = [(b, a) if swap else (a, b) for (a, b), swap in zip(pairs, rng.random(len(pairs)) < 0.5, strict=True)]
+    pairs.sort(key=lambda pair: pair[0].source == pair[1].source)  # stable: the drawn order stays
+    if how == "balanced":
+        pairs = _round_robin(pairs)
+    elif how == "uncertain" and pairs:
+        doubt = disagreement(pairs, ensemble)
+        pairs = [pairs[i] for i in np.argsort(-doubt, kind="stable")]
+    return [Item(a.prompt, (a.response, b.response), (a.source, b.source), a.group) for a, b in pairs[:number]]
+
+
+def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:
+    """Return the standard deviation, over the ensemble, of the probability that the first response wins; shape (pairs,)."""
+    first, second = ([Episode.from_text(pair[i].prompt, pair[i].response) for pair in pairs] for i in (0, 1))
+    margins = np.array([np.asarray(model.score(first), float) - np.asarray(model.score(second), float) for model in ensemble])
+    return (0.5 * (1 + np.tanh(margins / 2))).std(0)
+
+
+def _round_robin(pairs: Sequence[tuple[Sample, Sample]]) -> list[tuple[Sample, Sample]]:
+    """Deal one pair of each prompt, then the second of each, and so on."""
+    turns: dict[str, int] = defaultdict(int)
+    keyed = []
+    for pair in pairs:
+        keyed.append((turns[pair[0].prompt], pair))
+        turns[pair[0].prompt] += 1
+    return [pair for _, pair in sorted(keyed, key=lambda entry: entry[0])]

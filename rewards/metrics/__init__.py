@@ -1,0 +1,1 @@
+"""Published text metrics against references."""

@@ -1,0 +1,1 @@
+"""Rewards that are networks, and loading them."""

@@ -1,0 +1,101 @@
+"""How likely a causal language model finds a response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from textrl_env.episode import Episode
+
+from .pretrained import Checkpoint
+from .score_memo import TextCache
+
+_OUTPUTS = ("mean", "sum", "perplexity")
+
+
+class LikelihoodReward:
+    """Log-probability of the response after its prompt under a causal language model of transformers.
+
+    A token belongs to the response if it ends behind the prompt.  The end-of-text token counts where the text was ended
+    (`finish_reason` `"eos"`) and the tokenizer has one.  A response without any token is as likely as a token drawn at random.
+
+    Args:
+        path: Folder, or name on the hub.
+        output: `"mean"`, log-probability per token in nats; `"sum"`, of the whole response; or `"perplexity"`, -exp(-mean), so
+            that more is better here too.
+        device: Where the model lives.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+        batch_size: Texts read at once.
+        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
+
+    Raises:
+        OSError: There is no such model, or it has no safetensors weights.
+        ValueError: An argument is out of range.
+    """
+
+    __module__ = "rewards"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        output: Literal["mean", "sum", "perplexity"] = "mean",
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        max_tokens: int | None = None,
+    ) -> None:
+        if output not in _OUTPUTS:
+            raise ValueError(f"output={output!r} must be one of {', '.join(_OUTPUTS)}")
+        self.output = output
+        self.checkpoint = Checkpoint("AutoModelForCausalLM", path, device, dtype, batch_size, max_tokens)
+        self._cache = TextCache()
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return the log-probability of each response, in order."""
+        return self._cache.complete([(e.prompt, e.response, e.finish_reason == "eos") for e in episodes], self._score)
+
+    def _score(self, contents: list[tuple[str, str, bool]]) -> list[float]:
+        pairs = [self._ids(*content) for content in contents]
+
+        def head(ids: Tensor, mask: Tensor, places: list[int]) -> list[float]:
+            logits = self.checkpoint.model(input_ids=ids, attention_mask=mask.long()).logits  # (B, T, V)
+            return [self._value(scores, *pairs[i]) for scores, i in zip(logits, places, strict=True)]
+
+        return self.checkpoint.read([row for row, _ in pairs], head)
+
+    def _ids(self, prompt: str, response: str, ended: bool) -> tuple[list[int], int]:
+        """Return the ids that are read, with one in front to predict the first from, and how many of them are the response."""
+        tokenizer = self.checkpoint.tokenizer
+        encoding = tokenizer(prompt + response, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(encoding["input_ids"])
+        n = sum(end > len(prompt) for _, end in encoding["offset_mapping"])
+        eos = tokenizer.eos_token_id
+        if ended and eos is not None:
+            ids, n = [*ids, eos], n + 1
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
+        ids = ids if start is None else [start, *ids]
+        ids = ids[-self.checkpoint.max_tokens :] or [0]
+        return ids, min(n, len(ids) - 1)
+
+    def _value(self, logits: Tensor, row: list[int], n: int) -> float:
+        """Return the score of a row's last `n` tokens, from logits (T, V) of the padded row."""
+        if n:
+            tokens = torch.tensor(row[-n:], device=logits.device)[:, None]  # (n, 1)
+            log_probs = logits[len(row) - n - 1 : len(row) - 1].float().log_softmax(-1).gather(1, tokens)  # (n, 1)
+        else:
+            log_probs = torch.full((1,), -math.log(logits.shape[1]))
+        mean = float(log_probs.mean())
+        return {"mean": mean, "sum": float(log_probs.sum()), "perplexity": -math.exp(min(-mean, 700.0))}[self.output]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LikelihoodReward:
+        """Return itself: gymnasium deep-copies the arguments of every `make`."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"LikelihoodReward({self.checkpoint.path!r}, {self.output})"

@@ -1,0 +1,116 @@
+"""Files of preferences, in every form that `formats` knows, and what was found in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .preference import Preference, Ranking
+from .row_files import UnreadableRowError, read_rows
+from .row_formats import form_of, preferences_of, ranking_of
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class PreferenceFile:
+    """What a file held.
+
+    Attributes:
+        preferences: In the order of the file.
+        forms: How many rows had each form, see `formats.form_of`.
+        skipped: How many rows could not be read, by reason.
+        examples: The first few of those rows, with place and fault.
+    """
+
+    preferences: list[Preference] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows and pairs there are, and how many pairs are odd in some way."""
+        pairs = self.preferences
+        return {
+            "rows": self.forms.total() + self.skipped.total(),
+            "skipped": self.skipped.total(),
+            "pairs": len(pairs),
+            "ties": sum(p.is_tie and not p.is_identical for p in pairs),
+            "identical": sum(p.is_identical for p in pairs),
+            "one_empty": sum(bool(p.chosen.strip()) != bool(p.rejected.strip()) for p in pairs),
+            "no_prompt": sum(not p.prompt for p in pairs),
+        }
+
+
+def read_preferences(path: str | Path) -> list[Preference]:
+    r"""Read preferences from JSON Lines (plain or gzip) or from CSV with a header.
+
+    Each row has one of these forms, told by its columns:
+
+    - `prompt`, `chosen`, `rejected`: texts.
+    - `chosen`, `rejected` without `prompt`: two transcripts (`"\n\nHuman: ...\n\nAssistant: ..."`) of a conversation; the prompt
+      is what they share up to the last common turn, see `transcripts.split_transcripts`.
+    - The same as lists of messages (`{"role": ..., "content": ...}`), with or without `prompt`; `transcripts.render` says
+      which text they become.
+    - `prompt`, `responses`: a list of texts, best first, or with `ranks` (lower is better) or `ratings` (higher is better): a
+      pair for every two of them.
+
+    Further columns: `label` or `preference` (the probability that `chosen` is better, or "tie", "chosen", "rejected"),
+    `margin`, `annotator`, `group`; all others become metadata.  Pairs of identical responses are ties.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row cannot be read (the message names its line), or there is none.
+    """
+    return read_preference_file(path).preferences
+
+
+def read_preference_file(path: str | Path, *, skip_unreadable: bool = False) -> PreferenceFile:
+    """Read what `read_preferences` reads, and count what was found.
+
+    Args:
+        path: The file.
+        skip_unreadable: Whether rows that cannot be read are skipped and counted instead of being an error.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row cannot be read, or none can.
+    """
+    found = PreferenceFile()
+    for where, row in read_rows(path):
+        try:
+            if isinstance(row, UnreadableRowError):
+                raise row
+            found.preferences.extend(preferences_of(row))
+            found.forms[form_of(row)] += 1
+        except UnreadableRowError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{where}: {error}") from error
+            found.skipped[error.reason] += 1
+            if len(found.examples) < _EXAMPLES:
+                found.examples.append(f"{where}: {error}")
+    if not found.preferences:
+        problem = f"; first of {found.skipped.total()} unreadable rows: {found.examples[0]}" if found.examples else ""
+        raise ValueError(f"{path} holds no preferences: write one JSON object with prompt, chosen, rejected a line{problem}")
+    return found
+
+
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """Read rows with `responses`, see `read_preferences`, as rankings; pairs are rankings of two.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row cannot be read or holds ties (the message names its line), or there is none.
+    """
+    found = []
+    for where, row in read_rows(path):
+        try:
+            if isinstance(row, UnreadableRowError):
+                raise row
+            found.append(ranking_of(row))
+        except UnreadableRowError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not found:
+        raise ValueError(f"{path} holds no rankings: write one JSON object with prompt and responses, best first, a line")
+    return found

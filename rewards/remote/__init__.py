@@ -1,0 +1,1 @@
+"""Rewards behind HTTP, language models as judges, and the server."""

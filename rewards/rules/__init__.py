@@ -1,0 +1,1 @@
+"""Exact rewards of a text that need no torch."""

@@ -1,0 +1,203 @@
+r"""Reward models that check an answer: exact match, multiple choice, JSON, Python's syntax; numbers stand in `numeric`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import string
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from textrl_env.episode import Episode
+
+from ..utils.optional_imports import needed
+from .base import Rule
+from .numeric import last_boxed
+from .references import ReferenceRule
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LONGEST = 20_000  # characters: in more, Python 3.10 can be made to crash by nesting (python/cpython#95185)
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class ExactMatchReward(ReferenceRule):
+    """1.0 where the response is one of the references, else 0.0; white space around either does not count.
+
+    Args:
+        normalise: Compare as SQuAD does (Rajpurkar et al. 2016): in lower case, without ASCII punctuation, without the articles a, an
+            and the, and with single spaces.
+    """
+
+    __module__ = "rewards"
+
+    name = "exact_match"
+
+    def __init__(self, normalise: bool = False) -> None:
+        self.normalise = normalise
+
+    def _compare(self, response: str, references: tuple[str, ...]) -> float:
+        form = normalised if self.normalise else str.strip
+        return float(form(response) in {form(reference) for reference in references})
+
+    def __repr__(self) -> str:
+        return f"ExactMatchReward({'normalise=True' if self.normalise else ''})"
+
+
+def normalised(text: str) -> str:
+    """Return a text as SQuAD's evaluation compares it, see `ExactMatchReward`."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+class ChoiceReward(ReferenceRule):
+    r"""1.0 where the letter that the response chooses is that of a reference, else 0.0.
+
+    The chosen letter is, by the first of these rules that finds one: the one in the last `\boxed{...}`; the one after the last
+    "answer is", "answer:" or "answer =" ("option" and "choice" too); the whole response, or its beginning as in "(b)" or "B. Paris";
+    the last capital letter that stands alone, where "A dog" and "I think" are words.  References are read in the same way.
+
+    Args:
+        letters: The letters to choose from.
+
+    Raises:
+        ValueError: `letters` are fewer than two, not letters, or not all different.
+    """
+
+    __module__ = "rewards"
+
+    name = "choice"
+
+    def __init__(self, letters: str = "ABCD") -> None:
+        if not isinstance(letters, str) or len(letters) < 2 or len(set(letters.upper())) < len(letters) or not letters.isalpha():
+            raise ValueError(f"letters={letters!r}: give at least two different letters, such as 'ABCD'")
+        self.letters = letters.upper()
+        either, capital = f"[{self.letters}{self.letters.lower()}]", f"[{self.letters}]"
+        open_, close, word = r"[\s({\[*\"']*", r"(?![\w'])", r"(?!(?<=[AI])\s+[a-z])"  # word: not an article or pronoun
+        self._boxed = re.compile(rf"(?:\\text\w*)?{open_}({either}){close}")
+        said = r"(?i:\b(?:answer|option|choice)\b[*\"']*(?:\s+is\b|\s*[:=])*(?:\s+(?:option|choice)\b)?:?)"
+        self._said = re.compile(rf"{said}{open_}({capital}{close}{word}|{either}(?=[)\].]|\W*\Z))")
+        self._first = re.compile(rf"\W*({either})\W*\Z|{open_}({either})[\])}}*\"']*[.:)]|\W*[(\[]({either})[)\]]")
+        self._alone = re.compile(rf"(?<![\w'])({capital}){close}{word}")
+
+    def _compare(self, response: str, references: tuple[str, ...]) -> float:
+        wanted = {self._required(reference) for reference in references}
+        return float(self.find(response) in wanted)
+
+    def find(self, text: str) -> str | None:
+        """Return the letter that a text chooses, in upper case, or None."""
+        boxed = last_boxed(text)
+        if boxed is not None:
+            match = self._boxed.match(boxed)
+        else:
+            match = _last(self._said, text) or self._first.match(text) or _last(self._alone, text)
+        return None if match is None else next(group for group in match.groups() if group).upper()
+
+    def _required(self, reference: str) -> str:
+        letter = self.find(reference)
+        if letter is None:
+            raise ValueError(f"choice finds none of the letters {self.letters} in the reference {reference[:100]!r}: give the right letter")
+        return letter
+
+    def __repr__(self) -> str:
+        return f"ChoiceReward(letters={self.letters!r})"
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = None
+    for last in pattern.finditer(text):  # noqa: B007
+        pass
+    return last
+
+
+class JsonReward(Rule):
+    """1.0 where the whole response is valid JSON, and fits the schema if there is one, else 0.0.
+
+    White space around it is allowed; NaN and Infinity are not (RFC 8259).  JSON nested deeper than Python can read (about 1,000
+    levels) scores 0.
+
+    Args:
+        schema: A JSON schema as plain data, draft 2020-12 unless its `$schema` says another; needs jsonschema.  References to other
+            documents are not followed.
+
+    Raises:
+        TypeError: `schema` is not a dict.
+        ValueError: `schema` is no valid schema.
+        ImportError: jsonschema is not installed.
+    """
+
+    __module__ = "rewards"
+
+    def __init__(self, schema: Mapping[str, Any] | None = None) -> None:
+        self.schema = schema
+        self._validator = None if schema is None else _validator(schema)
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return 1.0 for each response that is valid, else 0.0."""
+        return [float(self._fits(e.response)) for e in episodes]
+
+    def _fits(self, text: str) -> bool:
+        try:
+            value = json.loads(text, parse_constant=_refuse)
+            return self._validator is None or self._validator.is_valid(value)
+        except (ValueError, RecursionError):
+            return False
+
+    def __reduce__(self) -> Any:
+        return JsonReward, (self.schema,)  # validators cannot be pickled
+
+    def __repr__(self) -> str:
+        return f"JsonReward({'' if self.schema is None else f'schema={dict(self.schema)}'})"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    if not isinstance(schema, Mapping):
+        raise TypeError(f"schema={schema!r} is a {type(schema).__name__}: give a JSON schema as a dict")
+    jsonschema, referencing = (needed(module, "json with a schema") for module in ("jsonschema", "referencing"))
+    schema = dict(schema)
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+        validator = kind(schema, registry=referencing.Registry())  # an empty registry: nothing is fetched
+        validator.is_valid(None)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"schema={schema!r} is not a JSON schema: {error.message}") from error
+    except referencing.exceptions.Unresolvable as error:
+        raise ValueError(f"schema={schema!r} refers to {error.ref!r}, which is not in it") from error
+    except RecursionError as error:
+        raise ValueError(f"schema={schema!r} refers to itself without end") from error
+    return validator
+
+
+class PythonSyntaxReward(Rule):
+    """1.0 where the whole response is Python that parses and holds at least one statement, else 0.0.  Nothing is run.
+
+    The grammar is that of the running interpreter.  White space before the first statement is allowed, since responses keep their
+    leading space; comments alone score 0, and so does code nested deeper than the parser goes, or longer than 20,000 characters.  A
+    single word is valid Python.
+    """
+
+    __module__ = "rewards"
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return 1.0 for each response that parses, else 0.0."""
+        return [float(_parses(e.response.lstrip())) for e in episodes]
+
+    def __repr__(self) -> str:
+        return "PythonSyntaxReward()"
+
+
+def _parses(code: str) -> bool:
+    if len(code) > _LONGEST:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on odd escapes and the like
+            return bool(ast.parse(code).body)
+    # ValueError: null bytes and lone surrogates; the last two: the parser's limits on nesting
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False

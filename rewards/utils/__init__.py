@@ -1,0 +1,1 @@
+"""Text lists, optional imports and intervals of proportions."""

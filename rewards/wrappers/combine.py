@@ -1,0 +1,236 @@
+"""Several reward models as one: sum, product, minimum, ensemble, and gold beside proxy.
+
+Each keeps what its terms said of the last batch in `last_terms`, which environments hand on as `info["reward_terms"]` and training
+logs as `reward/...`.  A term is anything that an environment takes as its reward.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from textrl_env.episode import Episode
+from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores, terms_of, valid_scores
+
+DENSE = ("score_steps", "score_turns")
+
+Weight = float | Sequence[Sequence[float]]
+
+
+class Combination:
+    """What all combinations share.
+
+    Args:
+        terms: Reward models by name.
+
+    Attributes:
+        last_terms: Each term's scores of the last batch, shape (n,), by name; those of a term's own terms as `name/term`.
+
+    Raises:
+        TypeError: `terms` is no mapping of names to rewards.
+        ValueError: It is empty, or a term scores steps or turns, which only sums pass on.
+    """
+
+    name = "combination"
+    dense = False  # whether terms may score unfinished texts
+
+    def __init__(self, terms: Mapping[str, Any]) -> None:
+        if not isinstance(terms, Mapping) or not all(isinstance(name, str) for name in terms):
+            raise TypeError(f"{self.name}: terms={terms!r} must map names to rewards, as in {{'sentiment': 'vader'}}")
+        if not terms:
+            raise ValueError(f"{self.name} needs at least one term")
+        self.terms: dict[str, RewardModel] = {name: as_reward_model(reward) for name, reward in terms.items()}
+        self.last_terms: dict[str, np.ndarray] = {}
+        if not self.dense:
+            for model in self.terms.values():
+                refuse_dense(model, self.name)
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return one score per episode, in order."""
+        scores = {name: valid_scores(model, episodes) for name, model in self.terms.items()}
+        self.last_terms = dict(scores)
+        for name, model in self.terms.items():
+            self.last_terms |= {f"{name}/{inner}": values for inner, values in terms_of(model, len(episodes)).items()}
+        return self._combined(scores).tolist()
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the states of the terms that have one, as plain data."""
+        return {name: state for name, model in self.terms.items() if (state := state_of(model)) is not None}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Undo `get_state`."""
+        for name, model in self.terms.items():
+            if name in state:
+                model.set_state(state[name])  # type: ignore[attr-defined]  # it had one
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Combination:
+        """Return itself: gymnasium deep-copies the arguments of every `make`."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={model!r}' for name, model in self.terms.items())})"
+
+
+class SumReward(Combination):
+    """A weighted sum.  Terms that score steps or turns do so here too, with the same weight.
+
+    Args:
+        terms: Reward models by name.
+        weights: Their weights by name, 1 where none is given.  A weight may change while texts are scored, for a curriculum: a list
+            of `[texts, weight]` means that weight once so many texts were scored, a straight line between, and the first and last
+            weight before and after.
+
+    Raises:
+        TypeError: `terms` is no mapping.
+        ValueError: A weight belongs to no term, is no finite number, or its texts do not rise.
+    """
+
+    __module__ = "rewards"
+
+    name = "sum"
+    dense = True
+
+    def __init__(self, terms: Mapping[str, Any], weights: Mapping[str, Weight] | None = None) -> None:
+        super().__init__(terms)
+        weights = weights or {}
+        unknown = sorted(set(weights) - set(self.terms))
+        if unknown:
+            raise ValueError(f"sum: weights for {', '.join(unknown)}, but the terms are {', '.join(self.terms)}")
+        self._lines = {name: _line(name, weights.get(name, 1.0)) for name in self.terms}
+        self.num_texts = 0
+        for method in DENSE:
+            if any(hasattr(model, method) for model in self.terms.values()):
+                setattr(self, method, partial(self._dense, method))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights now."""
+        return {name: float(np.interp(self.num_texts, *line)) for name, line in self._lines.items()}
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        weights = self.weights
+        total = np.sum([weights[name] * values for name, values in scores.items()], axis=0)
+        self.num_texts += len(total)
+        return total
+
+    def _dense(self, method: str, episodes: Sequence[Episode]) -> list[float]:
+        weights, total = self.weights, np.zeros(len(episodes))
+        for name, model in self.terms.items():
+            if hasattr(model, method):
+                total += weights[name] * checked_scores(model, episodes, method)
+        return total.tolist()
+
+    def get_state(self) -> dict[str, Any]:
+        """Return how many texts were scored, if a weight depends on it, and the states of the terms."""
+        counted = {"num_texts": self.num_texts} if any(len(texts) > 1 for texts, _ in self._lines.values()) else {}
+        return {**counted, "terms": super().get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Undo `get_state`."""
+        self.num_texts = int(state.get("num_texts", 0))
+        super().set_state(state["terms"])
+
+
+class ProductReward(Combination):
+    """The product of the terms; with terms in [0, 1], a soft "and"."""
+
+    __module__ = "rewards"
+
+    name = "product"
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.prod([*scores.values()], axis=0)
+
+
+class MinimumReward(Combination):
+    """The smallest term: what the weakest side is worth, or an ensemble's worst case (Coste et al. 2024)."""
+
+    __module__ = "rewards"
+
+    name = "minimum"
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.min([*scores.values()], axis=0)
+
+
+class EnsembleReward(Combination):
+    """The mean of several models less a penalty for their disagreement: mean - penalty * standard deviation.
+
+    Uncertainty-weighted optimisation (Coste et al. 2024, "Reward Model Ensembles Help Mitigate Overoptimization") takes the variance;
+    the deviation keeps the penalty in the reward's own unit.  The models should be on one scale (`normalize`).
+
+    Args:
+        members: At least two reward models.
+        penalty: In standard deviations (of the population), at least 0.
+
+    Raises:
+        ValueError: There are fewer than two members, or the penalty is negative.
+    """
+
+    __module__ = "rewards"
+
+    name = "ensemble"
+
+    def __init__(self, members: Sequence[Any], penalty: float = 1.0) -> None:
+        if isinstance(members, (str, Mapping)) or len(members) < 2:
+            raise ValueError(f"ensemble: members={members!r} must be a list of at least two rewards")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"ensemble: penalty={penalty} must be at least 0 and finite")
+        super().__init__({str(i): member for i, member in enumerate(members)})
+        self.penalty = penalty
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        values = np.array([*scores.values()])  # (members, n)
+        self.last_terms["deviation"] = values.std(0)
+        return values.mean(0) - self.penalty * values.std(0)
+
+
+class GoldAndProxyReward(Combination):
+    """Scores with both and trains on the proxy: the gold score is logged beside it, where over-optimisation shows (Gao et al. 2023).
+
+    Args:
+        proxy: What the agent is paid.
+        gold: What is only watched.
+    """
+
+    __module__ = "rewards"
+
+    name = "gold_and_proxy"
+
+    def __init__(self, proxy: Any, gold: Any) -> None:
+        super().__init__({"proxy": proxy, "gold": gold})
+
+    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        return scores["proxy"]
+
+
+def refuse_dense(model: RewardModel, name: str) -> None:
+    """Raise ValueError for a model whose scores of unfinished texts would be dropped in silence."""
+    for method in DENSE:
+        if hasattr(model, method):
+            raise ValueError(f"{name} judges finished texts only, and {model!r} has {method}: only 'sum' passes that on")
+
+
+def state_of(model: Any) -> Any:
+    """Return the state of a reward model that has one, as plain data, or None."""
+    return model.get_state() if hasattr(model, "get_state") else None
+
+
+def _line(name: str, weight: Weight) -> tuple[list[float], list[float]]:
+    """Return texts and weights of a weight that may change."""
+    points = [(0.0, weight)] if isinstance(weight, numbers.Real) else weight
+    if not isinstance(points, Sequence) or isinstance(points, str) or not points or any(len(p) != 2 for p in points):
+        raise ValueError(f"sum: the weight of {name} is {weight!r}: give a number, or a list of [texts, weight]")
+    texts, values = [float(p[0]) for p in points], [float(p[1]) for p in points]
+    if not all(map(math.isfinite, [*texts, *values])) or any(b <= a for a, b in itertools.pairwise(texts)):
+        raise ValueError(f"sum: the weight of {name} is {weight!r}: texts must rise, and all must be finite")
+    return texts, values

@@ -1,0 +1,82 @@
+"""NLPO's mask: the top-p tokens of the copy, in acting, update and reference, and refreshed when it is time."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents import NLPO
+from agents.models.kept_tokens import unpack_kept
+from agents.models.sampler import Sampler
+
+from ..conftest import LLAMA, VOCAB
+
+
+def make(env, **settings):
+    arguments = {"n_episodes": 12, "batch_size": 6, "n_epochs": 2, "learning_rate": 3e-2, "seed": 0, "mask_refresh": 2, "mask_top_p": 0.7}
+    return NLPO("TransformerPolicy", env, policy_kwargs={"model": LLAMA}, **{**arguments, **settings})
+
+
+def top_p_of(lm, context):
+    with torch.no_grad():
+        logits = lm(torch.as_tensor(context)[None]).logits[0, -1]
+    return Sampler(top_p=0.7).cut(logits[None])[0]
+
+
+def masks_of(agent):
+    """Every text's context before each action, and the kept set that was stored with it."""
+    buffer = agent.rollout_buffer
+    for index, segment in enumerate(buffer.segments):
+        span = range(buffer._offsets[index], buffer._offsets[index + 1])
+        for n, at in enumerate(span):
+            context = np.concatenate([segment.context, buffer.actions[span.start : span.start + n]])
+            yield context, unpack_kept(torch.from_numpy(buffer.kept[at : at + 1]), VOCAB)[0], int(buffer.actions[at])
+
+
+def test_the_mask_is_the_copys_and_follows_the_policy_after_each_refresh(make_env):
+    agent = make(make_env())
+    seen, original = [], agent.train
+
+    def train():
+        copy = {name: value.clone() for name, value in agent.mask_lm.state_dict().items()}
+        policy = {name: value.clone() for name, value in agent.policy.lm.state_dict().items()}
+        followed = all(torch.equal(value, policy[name]) for name, value in copy.items())
+        own = sum(torch.equal(kept, top_p_of(agent.mask_lm, context)) for context, kept, _ in masks_of(agent))
+        theirs = sum(torch.equal(kept, top_p_of(agent.policy.lm, context)) for context, kept, _ in masks_of(agent))
+        assert all(kept[action] for _, kept, action in masks_of(agent))
+        seen.append((followed, own / len(agent.rollout_buffer.actions), theirs / len(agent.rollout_buffer.actions)))
+        original()
+
+    agent.train = train
+    agent.learn(400)
+    assert len(seen) >= 4
+    for number, (followed, own, theirs) in enumerate(seen):
+        assert followed == (number % 2 == 0)  # rollouts 0, 2, 4, ... begin with a fresh copy
+        assert own > 0.99  # ties at the border of the mass may fall either way
+        assert (theirs > 0.99) == followed
+
+
+def test_updates_see_the_same_distribution(make_env):
+    agent = make(make_env(), n_epochs=1, batch_size=12)
+    agent.learn(40)
+    agent.learn(1, reset_num_timesteps=False)
+    assert np.isfinite(agent.rollout_buffer.kl).all()
+    assert agent.logger.name_to_value["policy/clip_fraction"] == 0  # one minibatch: the first ratios
+    assert abs(agent.logger.name_to_value["policy/approx_kl"]) < 1e-6
+
+
+def test_save_load_and_go_on_as_if_nothing_had_happened(make_env, tmp_path):
+    agent = make(make_env(), mask_refresh=3)
+    agent.learn(70)
+    assert agent.num_rollouts % 3
+    agent.save(tmp_path / "agent")
+    agent.learn(100, reset_num_timesteps=False)
+    again = NLPO.load(tmp_path / "agent", env=make_env())
+    again.learn(100, reset_num_timesteps=False)
+    for one, two in zip(agent.policy.state_dict().values(), again.policy.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_settings_out_of_range(make_env):
+    for settings in ({"mask_top_p": 0}, {"mask_refresh": 0}):
+        with pytest.raises(ValueError, match="a mass in"):
+            make(make_env(), **settings)

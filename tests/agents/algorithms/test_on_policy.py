@@ -1,0 +1,120 @@
+"""A2C, TRPO and MaskablePPO on texts: right on tasks with a known optimum, and unmodified with our policy and buffer."""
+
+import numpy as np
+import pytest
+import torch
+from sb3_contrib import TRPO, MaskablePPO
+from stable_baselines3 import A2C
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from agents import SequenceRolloutBuffer, TextA2C, TextMaskablePPO, TextPPO, TextTRPO, TransformerPolicy
+from agents.benchmark.performance.architectures import architectures
+from agents.evaluation.exact_optimum import optimality_gap
+from agents.policies.maskable_policy import MaskableTransformerPolicy
+from agents.rollouts.maskable_rollout_buffer import MaskableSequenceRolloutBuffer
+from textrl_env import IntegerTokenizer, Prompt, TextTask
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.tasks.exact import TASKS
+
+from ..conftest import LLAMA, VOCAB
+
+SETTINGS = {
+    TextPPO: dict(n_episodes=256, batch_size=64),
+    TextMaskablePPO: dict(n_episodes=256, batch_size=64),
+    TextA2C: dict(n_episodes=64, rate=0.1),
+    TextTRPO: dict(n_episodes=128, batch_size=64, target_kl=0.1),
+}
+
+
+def make(algorithm, task="Long", tokens=1, **settings):
+    table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": TASKS[task].vocab_size, "length": TASKS[task].length + 1}
+    name = "MaskableTransformerPolicy" if algorithm is TextMaskablePPO else "TransformerPolicy"
+    settings = {**SETTINGS[algorithm], **settings}
+    rate = settings.pop("rate", 5e-2)
+    return algorithm(
+        name, TASKS[task].id, learning_rate=lambda left: rate * left, beta=0.3, seed=0,
+        policy_kwargs={"model": table, "critic": "separate"}, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_the_optimum_is_reached(algorithm):
+    agent = make(algorithm)
+    start = optimality_gap(agent.policy.backbone, agent.rollout_buffer.reference, "Long", 0.3)
+    assert start.closed == pytest.approx(0, abs=1e-9)
+    agent.learn(40_000)
+    assert optimality_gap(agent.policy.backbone, agent.rollout_buffer.reference, "Long", 0.3).closed > 0.9
+
+
+def test_maskable_ppo_is_ppo_where_nothing_is_masked():
+    weights = []
+    for algorithm in (TextPPO, TextMaskablePPO):
+        agent = make(algorithm, n_episodes=64)
+        agent.learn(600)
+        weights.append(agent.policy.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.parametrize("algorithm", [TextA2C, TextTRPO, TextMaskablePPO])
+def test_save_load_and_go_on_as_if_nothing_had_happened(algorithm, tmp_path):
+    agent = make(algorithm, n_episodes=64)
+    agent.learn(400)
+    agent.save(tmp_path / "agent")
+    agent.learn(800, reset_num_timesteps=False)
+    again = algorithm.load(tmp_path / "agent", env=agent.env.unwrapped)
+    again.learn(800, reset_num_timesteps=False)
+    for (name, one), two in zip(agent.policy.state_dict().items(), again.policy.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_trpo_s_gradients_are_the_library_s(make_env, monkeypatch):
+    weights = []
+    for method in (TextTRPO._compute_actor_grad, TRPO._compute_actor_grad):
+        monkeypatch.setattr(TextTRPO, "_compute_actor_grad", method)
+        settings = dict(n_episodes=16, batch_size=8, cg_max_steps=3, policy_kwargs={"model": LLAMA}, seed=0)
+        agent = TextTRPO("TransformerPolicy", make_env(), **settings)
+        agent.learn(1)  # more steps of the conjugate gradient, and rounding grows
+        weights.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters()]))
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("model", [LLAMA, architectures(VOCAB)["gpt_neox"], architectures(VOCAB)["t5"]], ids=["llama", "gpt_neox", "t5"])
+def test_trpo_moves_every_weight_of_the_trunk_and_keeps_its_bound(make_env, model):
+    """GPT-NeoX's attention has "value" in its names, which the library takes for the critic's."""
+    agent = TextTRPO("TransformerPolicy", make_env(), n_episodes=16, batch_size=8, target_kl=0.01, policy_kwargs={"model": model})
+    before = {name: p.detach().clone() for name, p in agent.policy.lm.named_parameters()}
+    agent.learn(60)
+    still = [name for name, p in agent.policy.lm.named_parameters() if torch.equal(p, before[name])]
+    assert not [name for name in still if "bias" not in name]  # softmax ignores the keys' biases
+    assert 0 < agent.logger.name_to_value["policy/approx_kl"] <= 0.0101
+    assert agent.logger.name_to_value["policy/line_search_success"] == 1
+
+
+@pytest.mark.parametrize("name", ["a2c", "trpo", "maskable"])
+def test_the_unmodified_libraries_run_with_policy_and_buffer(make_env, name):
+    env = make_env(num_envs=4)
+    kwargs = {"policy_kwargs": {"model": LLAMA}, "rollout_buffer_class": SequenceRolloutBuffer, "n_steps": 12, "gamma": 1.0}
+    if name == "a2c":
+        agent = A2C(TransformerPolicy, env, use_rms_prop=False, **kwargs)
+    elif name == "trpo":
+        agent = TRPO(TransformerPolicy, env, batch_size=8, **kwargs)
+    else:
+        agent = MaskablePPO(
+            MaskableTransformerPolicy, env, batch_size=8, n_epochs=1, **{**kwargs, "rollout_buffer_class": MaskableSequenceRolloutBuffer}
+        )
+    before = {name: p.detach().clone() for name, p in agent.policy.lm.named_parameters()}
+    with sdpa_kernel(SDPBackend.MATH):
+        agent.learn(96)
+    assert any(not torch.equal(p, before[name]) for name, p in agent.policy.lm.named_parameters())
+
+
+def test_unmodified_maskable_ppo_obeys_the_masks():
+    task = TextTask(IntegerTokenizer(8, 0), [Prompt("1 2")], max_new_tokens=6, constraint={"allowed_tokens": [0, 3, 4]})
+    env = TextGenerationVecEnv(8, task=task, reward=lambda completions: [float(c.count("3")) for c in completions])
+    agent = MaskablePPO(
+        MaskableTransformerPolicy, env, n_steps=16, batch_size=8, n_epochs=2, gamma=1.0, learning_rate=1e-2,
+        rollout_buffer_class=MaskableSequenceRolloutBuffer, policy_kwargs={"model": {**LLAMA, "vocab_size": 8}},
+    )  # fmt: skip
+    agent.learn(256)
+    assert set(np.unique(agent.rollout_buffer.actions)) <= {0, 3, 4}
+    assert agent.rollout_buffer.kept.shape[1] == 1  # a bit for each of eight tokens

@@ -1,0 +1,51 @@
+"""Each way to go wrong is named, once, and a sound training is left in peace."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from agents import TextPPO
+from agents.algorithms.common.training_warnings import RolloutSymptoms, TrainingChecks, TrainingWarning
+
+from ..conftest import LLAMA, sevens
+
+RNG = np.random.default_rng(0)
+SOUND = RolloutSymptoms(RNG.normal(0.3, 1, 64), RNG.normal(size=64), 2.0, 0.9, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("symptom", "message"),
+    [
+        ({"kl": RNG.normal(-2, 1, 64)}, "KL to the reference is -"),
+        ({"entropy": 0.1}, "from 2.00 to 0.10 nats"),
+        ({"approx_kl": 0.9}, "moved the policy by 0.9"),
+        ({"scores": np.ones(64)}, "all 64 texts of a rollout scored 1"),
+        ({"finished": 0.2}, "from 90% to 20%"),
+    ],
+)
+def test_each_cause_is_named_once(symptom, message):
+    health = TrainingChecks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        health.check(SOUND)
+        health.check(SOUND._replace(kl=RNG.normal(0, 1, 64)))  # noise around 0 is no negative KL
+    with pytest.warns(TrainingWarning, match=message):
+        health.check(SOUND._replace(**symptom))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        health.check(SOUND._replace(**symptom))
+
+
+def test_in_training(make_env, tmp_path):
+    def make(reward):
+        return TextPPO("TransformerPolicy", make_env(reward=reward), n_episodes=16, batch_size=8, seed=0, policy_kwargs={"model": LLAMA})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingWarning)
+        agent = make(sevens)
+        agent.learn(100)
+        agent.save(tmp_path / "agent")
+        TextPPO.load(tmp_path / "agent", env=make_env()).learn(30)
+    with pytest.warns(TrainingWarning, match="scored 0.5"):
+        make(lambda completions: [0.5] * len(completions)).learn(30)

@@ -1,0 +1,38 @@
+"""The table of exact tasks: every algorithm runs, finished runs are kept, and the statistics are right."""
+
+import json
+
+import pytest
+
+from agents.benchmark.studies import exact_tasks as exact
+from agents.benchmark.studies.exact_tasks import ALGORITHMS, Exact, main, train
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("policy", ["table", "transformer"])
+def test_every_algorithm_runs(algorithm, policy):
+    result = train(algorithm, "Smooth", seed=0, tokens=300, beta=0.2, policy=policy)
+    assert result["optimum"] - result["objective"] == pytest.approx(0.2 * result["kl_to_optimum"], abs=1e-6)
+    assert -2 < result["closed"] < 1 and json.dumps(result)
+
+
+def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    config = Exact(tasks=("Prefix",), algorithms=("RLOO",), seeds=2, tokens=200, processes=1, out=tmp_path, markdown=tmp_path / "t.md")
+    first = main(config)
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    monkeypatch.setattr(exact, "ProcessPoolExecutor", _NoPool)
+    assert main(config) == first
+    assert (tmp_path / "runs.jsonl").read_text().splitlines() == lines
+    assert "RLOO" in (tmp_path / "t.md").read_text() and "RLOO" in capsys.readouterr().out
+
+
+class _NoPool:
+    def __init__(self, *arguments):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *arguments):
+        pass

@@ -1,0 +1,122 @@
+"""Report, comparison and leaderboard of results whose numbers are known."""
+
+import csv
+import html
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from agents.benchmark import compare, leaderboard
+from agents.benchmark.report import summarise, write_bench_report
+from agents.benchmark.results import missing, read_results
+from agents.cli.main import main
+
+from . import cells
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    rows = cells.grid()
+    rows[0] |= {"status": "crashed", "error": "ValueError: <boom>", "score": 0.0, "measures": {"seconds": 1.0}, "curve": [], "samples": []}
+    del rows[4]
+    return cells.write(tmp_path_factory.mktemp("bench"), rows)
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return write_bench_report(folder).read_text(encoding="utf-8")
+
+
+def test_page_shows_everything_and_runs_nothing(page):
+    assert page.count("data:image/png;base64,") == 5
+    assert "<script>" not in page and html.escape("<script>alert(1)</script>") in page
+    assert html.escape("ValueError: <boom>") in page and "1 runs are missing" in page
+    assert "://" not in page
+    for agent in cells.AGENTS:
+        assert agent in page
+
+
+def test_summary_is_what_the_cells_say(folder, page):
+    found = json.loads((folder / "summary.json").read_text())
+    own = [c.score for c in read_results(folder) if c.agent == "rloo"]
+    assert found["total"]["rloo"]["iqm"][0] == pytest.approx(stats.trim_mean(own, 0.25))
+    assert found["total"]["rloo"]["gap"][0] == pytest.approx(np.maximum(1 - np.array(own), 0).mean())
+    assert found["agents"] == list(cells.AGENTS)  # 0.12 apart, with noise of 0.03
+    assert found["better"]["ppo"]["random"] == pytest.approx([59 / 60, 0.95, 1], abs=0.01)
+    assert "ppo does better than rloo" in found["verdicts"][0]
+    assert found["failures"][0]["error"] == "ValueError: <boom>" and len(found["missing"]) == 1
+
+
+def test_csv_has_a_row_for_each_cell(folder, page):
+    rows = list(csv.DictReader((folder / "scores.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 20 * 7 * 3 - 1
+    row = next(r for r in rows if (r["task"], r["agent"], r["seed"]) == ("task03", "grpo", "1"))
+    (own,) = (c for c in read_results(folder) if (c.task, c.agent, c.seed) == ("task03", "grpo", 1))
+    assert float(row["score"]) == own.score and row["kl_per_sequence"] == "1.5"
+
+
+def test_equal_agents_are_not_ranked(tmp_path):
+    rows = cells.grid(agents=("one",)) + [{**row, "agent": "two"} for row in cells.grid(agents=("one",))]
+    found = summarise(read_results(cells.write(tmp_path, rows)))
+    assert found["better"]["one"]["two"][0] == 0.5
+    assert "cannot be told apart" in found["verdicts"][0]
+
+
+def test_one_seed_says_nothing_of_who_is_ahead(tmp_path):
+    found = summarise(read_results(cells.write(tmp_path, cells.grid(seeds=1))))
+    assert found["verdicts"] == ["With 1 of at least 3 seeds, intervals mean little: nothing is said of who is ahead."]
+
+
+def test_missing_cells_are_found(folder):
+    assert missing(read_results(folder)) == [("task00", "rloo", 1)]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    cells.write(tmp_path, cells.grid(tasks=1))
+    (tmp_path / "cells" / "broken.json").write_text('{"task": ')
+    with pytest.raises(ValueError, match=r"broken\.json"):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        read_results(tmp_path / "nothing")
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04: times 4, 3, 2, 1, made monotone
+    assert compare.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert np.isnan(compare.holm([0.5, float("nan")])[1])
+
+
+def test_compare_finds_what_changed_and_only_that(tmp_path, capsys):
+    before = cells.grid(tasks=6, seeds=5)
+    after = [row | {"score": row["score"] + (0.3 if (row["task"], row["agent"]) == ("task02", "dpo") else 0.0)} for row in before]
+    a, b = (cells.write(tmp_path / name, rows) for name, rows in (("a", before), ("b", after)))
+    (changed,) = (c for c in compare.changes(read_results(a), read_results(b)) if c.is_change)
+    assert (changed.task, changed.agent) == ("task02", "dpo")
+    x, y = ([r["score"] for r in rows if (r["task"], r["agent"]) == ("task02", "dpo")] for rows in (before, after))
+    assert changed.p == pytest.approx(42 * stats.ttest_ind(x, y, equal_var=False).pvalue)
+    assert changed.low < 0.3 < changed.high
+    assert main(["bench", "compare", str(a), str(b)]) == 0
+    assert "1 of 42 comparisons changed" in capsys.readouterr().out
+    assert main(["bench", "compare", str(a), str(a)]) == 0
+    assert "No change beyond noise" in capsys.readouterr().out
+
+
+def test_compare_names_what_differs_besides(tmp_path, capsys):
+    a = cells.write(tmp_path / "a", cells.grid(tasks=2))
+    b = cells.write(tmp_path / "b", [row | {"fingerprint": "1" * 16} for row in cells.grid(tasks=1)])
+    assert main(["bench", "compare", str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert "Only the first has 7 pairs" in out and "21 runs have other inputs" in out
+
+
+def test_leaderboard_repeats_each_row(tmp_path, capsys):
+    folder = cells.write(tmp_path / "r", cells.grid(), tokens=500)
+    assert main(["bench", "leaderboard", str(folder), "--out", str(tmp_path / "board.html")]) == 0
+    page, text = ((tmp_path / f"board.{kind}").read_text() for kind in ("html", "md"))
+    assert "textrl bench --preset quick --agents ppo --seeds 3 --suite diagnostic --tokens 500 --texts 256" in page
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "textrl bench" in line]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cells.AGENTS)
+    with pytest.raises(ValueError, match="lacks 1 runs"):
+        leaderboard.rows_of(cells.write(tmp_path / "hole", cells.grid()[1:]))

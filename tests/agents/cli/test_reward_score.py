@@ -1,0 +1,47 @@
+"""`textrl reward score`."""
+
+import json
+
+import matplotlib.image
+import pytest
+
+from agents.cli.main import main
+from agents.cli.reward_score import Score, run_score
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rows = [{"prompt": f"number {i}", "response": " yes" * (i % 5), "answer": "yes yes", "topic": i} for i in range(600)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_scores_and_histogram(texts, capsys):
+    assert main(["reward", "score", '{"name": "length", "target": 4}', str(texts)]) == 0
+    rows = [json.loads(line) for line in texts.with_suffix(".scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["score"] for row in rows] == [(i % 5) / 4 for i in range(600)]
+    assert rows[7]["prompt"] == "number 7" and rows[7]["response"] == " yes yes" and rows[7]["topic"] == 7
+    assert matplotlib.image.imread(texts.with_suffix(".scores.png")).shape[1] > 500
+    assert "0.5000" in capsys.readouterr().out  # mean and median of 0, 1/4, ..., 1
+
+
+def test_references(texts, tmp_path):
+    run_score(Score("exact_match", texts, ("answer",), tmp_path / "out.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["score"] for row in rows] == [float(i % 5 == 2) for i in range(600)]
+
+
+def test_a_row_without_a_response_is_named(texts, capsys):
+    with texts.open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "number 600", "response": null, "answer": "", "topic": 0}\n')
+    assert main(["reward", "score", "length", str(texts)]) == 2
+    assert "row 601" in " ".join(capsys.readouterr().err.split())
+    assert not texts.with_suffix(".scores.jsonl").exists()
+
+
+def test_settings_from_a_file(texts, tmp_path):
+    config = tmp_path / "score.yaml"
+    config.write_text(f"reward: exact_match\nfile: {texts}\nreferences: [answer]\nout: {tmp_path / 'o.jsonl'}\n", encoding="utf-8")
+    assert main(["reward", "score", "--config", str(config)]) == 0
+    assert (tmp_path / "o.jsonl").is_file()

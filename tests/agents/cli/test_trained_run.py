@@ -1,0 +1,125 @@
+"""`textrl train`, then `evaluate` and `generate` on the run it left."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from agents.algorithms.registry import ALGORITHMS
+from agents.algorithms.sft import SFT
+from agents.cli.main import main
+from agents.training.offline_training import OFFLINE
+from textrl_env import make_task
+
+SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    learn = SFT.learn
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 15, *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    reward = '{"name": "keyword", "keywords": ["good"]}'
+    sizes = ["--total-tokens", "900", "--n-episodes", "16", "--batch-size", "8"]
+    assert main(["train", "--corpus", str(tmp_path / "corpus.txt"), "--reward", reward, "--out", str(tmp_path / "run"), *sizes]) == 0
+    assert "policy.zip" in capsys.readouterr().out.replace("\n", "")
+    return tmp_path / "run"
+
+
+def test_evaluate_and_generate(run, capsys, tmp_path):
+    assert main(["evaluate", str(run), "--texts", "20"]) == 0
+    figures = json.loads((run / "evaluation-ppo.json").read_text())
+    rows = [json.loads(line) for line in (run / "evaluation-ppo.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    assert figures["score"] == pytest.approx(sum(row["score"] for row in rows) / 20)
+    assert figures["kl_per_sequence"] > 0 and figures["length"] >= 1
+    assert sum(value for key, value in figures.items() if key.startswith("finished_by")) == pytest.approx(1)
+
+    capsys.readouterr()
+    assert main(["generate", str(run), "the plot", "--seed", "3"]) == 0
+    streamed = capsys.readouterr().out
+    (tmp_path / "prompts.txt").write_text("the plot\nthe cast\n")
+    assert (
+        main(["generate", str(run), "--file", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out.jsonl"), "--deterministic"]) == 0
+    )
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in written] == ["the plot", "the cast"]
+    assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
+
+
+@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
+def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
+    learn = SFT.learn
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 5, *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--batch-size", "8", "--algo", algo, "--reward", "length"]
+    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), *sizes]
+    assert main(arguments) == 0
+    curve = (tmp_path / "run" / algo / "curve.csv").read_text()
+    assert len(curve.splitlines()) >= 2
+    samples = [json.loads(line) for line in (tmp_path / "run" / algo / "samples.jsonl").read_text().splitlines()]
+    assert samples and set(samples[0]) == {"tokens", "prompt", "response", "score"}
+    (log,) = (tmp_path / "run" / algo / "log-0").glob("progress.json")
+    names = {name.split("/")[0] for line in log.read_text().splitlines() for name in json.loads(line)}
+    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout"}
+    assert main(arguments) == 0  # done already: nothing is trained again
+    assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
+    assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
+    assert (tmp_path / "run" / f"evaluation-{algo}.json").is_file()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("algo", OFFLINE)
+def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 5), *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
+    if algo in ("dpo", "ipo"):
+        assert main(arguments) == 2
+        assert "pass --preferences FILE" in capsys.readouterr().err
+        arguments += ["--preferences", str(tmp_path / "pairs.jsonl")]
+    arguments += ["--steps", "2"]
+    assert main(arguments) == 0
+    weights = tmp_path / "run" / algo / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert main(arguments) == 0 and weights.stat().st_mtime_ns == written  # done already
+    assert not (tmp_path / "run" / algo / "checkpoint").exists()
+    assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
+    assert json.loads((tmp_path / "run" / f"evaluation-{algo}.json").read_text())["length"] >= 1
+    capsys.readouterr()
+
+
+def test_wrong_folders_and_policies(run, tmp_path, capsys):
+    for arguments, message in (
+        (["evaluate", str(tmp_path)], "holds no config.yaml"),
+        (["evaluate", str(run), "--policy", "kl"], "choose one of ppo"),
+        (["generate", str(run)], "nothing to go on with"),
+    ):
+        assert main(arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_rewards_by_group_before_and_after(tmp_path, capsys):
+    sizes = ["--total-tokens", "4000", "--n-episodes", "64", "--batch-size", "32", "--learning-rate", "2e-3", "--beta", "0"]
+    reward = '{"name": "keyword", "keywords": ["w1"]}'
+    assert main(["train", "--task", "persona", "--reward", reward, "--out", str(tmp_path), *sizes]) == 0
+    assert main(["evaluate", str(tmp_path), "--by", "group", "--texts", "60"]) == 0
+    found = json.loads((tmp_path / "groups-ppo.json").read_text())
+    task = make_task("persona", split="test")
+    shares = Counter(task.prompts[i].metadata["group"] for i in range(60))
+    for when in ("before", "after"):
+        means = {m["group"]: m for m in found[when]["means"]}
+        assert {g: m["num"] for g, m in means.items()} == shares and len(shares) > 1
+        assert found[when]["gap"] == pytest.approx(max(m["mean"] for m in means.values()) - min(m["mean"] for m in means.values()))
+    rows = [json.loads(line) for line in (tmp_path / "evaluation-ppo.jsonl").read_text().splitlines()]
+    kids = [row["score"] for row in rows if row["prompt"].split()[1] == "kids"]
+    assert {m["group"]: m["mean"] for m in found["after"]["means"]}["kids"] == pytest.approx(sum(kids) / len(kids))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path), "--by", "colour", "--texts", "10"]) == 2
+    assert "known: group" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,264 @@
+"""What test_ranks.py has several processes do: `torchrun --nproc-per-node 2 -m tests.agents.distributed.ranked WHAT FOLDER`."""
+
+import copy
+import pickle
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+import agents.training.reward_hacking_callback
+from agents import TextPolicyGradient, TextPPO, TransformerPolicy
+from agents.cli.main import main
+from agents.distributed import shared_memory_optimizer as shared_step
+from agents.distributed.process_group import ranks
+from agents.distributed.ranks import digest
+from agents.training.reward_hacking_callback import RewardHackingCallback
+from textrl_env import IntegerTokenizer, Prompt, TextTask
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+from ..conftest import EOS, LLAMA, VOCAB, sevens
+
+# Minibatches of 5 of 16 texts: the last has one text, and one of two ranks none.  Every norm is clipped.
+COMMON = {"n_episodes": 16, "batch_size": 5, "learning_rate": 1e-2, "max_grad_norm": 0.05, "beta": 0.2, "seed": 0}
+PTX = {"ptx_coef": 0.1, "ptx_texts": [("1", "2 3"), ("2", "4 5 6 7"), ("5 6", "7 8 9")]}
+CASES = {
+    "gae": {"estimator": "gae", "whiten_advantages": True, "clip_range_vf": 0.3, "ent_coef": 0.01},
+    "rloo": {"estimator": "rloo"},
+    "grpo": {"estimator": "grpo", "kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", **PTX},
+    "full": {"estimator": "rloo", "kl_estimator": "full", "loss_aggregation": "budget", "policy_kwargs": {"top_p": 0.9}},
+    "warm": {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}},
+    "stop": {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5},
+    "again": {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3},
+}
+ROLLOUTS = 5
+_RECORDED = (
+    "segments", "trained", "_offsets", "actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs",
+    "kl", "scores", "sampler", "autocast", "beta", "stats", "full",
+)  # fmt: skip
+
+
+def make_env(group_size, rows=16, order="random"):
+    prompts = [Prompt(" ".join(str(1 + (i + k) % (VOCAB - 1)) for k in range(1 + i % 6))) for i in range(40)]
+    task = TextTask(IntegerTokenizer(VOCAB, EOS), prompts, max_new_tokens=9, group_size=group_size, prompt_order=order)
+    return TextGenerationVecEnv(rows, task=task, reward=sevens)
+
+
+def make(case, **changed):
+    settings = {**COMMON, **CASES[case], **changed}
+    policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
+    grouped = settings["estimator"] != "gae"
+    model = TextPolicyGradient("TransformerPolicy", make_env(4 if grouped else 1), policy_kwargs=policy, device="cpu", **settings)
+    model.steps = 0
+    model.policy.optimizer.register_step_post_hook(lambda *_: setattr(model, "steps", model.steps + 1))
+    return model
+
+
+def record(model, number=ROLLOUTS):
+    """Play without learning, and return what the buffer held each time."""
+    _, callback = model._setup_learn(10**6)
+    rollouts = []
+    for _ in range(number):
+        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, 0)
+        rollouts.append({name: copy.deepcopy(getattr(model.rollout_buffer, name)) for name in _RECORDED})
+    return rollouts
+
+
+@contextmanager
+def double(model):
+    """Compute in double precision throughout: hidden states and logits are cast to float32 otherwise."""
+    cast = torch.Tensor.float
+    model.policy.double()
+    model.reference.double()
+    torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else cast(x)
+    try:
+        yield
+    finally:
+        torch.Tensor.float = cast
+
+
+def learn(model, rollouts):
+    """Update on recorded rollouts; return the weights, what was logged last, and the optimizer's steps."""
+    with double(model):
+        return _learn(model, rollouts)
+
+
+def _learn(model, rollouts):
+    model._setup_learn(10**6)
+    for number, rollout in enumerate(rollouts):
+        vars(model.rollout_buffer).update(copy.deepcopy(rollout))
+        model.num_rollouts = number + 1
+        np.random.seed(number)
+        model.train()
+    logged = {k: v for k, v in model.logger.name_to_value.items() if k.split("/")[0] in ("policy", "value", "kl", "objective")}
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}, logged, model.steps
+
+
+def exact(folder):
+    """Learn from joined rollouts together."""
+    for case in CASES:
+        model = make(case)
+        rollouts = record(model)
+        weights, logged, steps = learn(model, rollouts)
+        (folder / f"{case}-{ranks().rank}.pickle").write_bytes(pickle.dumps((rollouts, weights, logged, steps)))
+
+
+SHAPES = ((3, 5), (7,), (2,), (4,), (), (6,))
+
+
+def gradient_of(rank, number, i):
+    """Return what a rank's backward pass leaves: nobody reaches the third parameter, and the second only the last rank does."""
+    if i == 2 or (i == 1 and rank != ranks().size - 1):
+        return None
+    rng = torch.Generator().manual_seed(100 * number + 10 * rank + i)
+    return torch.randn(SHAPES[i], generator=rng).double() if i == 5 else torch.randn(SHAPES[i], generator=rng)
+
+
+def parameters_of():
+    return [torch.nn.Parameter(torch.ones(shape, dtype=torch.float64 if i == 5 else torch.float32)) for i, shape in enumerate(SHAPES)]
+
+
+def steps(folder):
+    """Step through memory and through gloo."""
+    found = {}
+    for memory in (shared_step.MEMORY, Path("nowhere")):
+        shared_step.MEMORY = memory
+        parameters = parameters_of()
+        optimizer = torch.optim.Adam(parameters, lr=0.1, fused=True)
+        for number in range(4):
+            if number == 2:  # as a checkpoint is loaded
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                for parameter in parameters:
+                    parameter.data = parameter.data.clone()
+            for i, parameter in enumerate(parameters):
+                parameter.grad = gradient_of(ranks().rank, number, i)
+            norm = ranks().step(optimizer, parameters, 1.5)
+            held = [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict()["state"])
+            found[memory.name, number] = (float(norm), *held)
+            ranks().wait()  # others read what the next step writes
+        found[memory.name] = type(ranks()._steps[optimizer]).__name__
+    said = ""
+    try:
+        with_numbers()
+    except ValueError as error:
+        said = str(error)
+    left_over = list(Path("/dev/shm").glob("textrl-*"))
+    (folder / f"steps-{ranks().rank}.pickle").write_bytes(pickle.dumps((found, said, left_over)))
+
+
+def with_numbers():
+    """Step an optimizer that counts in plain numbers."""
+
+    class Counts(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    self.state[parameter]["seen"] = 1
+
+    shared_step.MEMORY = Path("/dev/shm")
+    parameters = parameters_of()[:2]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    ranks().step(Counts(parameters, lr=0.1), parameters, 1.0)
+
+
+def whole(folder):
+    """Train for real, save, and go on; leave what each rank holds in the end."""
+    for seed in (3, None):
+        model = make("gae", seed=seed)
+        model.learn(600)
+        if ranks().is_main:
+            model.save(folder / f"{seed}.zip")
+        ranks().wait()
+        digests = []
+        for of in (lambda: model, lambda: TextPolicyGradient.load(folder / f"{seed}.zip", env=make_env(1), device="cpu")):  # noqa: B023
+            one = of()
+            one.learn(400, reset_num_timesteps=False)
+            digests.append((digest(one.policy), one.num_timesteps, one.num_texts, one.kl_controller.beta))
+        (folder / f"whole-{seed}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))
+
+
+def refused(folder):
+    """Ask for what ranks cannot do."""
+    said = []
+    for attempt in (
+        lambda: TextPPO("TransformerPolicy", make_env(1), n_episodes=16, policy_kwargs={"model": LLAMA}),
+        lambda: make("rloo", n_episodes=4).learn(10),
+        lambda: changing().learn(10),
+        lambda: differing(),
+    ):
+        try:
+            attempt()
+        except (ValueError, OSError) as error:
+            said.append(str(error))
+    (folder / f"refused-{ranks().rank}.pickle").write_bytes(pickle.dumps(said))
+
+
+def changing():
+    model = make("gae")
+    model.env.unwrapped.reward_model = {"name": "normalize", "reward": "length"}
+    return model
+
+
+def differing():
+    model = make("gae")
+    if ranks().rank == 1:
+        next(model.policy.parameters()).data[0, 0] += 1
+    model.learn(10)
+
+
+def broken(folder):
+    """Rank 1 comes to a loss that is no number."""
+    model = make("gae")
+    loss_of = model._loss
+    if ranks().rank == 1:
+        model._loss = lambda *args: (loss_of(*args)[0], {**loss_of(*args)[1], "loss": float("nan")})
+    try:
+        model.learn(400)
+    except FloatingPointError as error:
+        (folder / f"broken-{ranks().rank}").write_text(str(error))
+
+
+class StopsOnOne(BaseCallback):
+    def _on_step(self):
+        return not (ranks().rank == 1 and self.model.num_rollouts == 2)
+
+
+def stopped(folder):
+    """A callback of one rank asks to stop, and an alarm that the first one raises."""
+    model = make("gae")
+    model.learn(10**5, StopsOnOne())
+    found = [(model.num_rollouts, model.num_texts)]
+    watch = RewardHackingCallback(folder / "watch", stop=True)
+    agents.training.reward_hacking_callback.causes = lambda history: [("length", "too long")] if len(history) == 2 else []
+    model = make("gae")
+    model.learn(10**5, watch)
+    found += [(model.num_rollouts, model.num_texts), watch.alarms]
+    (folder / f"stopped-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def failing(flags):
+    """Train by the command line until the policy of rank 1 fails in a rollout."""
+    forward = TransformerPolicy.forward
+    calls = []
+
+    def broken(self, *args, **kwargs):
+        calls.append(1)
+        if ranks().rank == 1 and len(calls) == 30:
+            raise FloatingPointError("the policy's logits are NaN")
+        return forward(self, *args, **kwargs)
+
+    TransformerPolicy.forward = broken
+    return main(["train", *flags])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "failing":
+        sys.exit(failing(sys.argv[2:]))
+    tasks = (exact, steps, whole, refused, broken, stopped)
+    {task.__name__: task for task in tasks}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,118 @@
+"""`textrl tune`: repeatable, resumable after a kill, and honest about failures."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agents.benchmark.agents import check
+from agents.benchmark.spec import parse
+from agents.benchmark.tuned_settings import tuned
+from agents.cli.main import main
+from agents.hyperparameter_search import tune as sweep
+from agents.hyperparameter_search.search_space import SPACE
+from agents.hyperparameter_search.trial import Tune
+from agents.hyperparameter_search.tune import run_tune
+
+FLAGS = ["--task", "exact-smooth", "--algo", "a2c", "--tokens", "800", "--texts", "32", "--seeds", "1"]
+ROOT = Path(__file__).parents[3]
+
+
+def tune(out, *more):
+    return main(["tune", *FLAGS, "--out", str(out), *more])
+
+
+def trials(out):
+    return list(csv.DictReader((out / "trials.csv").read_text(encoding="utf-8").splitlines()))
+
+
+def test_best_is_the_largest_of_the_trials_and_is_kept(tmp_path):
+    kept = tmp_path / "a2c.yaml"
+    kept.write_text("other:\n  settings: {learning_rate: 0.5}\n")
+    assert tune(tmp_path / "one", "--trials", "4", "--save", str(kept)) == 0
+    rows = trials(tmp_path / "one")
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
+    best = yaml.safe_load((tmp_path / "one" / "best.yaml").read_text())
+    top = max((row for row in rows if row["state"] == "complete"), key=lambda row: float(row["value"]))
+    assert best["provenance"]["value"] == float(top["value"]) and best["provenance"]["trials"] == 4
+    assert {name: float(value) for name, value in best["settings"].items()} == {n: float(top[n]) for n in best["settings"]}
+    assert "beta" not in best["settings"]  # it belongs to an exact task
+    assert best["provenance"]["command"] == "textrl tune --task exact-smooth --algo a2c --trials 4 --tokens 800 --seeds 1 --texts 32"
+    both = yaml.safe_load(kept.read_text())
+    assert both["exact-smooth"] == best and both["other"]["settings"] == {"learning_rate": 0.5}
+    assert tune(tmp_path / "two", "--trials", "4") == 0
+    assert trials(tmp_path / "two") == rows  # the seed decides everything
+
+
+def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path):
+    command = [sys.executable, "-m", "agents.cli", "tune", *FLAGS, "--out", str(tmp_path), "--trials", "30", "--pruner", "none"]
+    runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    import sqlite3
+
+    def complete():
+        if not (tmp_path / "study.db").is_file():
+            return 0
+        try:
+            with sqlite3.connect(tmp_path / "study.db") as database:
+                return database.execute("SELECT COUNT(*) FROM trial_values").fetchone()[0]
+        except sqlite3.OperationalError:  # not yet made
+            return 0
+        finally:
+            database.close()
+
+    while complete() < 2:
+        assert runner.poll() is None
+        time.sleep(0.2)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    had = complete()
+    assert 2 <= had < 30
+    assert tune(tmp_path, "--trials", str(had + 1), "--pruner", "none") == 0
+    done = [row for row in trials(tmp_path) if row["state"] == "complete"]
+    assert len(done) == had + 1
+
+
+def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
+    learn, calls = sweep.learn, []
+
+    def second_fails(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise FloatingPointError("the loss is nan")
+        return learn(*arguments)
+
+    monkeypatch.setattr(sweep, "learn", second_fails)
+    run_tune(Tune("exact-smooth", "a2c", trials=3, tokens=500, texts=32, seeds=1, pruner="none", out=tmp_path))
+    rows = trials(tmp_path)
+    assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
+
+
+def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"textrl-env\[tune\]"):
+        run_tune(Tune(out=tmp_path))
+
+
+def test_settings_out_of_range(tmp_path):
+    with pytest.raises(ValueError, match="--algo random: no search space"):
+        run_tune(Tune(algo="random", out=tmp_path))
+    with pytest.raises(ValueError, match="trials=0"):
+        run_tune(Tune(trials=0, out=tmp_path))
+
+
+def test_every_space_belongs_to_an_agent():
+    for name in SPACE:
+        check(parse(name))
+
+
+def test_tuned_settings_come_with_the_package():
+    settings = tuned("ppo", "recall")
+    assert 1e-4 <= settings["learning_rate"] <= 5e-3
+    with pytest.raises(ValueError, match="there are: recall"):
+        tuned("ppo", "nothing")

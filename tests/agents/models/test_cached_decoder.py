@@ -1,0 +1,148 @@
+"""Cached decoding equals full passes, whatever the rows do."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.utils import obs_as_tensor
+
+from agents.policies.transformer_policy import TransformerPolicy
+
+from ..conftest import EOS, MODELS, VOCAB
+
+
+def make_policy(env, config, **rules):
+    policy = TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model=config, **rules)
+    torch.nn.init.normal_(policy.value_head.weight)
+    policy.set_training_mode(False)
+    return policy
+
+
+@torch.no_grad()
+def uncached(policy, obs, actions):
+    live = obs["prompt"][:, 0] >= 0
+    rows = {key: torch.as_tensor(value[live]) for key, value in obs.items()}
+    values, log_probs, _ = policy.evaluate_actions(rows, torch.as_tensor(actions[live]))
+    return live, values.flatten().numpy(), log_probs.numpy()
+
+
+@torch.no_grad()
+def play_and_compare(policy, env, steps, scripted=None):
+    obs, worst, ends = env.reset(), 0.0, 0
+    for step in range(steps):
+        if not (obs["prompt"][:, 0] >= 0).any():
+            break
+        actions, values, log_probs = policy(obs_as_tensor(obs, policy.device))
+        actions = actions.numpy()
+        live, full_values, full_log_probs = uncached(policy, obs, actions)
+        worst = max(worst, np.abs(values.numpy().ravel()[live] - full_values).max(), np.abs(log_probs.numpy()[live] - full_log_probs).max())
+        if scripted is not None:
+            actions = scripted(step, actions)
+        obs, _, dones, _ = env.step(actions)
+        ends += int(dones.sum())
+    return worst, ends
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_end_and_restart_at_different_times(make_env, name):
+    env = make_env(num_envs=7)
+    worst, ends = play_and_compare(make_policy(env, MODELS[name]), env, steps=60)
+    assert ends > 20
+    assert worst < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_go_idle_leave_the_batch(make_env, name):
+    env = make_env(num_envs=8)
+    env.begin_rollout(11)
+    policy = make_policy(env, MODELS[name])
+    worst, ends = play_and_compare(policy, env, steps=99)
+    assert ends == 11
+    assert worst < 1e-5
+    assert len(policy._caches["acting"]._rows) < 8
+
+
+def test_actions_other_than_the_ones_drawn(make_env):
+    """The environment may be given another token than the policy drew: the cache follows the text, not the policy."""
+    env = make_env(num_envs=5)
+    rng = np.random.default_rng(1)
+
+    def scripted(step, actions):
+        return np.where(rng.random(5) < 0.15, EOS, rng.integers(1, VOCAB, 5))
+
+    worst, _ = play_and_compare(make_policy(env, MODELS["llama"]), env, 50, scripted)
+    assert worst < 1e-5
+
+
+def test_the_cache_is_dropped_when_weights_change(make_env):
+    env = make_env()
+    policy = make_policy(env, MODELS["llama"])
+    obs = env.reset()
+    for change in ("train", "load"):
+        actions, _, _ = policy(obs_as_tensor(obs, policy.device))
+        obs = env.step(actions.numpy())[0]
+        state = {k: v + 0.1 * torch.randn_like(v) for k, v in policy.state_dict().items()}
+        if change == "train":
+            policy.set_training_mode(True)
+            with torch.no_grad():
+                for parameter in policy.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            policy.set_training_mode(False)
+        else:
+            policy.load_state_dict(state)
+        with torch.no_grad():
+            actions, values, log_probs = policy(obs_as_tensor(obs, policy.device))
+        _, full_values, full_log_probs = uncached(policy, obs, actions.numpy())
+        np.testing.assert_allclose(log_probs.numpy(), full_log_probs, atol=1e-5)
+        np.testing.assert_allclose(values.numpy().ravel(), full_values, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(make_env):
+    env = make_env(num_envs=3)
+    policy = make_policy(env, MODELS["llama"])
+    play_and_compare(policy, env, steps=400)
+    assert policy._caches["acting"].memory <= 3 * 32 * 2 * 2 * 8 * 4  # rows, columns, layers, keys and values, size, bytes
+
+
+def test_predict_does_not_disturb_a_rollout(make_env):
+    env, other = make_env(num_envs=4), make_env(num_envs=2, seed=9)
+    policy = make_policy(env, MODELS["llama"])
+    obs, elsewhere = env.reset(), other.reset()
+    for _ in range(12):
+        with torch.no_grad():
+            actions, _, log_probs = policy(obs_as_tensor(obs, policy.device))
+        _, _, full = uncached(policy, obs, actions.numpy())
+        np.testing.assert_allclose(log_probs.numpy(), full, atol=1e-5)
+        elsewhere = other.step(policy.predict(elsewhere)[0])[0]
+        obs = env.step(actions.numpy())[0]
+
+
+def test_the_copies_of_a_prompt_are_read_once(task):
+    """Two groups of four: two prompts go through the model, and every copy goes on by itself."""
+    from dataclasses import replace
+
+    from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+    env = TextGenerationVecEnv(8, task=replace(task, group_size=4), reward=lambda completions: [0.0] * len(completions))
+    env.seed(0)
+    policy = make_policy(env, MODELS["llama"])
+    rows, feed = [], policy.backbone.feed
+
+    def watched(fed, states):
+        rows.append((len(fed.ids), states.plan.fresh))
+        return feed(fed, states)
+
+    policy._caches["acting"].last_hidden(policy.backbone, texts_of_prompts(env.reset()))  # the check at first use
+    policy.drop_caches()
+    policy.backbone.feed = watched
+    env.seed(0)
+    play_and_compare(policy, env, steps=1)
+    distinct = len({tuple(row) for row in env.core.observe()["prompt"].tolist()})
+    assert rows[0] == (distinct, True) and distinct <= 2
+    worst, _ = play_and_compare(policy, env, steps=30)
+    assert worst < 1e-5
+
+
+def texts_of_prompts(obs):
+    from agents.models.sequences import texts_of
+
+    return texts_of({key: torch.as_tensor(value) for key, value in obs.items()})

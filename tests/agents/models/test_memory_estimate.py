@@ -1,0 +1,220 @@
+"""The memory estimate: what is stored to the byte, what passes take by hand, and what is said where it does not fit."""
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents import RLOO, TextPPO
+from agents.algorithms.common import memory_check as footprint
+from agents.algorithms.common.memory_check import held, load_of, saved_for_backward, sizes_of
+from agents.benchmark.performance import gpu_estimates as paper
+from agents.benchmark.performance.architectures import architectures
+from agents.models.backbones import backbone_of
+from agents.models.memory_estimate import GIB, Load, Saved, Sizes, estimate, remedy
+from agents.models.sequences import TextRecord, pack
+from agents.utils.free_memory import available
+from textrl_env import IntegerTokenizer, Prompt, TextTask
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+
+from ..conftest import EOS, GPT2, LLAMA, VOCAB, sevens
+
+MIB = 2**20
+PROMPT, RESPONSE, ROWS = 5, 44, 4  # two blocks of the cache
+EXACT = {name: config for name, config in architectures(VOCAB).items() if name in ("llama", "gpt2", "mamba", "t5", "gemma2")}
+
+
+def make_model(model=LLAMA, made=TextPPO, rows=ROWS, n_episodes=ROWS, group_size=1, **settings):
+    prompts = [Prompt("1 2 3 4 5"), Prompt("5 4 3 2 1")]
+    task = TextTask(IntegerTokenizer(VOCAB, EOS), prompts, max_new_tokens=RESPONSE, group_size=group_size)
+    env = TextGenerationVecEnv(rows, task=task, reward=sevens)
+    policy = {"model": model, "min_new_tokens": RESPONSE, **settings.pop("policy_kwargs", {})}
+    return made("TransformerPolicy", env, n_episodes=n_episodes, batch_size=2, policy_kwargs=policy, seed=0, device="cpu", **settings)
+
+
+def size(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("settings", [{}, {"critic": "separate"}, {"top_k": 5}], ids=str)
+def test_stored_bytes_are_those_of_real_tensors(name, settings):
+    model = make_model(EXACT[name], policy_kwargs=settings)
+    found, caches = {}, model.policy._caches
+
+    def note(local, _):
+        found["cache"] = caches["acting"].memory + caches["values"].memory
+        return True
+
+    model.learn(1, callback=note)
+    made, buffer = model.memory, model.rollout_buffer
+    parameters = [p for p in model.policy.parameters() if p.requires_grad]
+    assert made.stored["weights"] == size(model.policy.parameters())
+    assert made.stored["gradients"] == size(p.grad for p in parameters if p.grad is not None)
+    moments = [state[key] for state in model.policy.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    assert made.stored["optimizer"] == size(moments)
+    assert made.stored["reference"] == size(model.reference.parameters())
+    assert made.phases["writing"]["cache"] == found["cache"]
+    arrays = [*chain(*buffer._steps), *buffer._kept, *(opening[2] for opening in buffer._openings), buffer.episode_starts]
+    flat = ("actions", "values", "log_probs", "rewards", "advantages", "returns", "kl", "reference_log_probs")
+    arrays += [getattr(buffer, key) for key in flat] + ([buffer.kept] if buffer.kept is not None else [])
+    assert made.stored["rollout"] == sum(array.nbytes for array in arrays)
+    steps = size(state["step"] for state in model.policy.optimizer.state.values())
+    assert held(model) == sum(made.stored.values()) - made.stored["rollout"] + steps
+
+
+class Small(nn.Module):
+    """Four numbers go in, eight come out of a tanh, four leave."""
+
+    vocab_size, hidden_size = VOCAB, 4
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(VOCAB, 4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, input_ids, positions, mask=None):
+        return self.down(torch.tanh(self.up(self.embedding(input_ids))))
+
+    def logits(self, hidden):
+        return hidden @ self.embedding.weight.T
+
+
+def test_what_a_pass_saves_by_hand():
+    # of each token: its id (int64), the embedding that `up` reads, the tanh, which it keeps itself and which `down` reads
+    assert saved_for_backward(backbone_of(Small()), 40) == Saved(0, 8 + 4 * 4 + 8 * 4, 0)
+    assert saved_for_backward(backbone_of(Small()), 3) == Saved(0, 56, 0)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_short_texts_tell_what_long_ones_save(config, eager):
+    model = make_model({**config, **({"attn_implementation": "eager"} if eager else {})})
+    backbone, (texts, length) = model.policy.backbone, (3, 48)
+    weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    ids = np.ones(24, np.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = backbone._run_trunk(pack([TextRecord(ids, np.ones(25, np.int64), 0)] * texts, "cpu"))
+    assert out.requires_grad
+    actual = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    saved = sizes_of(model).saved
+    assert saved.of(texts, length) == pytest.approx(actual, rel=0.05)
+    assert (saved.pair > 0) == eager
+
+
+def test_adapters_need_no_reference_and_little_else():
+    full, adapted = (sizes_of(make_model(policy_kwargs=settings)) for settings in ({}, {"lora": {"r": 2}}))
+    assert adapted.reference == 0 and full.reference == full.weights - 4 * 17  # the value head is the policy's alone
+    assert adapted.trained < full.trained / 2 and adapted.weights > full.weights
+
+
+# One layer of 8 bytes a token for the backward pass, keys and values of 4; a vocabulary of 10.
+SIZES = Sizes(1000, 1000, 900, 2, Saved(0, 8, 0), 1, 2, 4, 0, 0, 1, 10, False)
+LOAD = Load(texts=6, rows=4, prompt=3, response=6, at_once=2, reference_at_once=4)
+
+
+def test_items_by_hand():
+    made = estimate(SIZES, LOAD, False)
+    # two rounds of 6 steps for 4 rows, 26 bytes each; 36 tokens of 36 bytes; 6 prompts of 3 int64
+    assert made.stored == {"weights": 1000, "gradients": 1000, "optimizer": 2000, "reference": 900, "rollout": 12 * 4 * 26 + 36 * 36 + 144}
+    assert made.phases == {
+        "writing": {"cache": 4 * 4 * 32, "a step": 4 * 10 * 24},
+        "reference pass": {"reference pass": 12 * 4 * 6 * 10},
+        "update": {"activations": 2 * 8 * 8, "logits": 12 * 2 * 6 * 10},
+    }
+    assert made.needed == sum(made.stored.values()) + 2880
+    assert made.items["reference pass"] == 2880
+    kept = estimate(SIZES, LOAD, True)
+    assert kept.total == sum(made.stored.values()) + 50 * MIB + round(1.7 * (512 + 960 + 2880 + 128 + 1440))
+    again = estimate(SIZES, replace(LOAD, checkpointing=True), False).phases["update"]["activations"]
+    assert again == 2 * 2 * 8 + 2 * 8 * 8  # the layers' inputs, and one layer as it is computed again
+
+
+def test_settings_that_would_fit_are_named():
+    big = replace(SIZES, weights=GIB, trained=GIB, reference=GIB, saved=Saved(0, MIB, 0), vocabulary=50_000)
+    long = replace(LOAD, texts=64, rows=64, response=1000, at_once=64, reference_at_once=16)
+    said = remedy(big, long, 30 * GIB)  # 5 GiB are stored, and a text's activations take 1 GiB
+    assert said == "the largest item is activations (62.62 GiB); this fits: micro_batch_size=16"
+    assert estimate(big, replace(long, at_once=16), False).needed <= 30 * GIB < estimate(big, replace(long, at_once=32), False).needed
+    both = remedy(big, replace(long, reference_at_once=64), 30 * GIB)
+    assert both.endswith("micro_batch_size=16, rollout_buffer_kwargs={'reference_batch_size': 32}")
+    assert remedy(replace(big, layers=10, saved=Saved(0, 8 * MIB, 0)), long, 8 * GIB).endswith(
+        "micro_batch_size=1, gradient_checkpointing=True, rollout_buffer_kwargs={'reference_batch_size': 4}"
+    )
+    rows = remedy(replace(big, column=MIB), replace(long, at_once=1), 24 * GIB)
+    assert rows.startswith("the largest item is cache (64.00 GiB)") and rows.endswith("of 8 rows (textrl train: n_episodes=8)")
+    assert remedy(replace(big, saved=Saved(0, 10 * MIB, 0)), long, 6 * GIB).endswith("at a time fits: lower max_new_tokens")
+
+
+def test_what_is_stored_is_lowered_by_other_models():
+    assert "train adapters (policy_kwargs={'lora'" in remedy(replace(SIZES, weights=GIB, trained=GIB), LOAD, 2 * GIB)
+    assert remedy(replace(SIZES, weights=GIB), LOAD, MIB).endswith("weights alone are too large: take a smaller model")
+    assert remedy(replace(SIZES, vocabulary=80_000), replace(LOAD, texts=900, kept=True), 20 * MIB).endswith("lower n_episodes")
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(monkeypatch, capsys):
+    monkeypatch.setattr(footprint, "available", lambda device: 10_000)
+    model = make_model()
+    with pytest.raises(ValueError, match=r"needs about 0\.\d\d GiB and 0\.00 are free; the largest item is .*"):
+        model.learn(1)
+    assert model.num_timesteps == 0 and not model.policy.optimizer.state
+    made = estimate(sizes_of(model), load_of(model), True)
+    monkeypatch.setattr(footprint, "available", lambda device: int(made.total / 0.9) - held(model))
+    with pytest.warns(UserWarning, match="memory: about .* free: it may not fit"):
+        model.learn(1)
+    monkeypatch.setattr(footprint, "available", lambda device: None)
+    make_model(verbose=1).learn(1)
+    assert "memory: about 0.05 GiB" in capsys.readouterr().out
+
+
+def test_loads_are_read_off_algorithms():
+    load = load_of(make_model(rows=8, policy_kwargs={"micro_batch_size": 1, "gradient_checkpointing": True}))
+    assert load == Load(4, 8, PROMPT, RESPONSE, 1, 64, True, False)
+    assert load_of(make_model(policy_kwargs={"top_p": 0.9})).kept
+    grouped = make_model(made=RLOO, group_size=2, skip_equal_groups=True, max_sampling_rounds=3)
+    assert load_of(grouped).texts == 12 and load_of(grouped).at_once == 2
+
+
+def test_looking_draws_nothing():
+    model = make_model()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    sizes_of(model)
+    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+    assert all(p.grad is None for p in model.policy.parameters())
+
+
+def test_free_memory_is_what_system_and_groups_leave(tmp_path):
+    cpu = torch.device("cpu")
+    assert available(cpu, tmp_path) is None and available(torch.device("meta")) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
+    assert available(cpu, tmp_path) == 8000 * 1024
+    (tmp_path / "proc/self/cgroup").write_text("0::/box/job\n")
+    group = tmp_path / "sys/fs/cgroup/box"
+    (group / "job").mkdir(parents=True)
+    (group / "job/memory.max").write_text("max\n")
+    (group / "memory.max").write_text("5000000\n")
+    (group / "memory.current").write_text("2000000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 300000\n")
+    assert available(cpu, tmp_path) == 3_300_000
+
+
+def test_paper_counts_known_models():
+    small = paper.paper("124M")
+    assert small.parameters == 124_439_808 and small.column == 12 * 2 * 768 * 2
+    assert small.saved.pair == 0
+    table = paper.tables()
+    assert table == paper.tables()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| 7B")]
+    assert rows[0][:5] == ["7B", "all", "25.1", "75.3", "25.1"] and rows[0][-1] == "does not fit"
+    assert rows[1][1] == "adapters, rank 16" and float(rows[1][5]) > 0

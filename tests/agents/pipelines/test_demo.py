@@ -1,0 +1,61 @@
+"""The whole loop in small: it is interrupted, goes on, and makes texts better by the annotator's true taste."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import agents.pipelines.demo
+from agents.pipelines.demo import Demo, run_demo
+from agents.training.callbacks import CurveCallback
+from textrl_env import make_task
+
+
+@pytest.fixture
+def small_base(tmp_path, monkeypatch):
+    """A base policy of 300 steps, cached in a folder of the test's own."""
+
+    def make_small(*args, **kwargs):
+        task = make_task(*args, **kwargs)
+        return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, steps=300))
+
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(agents.pipelines.demo, "make_task", make_small)
+
+
+def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_base, tmp_path, monkeypatch, capsys):
+    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=24_000, n_episodes=64, batch_size=16, test_texts=300)
+    record = CurveCallback._on_rollout_end
+
+    def interrupted(self):
+        record(self)
+        if self.model.num_rollouts == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CurveCallback, "_on_rollout_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(config)
+    kept = [config.out / name for name in ("preferences.jsonl", "reward/model.safetensors", "kl/policy.zip")]
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert not (config.out / "results.json").exists()
+
+    monkeypatch.setattr(CurveCallback, "_on_rollout_end", record)
+    run_demo(config)
+    assert [path.stat().st_mtime_ns for path in kept[:2]] == times[:2]
+    rows = list(csv.DictReader((config.out / "kl" / "curve.csv").read_text().splitlines()))
+    assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))  # 8 rollouts, back to 5, and on
+    assert float(rows[0]["kl_per_sequence"]) == pytest.approx(0, abs=1e-4)
+    assert int(rows[-1]["tokens"]) >= config.total_tokens
+
+    results = json.loads((config.out / "results.json").read_text())
+    tuned = results["variants"]["kl"]
+    assert tuned["win_rate"]["low"] > 0.5
+    texts = [json.loads(line) for line in (config.out / "texts.jsonl").read_text().splitlines()]
+    gains = np.array([text["kl"]["gold"] - text["base"]["gold"] for text in texts])
+    assert gains.mean() > 3 * gains.std() / np.sqrt(len(gains))
+    assert tuned["gold"] - results["base"]["gold"] == pytest.approx(gains.mean())
+    assert 0.5 < results["reward_model"]["held_out_accuracy"] < results["reward_model"]["best_accuracy"]
+    assert "<html" in (config.out / "report.html").read_text().lower()
+    assert "Gold win rate" in capsys.readouterr().out

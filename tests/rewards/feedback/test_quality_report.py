@@ -1,0 +1,222 @@
+"""What a report says of annotators whose habits are known."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from rewards import read_preferences
+from rewards.feedback.import_export import (
+    answer_rows,
+    answers_of,
+    from_label_studio,
+    items_of,
+    preference_rows,
+    samples_of,
+    to_label_studio,
+)
+from rewards.feedback.items import Answer, Item
+from rewards.feedback.pair_selection import Sample, choose_pairs, disagreement
+from rewards.feedback.quality_report import labels_of, quality_report
+from rewards.feedback.study import Study
+from rewards.preferences.policy_ranking import games_of, tournament
+from textrl_env.reward_model import as_reward_model
+
+PAIR = Item("the film", (" was good", " was bad"), ("new", "old"), "x")
+
+
+def answered(item_id, who, value, item=PAIR, turn=0, order=(0, 1), words=None, at=0.0, seconds=9.0):
+    return Answer(item_id, item, who, turn, order, value, words or {}, at, seconds)
+
+
+def study_of(items=200, seed=0):
+    """Five people: careful, biased to the first place, careless, hasty and sound, and one who changes their mind."""
+    rng = random.Random(seed)
+    found = []
+    for i in range(items):
+        item = Item(f"p{i}", ("x", "y"), ("new", "old"), gold="a" if i % 10 == 0 else None)
+        truth = "a" if i % 10 == 0 else rng.choice("ab")
+        other = "b" if truth == "a" else "a"
+        for who in ("careful", "first", "careless", "hasty", "fickle"):
+            order = rng.choice([(0, 1), (1, 0)])
+            choice = truth if rng.random() < 0.95 else other
+            if who == "first" and rng.random() < 0.6:
+                choice = "ab"[order[0]]
+            if who == "careless":
+                choice = rng.choice("ab")
+            found.append(answered(i, who, {"choice": choice}, item, order=order, at=i, seconds=1.0 if who == "hasty" else 9.0))
+            if who in ("careful", "fickle") and i % 4 == 0:
+                again = choice if who == "careful" else rng.choice("ab")
+                found.append(answered(i, who, {"choice": again}, item, 1, order[::-1], at=i + 0.5))
+    return found
+
+
+def test_habits_are_found():
+    trust = quality_report(study_of(), Study())
+    people = {p.name: p for p in trust.people}
+    assert trust.answers == 1000 and trust.items == 200 and 0.2 < trust.alpha < 0.7
+    assert people["careful"].accuracy == pytest.approx(0.95, abs=0.04) and people["careless"].accuracy == pytest.approx(0.5, abs=0.08)
+    assert people["careful"].doubts == () and people["careful"].consistency.rate == 1 and people["careful"].consistency.num == 50
+    assert any("gold" in d for d in people["careless"].doubts) and any("accuracy" in d for d in people["careless"].doubts)
+    assert any("shown first" in d for d in people["first"].doubts) and people["first"].first_shown.rate > 0.7
+    assert any("median time 1.0 s" in d for d in people["hasty"].doubts)
+    assert any("repeated" in d for d in people["fickle"].doubts)
+    assert len(people["careful"].curve) == 8 and np.mean(people["careful"].curve) > 0.8
+    assert trust.contested and all(0.1 < bits <= 1.59 for *_, bits in trust.contested)
+
+
+def test_one_voice_has_no_agreement():
+    trust = quality_report([answered(i, "sole", {"choice": "a"}) for i in range(3)] + [answered(9, "sole", {"skip": True})], Study())
+    assert math.isnan(trust.alpha) and trust.agreement is None and math.isnan(trust.people[0].accuracy) and trust.people[0].skipped == 1
+
+
+def test_labels_of_every_kind():
+    rank = answered(1, "w", {"ranking": [2, 0, 1]}, Item("p", ("a", "b", "c")))
+    assert labels_of([rank], Study(kind="ranking"))[0] == [((1, 0, 1), "w", 0), ((1, 0, 2), "w", 1), ((1, 1, 2), "w", 1)]
+    rate = answered(1, "w", {"rating": 4}, Item("p", ("a",)))
+    assert labels_of([rate], Study(kind="rating")) == ([(1, "w", 3)], 5, "ordinal")
+    span = answered(1, "w", {"spans": [{"flag": "rude", "start": 4, "end": 7}]}, Item("p", ("the bad dog",)))
+    assert [label for *_, label in labels_of([span], Study(kind="spans"))[0]] == [0, 1, 0]
+    wrote = answered(1, "w", {"written": True}, Item("p", ()), words={"text": "x"})
+    assert labels_of([wrote], Study(kind="demonstration"))[0] == []
+    for answer, kind in ((rank, "ranking"), (rate, "rating"), (span, "spans"), (wrote, "demonstration")):
+        assert quality_report([answer], Study(kind=kind)).answers == 1
+
+
+def test_criteria_have_an_alpha_of_their_own():
+    given = [answered(i, w, {"choice": "a", "ratings": {"fluent": [1 + i % 5, None]}}) for i in range(10) for w in "xy"]
+    assert quality_report(given, Study(criteria=("fluent", "true"))).criteria["fluent"] == 1
+
+
+def test_preferences_of_answers(tmp_path):
+    given = [
+        answered(1, "ann", {"choice": "b", "ratings": {"fluent": [1, 5]}}, order=(1, 0), words={"reason": "dull"}, at=86400.0),
+        answered(2, "bob", {"choice": "tie"}),
+        answered(3, "bob", {"choice": "bad"}),
+        answered(4, "bob", {"skip": True}),
+        answered(5, "bob", {"choice": "a"}, turn=1),
+        answered(6, "bob", {"choice": "a"}, Item("g", ("x", "y"), gold="a")),
+    ]
+    rows = preference_rows(given, Study())
+    assert rows[0] == {
+        "prompt": "the film", "chosen": " was bad", "rejected": " was good", "annotator": "ann", "group": "x",
+        "time": "1970-01-02T00:00:00+00:00", "seconds": 9.0, "order": [1, 0], "sources": ["new", "old"],
+        "ratings_by_criterion": {"fluent": [1, 5]}, "reason": "dull",
+    }  # fmt: skip
+    assert [row.get("label") for row in rows] == [None, 0.5, 0.5] and rows[2]["choice"] == "bad"
+    import json
+
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_preferences(tmp_path / "p.jsonl")
+    assert [(p.chosen, p.label, p.annotator, p.group) for p in read] == [
+        (" was bad", 1, "ann", "x"), (" was good", 0.5, "bob", "x"), (" was good", 0.5, "bob", "x"),
+    ]  # fmt: skip
+    ratings = [answered(i, "ann", {"rating": 1 + i}, Item("p", (f"r{i}",))) for i in range(3)] + [
+        answered(7, "bob", {"rating": 2}, Item("p", ("z",)))
+    ]
+    assert preference_rows(ratings, Study(kind="rating")) == [
+        {"prompt": "p", "responses": ["r0", "r1", "r2"], "ratings": [1, 2, 3], "annotator": "ann"}
+    ]
+    (ranked,) = preference_rows([answered(1, "a", {"ranking": [1, 0]})], Study(kind="ranking"))
+    assert ranked["responses"] == [" was bad", " was good"]
+    demo = answered(1, "a", {"written": True}, Item("p", ("draft",)), words={"text": "better"})
+    (wrote,) = preference_rows([demo], Study(kind="demonstration"))
+    assert (wrote["chosen"], wrote["rejected"]) == ("better", "draft")
+    with pytest.raises(ValueError, match="no preferences"):
+        preference_rows([], Study(kind="spans"))
+
+
+def test_answers_and_label_studio_come_back():
+    given = study_of(6)
+    assert [(a.item, a.annotator, a.value, a.order, a.turn) for a in answers_of(list(answer_rows(given)))] == [
+        (a.item, a.annotator, a.value, a.order, a.turn) for a in given
+    ]
+    with pytest.raises(ValueError, match="row 1"):
+        answers_of([{"item": {}}])
+    said = [{"choice": "a"}, {"choice": "b"}, {"choice": "tie"}, {"choice": "bad"}, {"skip": True}]
+    given = [answered(1, f"w{i}", value, at=1e9 + i, words={"reason": "so"} if i == 1 else {}) for i, value in enumerate(said)]
+    tasks = to_label_studio(given, [(1, PAIR)])
+    assert tasks[0]["annotations"][0]["result"] == [
+        {"from_name": "pw", "to_name": "response_a,response_b", "type": "pairwise", "value": {"selected": "left"}}
+    ]
+    items, back = from_label_studio(tasks)
+    assert items[0].responses == PAIR.responses and [a.value for a in back] == said and back[1].words == {"reason": "so"}
+    assert [a.answered_at for a in back] == [1e9 + i for i in range(5)] and [a.annotator for a in back] == [f"w{i}" for i in range(5)]
+    with pytest.raises(ValueError, match="task 1"):
+        from_label_studio([{"data": {"text": "x"}}])
+
+
+def test_items_and_samples_of_rows():
+    rows = [
+        {"prompt": "p", "responses": ["a", "b"], "sources": ["s", "t"], "gold": "b", "group": 3, "topic": "x"},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "response": "a"},
+        {"prompt": "p"},
+    ]
+    items = items_of(rows)
+    assert items[0] == Item("p", ("a", "b"), ("s", "t"), "3", "b", {"topic": "x"})
+    assert [item.responses for item in items[1:]] == [("a", "b"), ("a",), ()]
+    for wrong in ({"responses": ["a"]}, {"prompt": 3}, {"prompt": "p", "responses": "ab"}, {"prompt": "p", "response": None}):
+        with pytest.raises(ValueError, match="row 1"):
+            items_of([wrong])
+    assert samples_of([{"prompt": "p", "response": "r"}], "s") == [Sample("p", "r", "s")]
+    with pytest.raises(ValueError, match="row 1 of the samples of 's'"):
+        samples_of([{"prompt": "p"}], "s")
+
+
+def test_pairs_are_chosen_as_asked():
+    samples = [Sample(f"p{i % 3}", f"r{i}", "new" if i % 2 else "old") for i in range(30)]
+    found = choose_pairs(samples, 1000)
+    assert len(found) == 3 * 45 and len({(f.prompt, frozenset(f.responses)) for f in found}) == 135
+    across = [f.sources[0] != f.sources[1] for f in found]
+    assert all(across[:75]) and not any(across[75:])  # 25 pairs of different sources for each prompt
+    assert found == choose_pairs(samples, 1000) != choose_pairs(samples, 1000, seed=1)
+    balanced = choose_pairs(samples, 30, "balanced")
+    assert [sum(f.prompt == f"p{i}" for f in balanced) for i in range(3)] == [10, 10, 10]
+    assert choose_pairs([Sample("p", "r"), Sample("p", "r"), Sample("q", "s")], 5) == []
+    with pytest.raises(ValueError, match="at least 2"):
+        choose_pairs(samples, 5, "uncertain")
+    with pytest.raises(ValueError, match="best"):
+        choose_pairs(samples, 5, "best")
+
+
+def test_uncertain_pairs_come_first():
+    long, short = (
+        as_reward_model(lambda prompts, completions, sign=sign, **_: [sign * len(c) for c in completions]) for sign in (1.0, -1.0)
+    )
+    samples = [Sample("p", "a"), Sample("p", "bbb"), Sample("p", "cccc")]
+    found = choose_pairs(samples, 3, "uncertain", [long, short])
+    # margins of 3, 2 and 1: probabilities sigmoid(+-m), whose deviation is tanh(m / 2) / 2
+    assert [abs(len(f.responses[0]) - len(f.responses[1])) for f in found] == [3, 2, 1]
+    pairs = [(samples[0], samples[1])]
+    assert disagreement(pairs, [long, short]) == pytest.approx([math.tanh(1.0) / 2])
+
+
+def test_strengths_are_those_of_a_general_optimiser():
+    rng = random.Random(0)
+    true = {"a": 1.0, "b": 0.0, "c": -1.0}
+    games = []
+    for _ in range(300):
+        x, y = rng.sample("abc", 2)
+        games.append((x, y, rng.choice([0.5, float(rng.random() < 1 / (1 + math.exp(true[y] - true[x])))])))
+    found = tournament(games, samples=200)
+    assert [s.player for s in found] == ["a", "b", "c"] and all(s.low < s.strength < s.high for s in found)
+    assert sum(s.strength for s in found) == pytest.approx(0, abs=1e-9) and sum(s.games for s in found) == 600
+
+    def loss(x):
+        strength = dict(zip("abc", x, strict=True))
+        nll = sum(
+            o * math.log1p(math.exp(strength[q] - strength[p])) + (1 - o) * math.log1p(math.exp(strength[p] - strength[q]))
+            for p, q, o in games
+        )
+        return nll + 0.05 * sum(v * v for v in x)
+
+    best = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 5000}).x
+    assert [s.strength for s in found] == pytest.approx(list(best - best.mean()), abs=1e-4)
+    given = [(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]
+    assert games_of(given) == [("n", "o", 0.0), ("n", "o", 0.5)]
+    with pytest.raises(ValueError, match="at least two"):
+        tournament([])
+    assert all(math.isfinite(s.strength) for s in tournament([("a", "b", 1.0)] * 50, samples=20))

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from rewards.fitting.calibration import fit_scales, fit_temperature, reliability
+from rewards.utils.intervals import wilson
+
+
+@pytest.mark.parametrize(("successes", "num"), [(0, 1), (7, 10), (10, 10), (512, 1000), (3.5, 8)])
+def test_wilson_against_its_definition(successes, num):
+    # the interval's ends are the shares that a z-test at 5% just does not reject
+    rate = wilson(successes, num)
+    z = stats.norm.ppf(0.975)
+    for end in (rate.low, rate.high):
+        assert abs(rate.rate - end) == pytest.approx(z * math.sqrt(end * (1 - end) / num), abs=1e-6)
+    assert rate.low <= rate.rate == successes / num <= rate.high
+    if successes == int(successes):
+        expected = stats.binomtest(int(successes), num).proportion_ci(method="wilson")
+        assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_wilson_of_nothing_and_of_nonsense():
+    nothing = wilson(0, 0)
+    assert math.isnan(nothing.rate) and (nothing.low, nothing.high) == (0, 1)
+    with pytest.raises(ValueError, match="successes=3 must be in"):
+        wilson(3, 2)
+    assert str(wilson(512, 1000)) == "51.2% [48.1%, 54.3%]"
+
+
+def test_calibration_error_by_hand():
+    # confidences 0.75 (twice: right, wrong) and 0.9 (a tie): |0.75 - 0.5| * 2/3 + |0.9 - 0.5| * 1/3
+    margins = np.array([math.log(3), -math.log(3), math.log(9)])
+    table = reliability(margins, np.array([1.0, 1.0, 0.5]), bins=4)
+    assert table.count.tolist() == [0, 0, 2, 1]
+    assert table.confidence[2:] == pytest.approx([0.75, 0.9]) and table.frequency[2:] == pytest.approx([0.5, 0.5])
+    assert table.error == pytest.approx(0.25 * 2 / 3 + 0.4 / 3)
+
+
+def test_calibration_error_by_brute_force():
+    rng = np.random.default_rng(0)
+    margins, labels = rng.normal(0, 3, 400), rng.choice([0.5, 1.0, 0.8], 400)
+    margins[:3] = 0.0, 800.0, -800.0
+    sure = [1 / (1 + math.exp(-min(abs(m), 500))) for m in margins]
+    right = [0.5 if m == 0 else y if m > 0 else 1 - y for m, y in zip(margins, labels, strict=True)]
+    total = 0.0
+    for k in range(10):
+        low, high = 0.5 + 0.05 * k, 0.55 + 0.05 * k
+        inside = [i for i, p in enumerate(sure) if low <= p < high or (k == 9 and p >= low)]
+        total += abs(sum(sure[i] for i in inside) - sum(right[i] for i in inside)) / 400
+    assert reliability(margins, labels).error == pytest.approx(total)
+
+
+def loss(margins, labels, temperature):
+    d = margins / temperature
+    return np.mean(np.logaddexp(0, -d) + (1 - labels) * d)
+
+
+def test_temperature_against_a_general_optimiser():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(0, 1.5, 600)
+    labels = np.where(rng.random(600) < 0.1, 0.5, 1.0)
+    margins = 4 * np.where(rng.random(600) < 1 / (1 + np.exp(-truth)), truth, -truth)  # four times too sure
+    found = fit_temperature(margins, labels)
+    best = optimize.minimize_scalar(lambda t: loss(margins, labels, t), bounds=(0.1, 50), method="bounded", options={"xatol": 1e-7})
+    assert found == pytest.approx(best.x, rel=1e-4)
+    sure, calibrated = (reliability(margins / t, labels).error for t in (1.0, found))
+    assert calibrated < sure
+
+
+def test_temperature_stays_finite():
+    assert fit_temperature(np.ones(5), np.ones(5)) == pytest.approx(0.01)  # all right: as sure as can be
+    assert fit_temperature(-np.ones(5), np.ones(5)) == pytest.approx(100)  # all wrong: as unsure as can be
+    assert fit_temperature(np.array([math.log(3)]), np.array([0.75])) == pytest.approx(1.0)
+
+
+def test_scales_are_recovered():
+    rng = np.random.default_rng(2)
+    group = rng.integers(0, 3, 6000)
+    truth = rng.normal(0, 1, 6000)
+    inverse = np.array([0.25, 1.0, 4.0])[group]
+    margins = np.where(rng.random(6000) < 1 / (1 + np.exp(-inverse * truth)), truth, -truth)
+    scales = fit_scales(7 * margins, np.ones(6000), group, 4)  # the unit of the score must not matter
+    assert np.prod(scales) == pytest.approx(1)
+    ratios = np.array(scales[:3]) / scales[1]
+    assert ratios == pytest.approx([0.25, 1.0, 4.0], rel=0.2)
+
+
+@pytest.mark.parametrize("function", [reliability, fit_temperature])
+def test_shapes_are_checked(function):
+    for shapes in (((2,), (3,)), ((0,), (0,)), ((2, 1), (2, 1))):
+        with pytest.raises(ValueError, match=r"shape \(N,\)"):
+            function(*map(np.zeros, shapes))

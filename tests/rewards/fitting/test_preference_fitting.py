@@ -1,0 +1,294 @@
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from rewards import Preference, PreferenceRewardModel, Ranking, fit_preference_model
+from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows, hold_out
+from rewards.fitting.losses import bradley_terry_loss, plackett_luce_loss
+from rewards.fitting.scorer_training import fit_scorer
+from textrl_env.episode import Episode
+from textrl_env.tokenizer import FileTokenizer
+
+CPU = torch.device("cpu")
+WORDS = [f"w{i}" for i in range(40)]
+TINY = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<eos>", *WORDS])}, unk_token="<eos>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save(str(path))
+    return FileTokenizer(path)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_margin_and_labels_by_hand():
+    chosen, rejected = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, 1.0])
+    label, margin = torch.tensor([1.0, 0.75, 0.5]), torch.tensor([0.5, 0.0, 0.0])
+    expected = [
+        -math.log(sigmoid(1.5)),
+        -0.75 * math.log(sigmoid(-0.5)) - 0.25 * math.log(sigmoid(0.5)),
+        math.log(2),
+    ]
+    assert bradley_terry_loss(chosen, rejected, label=label, margin=margin).item() == pytest.approx(sum(expected) / 3, abs=1e-6)
+    ones = bradley_terry_loss(chosen, rejected, label=torch.ones(3))
+    assert ones.item() == pytest.approx(bradley_terry_loss(chosen, rejected).item(), abs=1e-7)
+
+
+def likelihood(scores):
+    """The probability of an order, best first, from its definition."""
+    weights = np.exp(scores)
+    return math.prod(weights[i] / weights[i:].sum() for i in range(len(weights)))
+
+
+def test_plackett_luce_by_enumerating_orders():
+    scores = np.array([0.3, -1.2, 2.0, 0.5])
+    losses = []
+    for order in permutations(range(4)):
+        ranked = torch.tensor(scores[list(order)])[None]
+        losses.append(plackett_luce_loss(ranked, torch.ones(1, 4, dtype=torch.bool)).item())
+        assert losses[-1] == pytest.approx(-math.log(likelihood(scores[list(order)])), abs=1e-9)
+    assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1)
+
+
+def test_plackett_luce_of_rankings_of_unequal_length():
+    rows = [[0.3, -1.0, 2.0], [1.0, 0.0], [-5.0, 5.0, 0.0]]
+    scores = torch.full((3, 4), 99.0)  # what stands in the padding must not matter
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        scores[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    scores.requires_grad_(True)
+    loss = plackett_luce_loss(scores, mask)
+    assert loss.item() == pytest.approx(-sum(math.log(likelihood(np.array(row))) for row in rows) / 3, abs=1e-5)
+    loss.backward()
+    assert scores.grad.isfinite().all() and (scores.grad[~mask] == 0).all()
+    # the score of the worst of two: d/ds of log(e^a + e^s) is sigmoid(s - a)
+    assert scores.grad[1, 1].item() == pytest.approx(sigmoid(-1.0) / 3, abs=1e-6)
+    with pytest.raises(ValueError, match=r"\(B, K\)"):
+        plackett_luce_loss(torch.zeros(2), torch.ones(2, dtype=torch.bool))
+
+
+def test_plackett_luce_of_two_is_bradley_terry():
+    scores = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    expected = bradley_terry_loss(scores[:, 0], scores[:, 1])
+    assert plackett_luce_loss(scores, torch.ones(9, 2, dtype=torch.bool)).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+class Bag(torch.nn.Module):
+    """The sum of a weight for each token: what the losses are minimised by can be worked out."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size))
+
+    def forward(self, ids, mask):
+        return (self.weight[ids] * mask).sum(1)
+
+
+def ids(*tokens):
+    return np.array(tokens, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("label", "margin", "gap"),
+    [(0.75, None, math.log(3)), (0.75, 1.0, 1 + math.log(3)), (0.5, None, 0.0), (0.9, None, math.log(9))],
+)
+def test_fitted_gap_is_the_one_worked_out(label, margin, gap):
+    # cross-entropy is least where sigmoid(gap - margin) = label
+    rows = PairRows([ids(1)] * 8, [ids(2)] * 8, torch.full((8,), label), None if margin is None else torch.full((8,), margin))
+    scorer = Bag(4)
+    losses = []
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=0.05)
+    for _ in range(400):
+        loss = rows.loss(scorer, range(8), CPU)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert (scorer.weight[1] - scorer.weight[2]).item() == pytest.approx(gap, abs=1e-3)
+
+
+def test_fit_scorer_pulls_ties_together_and_pushes_pairs_apart():
+    rows = PairRows([ids(1)] * 20 + [ids(3)] * 20, [ids(2)] * 40, torch.tensor([1.0] * 20 + [0.5] * 20))
+    scorer = Bag(4)
+    settings = {"epochs": 150, "batch_size": 8, "learning_rate": 0.05, "weight_decay": 0.0}
+    fit_scorer(scorer, rows, rows, generator=torch.Generator().manual_seed(0), **settings)
+    weight = scorer.weight
+    assert weight[1] - weight[2] > 2 and abs(weight[3] - weight[2]) < 0.2
+
+
+def test_ranking_rows_by_hand():
+    scorer = Bag(4)
+    scorer.weight.data = torch.tensor([0.0, 1.0, 2.0, 4.0])
+    rows = RankingRows([[ids(3), ids(1), ids(2)], [ids(2), ids(1)]], torch.tensor([0, 1]))
+    expected = -(math.log(likelihood(np.array([4.0, 1.0, 2.0]))) + math.log(likelihood(np.array([2.0, 1.0])))) / 2
+    accuracy, loss = rows.evaluate(scorer, 2, CPU)
+    assert (accuracy, loss) == (3 / 4, pytest.approx(expected, abs=1e-5))  # of 4 pairs, 1 before 2 is wrong
+    assert rows.loss(scorer, [0, 1], CPU).item() == pytest.approx(expected, abs=1e-5)
+    pairs = rows.pairs()
+    assert [(c[0], r[0]) for c, r in zip(pairs.chosen, pairs.rejected, strict=True)] == [(3, 1), (3, 2), (1, 2), (2, 1)]
+    assert pairs.group.tolist() == [0, 0, 0, 1] and rows.sizes() == [1, 1]
+
+
+def test_scales_multiply_score_differences():
+    scales = AnnotatorScales(2)
+    scales.log_scale.data = torch.tensor([1.5, 0.5])  # centred: 0.5 and -0.5
+    scorer = Bag(4)
+    scorer.weight.data = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    rows = PairRows([ids(1), ids(1)], [ids(2), ids(2)], group=torch.tensor([0, 1]))
+    expected = -(math.log(sigmoid(math.exp(0.5))) + math.log(sigmoid(math.exp(-0.5)))) / 2
+    assert rows.loss(scorer, [0, 1], CPU, scales).item() == pytest.approx(expected, abs=1e-6)
+    assert scales.penalty().item() == pytest.approx(0.25)
+
+
+def noisy_world(n, scales, seed=0):
+    """Pairs of bags of words with a true worth, compared by annotators who heed it more or less."""
+    rng = np.random.default_rng(seed)
+    worth = rng.normal(0, 1, len(WORDS))
+    pairs = []
+    for i in range(n):
+        a, b = rng.choice(len(WORDS), (2, 3))
+        who = int(rng.integers(len(scales)))
+        better = rng.random() < sigmoid(scales[who] * (worth[a].sum() - worth[b].sum()))
+        texts = ["".join(f" {WORDS[j]}" for j in bag) for bag in ((a, b) if better else (b, a))]
+        pairs.append(Preference(f"{i}", *texts, annotator=f"annotator {who}"))
+    return pairs, worth
+
+
+def test_annotator_scales_are_recovered_and_make_the_score_truer(tokenizer):
+    pairs, worth = noisy_world(4000, [4.0, 0.1])
+    settings = {"tokenizer": tokenizer, "trunk": None, "ngram_buckets": 1, "validation": 0.2}
+    model, report = fit_preference_model(pairs, scale_by="annotator", **settings)
+    ignored, _ = fit_preference_model(pairs, **settings)
+    careful, careless = report.annotator_scales["annotator 0"], report.annotator_scales["annotator 1"]
+    assert careful * careless == pytest.approx(1)
+    assert 10 < careful / careless < 160  # 40 in truth
+    truth = [np.corrcoef(worth, m.network.parts["ngrams"].weight[1:41].numpy())[0, 1] for m in (model, ignored)]
+    assert truth[0] > truth[1] > 0.8
+
+
+def test_fit_to_rankings(tokenizer):
+    rng = np.random.default_rng(0)
+    rankings = []
+    for i in range(300):
+        best = sorted(rng.choice(len(WORDS), rng.integers(2, 5), replace=False))  # w0 is better than w1 and so on
+        rankings.append(Ranking(f"{i}", tuple(f" {WORDS[k]}" for k in best)))
+    model, report = fit_preference_model(rankings, tokenizer=tokenizer, trunk=None, ngram_buckets=1)
+    assert report.held_out_accuracy > 0.85 and (report.n_train, report.n_held_out) == (270, 30)
+    scores = model.score([Episode.from_text("", f" {word}") for word in WORDS])
+    assert np.corrcoef(scores, range(len(WORDS)))[0, 1] < -0.9
+
+
+def test_patience_ends_a_fit_that_no_longer_gets_better(tokenizer):
+    rng = np.random.default_rng(0)
+    texts = [" " + " ".join(rng.choice(WORDS, 3)) for _ in range(200)]
+    noise = [Preference(f"{i}", a, b) for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
+    settings = {"tokenizer": tokenizer, "trunk": TINY, "epochs": 12, "ngram_buckets": 0}
+    _, long = fit_preference_model(noise, **settings)
+    _, short = fit_preference_model(noise, patience=2, **settings)
+    assert len(long.losses["trunk"]) == 12
+    assert len(short.losses["trunk"]) == short.best_epochs["trunk"] + 2 < 12
+    assert short.losses["trunk"] == long.losses["trunk"][: len(short.losses["trunk"])]
+
+
+def test_smoothing_keeps_scores_apart_by_less(tokenizer):
+    pairs = [Preference(f"{i}", " w1", " w2") for i in range(100)]
+    gaps = []
+    for smoothing in (0.0, 0.25):
+        model, _ = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, ngram_buckets=1, smoothing=smoothing)
+        a, b = model.score([Episode.from_text("", text) for text in (" w1", " w2")])
+        gaps.append(a - b)
+    assert 0 < gaps[1] < gaps[0] and gaps[1] < math.log(3)
+
+
+def test_ties_do_not_count_for_the_accuracy(tokenizer):
+    pairs = [Preference(f"{i}", *((" w1", " w2") if i % 2 else (" w3", " w3")), label=1.0 if i % 2 else 0.5) for i in range(200)]
+    _, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None)
+    assert report.held_out_accuracy == report.train_accuracy == 1.0
+    assert report.held_out_interval[0] < 0.85  # of about 10 pairs, not 20
+    _, report = fit_preference_model([Preference(f"{i}", " w1", " w2", 0.5) for i in range(20)], tokenizer=tokenizer, trunk=None)
+    assert report.held_out_accuracy == 0.5 and report.held_out_interval == (0.0, 1.0)
+
+
+def test_temperature_and_calibration_of_the_held_out_pairs(tokenizer):
+    pairs, _ = noisy_world(1000, [1.0])
+    model, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, ngram_buckets=1, seed=3)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(3)).tolist()
+    held = [pairs[i] for i in order[:100]]
+    chosen, rejected = (np.array(model.score([Episode.from_text(p.prompt, getattr(p, s)) for p in held])) for s in ("chosen", "rejected"))
+    temperatures = [factor * report.temperature for factor in (0.9, 1.0, 1.1)]
+    losses = [np.logaddexp(0, (rejected - chosen) / t).mean() for t in temperatures]
+    assert min(losses) == losses[1]
+    assert report.held_out_accuracy == np.mean((chosen > rejected) + 0.5 * (chosen == rejected))
+    assert report.held_out_loss == pytest.approx(np.logaddexp(0, rejected - chosen).mean(), abs=1e-5)
+    assert 0 <= report.calibration_error < 0.5
+
+
+def test_lora_trains_adapters_and_leaves_an_ordinary_model(tokenizer, tmp_path):
+    from transformers import AutoConfig, AutoModel
+
+    with torch.random.fork_rng():
+        base = AutoModel.from_config(AutoConfig.for_model(**TINY, vocab_size=tokenizer.vocab_size, num_key_value_heads=2))
+    base.save_pretrained(tmp_path / "base")
+    pairs = [Preference(f"{i}", " w1 w2 w3", " w3 w2 w1") for i in range(60)]
+    model, report = fit_preference_model(
+        pairs, tokenizer=tokenizer, trunk=tmp_path / "base", ngram_buckets=0, lora={"r": 2}, epochs=6, learning_rate=0.02
+    )
+    assert report.held_out_accuracy == 1.0
+    trunk = model.network.parts["trunk"].trunk
+    assert set(trunk.state_dict()) == set(base.state_dict())
+    changed = {name for name, weight in base.named_parameters() if not torch.equal(weight, trunk.get_parameter(name))}
+    assert changed == {name for name, _ in base.named_parameters() if "_proj" in name}
+    for name in changed:
+        assert torch.linalg.matrix_rank(trunk.get_parameter(name) - base.get_parameter(name), atol=1e-5) <= 2
+    model.save(tmp_path / "reward")
+    sample = [Episode.from_text(p.prompt, p.chosen) for p in pairs[:5]]
+    assert PreferenceRewardModel.load(tmp_path / "reward").score(sample) == model.score(sample)
+
+
+def test_held_out_prompts_are_on_one_side():
+    rng = np.random.default_rng(0)
+    prompts = [f"p{k}" for k in rng.integers(0, 60, 200)]
+    order = rng.permutation(200).tolist()
+    held, kept, apart = hold_out(prompts, order, 0.1)
+    assert apart and 10 <= len(held) <= 20
+    assert not {prompts[i] for i in held} & {prompts[i] for i in kept}
+    assert sorted(held + kept) == list(range(200))
+    assert held == [i for i in order if i in set(held)] and kept == [i for i in order if i in set(kept)]
+
+
+@pytest.mark.parametrize("prompts", [[f"p{i}" for i in range(50)], [""] * 50])
+def test_distinct_prompts_are_held_out_in_order(prompts):
+    order = np.random.default_rng(0).permutation(50).tolist()
+    assert hold_out(prompts, order, 0.1) == (order[:5], order[5:], True)
+
+
+def test_one_prompt_cannot_be_kept_together():
+    order = np.random.default_rng(0).permutation(50).tolist()
+    assert hold_out(["p"] * 50, order, 0.1) == (order[:5], order[5:], False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"smoothing": 0.5}, ValueError, "smoothing=0.5"),
+        ({"patience": 0}, ValueError, "patience=0"),
+        ({"scale_by": "age"}, ValueError, "scale_by='age'"),
+        ({"lora": {"r": 2}}, ValueError, "lora needs a trunk"),
+        ({"preferences": [Preference("", "a", "b")] * 10 + [Ranking("", ("a", "b"))]}, TypeError, "mixed"),
+        ({"preferences": [Ranking("", ("a", "b"))] * 10, "smoothing": 0.1}, ValueError, "is for pairs"),
+    ],
+)
+def test_options_are_checked(tokenizer, change, error, message):
+    settings = {"preferences": [Preference("", " w1", " w2")] * 20, "tokenizer": tokenizer, "trunk": None, **change}
+    with pytest.raises(error, match=message):
+        fit_preference_model(**settings)

@@ -1,0 +1,1 @@
+"""The batched core and the three environments over it."""

@@ -1,0 +1,83 @@
+"""What the three environment shells share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+
+from ..reward_model import RewardModel
+from ..task import TextTask
+from ..tasks.registry import make_task
+from .core import PAD, TextCore
+
+
+class TextEnvMixin:
+    """A core, its spaces, its action masks, and the reward model that can be swapped."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 10}
+    core: TextCore
+
+    def _make_core(self, num_rows: int, task: str | TextTask, reward: Any, split: str, settings: dict[str, Any]) -> None:
+        self.core = TextCore(make_task(task, split=split, **settings), num_rows, reward)
+
+    @property
+    def task(self) -> TextTask:
+        """The task that is played."""
+        return self.core.task
+
+    @property
+    def reward_model(self) -> RewardModel:
+        """The reward model; assign a name, a dict, an object or a function to swap it while the environment runs."""
+        return self.core.reward_model
+
+    @reward_model.setter
+    def reward_model(self, reward: Any) -> None:
+        self.core.reward_model = reward
+
+    def random_state(self) -> dict[str, Any]:
+        """Return, as plain data, what decides what comes next: the rows' generators, the prompt order, and the reward model's state.
+
+        A reward model that changes while it scores has the methods `get_state()`, which returns plain data, and `set_state(state)`.
+        """
+        states = [None if g is None else g.bit_generator.state for g in self.core.generators]
+        return {"generators": states, "prompts": self.core.prompt_sampler.state(), "reward": self._reward_state()}
+
+    def _reward_state(self) -> Any:
+        return self.reward_model.get_state() if hasattr(self.reward_model, "get_state") else None
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Deal the prompts that would have been dealt when `random_state` was called, from the next reset on.
+
+        Raises:
+            ValueError: The state is that of another number of rows, or of another task's prompts.
+        """
+        if len(state["generators"]) != self.core.num_rows:
+            raise ValueError(f"the state is that of {len(state['generators'])} rows, the environment has {self.core.num_rows}")
+        self.core.prompt_sampler.set_state(state["prompts"])
+        if state.get("reward") is not None and hasattr(self.reward_model, "set_state"):
+            self.reward_model.set_state(state["reward"])
+        for row, generator in enumerate(state["generators"]):
+            self.core.seed_from(row, generator)
+
+    def update_priorities(self, prompt_ids: Any, priorities: Any) -> None:
+        """Set the priorities of prompts, for tasks with `prompt_order="priority"`; see `PromptSampler`."""
+        self.core.prompt_sampler.update_priorities(np.asarray(prompt_ids), np.asarray(priorities, float))
+
+
+def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
+    """Return the observation space of one text and its action space."""
+    vocab_size = task.tokenizer.vocab_size
+    observation = spaces.Dict(
+        {
+            "prompt": spaces.Box(PAD, vocab_size - 1, (task.prompt_width,), np.int64),
+            "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
+        }
+    )
+    return observation, spaces.Discrete(vocab_size)
+
+
+def transcript(prompt: str, response: str, outcome: str = "") -> str:
+    """Return a text for a terminal: the prompt dim, the response plain, the outcome in brackets."""
+    return f"\x1b[2m{prompt}\x1b[0m{response}{f'  [{outcome}]' if outcome else ''}"

@@ -1,0 +1,327 @@
+"""The dynamics of text episodes, for B texts at once: the only place where tokens are appended and episodes end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.utils import seeding
+
+from ..constraints import as_constraint
+from ..episode import Episode
+from ..prompts.prompt import Prompt
+from ..prompts.sampler import PromptSampler
+from ..reward_model import RewardModel, as_reward_model, checked_scores, terms_of
+from ..task import TextTask
+from .dialogue import next_replies
+from .ending_penalties import shaped
+from .rank_share import RankShare
+from .step_result import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, StepResult
+
+PAD = -1  # fills unused positions of observations; no token has this id, so padding never collides with end-of-text
+
+
+class TextCore:
+    """B texts being written, one token of the agent a step.
+
+    A row is live (it has a prompt and takes tokens), or idle (its observation is all `PAD` and its action is ignored).
+    Only `begin_rollout` makes idle rows; otherwise callers restart each row that ended.
+
+    Args:
+        task: What the texts are.
+        num_rows: B, at least 1.
+        reward: Anything that `as_reward_model` accepts; None takes the task's own.
+    """
+
+    def __init__(self, task: TextTask, num_rows: int, reward: Any = None) -> None:
+        if num_rows < 1:
+            raise ValueError(f"num_rows={num_rows}: need at least 1 text")
+        self.task = task
+        self.num_rows = num_rows
+        self.reward_model = task.reward if reward is None else reward
+        self.generators: list[np.random.Generator | None] = [None] * num_rows
+        self.prompt_sampler = PromptSampler(len(task.prompts), task.prompt_order, task.prompt_weights, task.group_size)
+        self.undealt: int | None = None  # episodes that `begin_rollout` may still start; None: as many as asked for
+        self.share: RankShare | None = None  # set it to play one part of each rollout; others play the rest
+        self._dealt: deque[int] | None = None  # prompts of the share that no row took yet; None: rows draw for themselves
+        self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)
+        self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)
+        self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
+        self.length = np.zeros(num_rows, np.int64)  # response tokens so far
+        self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
+        self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
+        self.prompts: list[Prompt | None] = [None] * num_rows
+        self.prompt_index = np.zeros(num_rows, np.int64)
+        self.live = np.zeros(num_rows, bool)
+        self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
+        self._closes[list(task.stop_ids)] = STOP
+        self._closes[task.tokenizer.eos_token_id] = EOS
+        self.constraint = as_constraint(task.constraint, task.tokenizer, task.min_new_tokens, np.flatnonzero(self._closes))
+        self.states: list[Any] = [None] * num_rows  # of the constraint
+
+    @property
+    def reward_model(self) -> RewardModel:
+        """The reward model that scores finished texts; assign anything that `as_reward_model` accepts to swap it."""
+        return self._reward_model
+
+    @reward_model.setter
+    def reward_model(self, reward: Any) -> None:
+        self._reward_model = as_reward_model(reward)
+
+    def seed(self, row: int, seed: int | None) -> None:
+        """Give a row its own generator, seeded with `seed` (None: from the operating system).
+
+        Seeding row 0 also starts the order of the prompts anew.
+        """
+        self.generators[row], _ = seeding.np_random(seed)
+        if row == 0:
+            self.prompt_sampler.restart()
+
+    def seed_from(self, row: int, state: Any) -> None:
+        """Put a row's generator in the state of a numpy bit generator; None: it has none yet."""
+        self.generators[row] = None if state is None else seeding.np_random(0)[0]
+        if state is not None:
+            self._generator(row).bit_generator.state = state
+
+    def restart(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
+        if self.share is not None and self.undealt is not None and self._dealt is None:
+            self._deal(self.share, self.undealt)
+        for row in rows:
+            self.prompt[row] = PAD
+            self.response[row] = PAD
+            self.by_env[row] = False
+            self.length[row] = self.turns[row] = self.said[row] = 0
+            self.live[row] = self.undealt is None or self.undealt > 0
+            if not self.live[row]:
+                continue
+            if self.undealt is not None:
+                self.undealt -= 1
+            index = self._next_prompt(int(row))
+            prompt, ids = self.task.start_of(index)
+            self.prompts[row] = prompt
+            self.prompt_index[row] = index
+            self.prompt[row, : len(ids)] = ids
+            if self.constraint is not None:
+                self.states[row] = self.constraint.start(prompt)
+
+    def begin_rollout(self, num_episodes: int) -> None:
+        """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
+
+        With a `share` the restarts get its part of them only.  The whole rollout's prompts are then drawn at its first restart, the
+        i-th from the generator of row i (modulo the number of rows), so that all who play a share draw alike.  Up to one text a
+        row these are the prompts that are dealt without shares.
+        """
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes={num_episodes}: a rollout needs at least 1")
+        self.undealt, self._dealt = num_episodes, None
+        self.prompt_sampler.end_group()  # groups lie whole in a rollout
+
+    def end_rollout(self) -> None:
+        """Deal as many texts as restarts ask for, as before `begin_rollout`."""
+        self.undealt = self._dealt = None
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal, shape (B, V), bool; all of them in idle rows and without a constraint."""
+        masks = np.ones((self.num_rows, len(self._closes)), bool)
+        if self.constraint is not None:
+            for row in np.flatnonzero(self.live):
+                masks[row] = self.constraint.mask(self.states[row])
+        return masks
+
+    def legal(self) -> np.ndarray | None:
+        """Return `action_masks()`, or None where every token is legal everywhere."""
+        return None if self.constraint is None else self.action_masks()
+
+    def step(self, actions: np.ndarray) -> StepResult:
+        """Append one token to every live row, let the environment reply, and score the texts that end in one call.
+
+        Args:
+            actions: Token ids, shape (B,), integers in [0, V); ignored where a row is idle.
+
+        Raises:
+            TypeError: Not integers.
+            ValueError: Another shape, or an id outside the vocabulary.
+            RuntimeError: No row is live: `restart` first.
+            RewardError: The reward model failed.
+        """
+        tokens = self._checked(actions)
+        rows = np.flatnonzero(self.live)
+        why = np.zeros(self.num_rows, np.int8)
+        illegal = self._advance(rows, tokens)
+        self.response[rows, self.length[rows]] = tokens[rows]
+        self.length[rows] += 1
+        why[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+        why[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], why[rows])
+        cuts = self._watch(rows, why)
+        why[illegal] = ILLEGAL
+        rewards = np.zeros(self.num_rows)
+        if self.task.reply is not None:
+            self._take_turns(np.flatnonzero((why == EOS) | (why == STOP)), why, rewards)
+        terminated = why > GOES_ON
+        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
+        ended = np.flatnonzero(terminated)
+        self.live[ended] = False
+        scores = np.zeros(self.num_rows)
+        if not len(ended):
+            return StepResult(rewards, scores, terminated, {})
+        episodes = self._episodes(ended, why, cuts)
+        scores[ended] = self._scores(episodes)
+        rewards[ended] += shaped(self.task, episodes, scores[ended])
+        found = dict(zip(ended.tolist(), episodes, strict=True))
+        return StepResult(rewards, scores, terminated, found, self._terms(ended, episodes))
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
+        return {"prompt": self.prompt.copy(), "response": self.response.copy()}
+
+    def start_info(self, row: int) -> dict[str, Any]:
+        """Return the info of a text that just began; empty for an idle row."""
+        prompt = self.prompts[row]
+        if not self.live[row] or prompt is None:
+            return {}
+        return {"prompt": prompt.text, "prompt_id": int(self.prompt_index[row])}
+
+    def final_info(self, row: int, result: StepResult) -> dict[str, Any]:
+        """Return the info of a text that just ended."""
+        episode = result.episodes[row]
+        terms = {"reward_terms": result.terms[row]} if row in result.terms else {}
+        return {
+            "prompt": episode.prompt,
+            "prompt_id": int(self.prompt_index[row]),
+            "response": episode.response,
+            "finish_reason": episode.finish_reason,
+            "score": float(result.scores[row]),
+            **terms,
+        }
+
+    def text(self, row: int) -> tuple[str, str]:
+        """Return prompt and response so far, as text."""
+        prompt = self.prompts[row]
+        if prompt is None or (self.length[row] == 0 and not self.live[row]):
+            return "", ""
+        return prompt.text, self._decode([row])[0]
+
+    def _deal(self, share: RankShare, num_episodes: int) -> None:
+        """Draw the prompts of a whole rollout, and keep those of the share; not before its first restart, which may seed the rows."""
+        drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(num_episodes)]
+        self._dealt = deque(drawn[share.of(num_episodes, self.task.group_size)])
+        self.undealt = len(self._dealt)
+
+    def _next_prompt(self, row: int) -> int:
+        return self.prompt_sampler.draw(self._generator(row)) if self._dealt is None else self._dealt.popleft()
+
+    def _generator(self, row: int) -> np.random.Generator:
+        if self.generators[row] is None:
+            self.generators[row], _ = seeding.np_random(None)
+        generator = self.generators[row]
+        assert generator is not None
+        return generator
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        tokens = np.asarray(actions)
+        if tokens.dtype.kind not in "iu":
+            raise TypeError(f"actions have dtype {tokens.dtype}: pass integer token ids")
+        if tokens.shape != (self.num_rows,):
+            raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {self.num_rows} rows")
+        if not self.live.any():
+            raise RuntimeError("no text is being written: call reset() before step()")
+        vocab_size = self.task.tokenizer.vocab_size
+        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
+        return tokens
+
+    def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> list[int]:
+        """Move the constraint's states on, and return the rows whose token was illegal."""
+        if self.constraint is None:
+            return []
+        illegal = [int(row) for row in rows if not self.constraint.mask(self.states[row])[tokens[row]]]
+        for row in set(rows.tolist()).difference(illegal):
+            self.states[row] = self.constraint.advance(self.states[row], int(tokens[row]))
+        return illegal
+
+    def _watch(self, rows: np.ndarray, why: np.ndarray) -> dict[int, int]:
+        """Look for ends that only the text shows; return where stop strings begin in the response, by row."""
+        cuts: dict[int, int] = {}
+        if self.task.stop_strings:
+            for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+                found = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
+                if found:
+                    cuts[row] = min(found)
+                    why[row] = STOP
+        if self.task.ends is not None:
+            open_rows = rows[(why[rows] == GOES_ON) | (why[rows] == LENGTH)]
+            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(why), {}))
+            if len(ends) != len(open_rows):
+                raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
+            why[open_rows[np.asarray(ends, bool)]] = TASK
+        return cuts
+
+    def _take_turns(self, rows: np.ndarray, why: np.ndarray, rewards: np.ndarray) -> None:
+        """Let the environment answer in rows whose turn is over; `why` says afterwards which texts go on."""
+        self.turns[rows] += 1
+        limit = self.task.max_turns
+        last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
+        why[last] = TURNS
+        rows = np.setdiff1d(rows, last)
+        if not len(rows):
+            return
+        episodes = self._episodes(rows, np.zeros_like(why), {})
+        for row, ids in zip(rows, next_replies(self.task, episodes), strict=True):
+            room = self.task.max_new_tokens - self.length[row]
+            why[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
+            if ids is None or why[row]:
+                continue
+            self.response[row, self.length[row] : self.length[row] + len(ids)] = ids
+            self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
+            self.length[row] += len(ids)
+            if self.constraint is not None:
+                self.states[row] = self.constraint.start(self.prompts[row])
+        going_on = [i for i, row in enumerate(rows) if why[row] == GOES_ON]
+        self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
+        self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
+
+    def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:
+        """Add what a reward model that also scores steps or turns says of unfinished texts."""
+        if len(rows) and hasattr(self.reward_model, method):
+            unfinished = self._episodes(rows, np.zeros(self.num_rows, np.int8), {}) if episodes is None else episodes
+            rewards[rows] += checked_scores(self.reward_model, unfinished, method)
+
+    def _scores(self, episodes: list[Episode]) -> np.ndarray:
+        scores = np.full(len(episodes), float(self.task.illegal_score))
+        legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
+        scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
+        return scores
+
+    def _terms(self, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float]]:
+        """Return the parts of the scores just given, by row; texts that the reward model did not see have none."""
+        seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
+        terms = terms_of(self.reward_model, len(seen)) if seen else {}
+        return {row: {name: float(values[i]) for name, values in terms.items()} for i, row in enumerate(seen) if terms}
+
+    def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])
+
+    def _episodes(self, rows: np.ndarray, why: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
+        episodes = []
+        for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+            prompt, length = self.prompts[row], self.length[row]
+            assert prompt is not None
+            prompt_row = self.prompt[row]
+            episodes.append(
+                Episode(
+                    prompt=prompt.text,
+                    response=text[: cuts[row]] if row in cuts else text,
+                    prompt_ids=prompt_row[prompt_row != PAD],
+                    response_ids=self.response[row, :length].copy(),
+                    action_mask=~self.by_env[row, :length],
+                    finish_reason=REASONS[why[row]],
+                    references=prompt.references,
+                    metadata=prompt.metadata,
+                )
+            )
+        return episodes

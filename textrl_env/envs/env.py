@@ -1,0 +1,120 @@
+"""The scalar Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from ..task import TextTask
+from .base import TextEnvMixin, spaces_of, transcript
+
+
+class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
+    """Write a text, one token a step, and be scored at its end.
+
+    ## Description
+    The episode starts from a prompt.  Each action appends one token.  When the text ends, a reward model that can be
+    swapped scores it.
+
+    ## Action Space
+    `Discrete(V)`: the id of the next token.
+
+    ## Observation Space
+    `Dict(prompt=Box(-1, V-1, (P,), int64), response=Box(-1, V-1, (T,), int64))`: the ids of the prompt and of what has
+    been written, padded on the right with -1.
+
+    ## Rewards
+    0 at every step but the last, whose reward is the reward model's score of the finished text, with the task's penalties
+    for a missing end-of-text and for length.  A reward model that also has `score_steps(episodes)` or
+    `score_turns(episodes)` scores unfinished texts after each other step, or after each of the agent's turns.
+
+    ## Starting State
+    A prompt of the task, drawn with the environment's generator (or the next one, if the task's prompts come in order),
+    and an empty response.
+
+    ## Episode End
+    *Termination*, with `info["finish_reason"]`: the action is the end-of-text token (`"eos"`) or a stop token, or completes a
+    stop string (`"stop"`); the response has T tokens (`"length"`); the task says so (`"task"`); a dialogue had its last turn
+    (`"turns"`); the action is illegal under the task's constraint (`"illegal"`).  All are scored, illegal ones with the
+    task's `illegal_score`.  *Truncation*: never.  Do not add a `TimeLimit`: it would cut the text before the reward model
+    is asked.
+
+    In a dialogue (`reply`), end-of-text or a stop ends the agent's turn.  What the environment replies is appended to
+    `response` in the same step: context, never an action (`Episode.action_mask` tells them apart).
+
+    ## Info
+    `reset`: `prompt`, `prompt_id`.  Last `step`: also `response`, `finish_reason`, `score`.
+
+    ## Arguments
+    Args:
+        task: Name of a task, or a `TextTask`.
+        reward: Name of a reward model, `{"name": ..., **kwargs}`, an object with `score(episodes)`, or a function
+            `f(prompts, completions, **columns)`; None takes the task's own.
+        split: Prompts of a named task: `"train"`, `"validation"` or `"test"`.
+        render_mode: `"ansi"` (render returns the text), `"human"` (it is printed), or None.
+        **settings: Fields of `TextTask` that replace the task's own, such as `max_new_tokens` or `stop_strings`.
+
+    ## Version History
+    * v0: first version.
+    """
+
+    def __init__(
+        self,
+        task: str | TextTask = "review",
+        reward: Any = None,
+        split: str = "train",
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._make_core(1, task, reward, split, settings)
+        self.observation_space: Any
+        self.observation_space, self.action_space = spaces_of(self.task)
+        self.render_mode = render_mode
+        self._outcome = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start a new text; see `gymnasium.Env.reset`."""
+        super().reset(seed=seed)
+        self.core.generators[0] = self.np_random
+        self.core.restart([0])
+        self._outcome = ""
+        if self.render_mode == "human":
+            self._print()
+        return self._observation(), self.core.start_info(0)
+
+    def step(self, action: np.int64 | int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Append a token; see `gymnasium.Env.step`.
+
+        Raises:
+            TypeError: The action is not an integer.
+            ValueError: It is outside the vocabulary.
+            RuntimeError: The text has ended, or none was started.
+            RewardError: The reward model failed.
+        """
+        result = self.core.step(np.asarray(action).reshape(1))
+        info: dict[str, Any] = {}
+        if 0 in result.episodes:
+            info = self.core.final_info(0, result)
+            self._outcome = f"{info['finish_reason']}, score {info['score']:.3f}"
+        if self.render_mode == "human":
+            self._print()
+        return self._observation(), float(result.rewards[0]), bool(result.terminated[0]), False, info
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (V,), bool; sb3-contrib's MaskablePPO asks for it."""
+        return self.core.action_masks()[0]
+
+    def render(self) -> str | None:
+        """Return the text so far (`"ansi"`) or print it (`"human"`)."""
+        if self.render_mode == "human":
+            self._print()
+            return None
+        return transcript(*self.core.text(0), self._outcome)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {key: value[0] for key, value in self.core.observe().items()}
+
+    def _print(self) -> None:
+        print(transcript(*self.core.text(0), self._outcome))

@@ -1,0 +1,120 @@
+"""The batched Stable-Baselines3 environment; SB3 accepts no gymnasium `VectorEnv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from ..task import TextTask
+from .base import TextEnvMixin, spaces_of, transcript
+
+
+class TextGenerationVecEnv(TextEnvMixin, VecEnv):
+    """`num_envs` texts for Stable-Baselines3; arguments, spaces and rewards as in `TextGenerationEnv`.
+
+    Every step advances all rows and scores all texts that end with one call of the reward model.  Wrap it in SB3's
+    `VecMonitor` for episode statistics.
+
+    `begin_rollout(n)` before `reset()` deals exactly n texts: a row that ends takes the next prompt while any are left
+    and is idle afterwards (observation all -1, reward 0, never done, action ignored).
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        task: str | TextTask = "review",
+        reward: Any = None,
+        split: str = "train",
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._make_core(num_envs, task, reward, split, settings)
+        self.render_mode = render_mode
+        super().__init__(num_envs, *spaces_of(self.task))
+        self._actions = np.zeros(num_envs, np.int64)
+
+    def begin_rollout(self, num_episodes: int) -> None:
+        """Deal exactly `num_episodes` texts from the next `reset()` on."""
+        self.core.begin_rollout(num_episodes)
+
+    def end_rollout(self) -> None:
+        """Deal texts without end again."""
+        self.core.end_rollout()
+
+    def reset(self) -> VecEnvObs:
+        """Start a new text in every row, with the seeds given to `seed()` since the last reset."""
+        for row, seed in enumerate(self._seeds):
+            if seed is not None:
+                self.core.seed(row, seed)
+        self.core.restart(range(self.num_envs))
+        self.reset_infos = [self.core.start_info(row) for row in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return self.core.observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Append one token to every text; `infos` of finished texts hold `terminal_observation` and the final info."""
+        result = self.core.step(self._actions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if result.episodes:
+            final = self.core.observe()
+            for row in result.episodes:
+                infos[row] = self.core.final_info(row, result)
+                infos[row]["terminal_observation"] = {key: value[row] for key, value in final.items()}
+                infos[row]["TimeLimit.truncated"] = False
+            self.core.restart(list(result.episodes))
+            for row in result.episodes:
+                self.reset_infos[row] = self.core.start_info(row)
+        return self.core.observe(), result.rewards.astype(np.float32), result.terminated, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (B, V), bool; all of them in idle rows."""
+        return self.core.action_masks()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return the attribute once per row asked for; all rows share it."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute for all rows; they share it, so `indices` must be None.
+
+        Raises:
+            ValueError: Only some rows were asked for.
+        """
+        if indices is not None:
+            raise ValueError(f"the rows share {attr_name!r}: leave indices out to set it for all")
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """Call a method once, and return its result once per row asked for; of `action_masks`, each row's own."""
+        value = getattr(self, method_name)(*method_args, **method_kwargs)
+        return [value[row] if method_name == "action_masks" else value for row in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Return False for every row: there are no scalar environments to wrap."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Return no image for every row: texts have none."""
+        return [None] * self.num_envs
+
+    def render(self, mode: str | None = None) -> str | None:  # type: ignore[override]  # SB3 knows images only
+        """Return all texts so far, one a line (`"ansi"`), or print them (`"human"`)."""
+        texts = "\n".join(transcript(*self.core.text(row)) for row in range(self.num_envs))
+        if (mode or self.render_mode) == "human":
+            print(texts)
+            return None
+        return texts

@@ -1,0 +1,22 @@
+"""One prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a task's data.
+
+    Attributes:
+        text: What the episode starts from.
+        references: Texts that a reward may compare the response with.
+        metadata: Further columns; they reach the reward model with the episode.
+    """
+
+    text: str
+    references: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,60 @@
+"""The table of tasks, and making a task by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from ..task import TextTask
+from ..utils.suggestions import did_you_mean
+from .corpora import real_task
+from .ladders import factories
+
+EXACT_TASKS = ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle")
+
+
+_TASKS: dict[str, str] = {
+    "review": "textrl_env.tasks.review.task:review_task",
+    **{f"exact-{name.lower()}": f"textrl_env.tasks.exact:{name.lower()}_task" for name in EXACT_TASKS},
+}
+
+
+def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train", **overrides: Any) -> TextTask:
+    """Return the task named `task`, or `task` itself, with `overrides` of its fields.
+
+    Args:
+        task: A name from the table; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
+            `textrl_env.tasks.corpora.real_task`; or a task.
+        split: Which prompts of a named task: `"train"`, `"validation"` or `"test"`.
+        **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
+
+    Raises:
+        ValueError: The name is unknown.
+        TypeError: `task` is neither, or an override is no field of a task.
+    """
+    if isinstance(task, str):
+        task = _built(task, split)
+    elif isinstance(task, Mapping):
+        task = real_task(**{"split": split, **task})
+    if not isinstance(task, TextTask):
+        raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")
+    known = [f.name for f in fields(TextTask) if f.init]
+    for key in overrides:
+        if key not in known:
+            # The words that Python itself uses: TorchRL's GymEnv looks for them when it probes for an Atari argument
+            hint = f"{did_you_mean(key, known)}; a task has {', '.join(known)}"
+            raise TypeError(f"make_task() got an unexpected keyword argument {key!r}{hint}")
+    changed = {key: value for key, value in overrides.items() if value is not None}
+    return replace(task, **changed) if changed else task
+
+
+def _built(name: str, split: str) -> TextTask:
+    sized = factories()
+    if name not in _TASKS and name not in sized:
+        known = [*_TASKS, *sized]
+        raise ValueError(f"no task is called {name!r}{did_you_mean(name, known)}; known: {', '.join(sorted(known))}")
+    path, *size = sized.get(name) or (_TASKS[name],)
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)(*size, split)
