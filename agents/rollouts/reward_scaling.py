@@ -1,8 +1,13 @@
-"""Scores on a common scale: divided by their running standard deviation, and cut."""
+"""Numbers on a common scale: scores divided by their running standard deviation and clipped, and whitening."""
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def whitened(numbers: np.ndarray) -> np.ndarray:
+    """Shift and scale the numbers to mean 0 and variance 1; equal numbers become 0."""
+    return (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-8)
 
 
 class ScoreScale:
@@ -11,7 +16,7 @@ class ScoreScale:
     Only needed for rewards without bounds, such as the logits of a classifier: beta then means the same whatever their scale.
 
     Args:
-        norm_reward: Whether to divide; SB3's name in `VecNormalize`, which knows no texts.
+        norm_reward: Whether to divide; the name is that of SB3's `VecNormalize`, which scales steps and not texts.
         clip_reward: Largest absolute value that passes, after the division; None: any.
 
     Raises:
@@ -27,7 +32,7 @@ class ScoreScale:
         self.count, self.mean, self.squares = 0, 0.0, 0.0  # of all scores: number, mean, sum of squared deviations
 
     def __call__(self, rewards: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the rewards on the new scale.
+        """Return the rewards on the new scale, same shape.
 
         Args:
             rewards: Of steps, any shape.
@@ -42,7 +47,7 @@ class ScoreScale:
         return rewards
 
     def _see(self, scores: np.ndarray) -> None:
-        """Join the moments (Chan et al. 1979)."""
+        """Add these scores to the running moments (Chan et al. 1979)."""
         number, mean = len(scores), float(scores.mean())
         total, difference = self.count + number, mean - self.mean
         self.squares += float(((scores - mean) ** 2).sum()) + difference**2 * self.count * number / total

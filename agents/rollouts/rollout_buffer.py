@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from time import perf_counter
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from torch import nn
 
 from ..distributed.ranks import Ranks
-from ..models.backbones import Backbone, backbone_of
-from ..models.loading import LMSource, frozen, load_lm
-from ..models.log_probs import action_log_probs, full_kl
+from ..models.backbones import Backbone
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, as_kl_controller
+from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .merge_ranks import RankRecording, merge
-from .reward_scaling import ScoreScale
-from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
-
-KLReward = Literal["k1", "full", "none"]
+from .reference_model import Reference, reference_backbone
+from .reward_scaling import ScoreScale, whitened
+from .rollout_result import RolloutStats
+from .rollout_samples import MinibatchShard, MinibatchSize, Segment, SequenceSamples
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -59,16 +56,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: See `ScoreScale`.
 
     Attributes:
-        actor: The policy's backbone; only `kl_reward="full"` asks for it.
-        ranks: Of several, each adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
-        score_scale: What the rewards go through first; holds the running moments.
+        shaping: Reference, KL controller and scale of the scores, see `attach`.
+        segments: The S texts of the rollout, in the order in which they began.
+        offsets: Where each text's tokens begin in the flat arrays, and N, shape (S + 1,).
         scores: Of each text, as the environment paid them, shape (S,).
+        kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
+        reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
+        trained: Indices of the texts that `get` and `parts` yield.
+        stats: Means over the rollout.
 
     Raises:
         ValueError: `kl_reward` or `clip_reward` is out of range.
     """
 
     __module__ = "agents"
+    stats: RolloutStats
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        reference: LMSource | nn.Module | Backbone | None = None,
+        reference: Reference | None = None,
         beta: Beta = 0.05,
         whiten_advantages: bool = False,
         reference_batch_size: int = 64,
@@ -90,38 +92,29 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         if kl_reward not in ("k1", "full", "none"):
             raise ValueError(f"kl_reward={kl_reward!r}: must be 'k1', 'full' or 'none'")
-        self.kl_controller = as_kl_controller(beta)
         self.whiten_advantages = whiten_advantages
         self.reference_batch_size = reference_batch_size
-        self.kl_reward = kl_reward
-        self.whiten_rewards = whiten_rewards
-        self.score_scale = ScoreScale(norm_reward, clip_reward)
-        self.actor: Backbone | None = None
-        self.ranks = Ranks()
-        self.stats: RolloutStats | None = None
+        self._ranks = Ranks()
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
-        self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
-        self.reference = self.as_reference(reference)
+        vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        backbone = None if reference is None else reference_backbone(reference, observation_space, vocab_size, self.device)
+        scale = ScoreScale(norm_reward, clip_reward)
+        self.shaping = KLShaping(backbone, as_kl_controller(beta), scale, vocab_size, kl_reward, whiten_rewards)
 
-    def as_reference(self, reference: LMSource | nn.Module | Backbone | None) -> Backbone | None:
-        """Return the model that KL is measured against, see the class.
+    def attach(self, shaping: KLShaping, ranks: Ranks) -> None:
+        """Take what our own algorithms have once their policy is built; under unmodified SB3 the constructor's arguments stand.
 
-        Raises:
-            ValueError: Its vocabulary or context is smaller than the environment's.
+        Args:
+            shaping: Replaces the buffer's own.
+            ranks: Each of several adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
         """
-        if reference is None:
-            return None
-        if isinstance(reference, Backbone):
-            backbone = reference
-        else:
-            backbone = backbone_of(reference if isinstance(reference, nn.Module) else frozen(load_lm(reference)).to(self.device))
-        if backbone.vocab_size < self.vocab_size:
-            raise ValueError(
-                f"the reference has {backbone.vocab_size} tokens, the environment {self.vocab_size}: they must share a tokenizer"
-            )
-        backbone.check_room(*(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
-        return backbone
+        self.shaping, self._ranks = shaping, ranks
+
+    @property
+    def reference(self) -> Backbone | None:
+        """The model that KL is measured against."""
+        return self.shaping.reference
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -161,7 +154,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         live = prompt[:, 0] >= 0
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
-        lengths = (response >= 0).sum(1)
+        lengths = (response >= 0).sum(1)  # (E,)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
             self._openings.append((int(row), self.pos, context, int(lengths[row])))
@@ -169,7 +162,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
         self._written, self._lengths = live, lengths
-        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()
+        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()  # (E,) each
         if not (np.isfinite(values).all() and np.isfinite(log_probs).all()):
             raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {self.pos} of the rollout")
         self._steps.append((action.ravel().astype(np.int64), np.asarray(reward, np.float32), starts, values, log_probs, live))
@@ -186,34 +179,48 @@ class SequenceRolloutBuffer(RolloutBuffer):
             last_values: Values of the states after the last step, shape (E,) or (E, 1).
             dones: Whether each row's text ended at the last step, shape (E,).
         """
-        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (S, E) each
+        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
         self._cut_segments(columns[-1])
         self._own = slice(0, len(self.segments))
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
-        if self.ranks.size > 1:
+        if self._ranks.size > 1:
             columns, dones = self._join(RankRecording(columns, np.asarray(dones, bool), self._openings, self._replies, self.kept))
             last_values = torch.zeros(len(dones))
-        actions, self.rewards, starts, self.values, self.log_probs, _ = columns
+        actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
         self.episode_starts = starts.astype(np.float32)
         self.buffer_size = len(actions)
         self.full = True
-        self.actions = self._flat(actions)
-        self.scores = np.array([self.rewards[s.steps, s.row].sum() for s in self.segments])
-        self.rewards = self.score_scale(self.rewards, self.scores)
-        self._shape_rewards()
-        self.advantages = np.zeros_like(self.rewards)
+        self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
+        self.scores = np.array([rewards[s.steps, s.row].sum() for s in self.segments])  # (S,)
+        assert self.sampler is not None
+        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each)
+        shaped, self.kl, self.reference_log_probs, self.stats = self.shaping(self._flat(rewards), self.scores, tokens)
+        self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
+        for index, segment in enumerate(self.segments):
+            self.rewards[segment.steps, segment.row] = shaped[self.offsets[index] : self.offsets[index + 1]]
+        self.advantages = np.zeros_like(rewards)
         RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
-        for name in ("rewards", "values", "log_probs", "advantages", "returns"):
-            setattr(self, name, self._flat(getattr(self, name)))
+        for name in ("rewards", "values", "advantages", "returns"):
+            setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
-            self.advantages = (self.advantages - self.advantages.mean()) / np.sqrt(self.advantages.var() + 1e-8)
-        self._note()
+            self.advantages = whitened(self.advantages)
+
+    def replace_advantages(self, advantages: np.ndarray, trained: np.ndarray | None = None) -> None:
+        """Take an estimator's advantages instead of GAE's.
+
+        Args:
+            advantages: Of each action, shape (N,), float32.
+            trained: Indices of the texts that are worth training on; None: all.
+        """
+        self.advantages = advantages
+        if trained is not None:
+            self.trained = trained
 
     def _join(self, own: RankRecording) -> tuple[list[np.ndarray], np.ndarray]:
-        """Take in what the other ranks recorded, whole texts all of them; return columns and last dones as one process has them."""
-        parts = self.ranks.gather(own.without_idle_rows())
+        """Add the whole texts that the other ranks recorded; return columns (L, E) and last dones (E,) as if one process had played all."""
+        parts = self._ranks.gather(own.without_idle_rows())
         whole = merge(parts)
-        before = sum(len(part.openings) for part in parts[: self.ranks.rank])
+        before = sum(len(part.openings) for part in parts[: self._ranks.rank])
         self._own = slice(before, before + len(own.openings))
         self._openings, self._replies = whole.openings, whole.replies
         self._cut_segments(whole.columns[-1])
@@ -227,10 +234,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             yield self.samples(indices)
 
     def parts(self, batch_size: int | None = None) -> Iterator[MinibatchShard]:
-        """Yield this rank's part of each minibatch that `get` would yield; ranks whose NumPy generators are equal cut alike."""
+        """Yield this rank's part of each minibatch that `get` would yield; NumPy's generators must be in the same state on all ranks."""
         for indices in self._minibatches(batch_size):
-            own = indices if self.ranks.size == 1 else self._part(indices)
-            whole = MinibatchSize(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
+            own = indices if self._ranks.size == 1 else self._part(indices)
+            whole = MinibatchSize(len(indices), int((self.offsets[indices + 1] - self.offsets[indices]).sum()))
             yield MinibatchShard(self.samples(own) if len(own) else None, whole)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
@@ -240,9 +247,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             yield order[start : start + size]
 
     def _part(self, indices: np.ndarray) -> np.ndarray:
-        """Return every size-th of the texts by length, there and back as cards are dealt, so that the parts are of like length."""
-        rank, size = self.ranks.rank, self.ranks.size
-        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]
+        """Return this rank's texts: all are sorted by length and dealt to ranks 0, 1, ..., 1, 0, so that every rank gets as much work."""
+        rank, size = self._ranks.rank, self._ranks.size
+        by_length = indices[np.argsort(self.offsets[indices] - self.offsets[indices + 1], kind="stable")]  # longest first
         turn = np.arange(len(indices)) % (2 * size)
         return by_length[(turn == rank) | (turn == 2 * size - 1 - rank)]
 
@@ -255,13 +262,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns), **ours)  # type: ignore[arg-type]
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
-        """Return where the tokens of these texts lie in the flat arrays."""
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])
+        """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
+        return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])  # (n,)
 
     def _cut_segments(self, live: np.ndarray) -> None:
-        """Say for every text at which steps its tokens were written, in the order in which texts began."""
-        steps = np.where(live, len(live), np.arange(len(live))[:, None])
-        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (S, E): the first step from here on at which the row is idle
+        """Find the steps at which each text was written, in the order in which the texts began.
+
+        Args:
+            live: Whether a token was written in the row, shape (L, E).
+        """
+        steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
+        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
         next_start = dict.fromkeys(range(live.shape[1]), len(live))
         ends = {}
         for index in range(len(self._openings) - 1, -1, -1):
@@ -272,69 +283,30 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for index, (row, step, context, written) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
-        self.trained = np.arange(len(self.segments))  # texts that `get` yields; an estimator may leave some out
-        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
+        self.trained = np.arange(len(self.segments))  # (S,)
+        self.offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
-        """Go from (S, E, ...) to (N, ...), text after text."""
-        return np.concatenate([array[s.steps, s.row] for s in self.segments])
+        """Go from (L, E, ...) to (N, ...), text after text."""
+        return np.concatenate([array[s.steps, s.row] for s in self.segments])  # (N, ...)
 
     def _batch(self, indices: np.ndarray) -> SequenceBatch:
         chosen = [self.segments[i] for i in indices]
-        spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
-        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])
+        spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])  # (n, ceil(V / 8))
         texts = [TextRecord(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
         return pack(texts, self.device, kept, self.sampler)
 
-    def _shape_rewards(self) -> None:
-        began = perf_counter()
-        self.beta = self.kl_controller.beta
-        self.kl = np.zeros(self._offsets[-1], np.float32)  # (N,) log(pi / pi_ref) of each action
-        self.reference_log_probs: np.ndarray | None = None
-        if self.reference is not None:
-            self.reference_log_probs = self._reference_log_probs()
-            self.kl = self._flat(self.log_probs) - self.reference_log_probs
-        if self.reference is not None and self.kl_reward != "none":
-            self._penalise(self.kl if self.kl_reward == "k1" else self._full_kl())
-        if self.whiten_rewards:
-            flat = self._flat(self.rewards)
-            self.rewards = (self.rewards - flat.mean()) / np.sqrt(flat.var() + 1e-8) + flat.mean()
-        self._reference_seconds = perf_counter() - began
-
-    def _penalise(self, kl: np.ndarray) -> None:
-        for index, segment in enumerate(self.segments):
-            self.rewards[segment.steps, segment.row] -= self.beta * kl[self._offsets[index] : self._offsets[index + 1]]
-
     @torch.inference_mode()
-    def _reference_log_probs(self) -> np.ndarray:
-        """Return the reference's log-probability of every action, shape (N,), float32."""
-        assert self.sampler is not None and self.reference is not None
-        self.reference.autocast = self.autocast  # or the difference to the policy would be one of rounding
-        out = np.empty(self._offsets[-1], np.float32)
+    def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32; each rank scores its own texts."""
+        out = np.empty(self.offsets[-1], np.float32)
         for tokens, batch in self._by_length():
-            actions = torch.as_tensor(self.actions[tokens], device=self.device)
-            hidden = self.reference.hidden(batch)
-            log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
-            out[tokens] = log_probs.cpu().numpy()
-        return self._gathered(out)
-
-    @torch.inference_mode()
-    def _full_kl(self) -> np.ndarray:
-        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
-        if self.actor is None:
-            raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
-        assert self.sampler is not None and self.reference is not None
-        out = np.empty(self._offsets[-1], np.float32)
-        for tokens, batch in self._by_length():
-            out[tokens] = full_kl(self.actor, self.reference, batch, self.sampler, self.vocab_size).cpu().numpy()
-        return self._gathered(out)
-
-    def _gathered(self, per_token: np.ndarray) -> np.ndarray:
-        """Return numbers of all tokens from each rank's own, shape (N,)."""
-        if self.ranks.size == 1:
-            return per_token
-        own = slice(self._offsets[self._own.start], self._offsets[self._own.stop])
-        return np.concatenate(self.ranks.gather(per_token[own]))
+            out[tokens] = score(batch, torch.as_tensor(self.actions[tokens], device=self.device)).cpu().numpy()
+        if self._ranks.size == 1:
+            return out
+        own = slice(self.offsets[self._own.start], self.offsets[self._own.stop])
+        return np.concatenate(self._ranks.gather(out[own]))  # (N,)
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
         """Yield this rank's texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
@@ -343,18 +315,3 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for start in range(0, len(order), self.reference_batch_size):
             indices = order[start : start + self.reference_batch_size]
             yield self._tokens(indices), self._batch(indices)
-
-    def _note(self) -> None:
-        texts, tokens = len(self.segments), int(self._offsets[-1])
-        self.stats = RolloutStats(
-            kl_per_sequence=float(self.kl.sum()) / texts,
-            kl_per_token=float(self.kl.mean()),
-            kl_per_token_k3=float((np.exp(-self.kl) - 1 + self.kl).mean()),
-            beta=self.beta,
-            score=float(self.scores.mean()),
-            shaped_return=float(self.rewards.sum()) / texts,
-            num_tokens=tokens,
-            num_sequences=texts,
-            reference_seconds=self._reference_seconds,
-        )
-        self.kl_controller.update(self.stats.kl_per_sequence, texts)

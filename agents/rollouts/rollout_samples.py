@@ -1,4 +1,4 @@
-"""What a rollout consists of: minibatches, the parts of texts in it, and its numbers for the log."""
+"""What a rollout consists of: minibatches, and the parts of texts in it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Segment:
         first_step: Number of response tokens in `context`.
         row: Environment row.
         steps: Steps of the rollout at which its tokens were written.
-        replies: Tokens of the environment between its actions, see `Written`.
+        replies: Tokens of the environment between its actions, see `TextRecord`.
     """
 
     context: np.ndarray
@@ -64,30 +64,3 @@ class Segment:
     row: int
     steps: slice
     replies: tuple[tuple[int, np.ndarray], ...] = ()
-
-
-@dataclass(frozen=True)
-class RolloutStats:
-    """What a rollout looked like before the update, for the log.
-
-    Attributes:
-        kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
-        kl_per_token: The same per token.
-        kl_per_token_k3: The low-variance estimator exp(-d) - 1 + d of the same, d = log(pi / pi_ref).
-        beta: The coefficient that shaped these rewards.
-        score: Mean reward of the environment per text.
-        shaped_return: Mean over texts of score - beta * KL.
-        num_tokens: Tokens that are actions.
-        num_sequences: Texts.
-        reference_seconds: Time of the reference pass.
-    """
-
-    kl_per_sequence: float
-    kl_per_token: float
-    kl_per_token_k3: float
-    beta: float
-    score: float
-    shaped_return: float
-    num_tokens: int
-    num_sequences: int
-    reference_seconds: float

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,6 +13,7 @@ from textrl_env.task import GoldScore
 from textrl_env.utils.files import append_csv, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
+from ..rollouts.rollout_result import RolloutResult
 
 CURVE = (
     "iteration", "texts", "tokens", "learned", "gold", "kl_per_sequence", "beta", "entropy", "length", "finished_by_eos",
@@ -48,30 +48,32 @@ class CurveCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, TextAlgorithm)
-        texts: list[dict[str, Any]] = self.locals["finished"]
+        rollout = self.model.last_rollout
+        assert rollout is not None
         gold = float("nan")
         if self.gold is not None:
-            gold = float(np.mean(self.gold([t["prompt"] for t in texts], [t["response"] for t in texts])))
+            gold = float(np.mean(self.gold(rollout.prompts, rollout.responses)))
             self.logger.record("objective/gold", gold)
-        logged = self.logger.name_to_value
+        stats = rollout.stats
         row = {
             "iteration": self.model.num_rollouts,
             "texts": self.model.num_texts,
             "tokens": self.model.num_timesteps,
-            "learned": logged["objective/score"],
+            "learned": stats.score,
             "gold": gold,
-            "kl_per_sequence": logged["kl/per_sequence"],
-            "beta": logged["kl/beta"],
-            "entropy": logged["objective/entropy"],
-            "length": logged["tokens/length"],
-            "finished_by_eos": logged["tokens/finished_by_eos"],
+            "kl_per_sequence": stats.kl_per_sequence,
+            "beta": stats.beta,
+            "entropy": stats.entropy,
+            "length": stats.length,
+            "finished_by_eos": rollout.share_finished_by("eos"),
         }
         append_csv(self.folder / "curve.csv", CURVE, row)
         if (self.model.num_rollouts - 1) % self.save_every == 0:
-            self._show(texts[:SAMPLES])
+            self._show(rollout)
 
-    def _show(self, texts: list[dict[str, Any]]) -> None:
-        rows = [{"tokens": self.model.num_timesteps, **{key: text[key] for key in ("prompt", "response", "score")}} for text in texts]
+    def _show(self, rollout: RolloutResult) -> None:
+        texts = list(zip(rollout.prompts, rollout.responses, rollout.scores.tolist(), strict=True))[:SAMPLES]
+        rows = [{"tokens": self.model.num_timesteps, "prompt": p, "response": r, "score": score} for p, r, score in texts]
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         table = ["| prompt | response | score |", "| --- | --- | --- |"]

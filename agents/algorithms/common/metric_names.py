@@ -8,13 +8,12 @@ stay.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+from ...rollouts.rollout_result import RolloutResult
 
 _NAMES: Mapping[str, str] = {
     "loss": "objective/loss",
@@ -44,32 +43,29 @@ def rename(logger: Logger) -> None:
         logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
 
 
-def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, finished: Sequence[Mapping[str, Any]], seconds: float) -> None:
-    """Record what a rollout looked like.
+def record_rollout(logger: Logger, rollout: RolloutResult, seconds: float) -> None:
+    """Record the numbers of a rollout.
 
     Args:
         logger: SB3's.
-        buffer: Holds it.
-        finished: `info` of each text that ended.
+        rollout: Texts and means.
         seconds: Time of writing it, the reference's pass included.
     """
-    stats, record = buffer.stats, logger.record
-    assert stats is not None
-    reasons = Counter(info["finish_reason"] for info in finished)
+    stats, record = rollout.stats, logger.record
     writing = seconds - stats.reference_seconds
     record("objective/score", stats.score)
-    terms = [info["reward_terms"] for info in finished if "reward_terms" in info]
+    terms = [terms for terms in rollout.reward_terms if terms]
     for name in dict.fromkeys(name for values in terms for name in values):
         record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
     record("objective/shaped_return", stats.shaped_return)
-    record("objective/entropy", -float(buffer.log_probs.mean()))
+    record("objective/entropy", stats.entropy)
     record("kl/per_sequence", stats.kl_per_sequence)
     record("kl/per_token", stats.kl_per_token)
     record("kl/per_token_k3", stats.kl_per_token_k3)
     record("kl/beta", stats.beta)
-    record("tokens/length", stats.num_tokens / stats.num_sequences)
-    for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
-        record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
+    record("tokens/length", stats.length)
+    for reason in {"eos": 0, "length": 0, **Counter(rollout.finish_reasons)}:  # the two that every task has, and what else happened
+        record(f"tokens/finished_by_{reason}", rollout.share_finished_by(reason))
     record("time/rollout_tokens_per_second", stats.num_tokens / writing)
     record("time/rollout_seconds", writing)
     record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))

@@ -1,18 +1,17 @@
-"""What all our on-policy algorithms do differently from Stable-Baselines3's: whole episodes, and a reference."""
+"""The base of our on-policy algorithms: Stable-Baselines3's, with rollouts of whole texts and KL to a reference."""
 
 from __future__ import annotations
 
 import copy
 import io
-import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -22,61 +21,64 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from textrl_env.envs.env import TextGenerationEnv
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
-
 from ...generation.generator import Generator
-from ...models.loading import LMSource, folder_hash, frozen, load_lm
-from ...models.lora import WithoutAdapters
+from ...models.loading import LMSource
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
-from ...rollouts.collect_generated import play_generated
+from ...rollouts.collect_generated import generated_actions
 from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.reference_model import ReferenceModel
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+from ...rollouts.rollout_result import RolloutResult
+from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
+from .gradient_checks import check_gradients, trainable_parameters
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
+from .training_checkpoint import new_binary
 from .training_warnings import RolloutSymptoms, TrainingChecks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
+_NOT_SAVED = ("_reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
 
 
 class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
-    """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
+    """Mixin that stands before an SB3 algorithm: rollouts are whole texts, and KL to a frozen reference shapes their rewards.
 
-    Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
+    Constructors of subclasses call `_set_text` first, then the SB3 algorithm's constructor.
 
     Attributes:
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
         num_texts: Texts so far.
-        reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
-        reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
+        last_rollout: Texts and means of the last rollout, for callbacks; None before the first.
+        reference_source: What the reference was loaded from; None: it is a copy of the policy's first weights, or the base model under
+            the policy's adapters.
+        reference_hash: SHA-256 of that folder.
         reference_mixup: Share of the policy that goes into the reference after each update.
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
         generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
-        memory: What training is estimated to take; None before it begins.
+        memory: Estimate of the memory that training takes; None before it begins.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
-    reference: nn.Module | None
     n_episodes: int
     num_rollouts: int = 0
     num_texts: int = 0
+    last_rollout: RolloutResult | None = None
     reference_source: LMSource | None
     reference_hash: str | None = None
     reference_mixup: float = 0.0
@@ -89,32 +91,21 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
 
     @property
+    def reference(self) -> nn.Module | None:
+        """The frozen model that KL is measured against; None: it is the base model under the policy's adapters."""
+        return self._reference.lm
+
+    @property
     def texts_per_update(self) -> int:
-        """Texts in each step of the policy: a minibatch, or all where the algorithm has none."""
+        """Texts in each optimizer step of the policy: a minibatch, or all where the algorithm has none."""
         return getattr(self, "batch_size", self.n_episodes)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Turn a scalar text environment into a batched one, and add episode statistics."""
-        if isinstance(env, gym.Env):
-            scalar = env.unwrapped
-            if not isinstance(scalar, TextGenerationEnv):
-                raise TypeError(f"{type(scalar).__name__} is not a text environment: use a textrl id, or stock Stable-Baselines3")
-            env = TextGenerationVecEnv(DEFAULT_ROWS, task=scalar.task, reward=scalar.reward_model)
-        if not isinstance(env, VecEnv) or not isinstance(env.unwrapped, TextGenerationVecEnv):
-            raise TypeError(f"{type(env).__name__}: pass a TextGenerationVecEnv (wrapped or not), a text environment, or its id")
-        if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
-            env = VecMonitor(env)
-        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return BaseAlgorithm._wrap_env(as_text_vec_env(env, monitor_wrapper), verbose, monitor_wrapper)
 
-    def _set_text(
-        self,
-        n_episodes: int,
-        beta: Beta,
-        reference: LMSource | None,
-        reference_mixup: float,
-        critic_warmup: int,
-    ) -> None:
+    def _set_text(self, n_episodes: int, beta: Beta, reference: LMSource | None, reference_mixup: float, critic_warmup: int) -> None:
         """Take the arguments that all our algorithms share, see `TextPPO`.
 
         Raises:
@@ -135,39 +126,16 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         self._join_ranks()
         super()._setup_model()
         self.ranks.share_weights(self.policy)
-        self.rollout_buffer.ranks = self.ranks
-        self.rollout_buffer.kl_controller = self.kl_controller
-        if self.score_scale is None:
-            self.score_scale = self.rollout_buffer.score_scale
-        self.rollout_buffer.score_scale = self.score_scale
-        self._set_reference()
+        buffer, adapted = self.rollout_buffer, self.policy_kwargs.get("lora") is not None
+        self._reference = ReferenceModel(self.policy, adapted, self.reference_source, self.reference_hash, self.reference_mixup)
+        self.reference_hash = self._reference.hash
+        self.score_scale = scale = self.score_scale or buffer.shaping.score_scale
+        held = replace(buffer.shaping, reference=self._reference.backbone, kl_controller=self.kl_controller, score_scale=scale)
+        buffer.attach(held, self.ranks)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
-
         self.health = TrainingChecks()
         self.memory: MemoryEstimate | None = None
-
-    def _set_reference(self) -> None:
-        adapted = self.policy_kwargs.get("lora") is not None
-        if self.reference_mixup and adapted:
-            raise ValueError(
-                f"reference_mixup={self.reference_mixup} changes the reference, which adapters share with the policy: set it to 0"
-            )
-        if self.reference_source is not None:
-            found = folder_hash(_folder_of(self.reference_source))
-            if self.reference_hash not in (None, found):
-                raise ValueError(
-                    f"the reference in {_folder_of(self.reference_source)} has changed since this model was saved (SHA-256 "
-                    f"{found[:12]}..., saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
-                )
-            self.reference_hash = found
-            self.reference = frozen(load_lm(self.reference_source)).to(self.device)
-        else:
-            self.reference = None if adapted else frozen(copy.deepcopy(self.policy.lm))
-        buffer = self.rollout_buffer
-        buffer.reference = buffer.as_reference(WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
-        if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
-            raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
@@ -189,24 +157,22 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             restore_generators(self.resume_state, env)
             self.resume_state = None
         self._rollout_start = {**self._progress(), "resume_state": generators(env)}
-        if self.ranks.size > 1:
-            if self.generator is not None:
-                raise ValueError(f"a generator under {self.ranks.size} ranks: each of them writes with its policy; set it to None")
-            self._begin_on_ranks(env)
+        self._begin_on_ranks(env)
         self.policy.set_training_mode(False)
         self.kl_controller.follow(self._current_progress_remaining)
         callback.on_rollout_start()
         began = perf_counter()
-        finished: list[dict[str, Any]] = []
+        infos: list[dict[str, Any]] = []  # of each text's last step
         try:
-            self._play(env, callback, rollout_buffer, use_masking, finished)
+            self._play(env, callback, rollout_buffer, use_masking, infos)
         except Stopped:
             return False
         finally:
             self._end_on_ranks(env)
         self.num_rollouts += 1
-        self.num_texts += len(finished)
-        self._log_rollout(finished, perf_counter() - began)
+        self.num_texts += len(infos)
+        self.last_rollout = RolloutResult.of(infos, rollout_buffer.stats)
+        self._log_rollout(self.last_rollout, perf_counter() - began)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -214,15 +180,17 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     def _play(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, use_masking: bool, finished: list[dict[str, Any]]
     ) -> None:
-        """Write the texts, and append their infos to `finished`.
+        """Write the texts, and append the infos of their last steps to `finished`.
 
         Raises:
             Stopped: A callback asked to stop, on any rank.
         """
         own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
         more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
-        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
-        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
+        act = None
+        if self.generator is not None:
+            act = generated_actions(self.generator, self.policy, text_env_of(env).core, rollout_buffer.reference_batch_size)
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more, act):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
@@ -233,15 +201,11 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
                 self._update_info_buffer(infos, dones)
             own += [infos[row] for row in np.flatnonzero(dones)]
 
-    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
-        """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
-        return 0
-
     def train(self) -> None:
         """Update the policy as the algorithm does, and log how fast."""
         began = perf_counter()
         waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
-        trainable = self._check_optimizer()
+        trainable = trainable_parameters(self.policy)
         for parameter in waiting:
             parameter.requires_grad_(False)
         try:
@@ -251,42 +215,16 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             for parameter in waiting:
                 parameter.requires_grad_(True)
         if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
-            self._check_gradients(trainable)
+            check_gradients(trainable, self.ranks)
         if self.reference_mixup:
-            self._mix_reference()
+            self._reference.mix(self.policy.lm)
         self._rollout_start = None
         seconds = perf_counter() - began
-        stats = self.rollout_buffer.stats
-        assert stats is not None
-        self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
+        self.logger.record("time/update_tokens_per_second", self.rollout_buffer.stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
         self.logger.record("time/update_seconds", seconds)
 
     def _train(self) -> None:
         super().train()
-
-    def _check_optimizer(self) -> list[nn.Parameter]:
-        """Insist that the optimizer holds every parameter of the policy that is to learn, and return these."""
-        held = {id(p) for group in self.policy.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in held]
-        if missing:
-            raise RuntimeError(
-                f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them: give adapters to the policy "
-                "as policy_kwargs={'lora': ...}, or build the optimizer after adding them"
-            )
-        return self.policy.actor_parameters()
-
-    def _check_gradients(self, trainable: list[nn.Parameter]) -> None:
-        if not any(self.ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
-            raise RuntimeError(
-                f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
-            )
-
-    @torch.no_grad()
-    def _mix_reference(self) -> None:
-        """Move the reference toward the policy (TR-DPO's soft update, Gorbatovski et al. 2024)."""
-        assert self.reference is not None
-        for kept, now in zip(self.reference.parameters(), self.policy.lm.parameters(), strict=True):
-            kept.lerp_(now, self.reference_mixup)
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Follow the schedule, as SB3 does; a critic's own rate stays."""
@@ -295,27 +233,18 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             for group in optimizer.param_groups:
                 group["lr"] = group.get("own_lr", group["lr"])
 
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: Any = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Choose the next token, see `TransformerPolicy.predict`."""
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose the next token; the arguments are those of `TransformerPolicy.predict`, `action_masks` among them."""
+        return self.policy.predict(observation, *args, **kwargs)
 
-    def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
-        buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
-        unfinished = sum(info["finish_reason"] == "length" for info in finished) / len(finished)
-        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])
-        symptoms = RolloutSymptoms(
-            kl, buffer.scores, -float(buffer.log_probs.mean()), 1 - unfinished, None if last is None else float(last)
-        )
+    def _log_rollout(self, rollout: RolloutResult, seconds: float) -> None:
+        buffer, approx_kl = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
         if self.ranks.is_main:
-            self.health.check(symptoms)
-        record_rollout(self.logger, buffer, finished, seconds)
+            kl = np.add.reduceat(buffer.kl, buffer.offsets[:-1])  # (S,)
+            ended = 1 - rollout.share_finished_by("length")
+            approx_kl = None if approx_kl is None else float(approx_kl)
+            self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
+        record_rollout(self.logger, rollout, seconds)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar=False)
@@ -346,12 +275,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             if not isinstance(path, (str, Path)):
                 super().save(path, exclude, include)
                 return
-            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            with temporary.open("wb") as file:
+            with new_binary(Path(path) if Path(path).suffix else Path(f"{path}.zip")) as file:
                 super().save(file, exclude, include)
-            os.replace(temporary, target)
         finally:
             self.__dict__.update(given)
 
@@ -377,7 +302,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks", "memory"]
+        return [*super()._excluded_save_params(), *_NOT_SAVED]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
@@ -397,12 +322,4 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
-        return state_dicts + (["reference"] if weights else []), variables
-
-
-def _folder_of(source: LMSource) -> str | Path:
-    folder = source.get("weights") if isinstance(source, Mapping) else source
-    if folder is None:
-        raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")  # type: ignore[arg-type]
-    return folder
+        return state_dicts + (["reference"] if self._reference.saves_weights else []), variables

@@ -1,4 +1,4 @@
-"""Says what is probably wrong when a training goes wrong in one of the usual ways."""
+"""Warnings of a training that probably goes wrong in one of the usual ways."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 
 class TrainingWarning(UserWarning):
-    """A training that probably goes wrong; each cause is named once."""
+    """A training that probably goes wrong; each cause is warned of once."""
 
 
 class RolloutSymptoms(NamedTuple):
-    """What a rollout shows.
+    """Numbers of a rollout that show what goes wrong.
 
     Attributes:
         kl: KL to the reference of each text, in nats, shape (S,).
@@ -41,7 +41,7 @@ class TrainingChecks:
     named: set[str] = field(default_factory=set)
 
     def check(self, seen: RolloutSymptoms) -> None:
-        """Warn of what this rollout shows."""
+        """Warn of every cause that this rollout is the first to show."""
         if self.entropy is None:
             self.entropy, self.finished = seen.entropy, seen.finished
         for cause, message in self._causes(seen, self.entropy):

@@ -1,6 +1,7 @@
 """Critics, references, adapters, precision and memory: what each changes, and what none may change."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from stable_baselines3 import PPO
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
+from agents.models.backbones import backbone_of
 from agents.models.loading import load_lm, save_lm
+from agents.rollouts.kl_shaping import RecordedTokens
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from ..models.test_families import OWN
@@ -163,20 +166,19 @@ def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup):
         return
     agent = make(env, reference_mixup=mixup, beta=0.1)
     start, updates = weights(agent.reference), []
-    original = agent._mix_reference
+    original = agent._reference.mix
 
-    def mix():
-        updates.append(weights(agent.policy.lm))
-        original()
+    def mix(lm):
+        updates.append(weights(lm))
+        original(lm)
 
-    agent._mix_reference = mix
+    agent._reference.mix = mix
     agent.learn(250)
     assert len(updates) > 2
     for name, expected in start.items():
         for update in updates:
             expected = (1 - mixup) * expected + mixup * update[name]
         torch.testing.assert_close(agent.reference.get_parameter(name).detach(), expected, atol=1e-6, rtol=1e-5)
-    del agent.__dict__["_mix_reference"]
     agent.save(tmp_path / "agent")
     loaded = TextPPO.load(tmp_path / "agent", env=env)
     assert not changed(loaded.reference, weights(agent.reference))
@@ -222,9 +224,9 @@ def test_lora(make_env, tmp_path, model):
     assert all("lora_" in name or name.startswith("value_head") for name in moved)
     agent.learn(30, reset_num_timesteps=False)
     own = agent.rollout_buffer.stats.kl_per_sequence
-    agent.rollout_buffer.reference = agent.rollout_buffer.as_reference(base)  # the same model, loaded apart
-    with torch.no_grad():
-        apart = agent.rollout_buffer._reference_log_probs()
+    buffer = agent.rollout_buffer
+    tokens = RecordedTokens(buffer.log_probs, buffer.sampler, buffer.autocast, buffer._for_each)
+    apart = replace(buffer.shaping, reference=backbone_of(base)).reference_log_probs(tokens)  # the same model, loaded apart
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
     samples = agent.rollout_buffer.samples(np.arange(12))

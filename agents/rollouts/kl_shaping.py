@@ -1,0 +1,132 @@
+"""KL of a rollout to a reference, and the rewards that pay for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from ..models.backbones import Backbone
+from ..models.log_probs import action_log_probs, full_kl
+from ..models.sampler import Sampler
+from ..models.sequences import SequenceBatch
+from .kl_controller import KLController
+from .reward_scaling import ScoreScale, whitened
+from .rollout_result import RolloutStats
+
+KLReward = Literal["k1", "full", "none"]
+
+
+class RecordedTokens(NamedTuple):
+    """The N tokens of a rollout that are actions, text after text.
+
+    Attributes:
+        log_probs: Of the acting policy, shape (N,), float32.
+        sampler: The sampling rules that drew them.
+        autocast: Precision of the policy's trunk; None: that of its weights.
+        for_each: Calls a function with packed texts and their actions, and returns its numbers of all tokens, shape (N,).
+    """
+
+    log_probs: np.ndarray
+    sampler: Sampler
+    autocast: torch.dtype | None
+    for_each: Callable[[Callable[[SequenceBatch, torch.Tensor], torch.Tensor]], np.ndarray]
+
+
+class ShapedRewards(NamedTuple):
+    """What KL makes of a rollout's rewards.
+
+    Attributes:
+        rewards: Shape (N,), float32.
+        kl: log(pi / pi_ref) of each action in nats, shape (N,), float32; 0 without a reference.
+        reference_log_probs: log pi_ref of each action, shape (N,), float32; None without a reference.
+        stats: Means over the rollout.
+    """
+
+    rewards: np.ndarray
+    kl: np.ndarray
+    reference_log_probs: np.ndarray | None
+    stats: RolloutStats
+
+
+@dataclass(frozen=True)
+class KLShaping:
+    """Scales the rewards of a rollout, takes beta times the KL to the reference from them, and has the controller set the next beta.
+
+    Attributes:
+        reference: What KL is measured against; None: the rewards keep what the environment paid.
+        kl_controller: Holds beta.
+        score_scale: What the rewards go through first.
+        vocab_size: Tokens of the environment.
+        kl_reward: See `SequenceRolloutBuffer`.
+        whiten_rewards: See `SequenceRolloutBuffer`.
+        policy: The acting model, for `kl_reward="full"`.
+    """
+
+    reference: Backbone | None
+    kl_controller: KLController
+    score_scale: ScoreScale
+    vocab_size: int
+    kl_reward: KLReward = "k1"
+    whiten_rewards: bool = False
+    policy: Backbone | None = None
+
+    def __call__(self, rewards: np.ndarray, scores: np.ndarray, tokens: RecordedTokens) -> ShapedRewards:
+        """Shape the rewards of a rollout.
+
+        Args:
+            rewards: What the environment paid at each token, shape (N,), float32.
+            scores: Their sum over each text, shape (S,).
+            tokens: What was written.
+
+        Raises:
+            ValueError: `kl_reward="full"`, and there is no policy.
+        """
+        began = perf_counter()
+        beta = self.kl_controller.beta
+        rewards = self.score_scale(rewards, scores)
+        kl, reference_log_probs = np.zeros(len(rewards), np.float32), None
+        if self.reference is not None:
+            reference_log_probs = self.reference_log_probs(tokens)
+            kl = tokens.log_probs - reference_log_probs
+            if self.kl_reward != "none":
+                rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
+        if self.whiten_rewards:
+            rewards = whitened(rewards) + rewards.mean()
+        stats = RolloutStats(
+            kl_per_sequence=float(kl.sum()) / len(scores),
+            kl_per_token=float(kl.mean()),
+            kl_per_token_k3=float((np.exp(-kl) - 1 + kl).mean()),
+            beta=beta,
+            score=float(scores.mean()),
+            shaped_return=float(rewards.sum()) / len(scores),
+            entropy=-float(tokens.log_probs.mean()),
+            num_tokens=len(rewards),
+            num_sequences=len(scores),
+            reference_seconds=perf_counter() - began,
+        )
+        self.kl_controller.update(stats.kl_per_sequence, len(scores))
+        return ShapedRewards(rewards, kl, reference_log_probs, stats)
+
+    def reference_log_probs(self, tokens: RecordedTokens) -> np.ndarray:
+        """Return the reference's log-probability of every action under the policy's sampling rules, shape (N,), float32."""
+        reference = self.reference
+        assert reference is not None
+        reference.autocast = tokens.autocast  # or the difference to the policy would be one of rounding
+
+        def score(batch: SequenceBatch, actions: torch.Tensor) -> torch.Tensor:
+            return action_log_probs(reference, reference.hidden(batch), batch, actions, tokens.sampler, self.vocab_size)[0]  # (n,)
+
+        return tokens.for_each(score)
+
+    def _full_kl(self, tokens: RecordedTokens) -> np.ndarray:
+        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
+        policy, reference = self.policy, self.reference
+        if policy is None:
+            raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
+        assert reference is not None
+        return tokens.for_each(lambda batch, _: full_kl(policy, reference, batch, tokens.sampler, self.vocab_size))  # (n,)
