@@ -186,6 +186,21 @@ def test_unmodified_ppo_runs_with_policy_and_buffer(make_env, tmp_path):
     assert last.kl_per_sequence > 0.1
 
 
+def test_a_reference_that_trains_is_copied_and_frozen(make_env):
+    from agents.models.loading import load_lm
+
+    env, lm = make_env(num_envs=1), load_lm(LLAMA).train()
+    buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu", reference=lm)
+    before = lm.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        lm.lm_head.weight.add_(1.0)
+    reference = buffer.reference.lm
+    assert torch.equal(reference.lm_head.weight, before) and not reference.training
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    same = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu", reference=reference)
+    assert same.reference.lm is reference  # a frozen module takes no second copy
+
+
 def test_a_foreign_policy_is_refused(make_env):
     env = make_env(num_envs=1)
     buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu")
