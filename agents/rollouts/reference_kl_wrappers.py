@@ -128,11 +128,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     `info["kl_reward"]` is what a step's reward holds of it; `info["score"]` at the end of a text stays the reward model's.
 
-    Args:
-        env: A text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reference: Reference, beta: float, sampler: Sampler | None = None) -> None:
@@ -161,11 +157,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class ReferenceKLVector(VectorWrapper):
     """`ReferenceScore` for gymnasium's vector environment; set `log_probs` (B,) before a step.
 
-    Args:
-        env: A batched text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a batched text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], reference: Reference, beta: float, sampler: Sampler | None = None) -> None:
@@ -192,11 +184,7 @@ class ReferenceKLVector(VectorWrapper):
 class ReferenceKLVecEnv(VecEnvWrapper):
     """`ReferenceScore` for Stable-Baselines3's environment; set `log_probs` (B,) before a step.
 
-    Args:
-        venv: A batched text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a batched text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, venv: VecEnv, reference: Reference, beta: float, sampler: Sampler | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pathlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -38,12 +39,10 @@ from ...rollouts.rollout_result import RolloutResult
 from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
-from .gradient_checks import check_gradients, trainable_parameters
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
-from .training_checkpoint import new_binary
-from .training_warnings import RolloutSymptoms, TrainingChecks
+from .training_warnings import RolloutSymptoms, TrainingChecks, check_gradients, trainable_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -275,8 +274,10 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             if not isinstance(path, (str, Path)):
                 super().save(path, exclude, include)
                 return
-            with new_binary(Path(path) if Path(path).suffix else Path(f"{path}.zip")) as file:
-                super().save(file, exclude, include)
+            target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            super().save(temporary := target.with_name(f".{target.name}.{os.getpid()}"), exclude, include)
+            os.replace(temporary, target)
         finally:
             self.__dict__.update(given)
 

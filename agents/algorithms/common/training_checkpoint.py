@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from textrl_env.utils.files import new_folder
 
 _STATE, _FACTS = "state.safetensors", "training.json"
-
-
-@contextmanager
-def new_binary(path: Path) -> Iterator[io.BufferedWriter]:
-    """Give a binary file to write into; it takes the name `path` if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        yield file
-    os.replace(temporary, path)
 
 
 def save_training(folder: Path, lm: nn.Module, facts: dict[str, Any], steps: tuple[Optimizer, LRScheduler] | None = None) -> None:
