@@ -17,6 +17,7 @@ from .kl_controller import Beta, as_kl_controller
 
 KLReward = Literal["k1", "full", "none"]
 Batches = Iterator[tuple[np.ndarray, SequenceBatch]]
+Measure = Callable[[SequenceBatch, np.ndarray, Sampler], torch.Tensor]
 
 
 class KLShaping:

@@ -222,9 +222,10 @@ def test_lora(make_env, tmp_path, model):
     assert all("lora_" in name or name.startswith("value_head") for name in moved)
     agent.learn(30, reset_num_timesteps=False)
     own = agent.rollout_buffer.stats.kl_per_sequence
-    agent.rollout_buffer.reference = agent.rollout_buffer.as_reference(base)  # the same model, loaded apart
-    with torch.no_grad():
-        apart = agent.rollout_buffer._reference_log_probs()
+    buffer = agent.rollout_buffer
+    buffer.connect(reference=base)  # the same model, loaded apart
+    buffer.kl_shaping.penalties(buffer.actions, buffer.log_probs, buffer._by_length, buffer._gathered, buffer.sampler, buffer.autocast)
+    apart = buffer.kl_shaping.log_probs
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
     samples = agent.rollout_buffer.samples(np.arange(12))
