@@ -7,7 +7,6 @@ is `PPO.train` to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -25,7 +24,6 @@ from ..models.loading import LMSource
 from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.kl_controller import Beta
-from ..rollouts.reward_scaling import whitened
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
@@ -216,7 +214,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.rollout_buffer.attach(replace(self.rollout_buffer.shaping, policy=self.policy.backbone), self.ranks)
+        self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
         if self.estimator in GROUPED and self.env is not None:
             texts = self.env.unwrapped
@@ -242,15 +240,14 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """Replace the buffer's advantages by the estimator's."""
         buffer = self.rollout_buffer
         _, groups = np.unique([s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments], return_inverse=True)
-        rollout = Rollout(buffer.rewards, buffer.offsets, groups.reshape(-1), buffer.advantages, self.average_return)
-        advantages, trained = ESTIMATORS[self.estimator](rollout).astype(np.float32), None  # (N,)
+        rollout = Rollout(buffer.rewards, buffer._offsets, groups.reshape(-1), buffer.advantages, self.average_return)
+        buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)
         returns = rollout.returns
         self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
         if self.skip_equal_groups:
             sums, counts = rollout.group_sums(returns)
             squares, _ = rollout.group_sums((returns - sums / counts) ** 2)
-            trained = np.flatnonzero(squares > 1e-12)
-        buffer.replace_advantages(whitened(advantages) if self.whiten else advantages, trained)
+            buffer.train_on(np.flatnonzero(squares > 1e-12))
         self.logger.record("tokens/share_trained", len(buffer.trained) / len(buffer.segments))
 
     def _train(self) -> None:
@@ -327,7 +324,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.kl_in == "loss" or self.kl_estimator == "full":
             kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
             kl_loss = (weights * kl).sum()
-            loss = loss + self.rollout_buffer.stats.beta * kl_loss
+            loss = loss + self.rollout_buffer.beta * kl_loss
             notes["kl_loss"] = kl_loss.item()
         with torch.no_grad():
             notes["ratio_min"], notes["ratio_max"] = float(ratio.min()), float(ratio.max())
@@ -347,7 +344,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """Return KL(pi || pi_ref) at each token, shape (N,)."""
         buffer = self.rollout_buffer
         assert buffer.sampler is not None and buffer.reference is not None
-        return full_kl(self.policy.backbone, buffer.reference, samples.observations, buffer.sampler, self.policy.vocab_size)
+        return full_kl(self.policy.backbone, buffer.reference, samples.observations, buffer.sampler, buffer.vocab_size)
 
     def _ptx_loss(self) -> torch.Tensor | None:
         """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.

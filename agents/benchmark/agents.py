@@ -32,19 +32,17 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
 
 from ..algorithms.best_of import kl_of_best
-from ..algorithms.common.text_algorithm import TextAlgorithm
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
-from ..rollouts.rollout_result import RolloutResult
 from ..training.offline_training import supervised
 from ..training.policy_training import Linear
 from .spec import Spec
 
 Writer = Callable[[TextTask, int, int], WrittenTexts]  # writes texts for (task, number, seed)
-Watch = Callable[[int, RolloutResult], None]  # sees tokens so far, and a rollout
+Watch = Callable[[int, list[dict[str, Any]], float], None]  # sees tokens so far, a rollout's infos, and KL per text
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,8 @@ class _Watcher(BaseCallback):
         self.watch = watch
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, TextAlgorithm) and self.model.last_rollout is not None
-        self.watch(self.model.num_timesteps, self.model.last_rollout)
+        rollout = self.model.last_rollout  # type: ignore[attr-defined]  # SB3 types the model as any algorithm
+        self.watch(self.model.num_timesteps, rollout.infos, rollout.stats.kl_per_sequence)
 
     def _on_step(self) -> bool:
         return True

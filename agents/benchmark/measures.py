@@ -17,7 +17,6 @@ from ..evaluation.exact_optimum import optimality_gap
 from ..evaluation.policy_texts import WrittenTexts
 from ..models.backbones import backbone_of
 from ..models.loading import frozen, load_lm
-from ..rollouts.rollout_result import RolloutResult
 from .agents import TrainedAgent
 
 
@@ -49,13 +48,15 @@ class _Curve:
         self.rows: list[dict[str, Any]] = []
         self.began, self.watched = perf_counter(), 0.0
 
-    def __call__(self, tokens: int, rollout: RolloutResult) -> None:
+    def __call__(self, tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
         now = perf_counter()
-        score, reward, kl = None, float(rollout.scores.mean()), rollout.stats.kl_per_sequence
+        texts = [info["prompt"] for info in finished], [info["response"] for info in finished]
+        score = None
         if _exact_name(self.task) is not None:
-            score = _normalised(reward - BETA * kl, self.base)
+            score = _normalised(float(np.mean([info["score"] for info in finished])) - BETA * kl, self.base)
         elif self.task.measure is not None or self.task.gold is not None:
-            score = _normalised(_judged(self.task, rollout.prompts, rollout.responses), self.base)
+            score = _normalised(_judged(self.task, *texts), self.base)
+        reward = float(np.mean([info["score"] for info in finished]))
         self.rows.append({"tokens": tokens, "seconds": now - self.began - self.watched, "reward": reward, "score": score, "kl": kl})
         self.watched += perf_counter() - now
 

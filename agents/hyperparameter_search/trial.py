@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ..benchmark.agents import LearningSetup, train_agent
 from ..benchmark.measures import judged
 from ..benchmark.run_job import beta_of, task_of
 from ..benchmark.spec import Spec, parse
 from ..benchmark.suites import budget
 from ..evaluation.policy_texts import make_policy, write_texts
-from ..rollouts.rollout_result import RolloutResult
 from ..training.base_policies import base_policy
 
 
@@ -75,9 +76,9 @@ class Trial:
         for seed in range(self.config.seeds):
             ground = LearningSetup(self.task, self.base, _tokens(self.config), seed, beta_of(self.task), self.length)
 
-            def watch(tokens: int, rollout: RolloutResult, seed: int = seed) -> None:
+            def watch(tokens: int, finished: list[dict[str, Any]], kl: float, seed: int = seed) -> None:
                 if seed == 0:  # one report for each step is all that a pruner understands
-                    report(tokens, float(rollout.scores.mean()))
+                    report(tokens, float(np.mean([info["score"] for info in finished])))
 
             trained = train_agent(Spec(self.config.algo, self.config.algo, settings), ground, watch)
             values.append(judged(self.judge, trained.write(self.judge, self.config.texts, 30_000 + seed)))

@@ -15,8 +15,8 @@ from ..models.log_probs import action_log_probs, full_kl
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch
 from .kl_controller import KLController
-from .reward_scaling import ScoreScale, whitened
-from .rollout_result import RolloutStats
+from .reward_scaling import ScoreScale, whiten
+from .rollout_samples import RolloutStats
 
 KLReward = Literal["k1", "full", "none"]
 
@@ -53,27 +53,34 @@ class ShapedRewards(NamedTuple):
     stats: RolloutStats
 
 
-@dataclass(frozen=True)
+@dataclass
 class KLShaping:
     """Scales the rewards of a rollout, takes beta times the KL to the reference from them, and has the controller set the next beta.
 
     Attributes:
-        reference: What KL is measured against; None: the rewards keep what the environment paid.
-        kl_controller: Holds beta.
+        controller: Holds beta.
         score_scale: What the rewards go through first.
-        vocab_size: Tokens of the environment.
+        vocab_size: Tokens of the environment, V.
         kl_reward: See `SequenceRolloutBuffer`.
         whiten_rewards: See `SequenceRolloutBuffer`.
-        policy: The acting model, for `kl_reward="full"`.
+        reference: The frozen model that KL is measured against; None: KL is 0.
+        actor: The policy's backbone, for `kl_reward="full"`.
+
+    Raises:
+        ValueError: `kl_reward` is none of the three.
     """
 
-    reference: Backbone | None
-    kl_controller: KLController
+    controller: KLController
     score_scale: ScoreScale
     vocab_size: int
     kl_reward: KLReward = "k1"
     whiten_rewards: bool = False
-    policy: Backbone | None = None
+    reference: Backbone | None = None
+    actor: Backbone | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl_reward not in ("k1", "full", "none"):
+            raise ValueError(f"kl_reward={self.kl_reward!r}: must be 'k1', 'full' or 'none'")
 
     def __call__(self, rewards: np.ndarray, scores: np.ndarray, tokens: RecordedTokens) -> ShapedRewards:
         """Shape the rewards of a rollout.
@@ -84,10 +91,10 @@ class KLShaping:
             tokens: What was written.
 
         Raises:
-            ValueError: `kl_reward="full"`, and there is no policy.
+            ValueError: `kl_reward="full"`, and there is no actor.
         """
         began = perf_counter()
-        beta = self.kl_controller.beta
+        beta = self.controller.beta
         rewards = self.score_scale(rewards, scores)
         kl, reference_log_probs = np.zeros(len(rewards), np.float32), None
         if self.reference is not None:
@@ -96,7 +103,7 @@ class KLShaping:
             if self.kl_reward != "none":
                 rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
         if self.whiten_rewards:
-            rewards = whitened(rewards) + rewards.mean()
+            rewards = whiten(rewards, keep_mean=True)
         stats = RolloutStats(
             kl_per_sequence=float(kl.sum()) / len(scores),
             kl_per_token=float(kl.mean()),
@@ -109,7 +116,7 @@ class KLShaping:
             num_sequences=len(scores),
             reference_seconds=perf_counter() - began,
         )
-        self.kl_controller.update(stats.kl_per_sequence, len(scores))
+        self.controller.update(stats.kl_per_sequence, len(scores))
         return ShapedRewards(rewards, kl, reference_log_probs, stats)
 
     def reference_log_probs(self, tokens: RecordedTokens) -> np.ndarray:
@@ -125,8 +132,8 @@ class KLShaping:
 
     def _full_kl(self, tokens: RecordedTokens) -> np.ndarray:
         """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
-        policy, reference = self.policy, self.reference
-        if policy is None:
+        actor, reference = self.actor, self.reference
+        if actor is None:
             raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
         assert reference is not None
-        return tokens.for_each(lambda batch, _: full_kl(policy, reference, batch, tokens.sampler, self.vocab_size))  # (n,)
+        return tokens.for_each(lambda batch, _: full_kl(actor, reference, batch, tokens.sampler, self.vocab_size))  # (n,)

@@ -40,7 +40,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from ..models.cached_decoder import CachedDecoder
 from ..models.sampler import Sampler
 from ..models.sequences import PartialTexts, repeats_after, texts_of
-from .reference_model import Reference, reference_backbone
+from .reference_model import Reference, as_reference
 
 
 class ReferenceScore:
@@ -69,7 +69,7 @@ class ReferenceScore:
         self.beta, self.vocab_size, self.sampler = float(beta), int(action_space.n), sampler or Sampler()
         if self.sampler.cuts:
             raise ValueError("top_k and top_p depend on the model that acts: give the reference static rules only")
-        self.backbone = reference_backbone(reference, observation_space, self.vocab_size)
+        self.backbone = as_reference(reference, observation_space, self.vocab_size)
         self._cache = CachedDecoder()
         self._obs: dict[str, np.ndarray] = {}
 

@@ -1,4 +1,4 @@
-"""The frozen model that KL is measured against."""
+"""The frozen model that KL is measured against: where it comes from, whether it fits, and how it may follow the policy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,47 @@ from torch import nn
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
-from ..models.lora import WithoutAdapters
 from ..policies.transformer_policy import TransformerPolicy
 
 Reference = LMSource | nn.Module | Backbone
 
 
-def reference_backbone(reference: Reference, texts: Any, vocab_size: int, device: torch.device | str = "cpu") -> Backbone:
+def make_reference(
+    source: LMSource | None, policy: TransformerPolicy, adapted: bool, saved_hash: str | None, mixup: float
+) -> tuple[nn.Module | None, str | None]:
+    """Return the frozen reference of an algorithm, and the SHA-256 of the folder it was loaded from.
+
+    Args:
+        source: What to load; None: the policy's present weights are copied, or, if only adapters train, the base under them is taken.
+        policy: The policy whose KL will be measured.
+        adapted: Whether only adapters train.
+        saved_hash: The folder's hash when the algorithm was saved; None: it was not saved.
+        mixup: Share of the policy that goes into the reference after each update.
+
+    Returns:
+        The module, None if it is the policy without its adapters; and the hash, None without a folder.
+
+    Raises:
+        ValueError: The folder has changed, or the policy cannot be mixed into this reference.
+    """
+    if mixup and adapted:
+        raise ValueError(f"reference_mixup={mixup} changes the reference, which adapters share with the policy: set it to 0")
+    if source is None:
+        return (None if adapted else frozen(copy.deepcopy(policy.lm))), None
+    folder = _folder_of(source)
+    now = folder_hash(folder)
+    if saved_hash not in (None, now):
+        raise ValueError(
+            f"the reference in {folder} has changed since this model was saved (SHA-256 {now[:12]}..., saved {saved_hash[:12]}...): "
+            "restore it, or KL would be measured against another model"
+        )
+    reference = frozen(load_lm(source)).to(policy.device)
+    if mixup and [p.shape for p in reference.parameters()] != [p.shape for p in policy.lm.parameters()]:
+        raise ValueError(f"reference_mixup={mixup} needs a reference of the policy's own architecture")
+    return reference, now
+
+
+def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torch.device | str = "cpu") -> Backbone:
     """Return a reference as a backbone, once it is clear that it can read the environment's texts.
 
     Args:
@@ -26,7 +60,7 @@ def reference_backbone(reference: Reference, texts: Any, vocab_size: int, device
             mode on) a frozen copy is taken: left as it is, dropout would make KL noise, and KL would be measured to the tuned weights.
         texts: Space of one text, `Dict(prompt, response)`.
         vocab_size: Tokens of the environment; a reference with more is renormalised on these.
-        device: Where a model that is loaded goes.
+        device: Where a loaded model goes.
 
     Raises:
         TypeError: The module is no language model.
@@ -47,66 +81,16 @@ def reference_backbone(reference: Reference, texts: Any, vocab_size: int, device
     return backbone
 
 
-class ReferenceModel:
-    """The reference of a training: a model from a folder, a copy of the policy's first weights, or the base under the policy's adapters.
-
-    Args:
-        policy: With its first weights.
-        adapted: Whether only adapters train.
-        source: Where the model is; None: the policy's first weights, or the base under its adapters, which needs no copy.
-        saved_hash: SHA-256 of that folder when a checkpoint was written; None: there is no checkpoint.
-        mixup: Share of the policy that goes into the reference after each update.
-
-    Attributes:
-        lm: The frozen model; None if it is the base under adapters.
-        backbone: The same as what KL is measured with.
-        hash: SHA-256 of the folder; None without a folder.
-
-    Raises:
-        ValueError: The folder holds another model than when the checkpoint was written, the source has no weights, the model cannot read
-            the policy's texts, or it cannot be mixed with the policy.
-    """
-
-    def __init__(self, policy: TransformerPolicy, adapted: bool, source: LMSource | None, saved_hash: str | None, mixup: float) -> None:
-        if mixup and adapted:
-            raise ValueError(f"reference_mixup={mixup} changes the reference, which adapters share with the policy: set it to 0")
-        self.hash, self._mixup, self._has_folder = saved_hash, mixup, source is not None
-        self.lm: nn.Module | None = None
-        if source is not None:
-            self.hash = _checked_hash(_folder_of(source), saved_hash)
-            self.lm = frozen(load_lm(source)).to(policy.device)
-        elif not adapted:
-            self.lm = frozen(copy.deepcopy(policy.lm))
-        reference = WithoutAdapters(policy.backbone) if self.lm is None else self.lm
-        self.backbone = reference_backbone(reference, policy.observation_space, policy.vocab_size)
-        if mixup and [p.shape for p in self.backbone.lm.parameters()] != [p.shape for p in policy.lm.parameters()]:
-            raise ValueError(f"reference_mixup={mixup} needs a reference of the policy's own architecture")
-
-    @property
-    def saves_weights(self) -> bool:
-        """Whether a checkpoint must hold the weights: nothing else does, or they move."""
-        return self.lm is not None and (not self._has_folder or self._mixup > 0)
-
-    @torch.no_grad()
-    def mix(self, lm: nn.Module) -> None:
-        """Move the reference toward the policy's model (TR-DPO's soft update, Gorbatovski et al. 2024)."""
-        for kept, now in zip(self.backbone.lm.parameters(), lm.parameters(), strict=True):
-            kept.lerp_(now, self._mixup)
+@torch.no_grad()
+def move_reference(reference: nn.Module, policy: nn.Module, share: float) -> None:
+    """Move the reference toward the policy by `share` (TR-DPO's soft update, Gorbatovski et al. 2024)."""
+    for kept, now in zip(reference.parameters(), policy.parameters(), strict=True):
+        kept.lerp_(now, share)
 
 
 def _folder_of(source: LMSource) -> str | Path:
-    folder = source.get("weights") if isinstance(source, Mapping) else source
-    if folder is None:
-        raise ValueError(f"reference={source!r} has fresh weights: name a folder, or a class with its 'weights'")
-    return folder
-
-
-def _checked_hash(folder: str | Path, saved: str | None) -> str:
-    """Return the folder's SHA-256; it must be that of the checkpoint, if there is one."""
-    current = folder_hash(folder)
-    if saved not in (None, current):
-        raise ValueError(
-            f"the reference in {folder} has changed since this model was saved (SHA-256 {current[:12]}..., saved {saved[:12]}...): "
-            "restore it, or KL would be measured against another model"
-        )
-    return current
+    if not isinstance(source, Mapping):
+        return source
+    if source.get("weights") is None:
+        raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")
+    return source["weights"]

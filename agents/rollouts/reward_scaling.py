@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
-def whitened(numbers: np.ndarray) -> np.ndarray:
-    """Shift and scale the numbers to mean 0 and variance 1; equal numbers become 0."""
-    return (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-8)
+def whiten(values: np.ndarray, keep_mean: bool = False) -> np.ndarray:
+    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019)."""
+    mean = values.mean()
+    scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
+    return scaled + mean if keep_mean else scaled
 
 
 class ScoreScale:

@@ -15,13 +15,12 @@ from ..models.backbones import Backbone
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
-from .kl_controller import Beta, as_kl_controller
+from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .merge_ranks import RankRecording, merge
-from .reference_model import Reference, reference_backbone
-from .reward_scaling import ScoreScale, whitened
-from .rollout_result import RolloutStats
-from .rollout_samples import MinibatchShard, MinibatchSize, Segment, SequenceSamples
+from .reference_model import Reference, as_reference
+from .reward_scaling import ScoreScale, whiten
+from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -56,9 +55,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: See `ScoreScale`.
 
     Attributes:
-        shaping: Reference, KL controller and scale of the scores, see `attach`.
+        kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
         segments: The S texts of the rollout, in the order in which they began.
-        offsets: Where each text's tokens begin in the flat arrays, and N, shape (S + 1,).
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
@@ -90,31 +88,52 @@ class SequenceRolloutBuffer(RolloutBuffer):
         norm_reward: bool = False,
         clip_reward: float | None = None,
     ) -> None:
-        if kl_reward not in ("k1", "full", "none"):
-            raise ValueError(f"kl_reward={kl_reward!r}: must be 'k1', 'full' or 'none'")
-        self.whiten_advantages = whiten_advantages
-        self.reference_batch_size = reference_batch_size
+        self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
+        self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        scale = ScoreScale(norm_reward, clip_reward)
+        self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
         self._ranks = Ranks()
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
-        vocab_size = int(action_space.n)  # type: ignore[attr-defined]
-        backbone = None if reference is None else reference_backbone(reference, observation_space, vocab_size, self.device)
-        scale = ScoreScale(norm_reward, clip_reward)
-        self.shaping = KLShaping(backbone, as_kl_controller(beta), scale, vocab_size, kl_reward, whiten_rewards)
+        self.connect(reference=reference)
 
-    def attach(self, shaping: KLShaping, ranks: Ranks) -> None:
-        """Take what our own algorithms have once their policy is built; under unmodified SB3 the constructor's arguments stand.
+    def connect(
+        self,
+        *,
+        reference: Reference | None = None,
+        kl_controller: KLController | None = None,
+        score_scale: ScoreScale | None = None,
+        actor: Backbone | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Take what our own algorithms have once their policy is built; what is None stays as it is.
 
         Args:
-            shaping: Replaces the buffer's own.
+            reference: What KL is measured against from now on, see the class.
+            kl_controller: Holds beta.
+            score_scale: What the rewards go through first; holds the running moments.
+            actor: The policy's backbone; only `kl_reward="full"` asks for it.
             ranks: Each of several adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
+
+        Raises:
+            ValueError: The reference's vocabulary or context is smaller than the environment's.
         """
-        self.shaping, self._ranks = shaping, ranks
+        shaping = self.kl_shaping
+        if reference is not None:
+            shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
+        shaping.controller, shaping.score_scale = kl_controller or shaping.controller, score_scale or shaping.score_scale
+        shaping.actor = actor or shaping.actor
+        self._ranks = ranks or self._ranks
 
     @property
     def reference(self) -> Backbone | None:
         """The model that KL is measured against."""
-        return self.shaping.reference
+        return self.kl_shaping.reference
+
+    @property
+    def beta(self) -> float:
+        """The coefficient that shaped the rewards of this rollout."""
+        return self.stats.beta
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -194,27 +213,24 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.scores = np.array([rewards[s.steps, s.row].sum() for s in self.segments])  # (S,)
         assert self.sampler is not None
         tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each)
-        shaped, self.kl, self.reference_log_probs, self.stats = self.shaping(self._flat(rewards), self.scores, tokens)
+        shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
         self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
         for index, segment in enumerate(self.segments):
-            self.rewards[segment.steps, segment.row] = shaped[self.offsets[index] : self.offsets[index + 1]]
+            self.rewards[segment.steps, segment.row] = shaped[self._offsets[index] : self._offsets[index + 1]]
         self.advantages = np.zeros_like(rewards)
         RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
         for name in ("rewards", "values", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
-            self.advantages = whitened(self.advantages)
+            self.advantages = whiten(self.advantages)
 
-    def replace_advantages(self, advantages: np.ndarray, trained: np.ndarray | None = None) -> None:
-        """Take an estimator's advantages instead of GAE's.
+    def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
+        """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
+        self.advantages = whiten(advantages) if whitened else advantages
 
-        Args:
-            advantages: Of each action, shape (N,), float32.
-            trained: Indices of the texts that are worth training on; None: all.
-        """
-        self.advantages = advantages
-        if trained is not None:
-            self.trained = trained
+    def train_on(self, texts: np.ndarray) -> None:
+        """Have `get` and `parts` yield only the texts with these indices."""
+        self.trained = texts
 
     def _join(self, own: RankRecording) -> tuple[list[np.ndarray], np.ndarray]:
         """Add the whole texts that the other ranks recorded; return columns (L, E) and last dones (E,) as if one process had played all."""
@@ -237,7 +253,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Yield this rank's part of each minibatch that `get` would yield; NumPy's generators must be in the same state on all ranks."""
         for indices in self._minibatches(batch_size):
             own = indices if self._ranks.size == 1 else self._part(indices)
-            whole = MinibatchSize(len(indices), int((self.offsets[indices + 1] - self.offsets[indices]).sum()))
+            whole = MinibatchSize(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
             yield MinibatchShard(self.samples(own) if len(own) else None, whole)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
@@ -249,7 +265,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _part(self, indices: np.ndarray) -> np.ndarray:
         """Return this rank's texts: all are sorted by length and dealt to ranks 0, 1, ..., 1, 0, so that every rank gets as much work."""
         rank, size = self._ranks.rank, self._ranks.size
-        by_length = indices[np.argsort(self.offsets[indices] - self.offsets[indices + 1], kind="stable")]  # longest first
+        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]  # longest first
         turn = np.arange(len(indices)) % (2 * size)
         return by_length[(turn == rank) | (turn == 2 * size - 1 - rank)]
 
@@ -263,7 +279,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
-        return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])  # (n,)
+        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
 
     def _cut_segments(self, live: np.ndarray) -> None:
         """Find the steps at which each text was written, in the order in which the texts began.
@@ -284,7 +300,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
         self.trained = np.arange(len(self.segments))  # (S,)
-        self.offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
+        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (L, E, ...) to (N, ...), text after text."""
@@ -292,7 +308,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _batch(self, indices: np.ndarray) -> SequenceBatch:
         chosen = [self.segments[i] for i in indices]
-        spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
         kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])  # (n, ceil(V / 8))
         texts = [TextRecord(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
         return pack(texts, self.device, kept, self.sampler)
@@ -300,12 +316,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
     @torch.inference_mode()
     def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:
         """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32; each rank scores its own texts."""
-        out = np.empty(self.offsets[-1], np.float32)
+        out = np.empty(self._offsets[-1], np.float32)
         for tokens, batch in self._by_length():
             out[tokens] = score(batch, torch.as_tensor(self.actions[tokens], device=self.device)).cpu().numpy()
         if self._ranks.size == 1:
             return out
-        own = slice(self.offsets[self._own.start], self.offsets[self._own.stop])
+        own = slice(self._offsets[self._own.start], self._offsets[self._own.stop])
         return np.concatenate(self._ranks.gather(out[own]))  # (N,)
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:

@@ -1,9 +1,10 @@
-"""What a rollout consists of: minibatches, and the parts of texts in it."""
+"""What a rollout consists of: minibatches, the parts of texts in it, and its numbers for the log and for callbacks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,3 +65,67 @@ class Segment:
     row: int
     steps: slice
     replies: tuple[tuple[int, np.ndarray], ...] = ()
+
+
+@dataclass(frozen=True)
+class RolloutStats:
+    """Numbers of a rollout before the update.
+
+    Attributes:
+        kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
+        kl_per_token: The same per token.
+        kl_per_token_k3: The low-variance estimator exp(-d) - 1 + d of the same, d = log(pi / pi_ref).
+        beta: The coefficient that shaped these rewards.
+        score: Mean reward of the environment per text.
+        shaped_return: Mean over texts of score - beta * KL.
+        entropy: Mean of -log pi per token, in nats.
+        num_tokens: Tokens that are actions.
+        num_sequences: Texts.
+        reference_seconds: Time of the reference pass.
+    """
+
+    kl_per_sequence: float
+    kl_per_token: float
+    kl_per_token_k3: float
+    beta: float
+    score: float
+    shaped_return: float
+    entropy: float
+    num_tokens: int
+    num_sequences: int
+    reference_seconds: float
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """A finished rollout as callbacks see it: `self.model.last_rollout` in `_on_rollout_end`.
+
+    Attributes:
+        infos: The environment's last `info` of each text, in the order in which texts ended: `prompt`, `prompt_id`, `response`, `score`,
+            `finish_reason`, and whatever the task adds.
+        stats: KL, returns and numbers of tokens.
+        seconds: Time of writing the texts, the reference's pass included.
+    """
+
+    infos: Sequence[Mapping[str, Any]]
+    stats: RolloutStats
+    seconds: float
+
+    @property
+    def prompts(self) -> list[str]:
+        """What each text started from."""
+        return [info["prompt"] for info in self.infos]
+
+    @property
+    def responses(self) -> list[str]:
+        """What was written."""
+        return [info["response"] for info in self.infos]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The reward model's scores, shape (S,), float64, before scaling and KL shaping."""
+        return np.array([info["score"] for info in self.infos], float)  # (S,)
+
+    def share_finished_by(self, reason: str) -> float:
+        """Return the share of texts whose `finish_reason` is `reason`, in [0, 1]."""
+        return sum(info["finish_reason"] == reason for info in self.infos) / len(self.infos)

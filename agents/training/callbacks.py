@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,7 +15,6 @@ from textrl_env.task import GoldScore
 from textrl_env.utils.files import append_csv, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
-from ..rollouts.rollout_result import RolloutResult
 
 CURVE = (
     "iteration", "texts", "tokens", "learned", "gold", "kl_per_sequence", "beta", "entropy", "length", "finished_by_eos",
@@ -54,26 +55,25 @@ class CurveCallback(BaseCallback):
         if self.gold is not None:
             gold = float(np.mean(self.gold(rollout.prompts, rollout.responses)))
             self.logger.record("objective/gold", gold)
-        stats = rollout.stats
+        logged = self.logger.name_to_value
         row = {
             "iteration": self.model.num_rollouts,
             "texts": self.model.num_texts,
             "tokens": self.model.num_timesteps,
-            "learned": stats.score,
+            "learned": logged["objective/score"],
             "gold": gold,
-            "kl_per_sequence": stats.kl_per_sequence,
-            "beta": stats.beta,
-            "entropy": stats.entropy,
-            "length": stats.length,
-            "finished_by_eos": rollout.share_finished_by("eos"),
+            "kl_per_sequence": logged["kl/per_sequence"],
+            "beta": logged["kl/beta"],
+            "entropy": logged["objective/entropy"],
+            "length": logged["tokens/length"],
+            "finished_by_eos": logged["tokens/finished_by_eos"],
         }
         append_csv(self.folder / "curve.csv", CURVE, row)
         if (self.model.num_rollouts - 1) % self.save_every == 0:
-            self._show(rollout)
+            self._show(rollout.infos[:SAMPLES])
 
-    def _show(self, rollout: RolloutResult) -> None:
-        texts = list(zip(rollout.prompts, rollout.responses, rollout.scores.tolist(), strict=True))[:SAMPLES]
-        rows = [{"tokens": self.model.num_timesteps, "prompt": p, "response": r, "score": score} for p, r, score in texts]
+    def _show(self, texts: Sequence[Mapping[str, Any]]) -> None:
+        rows = [{"tokens": self.model.num_timesteps, **{key: text[key] for key in ("prompt", "response", "score")}} for text in texts]
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         table = ["| prompt | response | score |", "| --- | --- | --- |"]

@@ -120,18 +120,17 @@ class RewardHackingCallback(BaseCallback):
         self.alarms = ranks().broadcast(self.alarms)
 
     def _look(self) -> None:
-        assert isinstance(self.model, TextAlgorithm)
+        assert isinstance(self.model, TextAlgorithm) and self.model.last_rollout is not None
         rollout = self.model.last_rollout
-        assert rollout is not None
+        learned = rollout.scores
         held_out = np.full(1, np.nan)
         if self.held_out is not None:
-            held_out = np.asarray(
-                self.held_out.score([Episode.from_text(*text) for text in zip(rollout.prompts, rollout.responses, strict=True)]), float
-            )
+            held_out = np.asarray(self.held_out.score(list(map(Episode.from_text, rollout.prompts, rollout.responses))), float)
             self.logger.record("objective/held_out", float(held_out.mean()))
+        logged = self.logger.name_to_value
+        kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))
         variety = distinct_n(rollout.responses[:_SAMPLE], 2)
-        measured = (*_measured(rollout.scores), *_measured(held_out), rollout.stats.kl_per_sequence, rollout.stats.length, variety)
-        self.history.append(RolloutSummary(self.model.num_timesteps, *measured))
+        self.history.append(RolloutSummary(self.model.num_timesteps, *_measured(learned), *_measured(held_out), kl, length, variety))
         append_csv(self.folder / "reward_hacking.csv", _COLUMNS, vars(self.history[-1]))
         for name, message in causes(self.history):
             if name not in self.alarms:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...rollouts.reward_scaling import whitened
+from ...rollouts.reward_scaling import whiten
 
 
 class Rollout(NamedTuple):
@@ -94,12 +94,12 @@ def grpo(rollout: Rollout) -> np.ndarray:
 
 def reinforce_plus_plus(rollout: Rollout) -> np.ndarray:
     """Reward to go, whitened over the rollout (Hu et al. 2025): the direction is unbiased up to the batch's own mean."""
-    return whitened(rollout.to_go)
+    return whiten(rollout.to_go)
 
 
 def reinforce_plus_plus_baseline(rollout: Rollout) -> np.ndarray:
     """Return minus the group's mean, then whitened over the rollout (Hu et al. 2025)."""
-    return whitened(group_mean(rollout))
+    return whiten(group_mean(rollout))
 
 
 ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {

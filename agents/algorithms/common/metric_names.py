@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-from ...rollouts.rollout_result import RolloutResult
+from ...rollouts.rollout_samples import RolloutResult
 
 _NAMES: Mapping[str, str] = {
     "loss": "objective/loss",
@@ -43,18 +43,18 @@ def rename(logger: Logger) -> None:
         logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
 
 
-def record_rollout(logger: Logger, rollout: RolloutResult, seconds: float) -> None:
+def record_rollout(logger: Logger, rollout: RolloutResult) -> None:
     """Record the numbers of a rollout.
 
     Args:
         logger: SB3's.
-        rollout: Texts and means.
-        seconds: Time of writing it, the reference's pass included.
+        rollout: What was written.
     """
     stats, record = rollout.stats, logger.record
-    writing = seconds - stats.reference_seconds
+    reasons = Counter(info["finish_reason"] for info in rollout.infos)
+    writing = rollout.seconds - stats.reference_seconds
     record("objective/score", stats.score)
-    terms = [terms for terms in rollout.reward_terms if terms]
+    terms = [info["reward_terms"] for info in rollout.infos if "reward_terms" in info]
     for name in dict.fromkeys(name for values in terms for name in values):
         record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
     record("objective/shaped_return", stats.shaped_return)
@@ -63,8 +63,8 @@ def record_rollout(logger: Logger, rollout: RolloutResult, seconds: float) -> No
     record("kl/per_token", stats.kl_per_token)
     record("kl/per_token_k3", stats.kl_per_token_k3)
     record("kl/beta", stats.beta)
-    record("tokens/length", stats.length)
-    for reason in {"eos": 0, "length": 0, **Counter(rollout.finish_reasons)}:  # the two that every task has, and what else happened
+    record("tokens/length", stats.num_tokens / stats.num_sequences)
+    for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
         record(f"tokens/finished_by_{reason}", rollout.share_finished_by(reason))
     record("time/rollout_tokens_per_second", stats.num_tokens / writing)
     record("time/rollout_seconds", writing)

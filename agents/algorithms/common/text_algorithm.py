@@ -7,7 +7,6 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -27,15 +26,16 @@ from torch import nn
 
 from ...generation.generator import Generator
 from ...models.loading import LMSource
+from ...models.lora import WithoutAdapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
 from ...rollouts.collect_generated import generated_actions
 from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
-from ...rollouts.reference_model import ReferenceModel
+from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
-from ...rollouts.rollout_result import RolloutResult
+from ...rollouts.rollout_samples import RolloutResult
 from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
@@ -47,7 +47,7 @@ from .training_warnings import RolloutSymptoms, TrainingChecks, check_gradients,
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_NOT_SAVED = ("_reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
+_NOT_SAVED = ("reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
 
 
 class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
@@ -59,7 +59,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
         num_texts: Texts so far.
-        last_rollout: Texts and means of the last rollout, for callbacks; None before the first.
+        last_rollout: The latest finished rollout, for callbacks; None before the first.  It is not saved.
+        reference: The frozen model that KL is measured against; None: it is the base model under the policy's adapters.
         reference_source: What the reference was loaded from; None: it is a copy of the policy's first weights, or the base model under
             the policy's adapters.
         reference_hash: SHA-256 of that folder.
@@ -74,6 +75,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
+    reference: nn.Module | None
     n_episodes: int
     num_rollouts: int = 0
     num_texts: int = 0
@@ -88,11 +90,6 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
-
-    @property
-    def reference(self) -> nn.Module | None:
-        """The frozen model that KL is measured against; None: it is the base model under the policy's adapters."""
-        return self._reference.lm
 
     @property
     def texts_per_update(self) -> int:
@@ -125,12 +122,13 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         self._join_ranks()
         super()._setup_model()
         self.ranks.share_weights(self.policy)
-        buffer, adapted = self.rollout_buffer, self.policy_kwargs.get("lora") is not None
-        self._reference = ReferenceModel(self.policy, adapted, self.reference_source, self.reference_hash, self.reference_mixup)
-        self.reference_hash = self._reference.hash
-        self.score_scale = scale = self.score_scale or buffer.shaping.score_scale
-        held = replace(buffer.shaping, reference=self._reference.backbone, kl_controller=self.kl_controller, score_scale=scale)
-        buffer.attach(held, self.ranks)
+        self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
+        self.score_scale = self.rollout_buffer.kl_shaping.score_scale
+        adapted = self.policy_kwargs.get("lora") is not None
+        self.reference, self.reference_hash = make_reference(
+            self.reference_source, self.policy, adapted, self.reference_hash, self.reference_mixup
+        )
+        self.rollout_buffer.connect(reference=WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
         self.health = TrainingChecks()
@@ -170,8 +168,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             self._end_on_ranks(env)
         self.num_rollouts += 1
         self.num_texts += len(infos)
-        self.last_rollout = RolloutResult.of(infos, rollout_buffer.stats)
-        self._log_rollout(self.last_rollout, perf_counter() - began)
+        self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
+        self._log_rollout(self.last_rollout)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -216,7 +214,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
             check_gradients(trainable, self.ranks)
         if self.reference_mixup:
-            self._reference.mix(self.policy.lm)
+            assert self.reference is not None
+            move_reference(self.reference, self.policy.lm, self.reference_mixup)
         self._rollout_start = None
         seconds = perf_counter() - began
         self.logger.record("time/update_tokens_per_second", self.rollout_buffer.stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
@@ -236,14 +235,14 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         """Choose the next token; the arguments are those of `TransformerPolicy.predict`, `action_masks` among them."""
         return self.policy.predict(observation, *args, **kwargs)
 
-    def _log_rollout(self, rollout: RolloutResult, seconds: float) -> None:
+    def _log_rollout(self, rollout: RolloutResult) -> None:
         buffer, approx_kl = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
         if self.ranks.is_main:
-            kl = np.add.reduceat(buffer.kl, buffer.offsets[:-1])  # (S,)
+            kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
             ended = 1 - rollout.share_finished_by("length")
             approx_kl = None if approx_kl is None else float(approx_kl)
             self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
-        record_rollout(self.logger, rollout, seconds)
+        record_rollout(self.logger, rollout)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar=False)
@@ -323,4 +322,5 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return state_dicts + (["reference"] if self._reference.saves_weights else []), variables
+        weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
+        return state_dicts + (["reference"] if weights else []), variables

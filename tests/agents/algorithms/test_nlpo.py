@@ -26,7 +26,7 @@ def masks_of(agent):
     """Every text's context before each action, and the kept set that was stored with it."""
     buffer = agent.rollout_buffer
     for index, segment in enumerate(buffer.segments):
-        span = range(buffer.offsets[index], buffer.offsets[index + 1])
+        span = range(buffer._offsets[index], buffer._offsets[index + 1])
         for n, at in enumerate(span):
             context = np.concatenate([segment.context, buffer.actions[span.start : span.start + n]])
             yield context, unpack_kept(torch.from_numpy(buffer.kept[at : at + 1]), VOCAB)[0], int(buffer.actions[at])

@@ -206,7 +206,7 @@ def test_clipping_and_averages_by_hand(grouped):
     for r, a in zip(ratios.tolist(), advantages.tolist(), strict=True):
         gain = min(r * a, min(max(r, 0.8), 1.5) * a)
         gains.append(max(gain, 3.0 * a) if a < 0 else gain)
-    lengths = np.diff(agent.rollout_buffer.offsets)[:6]
+    lengths = np.diff(agent.rollout_buffer._offsets)[:6]
     per_text = np.split(np.array(gains), np.cumsum(lengths)[:-1])
     expected = {
         "token": np.mean(gains), "sequence": np.mean([text.mean() for text in per_text]),

@@ -44,7 +44,7 @@ def test_scores_are_scaled_before_kl_and_tokens_whitened_after_it(make_env):
         agent.collect_rollouts(agent.env, quiet(agent), agent.rollout_buffer, 1)
         buffers[name] = agent.rollout_buffer
     plain, shaped = buffers.values()
-    ends = plain.offsets[1:] - 1
+    ends = plain._offsets[1:] - 1
     expected = -0.5 * plain.kl.astype(float)
     np.testing.assert_allclose(plain.rewards - expected, np.bincount(ends, plain.scores, len(expected)), atol=1e-5)
     expected[ends] += np.clip(plain.scores / plain.scores.std(), -1, 1)
@@ -64,7 +64,7 @@ def test_a_schedule_of_beta(make_env):
     assert isinstance(agent.kl_controller, ScheduledKLController)
     by_rollout = dict(seen)
     assert by_rollout[0] == 0.4 and all(b < a for a, b in zip(list(by_rollout.values()), list(by_rollout.values())[1:], strict=False))
-    assert agent.rollout_buffer.stats.beta == by_rollout[max(by_rollout)]
+    assert agent.rollout_buffer.beta == by_rollout[max(by_rollout)]
     with pytest.raises(ValueError, match="beta=-1"):
         as_kl_controller(lambda left: -1.0)
 
@@ -117,7 +117,7 @@ def test_training_with_full_kl_reaches_the_optimum():
     gap = optimality_gap(agent.policy.backbone, agent.rollout_buffer.reference, "Smooth", 0.5)
     assert gap.closed > 0.9
     buffer = agent.rollout_buffer
-    shaped = buffer.scores - np.add.reduceat(buffer.rewards, buffer.offsets[:-1])  # beta times the KL of a text's steps
+    shaped = buffer.scores - np.add.reduceat(buffer.rewards, buffer._offsets[:-1])  # beta times the KL of a text's steps
     assert (shaped > 0).all()  # unlike k1, never negative
     assert shaped.mean() / 0.5 == pytest.approx(gap.achieved.kl, rel=0.25)
 
@@ -156,7 +156,7 @@ def test_groups_that_scored_alike_are_written_again(grouped):  # noqa: F811
     agent._estimate()
     prompts = {buffer.segments[i].context.tobytes() for i in buffer.trained}
     assert prompts == {np.array([4]).tobytes()}  # the only prompt whose texts may differ
-    ends = buffer.offsets[1:] - 1
+    ends = buffer._offsets[1:] - 1
     np.testing.assert_allclose(buffer.rewards[ends], buffer.scores)  # every text has its own score at its own end
     assert len(buffer.actions) == sum(s.steps.stop - s.steps.start for s in buffer.segments)
     samples = buffer.samples(np.arange(len(buffer.segments)))

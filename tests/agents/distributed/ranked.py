@@ -36,8 +36,8 @@ CASES = {
 }
 ROLLOUTS = 5
 _RECORDED = (
-    "segments", "trained", "offsets", "actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs",
-    "kl", "scores", "sampler", "autocast", "stats", "full",
+    "segments", "trained", "_offsets", "actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs",
+    "kl", "scores", "sampler", "autocast", "beta", "stats", "full",
 )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_rounds_of_sampling_are_agreed_on(exact):
 def test_the_joined_rollout_is_what_one_process_records(exact):
     for case in ("gae", "rloo"):
         for theirs, own in zip(*(parts[0] for parts in exact(case)), strict=True):
-            for name in ("actions", "rewards", "values", "log_probs", "advantages", "returns", "kl", "scores", "offsets"):
+            for name in ("actions", "rewards", "values", "log_probs", "advantages", "returns", "kl", "scores", "_offsets"):
                 np.testing.assert_array_equal(theirs[name], own[name])
         alone = make(case)
         _, callback = alone._setup_learn(10**6)

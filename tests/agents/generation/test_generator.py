@@ -29,7 +29,7 @@ class Recorded:
     """Writes the texts of a rollout that was, in the order in which they began."""
 
     def __init__(self, buffer):
-        spans = zip(buffer.offsets, buffer.offsets[1:], strict=False)
+        spans = zip(buffer._offsets, buffer._offsets[1:], strict=False)
         self.texts = [(s.context, buffer.actions[a:b]) for s, (a, b) in zip(buffer.segments, spans, strict=True)]
         self.calls = 0
 

@@ -165,7 +165,7 @@ def test_training_and_generation_obey_the_environments_masks():
     env, _ = make({"constraint": {"one_of": [" 1 3", " 1 3 4", " 4 4 4"]}})
     agent = TextPPO("TransformerPolicy", env, n_episodes=64, batch_size=16, n_epochs=2, learning_rate=1e-2, policy_kwargs={"model": MODEL})
     agent.learn(600)
-    offsets = agent.rollout_buffer.offsets
+    offsets = agent.rollout_buffer._offsets
     written = {tuple(agent.rollout_buffer.actions[a:b].tolist()) for a, b in itertools.pairwise(offsets)}
     assert written <= {(1, 3, 0), (1, 3, 4, 0), (4, 4, 4, 0)}
     texts = generate(agent.policy, IntegerTokenizer(V, 0), ["2 3"] * 40, max_new_tokens=T, constraint={"one_of": [" 1 3", " 1 3 4"]})

@@ -1,7 +1,6 @@
 """Critics, references, adapters, precision and memory: what each changes, and what none may change."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from stable_baselines3 import PPO
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
-from agents.models.backbones import backbone_of
+from agents.algorithms.common import text_algorithm
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.kl_shaping import RecordedTokens
+from agents.rollouts.reference_model import move_reference
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from ..models.test_families import OWN
@@ -155,7 +155,7 @@ def test_warm_up_moves_the_critic_only(make_env):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.25])
-def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup):
+def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup, monkeypatch):
     env = make_env()
     agent = make(env, reference_mixup=mixup, beta=0.1)
     start = weights(agent.reference)
@@ -166,13 +166,12 @@ def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup):
         return
     agent = make(env, reference_mixup=mixup, beta=0.1)
     start, updates = weights(agent.reference), []
-    original = agent._reference.mix
 
-    def mix(lm):
-        updates.append(weights(lm))
-        original(lm)
+    def move(reference, policy, share):
+        updates.append(weights(policy))
+        move_reference(reference, policy, share)
 
-    agent._reference.mix = mix
+    monkeypatch.setattr(text_algorithm, "move_reference", move)
     agent.learn(250)
     assert len(updates) > 2
     for name, expected in start.items():
@@ -225,8 +224,9 @@ def test_lora(make_env, tmp_path, model):
     agent.learn(30, reset_num_timesteps=False)
     own = agent.rollout_buffer.stats.kl_per_sequence
     buffer = agent.rollout_buffer
+    buffer.connect(reference=base)  # the same model, loaded apart
     tokens = RecordedTokens(buffer.log_probs, buffer.sampler, buffer.autocast, buffer._for_each)
-    apart = replace(buffer.shaping, reference=backbone_of(base)).reference_log_probs(tokens)  # the same model, loaded apart
+    apart = buffer.kl_shaping.reference_log_probs(tokens)
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
     samples = agent.rollout_buffer.samples(np.arange(12))

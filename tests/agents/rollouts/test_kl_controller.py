@@ -74,7 +74,7 @@ def test_mean_kl_of_rollouts_equals_the_exact_kl(make_env, rules):
     p_goes_on = p.clone()
     p_goes_on[0] = 0  # end of text: there is no second token
     exact = (p * (first[0] - first_ref[0])).sum() + (p_goes_on * (second.exp() * (second - second_ref)).sum(-1)).sum()
-    sums = np.add.reduceat(buffer.kl, buffer.offsets[:-1])
+    sums = np.add.reduceat(buffer.kl, buffer._offsets[:-1])
     error = sums.std() / np.sqrt(len(sums))
     assert buffer.stats.kl_per_sequence == pytest.approx(float(exact), abs=4 * error)
     assert float(exact) > 10 * error

@@ -14,6 +14,7 @@ from agents.models.sampler import Sampler
 from agents.policies.sampling_record import SamplingRecord
 from agents.policies.transformer_policy import TransformerPolicy
 from agents.rollouts.kl_controller import KLController
+from agents.rollouts.reward_scaling import whiten
 from agents.rollouts.rollout_buffer import SequenceRolloutBuffer
 
 from ..conftest import LLAMA, MODELS, VOCAB
@@ -206,3 +207,9 @@ def test_a_foreign_policy_is_refused(make_env):
     buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu")
     with pytest.raises(TypeError, match="TransformerPolicy"):
         buffer.add(env.reset(), np.array([[5]]), np.zeros(1), np.ones(1), torch.zeros(1, 1), torch.zeros(1))
+
+
+def test_whiten_by_hand():
+    values = np.array([1.0, 3.0, 5.0, 7.0])  # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
+    np.testing.assert_allclose(whiten(values), np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
+    np.testing.assert_allclose(whiten(values, keep_mean=True), 4 + np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)

@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import TextPPO
 from agents.rollouts import RolloutResult
-from agents.rollouts.rollout_result import RolloutStats
+from agents.rollouts.rollout_samples import RolloutStats
 
 from ..conftest import LLAMA
 
@@ -20,19 +20,17 @@ STATS = RolloutStats(
 
 def test_columns_by_hand():
     infos = [
-        {"prompt": "1", "response": "7 7", "score": 2, "finish_reason": "eos", "reward_terms": {"sevens": 2.0}},
+        {"prompt": "1", "response": "7 7", "score": 2, "finish_reason": "eos"},
         {"prompt": "2", "response": "3", "score": 0.0, "finish_reason": "length"},
         {"prompt": "1", "response": "", "score": 0.5, "finish_reason": "eos"},
         {"prompt": "4", "response": "7", "score": 1.0, "finish_reason": "stop"},
     ]
-    rollout = RolloutResult.of(infos, STATS)
+    rollout = RolloutResult(infos, STATS, seconds=2.0)
     assert rollout.prompts == ["1", "2", "1", "4"] and rollout.responses == ["7 7", "3", "", "7"]
     assert rollout.scores.tolist() == [2.0, 0.0, 0.5, 1.0] and rollout.scores.dtype == np.float64
-    assert rollout.reward_terms == [{"sevens": 2.0}, {}, {}, {}]
     assert [rollout.share_finished_by(reason) for reason in ("eos", "length", "stop", "turns")] == [0.5, 0.25, 0.25, 0]
-    assert rollout.stats.length == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
-        rollout.prompts = []
+        rollout.seconds = 0.0
 
 
 class Reads(BaseCallback):
@@ -57,6 +55,7 @@ def test_a_callback_reads_the_texts_that_were_just_written(make_env, tmp_path):
     for number, rollout in enumerate(reads.rollouts):
         infos = reads.ended[10 * number : 10 * (number + 1)]
         assert rollout.responses == [info["response"] for info in infos]
+        assert rollout.prompts == [info["prompt"] for info in infos] and rollout.seconds > rollout.stats.reference_seconds > 0
         assert rollout.scores.tolist() == [text.split().count("7") for text in rollout.responses]
         assert rollout.stats.score == pytest.approx(rollout.scores.mean())
         assert rollout.stats.shaped_return == pytest.approx(rollout.stats.score - 0.3 * rollout.stats.kl_per_sequence, abs=1e-5)
