@@ -180,3 +180,15 @@ def draw(logits: torch.Tensor) -> torch.Tensor:
     u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * mass[:, -1:]
     # right=True: the first token whose mass exceeds u, which is never one of probability 0
     return torch.searchsorted(mass, u, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+
+
+def pack_kept(kept: torch.Tensor) -> np.ndarray:
+    """Pack which tokens were kept, shape (N, V), bool, to one bit a token, shape (N, ceil(V / 8)), uint8."""
+    return np.packbits(kept.cpu().numpy(), axis=-1)
+
+
+def unpack_kept(kept: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Undo `pack_kept`, on the device of `kept`; shape (N, V), bool."""
+    shifts = torch.arange(7, -1, -1, device=kept.device, dtype=torch.uint8)
+    bits = (kept[:, :, None] >> shifts) & 1  # (N, ceil(V / 8), 8)
+    return bits.flatten(1)[:, :vocab_size].bool()  # (N, V)
