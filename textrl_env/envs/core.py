@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils import seeding
 
-from ..constraints import as_constraint
+from ..constraints import BoundConstraint, as_constraint
 from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..prompts.sampler import PromptSampler
@@ -60,6 +60,7 @@ class TextCore:
         self._closes[task.tokenizer.eos_token_id] = EOS
         self.constraint = as_constraint(task.constraint, task.tokenizer, task.min_new_tokens, np.flatnonzero(self._closes))
         self.states: list[Any] = [None] * num_rows  # of the constraint
+        self._masks: list[np.ndarray | None] = [None] * num_rows  # (V,) each: legal tokens in the row's state; None: not yet asked for
 
     @property
     def reward_model(self) -> RewardModel:
@@ -104,8 +105,7 @@ class TextCore:
             self.prompts[row] = prompt
             self.prompt_index[row] = index
             self.prompt[row, : len(ids)] = ids
-            if self.constraint is not None:
-                self.states[row] = self.constraint.start(prompt)
+            self._start_turn(int(row))
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
@@ -125,10 +125,10 @@ class TextCore:
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are legal, shape (B, V), bool; all of them in idle rows and without a constraint."""
-        masks = np.ones((self.num_rows, len(self._closes)), bool)
+        masks = np.ones((self.num_rows, len(self._closes)), bool)  # (B, V)
         if self.constraint is not None:
             for row in np.flatnonzero(self.live):
-                masks[row] = self.constraint.mask(self.states[row])
+                masks[row] = self._mask(self.constraint, row)
         return masks
 
     def legal(self) -> np.ndarray | None:
@@ -239,10 +239,23 @@ class TextCore:
         """Move the constraint's states on, and return the rows whose token was illegal."""
         if self.constraint is None:
             return []
-        illegal = [int(row) for row in rows if not self.constraint.mask(self.states[row])[tokens[row]]]
+        illegal = [int(row) for row in rows if not self._mask(self.constraint, row)[tokens[row]]]
         for row in set(rows.tolist()).difference(illegal):
-            self.states[row] = self.constraint.advance(self.states[row], int(tokens[row]))
+            self.states[row], self._masks[row] = self.constraint.advance(self.states[row], int(tokens[row])), None
         return illegal
+
+    def _mask(self, constraint: BoundConstraint, row: int) -> np.ndarray:
+        """Return which tokens are legal in a row, shape (V,); the constraint is asked once for each token of a text."""
+        mask = self._masks[row]
+        if mask is None:
+            mask = self._masks[row] = constraint.mask(self.states[row])
+        return mask
+
+    def _start_turn(self, row: int) -> None:
+        """Put the constraint in the state of an empty turn."""
+        prompt = self.prompts[row]
+        if self.constraint is not None and prompt is not None:
+            self.states[row], self._masks[row] = self.constraint.start(prompt), None
 
     def _watch(self, rows: np.ndarray, why: np.ndarray) -> dict[int, int]:
         """Look for ends that only the text shows; return where stop strings begin in the response, by row."""
@@ -279,8 +292,7 @@ class TextCore:
             self.response[row, self.length[row] : self.length[row] + len(ids)] = ids
             self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
             self.length[row] += len(ids)
-            if self.constraint is not None:
-                self.states[row] = self.constraint.start(self.prompts[row])
+            self._start_turn(int(row))
         going_on = [i for i, row in enumerate(rows) if why[row] == GOES_ON]
         self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
         self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
