@@ -128,7 +128,7 @@ class TextCore:
         masks = np.ones((self.num_rows, len(self._closes)), bool)  # (B, V)
         if self.constraint is not None:
             for row in np.flatnonzero(self.live):
-                masks[row] = self._mask(self.constraint, row)
+                masks[row] = self._mask(self.constraint, int(row))
         return masks
 
     def legal(self) -> np.ndarray | None:

@@ -92,7 +92,7 @@ class ExactTask:
         return TokenTree(self.vocab_size, self.length, lambda texts: self.rewards(prompt, texts))
 
 
-TASKS = {
+TASKS = {  # a row here is all that a further task needs
     task.name: task
     for task in (
         ExactTask("Smooth", smooth, 6, 4),
@@ -141,9 +141,6 @@ def _base_model(task: ExactTask) -> dict[str, Any]:
 def _gold(task: ExactTask, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Return the reward of each text."""
     return np.array(ExactReward(task).of([PROMPTS.index(p) for p in prompts], [list(map(int, r.split())) for r in responses]))
-
-
-smooth_task, long_task, wide_task, rough_task, prefix_task, sparse_task, needle_task = (partial(exact_task, name) for name in TASKS)
 
 
 class ExactReward:
