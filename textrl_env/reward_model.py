@@ -262,9 +262,9 @@ def _name_of(thing: Any) -> str:
 def _load(entry: str) -> Callable[..., Any]:
     module_name, attribute = entry.split(":", 1)
     room = module_name.split(".")[0]
-    if room in _ROOMS:
+    for name in (room, module_name) if room in _ROOMS else ():
         ours = Path(__file__).resolve().parent.parent
-        imported = Path(getattr(importlib.import_module(room), "__file__", None) or "?").resolve()
+        imported = Path(getattr(importlib.import_module(name), "__file__", None) or "?").resolve()
         if ours not in imported.parents:
             raise ImportError(
                 f"'{room}' was imported from {imported}, not from beside textrl_env in {ours}: another package of that name "
