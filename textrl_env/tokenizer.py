@@ -189,10 +189,10 @@ class WordTokenizer:
         return ["".join(f" {self.words[i]}" for i in row if i) for row in ids]
 
     def _id(self, word: str, text: str) -> int:
-        found = self._ids.get(word)
-        if found is None:
+        token = self._ids.get(word)
+        if token is None:
             raise ValueError(f"text {text[:80]!r} holds {word!r}, which is none of the {self.vocab_size - 1} words of this tokenizer")
-        return found
+        return token
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WordTokenizer:
         """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""

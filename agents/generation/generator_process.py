@@ -71,7 +71,7 @@ class ServedGenerator:
     def generate(self, request: Request) -> list[list[int]]:
         """Return one response for each prompt, as the process wrote them; raises as `load` does."""
         sampler = request.sampler
-        found: list[list[int]] = self._ask(
+        responses: list[list[int]] = self._ask(
             {
                 "do": "generate",
                 "prompts": [prompt.tolist() for prompt in request.prompts],
@@ -85,7 +85,7 @@ class ServedGenerator:
                 "seed": request.seed,
             }
         )
-        return found
+        return responses
 
     def close(self) -> None:
         """End the process; the next `load` starts another one."""

@@ -110,7 +110,7 @@ class _Blocks:
     ) -> torch.Tensor:
         """Put a block of logits under the rules into `memory`, and return it, shape (N, width)."""
         span = self.span(number)
-        logits = torch.mm(hidden, weight[span].t(), out=self.part(memory, number))
+        logits = torch.mm(hidden, weight[span].t(), out=self.part(memory, number))  # (N, width)
         if bias is not None:
             logits += bias[span]
         if self.rules is not None:

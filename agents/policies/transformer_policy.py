@@ -191,19 +191,19 @@ class TransformerPolicy(ActorCriticPolicy):
         """
         texts = texts_of(obs)
         hidden, logits, kept = self._next_token(texts, "acting", action_masks)
-        live = torch.as_tensor(texts.lengths > 0, device=hidden.device)
-        chosen = logits.argmax(-1) if deterministic else draw(logits)
-        actions = torch.zeros(len(live), dtype=torch.int64, device=logits.device)
-        values = torch.zeros(len(live), 1, device=logits.device)
-        log_probs = torch.zeros(len(live), device=logits.device)
+        live = torch.as_tensor(texts.lengths > 0, device=hidden.device)  # (B,)
+        chosen = logits.argmax(-1) if deterministic else draw(logits)  # (R,) of the live rows
+        actions = torch.zeros(len(live), dtype=torch.int64, device=logits.device)  # (B,)
+        values = torch.zeros(len(live), 1, device=logits.device)  # (B, 1)
+        log_probs = torch.zeros(len(live), device=logits.device)  # (B,)
         actions[live] = chosen
         if self._value_backbone is not None:
-            hidden = self._caches["values"].last_hidden(self._value_backbone, texts)
+            hidden = self._caches["values"].last_hidden(self._value_backbone, texts)  # (R, D)
         values[live] = values_of(self.value_head, hidden, self.settings.detach_critic)
-        log_probs[live] = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
+        log_probs[live] = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)  # (R, V), (R, 1), (R,)
         bits = None
         if kept is not None:
-            bits = np.zeros((len(live), (self.vocab_size + 7) // 8), np.uint8)
+            bits = np.zeros((len(live), (self.vocab_size + 7) // 8), np.uint8)  # (B, ceil(V / 8))
             bits[live.cpu().numpy()] = pack_kept(kept)
         log_probs.acting = SamplingRecord(self.sampler, bits, self.backbone.autocast)  # type: ignore[attr-defined]
         return actions, values, log_probs
@@ -245,7 +245,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def _values(self, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
         if self._value_backbone is not None:
-            hidden = self._value_backbone.hidden(batch)
+            hidden = self._value_backbone.hidden(batch)  # (N, D)
         return values_of(self.value_head, hidden, self.settings.detach_critic)
 
     def get_distribution(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> Distribution:
@@ -254,7 +254,7 @@ class TransformerPolicy(ActorCriticPolicy):
         Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p and min-p cut here.
         """
         batch = self._as_batch(obs, action_masks)
-        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)
+        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)  # (N, V)
         if not isinstance(obs, SequenceBatch):
             logits = restrict(logits, self.sampler.cut(logits))
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
@@ -273,7 +273,7 @@ class TransformerPolicy(ActorCriticPolicy):
         batch = one_action_each(texts_of(obs), self.device, self.sampler)
         if action_masks is None:
             return batch
-        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()
+        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()  # (N, V)
         return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -310,27 +310,27 @@ class TransformerPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None) -> torch.Tensor:
         texts = texts_of(observation)
         _, logits, _ = self._next_token(texts, "predict", action_masks)
-        actions = torch.zeros(len(texts.ids), dtype=torch.int64, device=logits.device)
+        actions = torch.zeros(len(texts.ids), dtype=torch.int64, device=logits.device)  # (B,)
         actions[torch.as_tensor(texts.lengths > 0, device=logits.device)] = logits.argmax(-1) if deterministic else draw(logits)
         return actions
 
     def _next_token(self, texts: PartialTexts, cache: str, masks: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the live rows' hidden states (R, D), logits (R, V) and kept sets (R, V)."""
-        live = np.flatnonzero(texts.lengths)
+        live = np.flatnonzero(texts.lengths)  # (R,)
         if not len(live):
             raise ValueError("no row has a prompt: reset the environment before asking for actions")
         hidden = self._caches[cache].last_hidden(self.backbone, texts)  # (R, D)
-        raw = self.backbone.logits(hidden)[:, : self.vocab_size]
+        raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
         if not torch.isfinite(raw).all():
             raise FloatingPointError(nan_message(texts, int(live[int((~torch.isfinite(raw).all(-1)).nonzero()[0])])))
-        steps = torch.as_tensor(texts.steps[live], device=raw.device)
+        steps = torch.as_tensor(texts.steps[live], device=raw.device)  # (R,)
         repeats = repeats_after(PartialTexts(*(column[live] for column in texts)), self.sampler)
         logits = self.sampler.apply_rules(raw, steps, None if repeats is None else torch.as_tensor(repeats, device=raw.device))
         legal = None
         if masks is not None:
-            legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)
+            legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)  # (R, V)
             logits = restrict(logits, legal)
-        kept = self.sampler.cut(logits)
+        kept = self.sampler.cut(logits)  # (R, V)
         if self.mask is not None:
             allowed = self.mask.kept(texts, live, legal)
             kept = allowed if kept is None else kept & allowed

@@ -100,8 +100,8 @@ def _ids(tokens: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:
         raise TypeError(f"tokens={tokens!r} is a {type(tokens).__name__}: pass a list of ids or spellings")
     ids = []
     for token in tokens:
-        found = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
-        if len(found) != 1 or not 0 <= found[0] < vocabulary.size:
+        spelled = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
+        if len(spelled) != 1 or not 0 <= spelled[0] < vocabulary.size:
             raise ValueError(f"{token!r} is not one token of the vocabulary [0, {vocabulary.size})")
-        ids += found
+        ids += spelled
     return ids

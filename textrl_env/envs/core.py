@@ -46,15 +46,15 @@ class TextCore:
         self.undealt: int | None = None  # episodes that `begin_rollout` may still start; None: as many as asked for
         self.share: RankShare | None = None  # set it to play one part of each rollout; others play the rest
         self._dealt: deque[int] | None = None  # prompts of the share that no row took yet; None: rows draw for themselves
-        self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)
-        self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)
+        self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)  # (B, P)
+        self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)  # (B, T)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
         self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
         self.prompts: list[Prompt | None] = [None] * num_rows
-        self.prompt_index = np.zeros(num_rows, np.int64)
-        self.live = np.zeros(num_rows, bool)
+        self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
+        self.live = np.zeros(num_rows, bool)  # (B,)
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
         self._closes[task.tokenizer.eos_token_id] = EOS
@@ -147,9 +147,9 @@ class TextCore:
             RuntimeError: No row is live: `restart` first.
             RewardError: The reward model failed.
         """
-        tokens = self._checked(actions)
-        rows = np.flatnonzero(self.live)
-        why = np.zeros(self.num_rows, np.int8)
+        tokens = self._checked(actions)  # (B,)
+        rows = np.flatnonzero(self.live)  # the live ones
+        why = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
         illegal = self._advance(rows, tokens)
         self.response[rows, self.length[rows]] = tokens[rows]
         self.length[rows] += 1
@@ -157,21 +157,21 @@ class TextCore:
         why[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], why[rows])
         cuts = self._watch(rows, why)
         why[illegal] = ILLEGAL
-        rewards = np.zeros(self.num_rows)
+        rewards = np.zeros(self.num_rows)  # (B,)
         if self.task.reply is not None:
             self._take_turns(np.flatnonzero((why == EOS) | (why == STOP)), why, rewards)
-        terminated = why > GOES_ON
+        terminated = why > GOES_ON  # (B,)
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
-        scores = np.zeros(self.num_rows)
+        scores = np.zeros(self.num_rows)  # (B,)
         if not len(ended):
             return StepResult(rewards, scores, terminated, {})
         episodes = self._episodes(ended, why, cuts)
         scores[ended] = self._scores(episodes)
         rewards[ended] += shaped(self.task, episodes, scores[ended])
-        found = dict(zip(ended.tolist(), episodes, strict=True))
-        return StepResult(rewards, scores, terminated, found, self._terms(ended, episodes))
+        finished = dict(zip(ended.tolist(), episodes, strict=True))
+        return StepResult(rewards, scores, terminated, finished, self._terms(ended, episodes))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
@@ -229,7 +229,7 @@ class TextCore:
         if not self.live.any():
             raise RuntimeError("no text is being written: call reset() before step()")
         vocab_size = self.task.tokenizer.vocab_size
-        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))
+        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
@@ -262,9 +262,9 @@ class TextCore:
         cuts: dict[int, int] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
-                found = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
-                if found:
-                    cuts[row] = min(found)
+                stops = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
+                if stops:
+                    cuts[row] = min(stops)
                     why[row] = STOP
         if self.task.ends is not None:
             open_rows = rows[(why[rows] == GOES_ON) | (why[rows] == LENGTH)]
@@ -304,7 +304,7 @@ class TextCore:
             rewards[rows] += checked_scores(self.reward_model, unfinished, method)
 
     def _scores(self, episodes: list[Episode]) -> np.ndarray:
-        scores = np.full(len(episodes), float(self.task.illegal_score))
+        scores = np.full(len(episodes), float(self.task.illegal_score))  # (n,)
         legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
         scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
         return scores
