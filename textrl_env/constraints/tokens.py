@@ -19,10 +19,7 @@ class AllowedTokens:
 
     def bind(self, vocabulary: Vocabulary) -> FixedMask:
         """Return the constraint on the tokens of `vocabulary`."""
-        mask = np.zeros(vocabulary.size, bool)
-        mask[_ids(self.tokens, vocabulary)] = True
-        mask[vocabulary.eos_token_id] = True
-        return FixedMask(mask)
+        return FixedMask(_among([*_ids(self.tokens, vocabulary), vocabulary.eos_token_id], vocabulary))
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,7 @@ class BannedTokens:
 
     def bind(self, vocabulary: Vocabulary) -> FixedMask:
         """Return the constraint on the tokens of `vocabulary`."""
-        mask = np.ones(vocabulary.size, bool)
-        mask[_ids(self.tokens, vocabulary)] = False
-        return FixedMask(mask)
+        return FixedMask(~_among(_ids(self.tokens, vocabulary), vocabulary))
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,11 @@ class MinimumLength:
     def mask(self, state: int) -> np.ndarray:
         """Return which tokens may come next."""
         return self.short if state < self.number else self.free
+
+
+def _among(ids: list[int], vocabulary: Vocabulary) -> np.ndarray:
+    """Return which tokens are listed, shape (V,), bool."""
+    return np.isin(np.arange(vocabulary.size), ids)
 
 
 def _ids(tokens: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:

@@ -33,7 +33,7 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or there is no such split.
         TypeError: `task` is neither, or an override is no field of a task.
     """
     if isinstance(task, str):

@@ -30,7 +30,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ...generation.generator import Generator
 from ...models.loading import LMSource, folder_hash, frozen, load_lm
-from ...models.lora import WithoutAdapters
+from ...models.lora import without_adapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
@@ -165,7 +165,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         else:
             self.reference = None if adapted else frozen(copy.deepcopy(self.policy.lm))
         buffer = self.rollout_buffer
-        buffer.reference = buffer.as_reference(WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
+        buffer.reference = buffer.as_reference(without_adapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
             raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
 

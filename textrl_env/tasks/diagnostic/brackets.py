@@ -43,9 +43,6 @@ def brackets_task(size: str, split: str = "train", masked: bool = False) -> Text
         size: Greatest depth that is asked for: `"2"`, `"4"` or `"8"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
         masked: Whether the mask is there.
-
-    Raises:
-        ValueError: There is no such split.
     """
     depth = int(size)
     words = (*PAIRS, *PAIRS.values(), "nest", *map(str, range(1, 9)), *FILLERS)

@@ -47,9 +47,6 @@ def dialogue_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Slots: `"1"`, `"2"` or `"3"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a user.
-
-    Raises:
-        ValueError: There is no such split.
     """
     slots = int(size)
     values = [value for values in SLOTS.values() for value in values]

@@ -51,9 +51,6 @@ def json_task(size: str, split: str = "train", masked: bool = False) -> TextTask
         size: Fields: `"2"`, `"3"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
         masked: Whether the mask is there.
-
-    Raises:
-        ValueError: There is no such split.
     """
     fields = int(size)
     limit = 4 * fields + 2

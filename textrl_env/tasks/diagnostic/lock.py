@@ -38,9 +38,6 @@ def lock_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Digits: `"4"`, `"8"` or `"12"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a code.
-
-    Raises:
-        ValueError: There is no such split.
     """
     length = int(size)
     corpus = Corpus(partial(_respond, length), prompts=4000, context=2 * length + 2, steps=500)

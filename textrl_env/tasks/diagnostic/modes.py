@@ -43,9 +43,6 @@ def modes_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Good answers: `"4"`, `"16"` or `"64"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     good = int(size)
     words = (*FIRST, *SECOND, "name", "a", *KINDS, *FILLERS)

@@ -41,9 +41,6 @@ def noisypref_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Percent of comparisons turned round: `"0"`, `"20"` or `"40"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     annotator = {"temperature": TEMPERATURE, "flip": int(size) / 100}
     reward = {"name": "fitted", "task": f"noisypref-{size}", "annotator": annotator, "comparisons": COMPARISONS}

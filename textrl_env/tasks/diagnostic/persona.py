@@ -43,9 +43,6 @@ def persona_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Groups: `"2"`, `"3"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     words = (*WORDS, "for", *GROUPS, *FILLERS)
     corpus = Corpus(_respond, prompts=500, responses=6, context=LENGTH + 7)

@@ -43,9 +43,6 @@ def qa_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Facts: `"2"`, `"3"` or `"8"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a context.
-
-    Raises:
-        ValueError: There is no such split.
     """
     facts = int(size)
     corpus = Corpus(_respond, prompts=4000, context=4 * facts + 8, steps=700)

@@ -39,9 +39,6 @@ def recall_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words to write: `"4"`, `"16"` or `"64"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     length = int(size)
     corpus = Corpus(partial(_respond, length), prompts=2000, context=length + 6)

@@ -41,9 +41,6 @@ def hack_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Weight of `great`: `"1"`, `"2"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     corpus = Corpus(_respond, prompts=1000, responses=4, context=LENGTH + 6)
     reward = GoldReward(partial(proxy, int(size)))

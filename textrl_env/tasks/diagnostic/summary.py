@@ -42,9 +42,6 @@ def summary_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Pieces of news, and of chat: `"1"`, `"2"` or `"3"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     pieces = int(size)
     words = (*WHO, *DID, *dict.fromkeys([*WHAT, *_KEPT]))

@@ -45,9 +45,6 @@ def translate_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words of the source: `"3"`, `"5"` or `"7"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a sentence.
-
-    Raises:
-        ValueError: There is no such split.
     """
     number = int(size)
     words = (*_both(NOUNS, MANY), *ADJECTIVES, *VERBS, NEAR, *_targets(), NEAR_OF_TARGET)

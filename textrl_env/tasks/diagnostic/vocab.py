@@ -38,9 +38,6 @@ def vocab_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words to choose from: `"64"`, `"512"` or `"4096"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     number = int(size)
     words = (*(f"w{i}" for i in range(number)), "door", *DOORS, *FILLERS)
