@@ -30,7 +30,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ...generation.generator import Generator
 from ...models.loading import LMSource
-from ...models.lora import WithoutAdapters
+from ...models.lora import without_adapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
@@ -153,7 +153,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         self.reference, self.reference_hash = make_reference(
             self.reference_source, self.policy, adapted, self.reference_hash, self.reference_mixup
         )
-        self.rollout_buffer.connect(reference=WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
+        self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
