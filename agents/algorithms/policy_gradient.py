@@ -7,28 +7,30 @@ is `PPO.train` to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional
 
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
-from ..models.loading import LMSource
 from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
-from ..rollouts.kl_controller import Beta
-from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
+from .common.keyword_arguments import Argument
 from .common.text_algorithm import TextAlgorithm
+from .common.text_arguments import ClippedArguments, WhiteningArguments
 from .sft import SFT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Aggregation = Literal["token", "sequence", "budget"]
 KLIn = Literal["reward", "loss"]
@@ -61,156 +63,121 @@ def check_kl(kl_in: KLIn, kl_estimator: KLEstimator, estimator: str, whiten: boo
         )
 
 
+class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False):
+    """What `TextPolicyGradient` takes, and every algorithm of its family."""
+
+    estimator: Annotated[
+        str, Argument("rloo", "Estimator of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`.")
+    ]
+    group_size: Annotated[int, Argument(4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts.")]
+    clip_range_high: Annotated[
+        float | None, Argument(None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`.")
+    ]
+    dual_clip: Annotated[
+        float | None, Argument(None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any.")
+    ]
+    loss_aggregation: Annotated[
+        Aggregation,
+        Argument(
+            "token",
+            '"token": mean over the minibatch\'s tokens; "sequence": mean over each text\'s tokens, then over texts; "budget": sum over a '
+            "text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).",
+        ),
+    ]
+    skip_equal_groups: Annotated[
+        bool, Argument(False, "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling).")
+    ]
+    max_sampling_rounds: Annotated[
+        int,
+        Argument(
+            1,
+            "With `skip_equal_groups`: write as many texts again as scored like all of their group, until `n_episodes` others are there or "
+            "this many times `n_episodes` were written; at least 1.",
+        ),
+    ]
+    kl_in: Annotated[KLIn, Argument("reward", 'Whether KL to the reference is part of the "reward" or of the "loss".')]
+    kl_estimator: Annotated[
+        KLEstimator,
+        Argument(
+            "k1",
+            'In the reward "k1"; in the loss "k2" or "k3", the latter times the ratio.  The gradients of these two are those of each '
+            "token's KL on the policy's own samples (Tang and Munos 2025).  "
+            '"full" is the sum over the vocabulary instead of an estimate, at the '
+            "price of another pass of policy and reference, see the class.",
+        ),
+    ]
+    ptx_coef: Annotated[
+        float,
+        Argument(0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."),
+    ]
+    ptx_texts: Annotated[
+        Sequence[tuple[str, str]], Argument((), "Texts of (prompt, response), `batch_size` of which are drawn for each step.")
+    ]
+
+
+def check_arguments(settings: PolicyGradientArguments) -> None:
+    """Insist on arguments in their range.
+
+    Raises:
+        ValueError: One is not.
+    """
+    if (estimator := settings["estimator"]) not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r}: must be one of {', '.join(ESTIMATORS)}")
+    if (aggregation := settings["loss_aggregation"]) not in ("token", "sequence", "budget"):
+        raise ValueError(f"loss_aggregation={aggregation!r}: must be 'token', 'sequence' or 'budget'")
+    if (dual_clip := settings["dual_clip"]) is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip={dual_clip}: a ratio above 1, usually 3")
+    if (rounds := settings["max_sampling_rounds"]) < 1 or (rounds > 1 and not settings["skip_equal_groups"]):
+        raise ValueError(f"max_sampling_rounds={rounds}: at least 1, and more only with skip_equal_groups=True")
+    if (ptx_coef := settings["ptx_coef"]) < 0 or (ptx_coef > 0 and not settings["ptx_texts"]):
+        raise ValueError(f"ptx_coef={ptx_coef} with {len(settings['ptx_texts'])} ptx_texts: a weight of at least 0, and texts for it")
+    check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
+
+
 class TextPolicyGradient(TextAlgorithm, PPO):
     """Policy gradient on texts, clipped as PPO's, with a choice of advantages, averages and places for KL.
 
-    `RLOO`, `GRPO`, `Reinforce` and `ReinforcePlusPlus` (`agents.algorithms.rloo`) are this class with their defaults.  Started by torchrun,
-    several processes train one policy with it, see `agents.distributed.process_group`; no argument changes its meaning then.
+    `RLOO`, `GRPO`, `Reinforce` and `ReinforcePlusPlus` are this class with their defaults.  Started by torchrun, several processes
+    train one policy with it, see `agents.distributed.process_group`; no argument changes its meaning then.
 
-    Args:
-        policy: See `TextPPO`.
-        env: See `TextPPO`.
-        estimator: Of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`.
-        learning_rate: See SB3.
-        n_episodes: Texts per rollout; a multiple of the group size.
-        batch_size: Texts per minibatch.
-        n_epochs: Passes over a rollout.
-        group_size: Texts for each prompt, if `env` is an id; a task's own `group_size` otherwise.
-        gamma: Discount, of `gae` only.
-        gae_lambda: See SB3, of `gae` only.
-        clip_range: How far a ratio may fall, and rise if `clip_range_high` does not say otherwise.
-        clip_range_high: How far a ratio may rise (DAPO's clip-higher); None: as far as it may fall.
-        clip_range_vf: See SB3.
-        dual_clip: Largest ratio that counts where the advantage is negative (Ye et al. 2020); None: any.
-        loss_aggregation: `"token"`: mean over the minibatch's tokens; `"sequence"`: mean over each text's tokens, then over texts;
-            `"budget"`: sum over a text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).
-        skip_equal_groups: Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling).
-        max_sampling_rounds: With `skip_equal_groups`, deal as many groups again as had equal scores, until `n_episodes` are left or
-            it was dealt this many times.
-        whiten_advantages: Give the advantages of a rollout mean 0 and variance 1, after the estimator.
-        ent_coef: See SB3.
-        vf_coef: Weight of the value loss.
-        max_grad_norm: See SB3.
-        target_kl: See `TextPPO`.
-        beta: See `TextPPO`; with `kl_in="loss"` the weight of that term.
-        kl_in: Whether KL to the reference is part of the reward or of the loss.
-        kl_estimator: `"k1"` in the reward; in the loss `"k2"` or `"k3"`, the latter times the ratio.  The gradients of these two are
-            those of each token's KL on the policy's own samples (Tang and Munos 2025).  `"full"` is the sum over the vocabulary
-            instead of an estimate, at the price of a pass of policy and reference more: in the loss it is what k2 and k3
-            estimate; in the reward each step pays its KL, which moves what comes before, and the loss takes the KL of the step
-            itself, for a reward that ignores the action cannot: together they are the gradient of the objective.  Exact does not
-            mean better: at the optimum score - beta * k1 is the same for every text and its noise vanishes, which that of the
-            score alone never does (RLOO closes 0.98 of the gap of Exact-Smooth in 40,000 tokens with k1, 0.94 with full).
-        ptx_coef: Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none.
-        ptx_texts: Texts of (prompt, response), `batch_size` of which are drawn for each step.
-        reference: See `TextPPO`.
-        reference_mixup: See `TextPPO`.
-        critic_warmup: See `TextPPO`.
-        rollout_buffer_kwargs: Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ...
-        stats_window_size: See SB3.
-        tensorboard_log: See SB3.
-        policy_kwargs: See `TextPPO`; without `gae` the default is `"critic": "none"`.
-        verbose: See SB3.
-        seed: See SB3.
-        device: See SB3.
-        _init_setup_model: See SB3.
+    `gamma`, `gae_lambda`, `vf_coef` and `clip_range_vf` count with `estimator="gae"` only; every other estimator has no critic, unless
+    `policy_kwargs` asks for one, and needs `n_episodes` to be a multiple of the group size if it compares the texts of a group.  With
+    `kl_in="loss"`, `beta` is the weight of that term.
+
+    `kl_estimator="full"` in the loss is what k2 and k3 estimate.  In the reward, each step pays its KL, which moves what comes before,
+    and the loss takes the KL of the step itself, which a reward that ignores the action cannot: together they are the gradient of the
+    objective.  Exact does not mean better: at the optimum score - beta * k1 is the same for every text and its noise vanishes, which
+    that of the score alone never does (RLOO closes 0.98 of the gap of Exact-Smooth in 40,000 tokens with k1, 0.94 with full).
 
     Raises:
         ValueError: An argument is out of range, the estimator needs groups that the task does not deal, or KL would not regularise.
     """
 
     __module__ = "agents"
-
-    def __init__(
-        self,
-        policy: str | type[TransformerPolicy],
-        env: GymEnv | str,
-        estimator: str = "rloo",
-        learning_rate: float | Schedule = 3e-4,
-        n_episodes: int = 64,
-        batch_size: int = 64,
-        n_epochs: int = 1,
-        group_size: int = 4,
-        gamma: float = 1.0,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
-        clip_range_high: float | None = None,
-        clip_range_vf: float | Schedule | None = None,
-        dual_clip: float | None = None,
-        loss_aggregation: Aggregation = "token",
-        skip_equal_groups: bool = False,
-        max_sampling_rounds: int = 1,
-        whiten_advantages: bool = False,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.1,
-        max_grad_norm: float = 1.0,
-        target_kl: float | None = None,
-        beta: Beta = 0.05,
-        kl_in: KLIn = "reward",
-        kl_estimator: KLEstimator = "k1",
-        ptx_coef: float = 0.0,
-        ptx_texts: Sequence[tuple[str, str]] = (),
-        reference: LMSource | None = None,
-        reference_mixup: float = 0.0,
-        critic_warmup: int = 0,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={estimator!r}: must be one of {', '.join(ESTIMATORS)}")
-        if loss_aggregation not in ("token", "sequence", "budget"):
-            raise ValueError(f"loss_aggregation={loss_aggregation!r}: must be 'token', 'sequence' or 'budget'")
-        if dual_clip is not None and dual_clip <= 1:
-            raise ValueError(f"dual_clip={dual_clip}: a ratio above 1, usually 3")
-        if max_sampling_rounds < 1 or (max_sampling_rounds > 1 and not skip_equal_groups):
-            raise ValueError(f"max_sampling_rounds={max_sampling_rounds}: at least 1, and more only with skip_equal_groups=True")
-        if ptx_coef < 0 or (ptx_coef > 0 and not ptx_texts):
-            raise ValueError(f"ptx_coef={ptx_coef} with {len(ptx_texts)} ptx_texts: a weight of at least 0, and texts for it")
-        check_kl(kl_in, kl_estimator, estimator, whiten_advantages)
-        self._set_text(n_episodes, beta, reference, reference_mixup, critic_warmup)
-        self.estimator, self.loss_aggregation, self.skip_equal_groups = estimator, loss_aggregation, skip_equal_groups
-        self.clip_range_high, self.dual_clip = clip_range_high, dual_clip
-        self.kl_in, self.kl_estimator, self.average_return = kl_in, kl_estimator, 0.0
-        self.whiten, self.max_sampling_rounds = whiten_advantages, max_sampling_rounds
-        self.ptx_coef, self.ptx_texts = ptx_coef, list(ptx_texts)
-        kl_reward = "none" if kl_in == "loss" else "full" if kl_estimator == "full" else "k1"
-        grouped = estimator in GROUPED
-        if isinstance(env, str):
-            env = gym.make(env, group_size=group_size if grouped else 1)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=batch_size,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=False,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef if estimator == "gae" else 0.0,
-            max_grad_norm=max_grad_norm,
-            rollout_buffer_class=SequenceRolloutBuffer,
-            rollout_buffer_kwargs={"kl_reward": kl_reward, **(rollout_buffer_kwargs or {})},
-            target_kl=target_kl,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs if estimator == "gae" else {"critic": "none", **(policy_kwargs or {})},
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
-
+    _arguments = PolicyGradientArguments
+    _defaults: ClassVar[PolicyGradientArguments] = {
+        "batch_size": 64,  # all texts of a rollout in one pass: a step on samples of the very policy that it changes
+        "n_epochs": 1,
+        "whiten_advantages": False,  # most estimators have a baseline or a scale of their own
+    }
     _on_ranks = True
+
+    def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[PolicyGradientArguments]) -> None:
+        settings = self._complete(arguments)
+        check_arguments(settings)
+        self.estimator, self.loss_aggregation = settings.pop("estimator"), settings.pop("loss_aggregation")
+        self.clip_range_high, self.dual_clip = settings.pop("clip_range_high"), settings.pop("dual_clip")
+        self.skip_equal_groups, self.max_sampling_rounds = settings.pop("skip_equal_groups"), settings.pop("max_sampling_rounds")
+        self.kl_in, self.kl_estimator, self.average_return = settings.pop("kl_in"), settings.pop("kl_estimator"), 0.0
+        self.ptx_coef, self.ptx_texts = settings.pop("ptx_coef"), list(settings.pop("ptx_texts"))
+        self.whiten, group_size = settings.pop("whiten_advantages"), settings.pop("group_size")
+        if self.estimator != "gae":
+            settings["vf_coef"] = 0.0
+            settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}
+        if isinstance(env, str):
+            env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
+        kl_reward = "none" if self.kl_in == "loss" else "full" if self.kl_estimator == "full" else "k1"
+        self._construct(policy, env, settings, kl_reward=kl_reward)
 
     def _setup_model(self) -> None:
         super()._setup_model()

@@ -40,6 +40,7 @@ from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
+from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
 
-class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
+class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
     Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
@@ -71,6 +72,11 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+    _meanings: ClassVar[Mapping[str, str]] = {
+        "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
+        "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
+    }
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -106,6 +112,27 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
             env = VecMonitor(env)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
+        """Set what all text algorithms take, and hand the other arguments to the constructor of the library's class.
+
+        Args:
+            policy: The constructor's.
+            env: The constructor's.
+            settings: All keyword arguments of the constructor that are not set yet.
+            buffer: What the rollout buffer is given unless `rollout_buffer_kwargs` says otherwise.
+        """
+        given = dict(settings)
+        shared = {name: given.pop(name) for name in ("n_episodes", "beta", "reference", "reference_mixup")}
+        self._set_text(**shared, critic_warmup=given.pop("critic_warmup", 0))
+        if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
+            given["n_steps"] = given["batch_size"]
+        given |= {
+            "normalize_advantage": False,  # the buffer whitens the whole rollout
+            "rollout_buffer_class": self._buffer_class,
+            "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
+        }
+        super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
 
     def _set_text(
         self,
