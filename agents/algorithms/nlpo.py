@@ -1,4 +1,4 @@
-"""NLPO: PPO within the tokens that an earlier self found likely."""
+"""NLPO: PPO restricted to the tokens that an earlier copy of the policy found likely."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class NLPO(TextPPO):
     """Natural Language Policy Optimisation (Ramamurthy et al. 2023): PPO with a learned top-p mask.
 
-    A copy of the policy, refreshed every few rollouts, says which tokens make up its top-p mass; only these can be written, in acting,
-    in the update and by the reference alike.  Since the copy follows the policy, the mask follows what was learned.  It makes
-    another objective: what the mask takes away, no reward brings back before the next refresh.
+    A copy of the policy, refreshed every few rollouts, masks all tokens but the likeliest ones that have probability `mask_top_p`
+    together: while acting, in the update and for the reference alike.  Since the copy follows the policy, the mask follows what was
+    learned.  This changes the objective: a masked token cannot be learned before the next refresh, whatever its reward.
 
     Args:
-        mask_top_p: Mass of the copy's distribution that stays, in (0, 1].
-        mask_refresh: Rollouts between two refreshes, at least 1.
+        mask_top_p: Probability under the copy of the tokens that stay, in (0, 1].  Default: 0.9.
+        mask_refresh: Rollouts between two refreshes, at least 1.  Default: 10.
 
     Raises:
         ValueError: `mask_top_p` or `mask_refresh` is out of range.

@@ -1,7 +1,7 @@
 """The clipped policy gradient with any estimator of the advantage: RLOO, GRPO, REINFORCE and their relatives.
 
-Here, once, is the `train()` for all that Stable-Baselines3's loop cannot express.  With `estimator="gae"` and every option off it
-is `PPO.train` to rounding.
+Its `train()` serves all algorithms that Stable-Baselines3's loop cannot express.  With `estimator="gae"` and every option off it equals
+`PPO.train` up to rounding.  In the comments on shapes, a rollout has S texts, a minibatch B texts with N tokens that are actions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
-from .common.keyword_arguments import Argument
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import ClippedArguments, WhiteningArguments
 from .sft import SFT
@@ -66,53 +65,40 @@ def check_kl(kl_in: KLIn, kl_estimator: KLEstimator, estimator: str, whiten: boo
 class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False):
     """What `TextPolicyGradient` takes, and every algorithm of its family."""
 
-    estimator: Annotated[
-        str, Argument("rloo", "Estimator of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`.")
-    ]
-    group_size: Annotated[int, Argument(4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts.")]
+    estimator: Annotated[str, "rloo", "Estimator of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`."]
+    group_size: Annotated[int, 4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts."]
     clip_range_high: Annotated[
-        float | None, Argument(None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`.")
+        float | None, None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`."
     ]
-    dual_clip: Annotated[
-        float | None, Argument(None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any.")
-    ]
+    dual_clip: Annotated[float | None, None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any."]
     loss_aggregation: Annotated[
         Aggregation,
-        Argument(
-            "token",
-            '"token": mean over the minibatch\'s tokens; "sequence": mean over each text\'s tokens, then over texts; "budget": sum over a '
-            "text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).",
-        ),
+        "token",
+        '"token": mean over the minibatch\'s tokens; "sequence": mean over each text\'s tokens, then over texts; "budget": sum over a '
+        "text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).",
     ]
     skip_equal_groups: Annotated[
-        bool, Argument(False, "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling).")
+        bool, False, "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling)."
     ]
     max_sampling_rounds: Annotated[
         int,
-        Argument(
-            1,
-            "With `skip_equal_groups`: write as many texts again as scored like all of their group, until `n_episodes` others are there or "
-            "this many times `n_episodes` were written; at least 1.",
-        ),
+        1,
+        "With `skip_equal_groups`: write as many texts again as scored like all of their group, until `n_episodes` others are there or "
+        "this many times `n_episodes` were written; at least 1.",
     ]
-    kl_in: Annotated[KLIn, Argument("reward", 'Whether KL to the reference is part of the "reward" or of the "loss".')]
+    kl_in: Annotated[KLIn, "reward", 'Whether KL to the reference is part of the "reward" or of the "loss".']
     kl_estimator: Annotated[
         KLEstimator,
-        Argument(
-            "k1",
-            'In the reward "k1"; in the loss "k2" or "k3", the latter times the ratio.  The gradients of these two are those of each '
-            "token's KL on the policy's own samples (Tang and Munos 2025).  "
-            '"full" is the sum over the vocabulary instead of an estimate, at the '
-            "price of another pass of policy and reference, see the class.",
-        ),
+        "k1",
+        'In the reward "k1"; in the loss "k2" or "k3", the latter times the ratio.  The gradients of these two are those of each '
+        "token's KL on the policy's own samples (Tang and Munos 2025).  "
+        '"full" is the sum over the vocabulary instead of an estimate, at the '
+        "price of another pass of policy and reference, see the class.",
     ]
     ptx_coef: Annotated[
-        float,
-        Argument(0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."),
+        float, 0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."
     ]
-    ptx_texts: Annotated[
-        Sequence[tuple[str, str]], Argument((), "Texts of (prompt, response), `batch_size` of which are drawn for each step.")
-    ]
+    ptx_texts: Annotated[Sequence[tuple[str, str]], (), "Texts of (prompt, response), `batch_size` of which are drawn for each step."]
 
 
 def check_arguments(settings: PolicyGradientArguments) -> None:
@@ -206,17 +192,19 @@ class TextPolicyGradient(TextAlgorithm, PPO):
     def _estimate(self) -> None:
         """Replace the buffer's advantages by the estimator's."""
         buffer = self.rollout_buffer
-        _, groups = np.unique([s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments], return_inverse=True)
-        rollout = Rollout(buffer.rewards, buffer._offsets, groups.reshape(-1), buffer.advantages, self.average_return)
-        buffer.advantages = ESTIMATORS[self.estimator](rollout).astype(np.float32)
+        prompts = [s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments]
+        _, groups = np.unique(prompts, return_inverse=True)
+        groups = groups.reshape(-1)  # (S,); numpy 2.0 gave it the shape of its argument
+        rollout = Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
+        buffer.advantages = ESTIMATORS[self.estimator](rollout).astype(np.float32)  # (N,)
         if self.whiten:
             buffer.advantages = (buffer.advantages - buffer.advantages.mean()) / np.sqrt(buffer.advantages.var() + 1e-8)
-        returns = rollout.returns
+        returns = rollout.returns  # (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
         if self.skip_equal_groups:
-            sums, counts = rollout.group_sums(returns)
-            squares, _ = rollout.group_sums((returns - sums / counts) ** 2)
-            buffer.trained = np.flatnonzero(squares > 1e-12)
+            sums, counts = rollout.group_sums(returns)  # (S,) each
+            squares, _ = rollout.group_sums((returns - sums / counts) ** 2)  # (S,)
+            buffer.trained = np.flatnonzero(squares > 1e-12)  # (texts that are trained,)
         self.logger.record("tokens/share_trained", len(buffer.trained) / len(buffer.segments))
 
     def _train(self) -> None:
@@ -252,7 +240,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _part_loss(self, part: MinibatchShard) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return what this rank adds to the loss of a minibatch, and to what the log says of it."""
+        """Return this rank's summand of the loss of a minibatch, and of the numbers for the log."""
         loss, notes = torch.zeros((), device=self.device), {"loss": 0.0}
         if part.samples is not None:
             loss, notes = self._loss(part.samples, part.whole)
@@ -262,37 +250,37 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         return loss, notes
 
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a minibatch without ptx, and what the log says of it.
+        """Return the loss of a minibatch without ptx, and the numbers for the log.
 
         Args:
-            samples: The minibatch, or a part of it.
-            whole: Its size, if they are a part: the losses of the parts add up to that of the minibatch.
+            samples: B texts with N tokens that are actions: the minibatch, or a part of it.
+            whole: Size of the minibatch, if they are a part: the losses of the parts add up to that of the minibatch.
         """
         if whole is None:
             whole = MinibatchSize(len(samples.observations.input_ids), len(samples.advantages))
         share = len(samples.advantages) / whole.tokens  # 1 in a single process
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())
+        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N, 1), (N,), (N,)
         assert entropy is not None
-        weights = self._weights(samples, whole)
-        log_ratio = log_prob - samples.old_log_prob
+        weights = self._weights(samples, whole)  # (N,)
+        log_ratio = log_prob - samples.old_log_prob  # (N,)
         ratio = log_ratio.exp()
         low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         high = low if self.clip_range_high is None else self.clip_range_high
         advantages = samples.advantages
-        gain = torch.min(advantages * ratio, advantages * ratio.clamp(1 - low, 1 + high))
+        gain = torch.min(advantages * ratio, advantages * ratio.clamp(1 - low, 1 + high))  # (N,)
         if self.dual_clip is not None:
             gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
-        policy_loss = -(weights * gain).sum()
-        entropy_loss = -(weights * entropy).sum()
+        policy_loss = -(weights * gain).sum()  # ()
+        entropy_loss = -(weights * entropy).sum()  # ()
         loss = policy_loss + self.ent_coef * entropy_loss
         notes = {"policy_gradient_loss": policy_loss.item(), "entropy_loss": entropy_loss.item()}
         if self.vf_coef:
-            value_loss = share * self._value_loss(values.flatten(), samples)
+            value_loss = share * self._value_loss(values.flatten(), samples)  # of (N,): ()
             loss = loss + self.vf_coef * value_loss
             notes["value_loss"] = value_loss.item()
         if self.kl_in == "loss" or self.kl_estimator == "full":
             kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
-            kl_loss = (weights * kl).sum()
+            kl_loss = (weights * kl).sum()  # of (N,): ()
             loss = loss + self.rollout_buffer.beta * kl_loss
             notes["kl_loss"] = kl_loss.item()
         with torch.no_grad():
@@ -302,7 +290,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         return loss, {**notes, "loss": loss.item()}
 
     def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """Return per token what has the gradient of KL(pi || pi_ref) in expectation, shape (N,)."""
+        """Return an estimate per token whose gradient is that of KL(pi || pi_ref) in expectation, shape (N,)."""
         assert reference is not None
         difference = log_prob - reference
         if self.kl_estimator == "k2":
@@ -318,7 +306,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
     def _ptx_loss(self) -> torch.Tensor | None:
         """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.
 
-        Ranks draw the same texts, and each adds what its own of them contribute; None: it has none.
+        All ranks draw the same texts; each computes the summand of its own share of them, or None if its share is empty.
         """
         if self._ptx is None:
             assert self.env is not None
@@ -332,19 +320,20 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         return self._ptx.loss_of(own) * (self._ptx.num_targets(own) / self._ptx.num_targets(drawn))
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
+        """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""
         if self.clip_range_vf is not None:
             reach = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
             values = samples.old_values + (values - samples.old_values).clamp(-reach, reach)
         return functional.mse_loss(samples.returns, values)
 
     def _weights(self, samples: SequenceSamples, whole: MinibatchSize) -> torch.Tensor:
-        """Return what each token counts in a minibatch, shape (N,)."""
+        """Return the weight of each token in the sum that is the loss, shape (N,)."""
         batch = samples.observations
         if self.loss_aggregation == "token":
             return torch.full_like(samples.advantages, 1 / whole.tokens)
         if self.loss_aggregation == "sequence":
-            rows = batch.predictor // batch.input_ids.shape[1]
-            counts = torch.bincount(rows, minlength=len(batch.input_ids))
-            return 1 / (whole.texts * counts[rows].float())
+            rows = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
+            counts = torch.bincount(rows, minlength=len(batch.input_ids))  # (B,)
+            return 1 / (whole.texts * counts[rows].float())  # (N,)
         longest = self.observation_space["response"].shape[0]  # type: ignore[index]
         return torch.full_like(samples.advantages, 1 / (whole.texts * longest))

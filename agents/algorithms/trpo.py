@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..policies.critic import SHARED
 from ..policies.transformer_policy import TransformerPolicy
-from .common.keyword_arguments import Argument
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import TextArguments, WhiteningArguments
 
@@ -23,16 +22,15 @@ if TYPE_CHECKING:
 class TRPOArguments(TextArguments, WhiteningArguments, total=False):
     """What `TextTRPO` takes."""
 
-    batch_size: Annotated[int, Argument(16, "Texts per minibatch of the critic, at least 1; sb3-contrib's 128 counts steps.")]
+    batch_size: Annotated[int, 16, "Texts per minibatch of the critic, at least 1; sb3-contrib's 128 counts steps."]
     cg_max_steps: Annotated[
-        int,
-        Argument(15, "Steps of the conjugate gradient, each two passes over a rollout; 5 do nearly as well on language models."),
+        int, 15, "Steps of the conjugate gradient, each two passes over a rollout; 5 do nearly as well on language models."
     ]
-    cg_damping: Annotated[float, Argument(0.1, "Added to the diagonal of the Hessian of KL, at least 0.")]
-    line_search_shrinking_factor: Annotated[float, Argument(0.8, "Each try of the line search is this times the last, in (0, 1).")]
-    line_search_max_iter: Annotated[int, Argument(10, "Tries of the line search, at least 1.")]
-    n_critic_updates: Annotated[int, Argument(10, "Passes of the critic over a rollout.")]
-    target_kl: Annotated[float, Argument(0.01, "Largest mean KL between the policies before and after an update, in nats per token, > 0.")]
+    cg_damping: Annotated[float, 0.1, "Added to the diagonal of the Hessian of KL, at least 0."]
+    line_search_shrinking_factor: Annotated[float, 0.8, "Each try of the line search is this times the last, in (0, 1)."]
+    line_search_max_iter: Annotated[int, 10, "Tries of the line search, at least 1."]
+    n_critic_updates: Annotated[int, 10, "Passes of the critic over a rollout."]
+    target_kl: Annotated[float, 0.01, "Largest mean KL between the policies before and after an update, in nats per token, > 0."]
 
 
 class TextTRPO(TextAlgorithm, TRPO):
@@ -72,9 +70,10 @@ class TextTRPO(TextAlgorithm, TRPO):
         # The library asks for the gradient of one parameter at a time, and every product with the Hessian then walks as many
         # graphs; asked for all at once, the same numbers take a seventh of the time on a model with 20 parameters.
         actor = [parameter for name, parameter in self.policy.named_parameters() if "value" not in name]
-        slopes = torch.autograd.grad(kl_div, actor, create_graph=True, allow_unused=True)
-        used = [(parameter, slope) for parameter, slope in zip(actor, slopes, strict=True) if slope is not None]
+        kl_gradients = torch.autograd.grad(kl_div, actor, create_graph=True, allow_unused=True)
+        used = [(parameter, gradient) for parameter, gradient in zip(actor, kl_gradients, strict=True) if gradient is not None]
         actor = [parameter for parameter, _ in used]
-        objective = torch.autograd.grad(policy_objective, actor, retain_graph=True)
-        flat = [torch.cat([gradient.reshape(-1) for gradient in gradients]) for gradients in (objective, [slope for _, slope in used])]
-        return actor, flat[0], flat[1], [parameter.shape for parameter in actor]
+        objective_gradients = torch.autograd.grad(policy_objective, actor, retain_graph=True)
+        of_objective = torch.cat([gradient.reshape(-1) for gradient in objective_gradients])  # (P,): all P weights of the actor
+        of_kl = torch.cat([gradient.reshape(-1) for _, gradient in used])  # (P,)
+        return actor, of_objective, of_kl, [parameter.shape for parameter in actor]

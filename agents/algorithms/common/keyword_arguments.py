@@ -1,15 +1,9 @@
-"""Constructors whose keyword arguments are written once: name, type, default and meaning are the fields of a `TypedDict`.
+"""Constructors whose keyword arguments are written once, as `name: Annotated[type, default, meaning]` in a `TypedDict`.
 
-The constructor of a family of algorithms ends in `**arguments: Unpack[...]` of that `TypedDict`, so that editors and mypy know all
-names and types.  A subclass names only what it adds, in its constructor, or changes defaults:
+The constructor of a family of algorithms ends in `**arguments: Unpack[...]` of its `TypedDict`, so that editors and mypy know all
+names and types.  A subclass states only the defaults that it changes and the arguments that it adds:
 
     class Mine(TextPolicyGradient):
-        \"""...
-
-Args:
-            tilt: Weight of ..., at least 0.
-        \"""
-
         _defaults: ClassVar[PolicyGradientArguments] = {"n_epochs": 2}
 
         def __init__(self, policy, env, tilt: float = 1.0, **arguments: Unpack[PolicyGradientArguments]) -> None:
@@ -24,23 +18,11 @@ import re
 import textwrap
 from collections.abc import Mapping
 from inspect import Parameter, Signature
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
 from textrl_env.utils.suggestions import did_you_mean
 
 Arguments = TypeVar("Arguments", bound=Mapping[str, object])
-
-
-class Argument(NamedTuple):
-    """What a field of a `TypedDict` of keyword arguments is annotated with.
-
-    Attributes:
-        default: Value if it is not given.
-        meaning: Meaning, unit and range, in whole sentences.
-    """
-
-    default: Any
-    meaning: str
 
 
 class KeywordArguments:
@@ -55,15 +37,14 @@ class KeywordArguments:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "_arguments" in vars(cls):
-            hints = get_type_hints(cls._arguments, include_extras=True)
-            fields = {name: (hint.__origin__, *hint.__metadata__[0]) for name, hint in hints.items()}
-            cls._meanings = {**cls._meanings, **{name: meaning for name, (_, _, meaning) in fields.items()}}
+            fields = get_type_hints(cls._arguments, include_extras=True)
             cls._accepted = {
-                name: Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-                for name, (annotation, default, _) in fields.items()
+                name: Parameter(name, Parameter.KEYWORD_ONLY, default=field.__metadata__[0], annotation=field.__origin__)
+                for name, field in fields.items()
             }
+            cls._meanings = {**cls._meanings, **{name: field.__metadata__[1] for name, field in fields.items()}}
         changed = vars(cls).get("_defaults", {})
-        cls._accepted = {name: one.replace(default=changed.get(name, one.default)) for name, one in cls._accepted.items()}
+        cls._accepted = {**cls._accepted, **{name: cls._accepted[name].replace(default=value) for name, value in changed.items()}}
         if cls._accepted:
             cls.__signature__ = cls._whole_signature()
             cls.__doc__ = cls.__doc__ and cls._whole_doc(cls.__doc__)

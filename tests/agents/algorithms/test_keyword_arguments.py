@@ -10,8 +10,9 @@ import stable_baselines3
 import agents
 from agents import RLOO, TextPPO
 from agents.algorithms.policy_gradient import PolicyGradientArguments
+from textrl_env import IntegerTokenizer
 
-from ..conftest import LLAMA
+from ..conftest import LLAMA, VOCAB
 
 ALL = {
     "learning_rate": 3e-4, "n_episodes": 64, "gamma": 1.0, "gae_lambda": 0.95, "beta": 0.05, "reference": None, "reference_mixup": 0.0,
@@ -50,6 +51,31 @@ def test_names_and_defaults(name):
     policy, env, *others = inspect.signature(getattr(agents, name)).parameters.values()
     assert [policy.name, env.name, policy.default, env.default] == ["policy", "env", inspect.Parameter.empty, inspect.Parameter.empty]
     assert {one.name: one.default for one in others} == EXPECTED[name]
+
+
+FIXED_TEXTS = {
+    "SFT": {"learning_rate": 3e-3, "batch_size": 32, "weight_decay": 0.01, "train_on_prompts": True, "seed": 0, "device": "cpu"},
+    "DPO": {
+        "beta": 0.1, "loss": "sigmoid", "reference": None, "max_new_tokens": None, "learning_rate": 1e-4, "batch_size": 16,
+        "weight_decay": 0.0, "seed": 0, "device": "cpu",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED_TEXTS)
+def test_training_on_fixed_texts(name):
+    algorithm = getattr(agents, name)
+    model, tokenizer, *others = inspect.signature(algorithm).parameters.values()
+    assert (model.name, tokenizer.name) == ("model", "tokenizer")
+    assert {one.name: one.default for one in others} == FIXED_TEXTS[name]
+    doc = inspect.getdoc(algorithm)
+    assert all(doc.count(f"\n    {argument}: ") == 1 for argument in ("model", "tokenizer", *FIXED_TEXTS[name]))
+    with pytest.raises(TypeError, match=rf"^{name} takes no argument 'learning_rat' \(did you mean 'learning_rate'\?\); it takes model, "):
+        algorithm(LLAMA, IntegerTokenizer(VOCAB, 0), learning_rat=1e-3)
+    trainer = algorithm(LLAMA, IntegerTokenizer(VOCAB, 0), seed=3)
+    for argument in ("learning_rate", "batch_size", "weight_decay"):
+        assert getattr(trainer, argument) == FIXED_TEXTS[name][argument]
+    assert trainer.seed == 3
 
 
 @pytest.mark.parametrize("name", EXPECTED)
