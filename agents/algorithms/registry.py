@@ -40,7 +40,7 @@ class Algorithm:
     @property
     def policy(self) -> str:
         """Name of the policy class that it takes."""
-        return "MaskableTransformerPolicy" if self.name == "TextMaskablePPO" else "TransformerPolicy"
+        return next(iter(self.made.policy_aliases))
 
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)

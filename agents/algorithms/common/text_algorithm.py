@@ -35,7 +35,7 @@ from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
 from ...rollouts.collect_generated import play_generated
-from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.kl_controller import KLController, as_kl_controller
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...utils.progress import TokenProgressBar
@@ -120,11 +120,23 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             policy: The constructor's.
             env: The constructor's.
             settings: All keyword arguments of the constructor that are not set yet.
-            buffer: What the rollout buffer is given unless `rollout_buffer_kwargs` says otherwise.
+            buffer: Arguments of the rollout buffer, unless `rollout_buffer_kwargs` says otherwise.
+
+        Raises:
+            ValueError: One is out of range.
         """
         given = dict(settings)
-        shared = {name: given.pop(name) for name in ("n_episodes", "beta", "reference", "reference_mixup")}
-        self._set_text(**shared, critic_warmup=given.pop("critic_warmup", 0))
+        self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
+        self.reference_mixup, self.critic_warmup = given.pop("reference_mixup"), given.pop("critic_warmup", 0)
+        reference = given.pop("reference")
+        self.reference_source = str(reference) if isinstance(reference, Path) else reference
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
+        if not 0 <= self.reference_mixup <= 1 or self.critic_warmup < 0:
+            raise ValueError(
+                f"reference_mixup={self.reference_mixup}, critic_warmup={self.critic_warmup}: a share between 0 and 1, "
+                "and a number of rollouts"
+            )
         if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
             given["n_steps"] = given["batch_size"]
         given |= {
@@ -133,30 +145,6 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
         }
         super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
-
-    def _set_text(
-        self,
-        n_episodes: int,
-        beta: Beta,
-        reference: LMSource | None,
-        reference_mixup: float,
-        critic_warmup: int,
-    ) -> None:
-        """Take the arguments that all our algorithms share, see `TextPPO`.
-
-        Raises:
-            ValueError: One is out of range.
-        """
-        if n_episodes < 1:
-            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
-        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
-            raise ValueError(
-                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
-            )
-        self.n_episodes = n_episodes
-        self.kl_controller = as_kl_controller(beta)
-        self.reference_source = str(reference) if isinstance(reference, Path) else reference
-        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
 
     def _setup_model(self) -> None:
         self._join_ranks()
