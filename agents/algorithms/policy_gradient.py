@@ -167,7 +167,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.rollout_buffer.actor = self.policy.backbone
+        self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
         if self.estimator in GROUPED and self.env is not None:
             texts = self.env.unwrapped
@@ -196,9 +196,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         _, groups = np.unique(prompts, return_inverse=True)
         groups = groups.reshape(-1)  # (S,); numpy 2.0 gave it the shape of its argument
         rollout = Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
-        buffer.advantages = ESTIMATORS[self.estimator](rollout).astype(np.float32)  # (N,)
-        if self.whiten:
-            buffer.advantages = (buffer.advantages - buffer.advantages.mean()) / np.sqrt(buffer.advantages.var() + 1e-8)
+        buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         returns = rollout.returns  # (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
         if self.skip_equal_groups:
