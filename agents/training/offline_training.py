@@ -73,7 +73,7 @@ def learn_offline(
 def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int) -> SFT | DPO:
     """Return the trainer of this name."""
     if algo == "sft":
-        return SFT(model, task.tokenizer, learning_rate, seed=seed)
+        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed)
     return DPO(
         model, task.tokenizer, beta, "ipo" if algo == "ipo" else "sigmoid",
         max_new_tokens=task.max_new_tokens, learning_rate=learning_rate, seed=seed,

@@ -6,7 +6,7 @@ import copy
 import io
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -35,13 +35,14 @@ from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
 from ...rollouts.collect_generated import play_generated
-from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.kl_controller import KLController, as_kl_controller
 from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
+from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
 
-class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
+class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
     Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
@@ -74,6 +75,11 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+    _meanings: ClassVar[Mapping[str, str]] = {
+        "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
+        "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
+    }
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -111,29 +117,31 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             env = VecMonitor(env)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
-    def _set_text(
-        self,
-        n_episodes: int,
-        beta: Beta,
-        reference: LMSource | None,
-        reference_mixup: float,
-        critic_warmup: int,
-    ) -> None:
-        """Take the arguments that all our algorithms share, see `TextPPO`.
+    def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
+        """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
+
+        `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
 
         Raises:
-            ValueError: One is out of range.
+            ValueError: An argument is out of range.
         """
-        if n_episodes < 1:
-            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
-        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
-            raise ValueError(
-                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
-            )
-        self.n_episodes = n_episodes
-        self.kl_controller = as_kl_controller(beta)
+        given = dict(settings)
+        self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
+        mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
+        if not 0 <= mixup <= 1 or warmup < 0:
+            raise ValueError(f"reference_mixup={mixup}, critic_warmup={warmup}: a share between 0 and 1, and a number of rollouts")
+        self.reference_mixup, self.critic_warmup = mixup, warmup
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
-        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
+        if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
+            given["n_steps"] = given["batch_size"]
+        given |= {
+            "normalize_advantage": False,  # the buffer whitens the whole rollout
+            "rollout_buffer_class": self._buffer_class,
+            "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
+        }
+        super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
 
     def _setup_model(self) -> None:
         self._join_ranks()

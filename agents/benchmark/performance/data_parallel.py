@@ -82,7 +82,7 @@ def _iterations(folder: Path) -> None:
     torch.set_num_threads(1)
     speed = Speed(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
     model = TextPolicyGradient(
-        "TransformerPolicy", _env(speed), "gae", n_episodes=speed.episodes, batch_size=speed.batch, n_epochs=speed.epochs,
+        "TransformerPolicy", _env(speed), estimator="gae", n_episodes=speed.episodes, batch_size=speed.batch, n_epochs=speed.epochs,
         whiten_advantages=True, policy_kwargs=_policy_kwargs(speed, speed.precision), seed=0, device="cpu",
     )  # fmt: skip
     rows = []
