@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
-from jinja2 import Environment, PackageLoader
 
 from textrl_env.utils.files import write_text
 
+from ..reports.html_page import write_page
+from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
 from .results import RunResult, missing, names, read_results, scores_of
 
@@ -63,10 +64,8 @@ def run_leaderboard(config: Leaderboard) -> None:
             boards.setdefault(row["suite"], []).append(row)
     for rows in boards.values():
         rows.sort(key=lambda row: -row["iqm"].value)
-    page = Environment(loader=PackageLoader("agents.reports"), autoescape=True, trim_blocks=True).get_template("leaderboard.html.j2")
-    write_text(config.out, page.render(boards=boards))
     write_text(config.out.with_suffix(".md"), _markdown(boards))
-    print(config.out)
+    print(write_page(config.out, "leaderboard", boards=boards))
 
 
 def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:
@@ -81,11 +80,9 @@ def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> 
 
 def _markdown(boards: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["# Leaderboard", "", "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals."]
+    head = ("agent", "IQM", "optimality gap", "runs", "failed", "date", "version", "repeat with")
     for suite, rows in boards.items():
-        lines += ["", f"## {suite}", "", "| agent | IQM | optimality gap | runs | failed | date | version | repeat with |"]
-        lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for r in rows:
-            version = f"{r['version']} ({r['git']})"
-            cells = (r["agent"], r["iqm"], r["gap"], r["runs"], r["failed"], r["date"], version, f"`{r['command']}`")
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+        columns = ("agent", "iqm", "gap", "runs", "failed", "date")
+        cells = [[*(row[key] for key in columns), f"{row['version']} ({row['git']})", f"`{row['command']}`"] for row in rows]
+        lines += ["", f"## {suite}", "", markdown_table(head, cells)]
     return "\n".join(lines) + "\n"

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from ...models.backbones import Backbone, backbone_of
 from ...models.cached_decoder import CachedDecoder
 from ...models.loading import load_lm
 from ...models.sampler import draw
 from ...models.sequences import PartialTexts
+from ...reports.tables import terminal_table
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,9 @@ def main(config: Decode) -> dict[str, float]:
         for kind, (first, later) in kinds.items():
             speeds[kind].append(write(backbone, config, first, later, cuda_graphs=kind.endswith("graphs")))
     medians = {kind: statistics.median(seen[1:]) for kind, seen in speeds.items()}
-    table = Table(title=f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}")
-    for column in ("", "tokens/s", "of even rows"):
-        table.add_column(column, justify="left" if not column else "right")
-    for kind, speed in medians.items():
-        table.add_row(kind, f"{speed:,.0f}", f"{speed / medians[kind.replace('uneven', 'even')]:.2f}")
-    Console().print(table)
+    rows = [(kind, f"{speed:,.0f}", f"{speed / medians[kind.replace('uneven', 'even')]:.2f}") for kind, speed in medians.items()]
+    title = f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}"
+    Console().print(terminal_table(("", "tokens/s", "of even rows"), rows, title))
     if config.device.startswith("cuda"):
         Console().print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
     return medians
