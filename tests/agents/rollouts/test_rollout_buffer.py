@@ -11,7 +11,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 
 from agents.models.sampler import Sampler
-from agents.policies.transformer_policy import Acting, TransformerPolicy
+from agents.policies.sampling_record import SamplingRecord
+from agents.policies.transformer_policy import TransformerPolicy
 from agents.rollouts.kl_controller import KLController
 from agents.rollouts.rollout_buffer import SequenceRolloutBuffer
 
@@ -24,7 +25,7 @@ def stored(buffer, env, tokens, rewards, values, log_probs):
     dones = starts
     for step in range(len(tokens)):
         log_prob = torch.tensor(log_probs[step])
-        log_prob.acting = Acting(Sampler(), None)
+        log_prob.acting = SamplingRecord(Sampler(), None)
         new_obs, _, dones, _ = env.step(tokens[step])
         buffer.add(obs, tokens[step][:, None], np.asarray(rewards[step]), starts, torch.tensor(values[step])[:, None], log_prob)
         obs, starts = new_obs, dones
