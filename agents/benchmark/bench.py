@@ -110,5 +110,5 @@ def _git_revision() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None

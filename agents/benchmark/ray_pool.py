@@ -20,7 +20,7 @@ _KILLED = -9  # exit status of a worker that is gone
 
 
 def run_jobs_on_ray(jobs: Sequence[Job], address: str, processes: int, limit: float, on_done: Callable[[Job], None]) -> None:
-    """Run all jobs, as many at a time as the cluster has cores, with the rules of `pool.run_jobs`.
+    """Run all jobs, as many at a time as the cluster has cores, by the rules of `process_pool.run_jobs`.
 
     Args:
         jobs: What to run, in this order.

@@ -32,11 +32,7 @@ Estimate = tuple[float, float, float]  # a value and the ends of its 95% interva
 
 def look(index: int) -> dict[str, Any]:
     """Return colour, line style and marker of a line by its place in the legend."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": STYLES[index % len(STYLES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:

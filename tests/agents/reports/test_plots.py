@@ -15,10 +15,7 @@ from rewards.utils.intervals import Rate
 from tests.figures import bars_of, check_labels, legend_texts, lines_of, overlap, tick_labels
 
 STRAIGHT = np.linspace(0, 5, 30)
-CURVES = {
-    "a": Curve("costs $5 and $", STRAIGHT * 100, STRAIGHT, -STRAIGHT, STRAIGHT**2),
-    "b": Curve("_one point", *np.ones((4, 1))),
-}
+CURVES = {"a": Curve("costs $5 and $", STRAIGHT * 100, STRAIGHT, -STRAIGHT, STRAIGHT**2), "b": Curve("_one point", *np.ones((4, 1)))}
 
 
 def test_running_mean_by_hand():
