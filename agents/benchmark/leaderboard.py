@@ -49,7 +49,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         {
             "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
             "failed": sum(c.status != "done" for c in own), "suite": f"{len(tasks)} tasks: {config['suite']}, {config['preset']}",
-            "date": min(c.manifest["began"] for c in own)[:10], "version": own[0].manifest["versions"]["textrl-env"],
+            "date": min(c.manifest["began"] for c in own)[:10], "version": _version(own[0]),
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
         for agent in agents if (own := [c for c in cells if c.agent == agent])
@@ -66,6 +66,11 @@ def run_leaderboard(config: Leaderboard) -> None:
         rows.sort(key=lambda row: -row["iqm"].value)
     write_text(config.out.with_suffix(".md"), _markdown(boards))
     print(write_page(config.out, "leaderboard", boards=boards))
+
+
+def _version(cell: RunResult) -> str:
+    versions = cell.manifest["versions"]
+    return versions["textrl-env" if "textrl-env" in versions else "textrl"]  # which the distribution was called at first
 
 
 def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:

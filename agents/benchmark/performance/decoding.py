@@ -22,6 +22,7 @@ from ...models.loading import load_lm
 from ...models.sampler import draw
 from ...models.sequences import PartialTexts
 from ...reports.tables import terminal_table
+from .speed_workload import Speed, model_config
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,7 @@ class Decode:
 def main(config: Decode) -> dict[str, float]:
     """Print tokens per second of each kind, and return them."""
     torch.manual_seed(0)
-    lm = load_lm(
-        {
-            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 1024,
-            "bos_token_id": None, "eos_token_id": 0,
-        }
-    )  # fmt: skip
+    lm = load_lm(model_config(Speed(vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=8, new_tokens=1008)))
     backbone = backbone_of(lm.to(config.device).eval())
     rng = np.random.default_rng(0)
     lengths = rng.integers(config.shortest, config.longest + 1, config.rows)

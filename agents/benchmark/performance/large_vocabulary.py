@@ -27,6 +27,7 @@ from ...models.sampler import Sampler
 from ...models.sequences import TextRecord, pack
 from ...reports.tables import terminal_table
 from .hardware import peak_mib
+from .speed_workload import Speed, model_config
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,8 @@ def _ratio(ours: float, plain: float) -> str:
 def _measure(config: Memory) -> dict[str, float]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    lm = load_lm(
-        {
-            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
-            "bos_token_id": None, "eos_token_id": 0, "tie_word_embeddings": True,
-        }
-    )  # fmt: skip
+    speed = Speed(vocabulary=config.vocabulary, width=config.width, layers=config.layers, new_tokens=240)
+    lm = load_lm(model_config(speed) | {"tie_word_embeddings": True})
     backbone = backbone_of(lm)
     if config.path != "blocks":
         backbone.__class__ = type("Called", (type(backbone),), {"head": None})

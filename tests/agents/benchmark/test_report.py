@@ -158,5 +158,7 @@ def test_leaderboard_repeats_each_row(tmp_path, capsys):
     assert "textrl bench --preset quick --agents ppo --seeds 3 --suite diagnostic --tokens 500 --texts 256" in page
     rows = [line for line in text.splitlines() if line.startswith("| ") and "textrl bench" in line]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cells.AGENTS)
+    old = [row | {"manifest": cells.MANIFEST | {"versions": {"textrl": "0.0.9"}}} for row in cells.grid()]
+    assert {row["version"] for row in leaderboard.rows_of(cells.write(tmp_path / "old", old))} == {"0.0.9"}  # named so at first
     with pytest.raises(ValueError, match="lacks 1 runs"):
         leaderboard.rows_of(cells.write(tmp_path / "hole", cells.grid()[1:]))
