@@ -120,7 +120,7 @@ def run_compare(config: Compare) -> None:
 
 
 def _differences(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[str]:
-    """Say in what the two benchmarks differ besides their scores."""
+    """Return sentences on how the two benchmarks differ besides their scores."""
     lines = []
     keys = [{(c.task, c.agent) for c in cells} for cells in (before, after)]
     for name, only in (("first", keys[0] - keys[1]), ("second", keys[1] - keys[0])):

@@ -1,4 +1,4 @@
-"""What a distance from the base policy buys: gold score against KL over a range of each agent's strength."""
+"""The reward-KL frontier: the gold score that agents reach at each KL from the base policy, over several settings of each agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is judged by: the measures of an agent's test texts and its learning curve."""
+"""The measures of a run: those of an agent's test texts, and its learning curve."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def settle(
     later: deque[tuple[float, Job]],
     on_done: Callable[[Job], None],
 ) -> None:
-    """Take note of a job whose process ended: done, held by somebody else, killed for the first time, or failed for good."""
+    """Handle a job whose process ended: it is done, held by another runner, killed for the first time, or failed for good."""
     if status == DONE:
         on_done(job)
     elif status == BUSY:
@@ -92,7 +92,7 @@ def fail(job: Job, status: str, error: str, seconds: float) -> None:
     """Record that a job failed.
 
     Raises:
-        ValueError: It was the preparation of a task, without which nothing goes on.
+        ValueError: The job prepares a task, and without it no agent can be run on the task.
     """
     if not job.agent:
         raise ValueError(f"task {job.task!r} could not be prepared: {error}; what went wrong is above")

@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster: each in a worker process of its own that ends with it.
 
-The results folder must be one that all nodes see under the same path: a cell is a file in, a file out, as on one machine.
+The results folder must be one that all nodes see under the same path: each cell reads and writes files there.
 """
 
 from __future__ import annotations

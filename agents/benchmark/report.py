@@ -1,4 +1,4 @@
-"""One page on a benchmark: who is ahead, on what, by how much, and how sure that is."""
+"""The report of a benchmark: scores of all agents on all tasks, with intervals, and which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
 
 
 def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
-    """Say for each agent and the next one in rank whether they can be told apart."""
+    """Return a sentence on each agent and the next one in rank: whether their difference is more than noise."""
     if seeds < MIN_SEEDS:
         return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     sentences = []

@@ -1,4 +1,4 @@
-"""What a benchmark left: one file a cell, read back as plain records."""
+"""Results of a benchmark: one file for each cell, read into records."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_results(folder: str | Path) -> list[RunResult]:
 
     Raises:
         FileNotFoundError: The folder holds none.
-        ValueError: A file is no cell; the message names it.
+        ValueError: A file does not hold a cell; the message names it.
     """
     folder = Path(folder)
     paths = sorted((folder / "cells").glob("*.json"))

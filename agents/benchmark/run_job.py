@@ -36,14 +36,14 @@ from .review_reward import learned_reward
 from .spec import Spec, parse
 
 BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
-THRESHOLD = 0.5  # normalised score whose first sight in training is timed
+THRESHOLD = 0.5  # normalised score; how long training takes to reach it is measured
 SHOWN = 4  # texts of each cell that are kept
 DONE, BUSY = 0, 3  # exit statuses of a cell's process
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a cell, or with an empty agent the preparation of a task, is made of.
+    """One cell of the benchmark, or, with an empty agent, the preparation of a task.
 
     Attributes:
         out: Folder of the results.
@@ -86,7 +86,7 @@ class Job:
     def done(self) -> bool:
         """Return whether the result is there and its inputs are still the same.
 
-        A preparation is never done: only by looking at the task again can one know that it is the same.
+        A preparation is never done: whether the task is still the same shows only when it is prepared again.
         """
         try:
             if not self.agent:
@@ -116,7 +116,7 @@ def shared(job: Job) -> dict[str, Any]:
 
 
 def work(job: Job) -> int:
-    """Do one job, unless somebody else does it or it is done, and return how that went as an exit status.
+    """Do one job, unless it is done or another process is doing it, and return an exit status.
 
     A failure of the agent is a result: `crashed`, or `diverged` where numbers ceased to be finite.
     """
@@ -175,7 +175,7 @@ def run(job: Job) -> None:
 
 
 def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
-    """Write the file of a cell whose process did not live to write it."""
+    """Write the file of a cell whose process died before it could."""
     write_json(job.path, _blank(job) | {"status": status, "error": error, "measures": {"seconds": seconds}})
 
 
@@ -216,7 +216,7 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(reward: Any) -> str:
-    """Return what a reward calls itself, without the address that an object without a name of its own has in this process."""
+    """Return the `repr` of a reward without memory addresses, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(reward))
 
 

@@ -77,7 +77,7 @@ def run_demo(config: Demo) -> None:
 
 
 def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
-    """Let pairs be written and compared, and fit the reward model; return what all of it depends on."""
+    """Have pairs of texts written and compared, fit the reward model, and return the data that these stages depend on."""
     shared = [base.name, config.pairs, config.seed]
     with run.stage("compare", shared) as stage:
         if stage.needed:
@@ -89,7 +89,7 @@ def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[An
 
 
 def _compare(run: RunFolder, config: Demo, base: Path) -> dict[str, float]:
-    """Let the base policy write pairs of texts, and the annotator choose."""
+    """Have the base policy write pairs of texts, and the annotator choose; return the facts of the stage."""
     began = perf_counter()
     annotator = SimulatedAnnotator(np.random.default_rng([config.seed, 1]))
     best_accuracy = 0.0
@@ -108,7 +108,7 @@ def _compare(run: RunFolder, config: Demo, base: Path) -> dict[str, float]:
 
 
 def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path) -> dict[str, float]:
-    """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts."""
+    """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts; return the facts of the stage."""
     began = perf_counter()
     pairs, held_out = (read_preferences(run.path / name) for name in ("preferences.jsonl", "held_out.jsonl"))
     assert isinstance(task.tokenizer, FileTokenizer)
@@ -131,7 +131,7 @@ def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
 
 
 def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:
-    """Let every policy of the run write on the test openings, and compare by learned and gold score."""
+    """Have every policy of the run write on the test openings, and compare them by learned and gold score."""
     task = make_task("review", split="test", prompt_order="sequential")
     reference = frozen(load_lm(base))
     variants = [name for name in ("kl", "no-kl", config.variant) if (run.path / name / "policy.zip").is_file()]

@@ -1,4 +1,4 @@
-"""What a demo's run folder says, as a web page and on the terminal."""
+"""The report on a demo's run folder, as a web page and on the terminal."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def summarise(run: Run) -> list[str]:
 
 def _verdict(measures: Measures) -> str:
     won = measures["win_rate"]
-    said = (
+    verdict = (
         f"Trained {measures['title']}, it won {_number(won['rate'], '.1%')} of {won['num']:,} gold comparisons with the base "
         f"(95% interval {_number(won['low'], '.1%')} to {_number(won['high'], '.1%')}) "
         f"at a KL of {_number(measures['kl_per_sequence'], '.2f')} nats per text"
     )
     if won["low"] <= 0.5 <= won["high"]:
-        return said + ", which does not tell the two apart."
-    return said + ("." if won["rate"] > 0.5 else ": training made the texts worse.")
+        return verdict + ", which does not tell the two apart."
+    return verdict + ("." if won["rate"] > 0.5 else ": training made the texts worse.")
 
 
 def describe_reward_model(measures: Measures) -> str:
@@ -209,7 +209,7 @@ def write_report(folder: str | Path) -> Path:
     """Write `frontier.png`, `learning_curve.png` and a self-contained `report.html` into a demo's run folder.
 
     Args:
-        folder: See `read_run`, which also says what is raised.
+        folder: See `read_run`, also for what is raised.
 
     Returns:
         The page.
@@ -248,7 +248,7 @@ def print_results(folder: str | Path, console: Console) -> None:
     """Print the table of measures, and the first prompts with what each writer made of them, at most 100 columns wide.
 
     Args:
-        folder: See `read_run`, which also says what is raised.
+        folder: See `read_run`, also for what is raised.
         console: Where to.
     """
     run = read_run(folder)

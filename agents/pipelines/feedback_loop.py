@@ -88,7 +88,7 @@ def run_loop(config: Loop) -> None:
 
     Raises:
         ValueError: A number is out of range, or the task lacks a base policy or a gold score that simulated annotators need.
-        LabelsMissingError: People have not answered the study of a round yet; the message says what to type.
+        LabelsMissingError: People have not answered the study of a round yet; the message names the command.
     """
     console = Console()
     choose_threads()
@@ -141,7 +141,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
 
 
 def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: TransformerPolicy, ensemble: Sequence[Any]) -> None:
-    """Let the policy write two texts to each of as many prompts as there will be pairs, and choose what is asked."""
+    """Have the policy write two texts to each of enough prompts, and choose the pairs that annotators are asked about."""
     wanted = config.pairs * (_POOL if ensemble else 1)
     shift = (number - 1) * wanted % len(task.prompts)  # every round has prompts of its own, as far as they go
     prompts = [task.prompts[(shift + i) % len(task.prompts)] for i in range(min(wanted, len(task.prompts)))]
@@ -215,7 +215,7 @@ def _tokenizer(task: TextTask) -> FileTokenizer:
 
 
 def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> None:
-    """Let the base policy write on the test prompts: what every round is compared with."""
+    """Have the base policy write on the test prompts; every round is compared with these texts."""
     with run.stage("base", [*depends_on, config.texts]) as stage:
         if stage.needed:
             task = make_task(config.task, split="test", prompt_order="sequential")

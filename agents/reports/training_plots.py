@@ -46,7 +46,7 @@ def running_mean(values: Values, window: int) -> Values:
     """Average over a centred window.
 
     At the start, where curves bend, the window shrinks on both sides alike and keeps the true beginning.  At the end it is
-    cut on one side only, lest the last noisy iteration pass for the result.  Values that are not finite are left out; where
+    cut on one side only, so that the last noisy iteration is not taken for the result.  Values that are not finite are left out; where
     a window has no other, the result is NaN.
 
     Args:
@@ -71,7 +71,7 @@ def frontier(curves: Mapping[str, Curve]) -> Figure:
         curves: By variant.
 
     Raises:
-        ValueError: There is nothing to draw.
+        ValueError: There is no curve, or one has no rows.
     """
     _check(curves)
     figure = new_figure(height=4.3)
@@ -85,14 +85,7 @@ def frontier(curves: Mapping[str, Curve]) -> Figure:
 
 
 def learning_curve(curves: Mapping[str, Curve]) -> Figure:
-    """Draw scores, and KL in a smaller panel below, against the texts written in training.
-
-    Args:
-        curves: By variant.
-
-    Raises:
-        ValueError: There is nothing to draw.
-    """
+    """Draw scores, and KL in a smaller panel below, against the texts written in training; arguments as for `frontier`."""
     _check(curves)
     figure = new_figure(height=5.2)
     scores, divergence = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))

@@ -139,7 +139,7 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
 
 
 def fitting(sizes: Sizes, gpus: int = 1) -> tuple[Load, int]:
-    """Return a load that fits one GPU of so many, the lightest one if none does; and its bytes."""
+    """Return a load that fits each of `gpus` GPUs (the lightest one if none does), and its bytes on one of them."""
     texts = TEXTS // gpus
     load = lightened(sizes, Load(texts, texts, PROMPT, RESPONSE, MINIBATCH // gpus, 64), ROOM)
     return load, estimate(sizes, load, False).needed

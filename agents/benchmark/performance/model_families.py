@@ -65,7 +65,7 @@ class Families:
 
 
 def main(config: Families) -> list[tuple[Any, ...]]:
-    """Measure, print, write; return the rows of the table."""
+    """Measure all families, print and write the table, and return its rows."""
     known = architectures(config.vocabulary, config.width, 256)
     if config.own is not None:
         own = json.loads(config.own)
@@ -82,7 +82,7 @@ def main(config: Families) -> list[tuple[Any, ...]]:
 
 
 def measure(model: dict[str, Any], config: Families) -> tuple[float, float, float, bool, float, float, float]:
-    """Return the columns after the name."""
+    """Return the columns of the table after the name."""
     torch.manual_seed(0)
     prompts = [Prompt(" ".join(str(7 * n + i) for i in range(3 + 5 * n))) for n in range(4)]
     task = TextTask(IntegerTokenizer(config.vocabulary, 0), prompts, config.new_tokens)

@@ -3,7 +3,7 @@
 All write the same number of texts of one length with models of the same configuration and update on them for the same number of epochs,
 with minibatches of the same number of tokens.  SB3's PPO stores transitions, so each of its minibatches reads every prefix anew; it has no
 reference.  It is timed as it is, with a features extractor around transformers' model, and with our policy, which decodes with a cache and
-spares what nobody reads.  `trl_peer.py` says what TRL's trainers do, and where they cannot do the same.
+skips outputs that are not used.  `trl_peer.py` describes what TRL's trainers do, and where their work differs.
 
 Each contender is a process of its own; they take turns, one iteration each, and medians are compared.  Memory is the peak of a process
 above what it held once everything was imported.  Utilisation is what the work needs, the matrix products of the policy alone, over what a

@@ -28,7 +28,7 @@ from textrl_env.utils.files import write_text
 from ...evaluation.exact_optimum import optimality_gap
 from ...reports.tables import markdown_table, terminal_table
 from ..aggregate_statistics import IntervalEstimate, interval, iqm
-from .side_by_side import side_by_side, spawning_pool
+from .study import side_by_side, spawning_pool
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -107,7 +107,7 @@ def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
 
 
 def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy: str) -> dict[str, Any]:
-    """Train once, and return what came of it as plain data."""
+    """Train once, and return the results as plain data."""
     torch.set_num_threads(1)
     name, settings = ALGORITHMS[algorithm]
     settings = dict(settings)

@@ -34,7 +34,7 @@ from ...pipelines.feedback_loop import Loop, run_loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
-from .side_by_side import side_by_side, spawning_pool
+from .study import Study, side_by_side, spawning_pool
 
 TEMPERATURE = 0.43  # of the task's own annotator
 FLIPS: dict[int, tuple[float, ...]] = {0: (0.0, 0.0, 0.0), 20: (0.05, 0.20, 0.35), 40: (0.30, 0.40, 0.50)}
@@ -74,28 +74,17 @@ ARMS = (
 
 
 @dataclass(frozen=True)
-class FeedbackStudy:
+class FeedbackStudy(Study):
     """What to run.
 
     Attributes:
-        seeds: Runs of each arm.
         labels: Answers of each run.
-        tokens: Tokens that a policy writes while it is trained.
-        texts: Texts of each policy that are judged.
-        processes: Runs side by side, one thread each.
         out: Folder of the results; the same command goes on from there.
-        markdown: A file for the table; none without.
-        figure: A file for the picture; none without.
     """
 
     seeds: int = 5
     labels: int = 3000
-    tokens: int = 50_000
-    texts: int = 500
-    processes: int = 2
     out: Path = Path("runs/feedback")
-    markdown: Path | None = None
-    figure: Path | None = None
 
 
 def main(config: FeedbackStudy) -> dict[str, np.ndarray]:

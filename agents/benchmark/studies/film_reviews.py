@@ -43,7 +43,7 @@ from ...training.base_policies import base_policy
 from ...training.offline_training import OFFLINE, RATES, STEPS, supervised
 from ...training.policy_training import PolicyTraining, train_policy
 from ...utils.run_folder import RunFolder
-from .side_by_side import side_by_side, spawning_pool
+from .study import Study, side_by_side, spawning_pool
 
 BASELINES = ("random", "best-of-8")
 NAMES = (*ALGORITHMS, *OFFLINE, *BASELINES)
@@ -51,28 +51,16 @@ _POINTS = 10  # of a learning curve, where training does not write texts by itse
 
 
 @dataclass(frozen=True)
-class Review:
+class Review(Study):
     """What to run.
 
     Attributes:
         algorithms: Names, as `textrl train --algo` calls them, and `random` and `best-of-8`.
-        seeds: Runs of each; each seed has its own comparisons and reward model.
-        tokens: Tokens that a run writes.
-        texts: Texts of each policy that are judged.
-        processes: Runs side by side, one thread each.
         out: Folder of the results; the same command goes on from there.
-        markdown: A file for the table; none without.
-        figure: A file for the learning curves; none without.
     """
 
     algorithms: tuple[str, ...] = NAMES
-    seeds: int = 3
-    tokens: int = 50_000
-    texts: int = 500
-    processes: int = 2
     out: Path = Path("runs/review")
-    markdown: Path | None = None
-    figure: Path | None = None
 
 
 def main(config: Review) -> dict[str, dict[str, Any]]:
@@ -154,7 +142,7 @@ def _trained(
 
 
 class _Watcher:
-    """Lets a model that is being trained write a few texts now and then."""
+    """Has a model write a few texts at regular intervals while it is trained."""
 
     def __init__(self, policy: TransformerPolicy, steps: int) -> None:
         self.policy, self.steps = policy, steps
@@ -188,7 +176,7 @@ def _result(config: Review, name: str, seed: int) -> Path:
 
 
 def _known(config: Review, name: str, seed: int) -> bool:
-    """Return whether this run is done, as the configuration wants it."""
+    """Return whether this run is done with the tokens and texts of the configuration."""
     path = _result(config, name, seed)
     if not path.is_file():
         return False

@@ -19,7 +19,7 @@ def test_every_kind_is_trained_judged_and_kept(tmp_path, monkeypatch, capsys):
     for name in ("share", "run_one"):
         monkeypatch.setattr(review, name, getattr(small_reviews, name))
     names = ("rloo", "sft", "dpo", "expert-iteration", "best-of-8", "random")
-    config = Review(names, seeds=1, tokens=800, texts=40, out=tmp_path, markdown=tmp_path / "t.md", figure=tmp_path / "f.png")
+    config = Review(algorithms=names, seeds=1, tokens=800, texts=40, out=tmp_path, markdown=tmp_path / "t.md", figure=tmp_path / "f.png")
     rows = main(config)
     assert rows["random"]["wins"].high < 0.5
     assert rows["best-of-8"]["gold"] > rows["random"]["gold"]

@@ -1,13 +1,36 @@
-"""Calls that run side by side in processes of their own."""
+"""What studies share: their settings, and calls that run side by side in processes of their own."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...utils.progress import bar
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings of a study of `textrl/Review-v0`.
+
+    Attributes:
+        seeds: Runs of each arm or algorithm; each seed has its own comparisons and reward model.
+        tokens: Tokens that a policy writes while it is trained.
+        texts: Texts of each policy that are judged.
+        processes: Runs side by side, one thread each.
+        markdown: A file for the table; none without.
+        figure: A file for the plot; none without.
+    """
+
+    seeds: int = 3
+    tokens: int = 50_000
+    texts: int = 500
+    processes: int = 2
+    markdown: Path | None = None
+    figure: Path | None = None
 
 
 def spawning_pool(processes: int) -> ProcessPoolExecutor:
