@@ -111,7 +111,7 @@ def test_reading_lines(tmp_path):
 def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES * 3))
-    monkeypatch.setattr("agents.cli.train.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
+    monkeypatch.setattr("agents.cli.arguments.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
     settings = {
         "corpus": [str(tmp_path / "corpus.txt")],
         "out": str(tmp_path / "run"),
