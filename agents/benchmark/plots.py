@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from textrl_env.utils.files import new_path
+
 from .aggregate_statistics import IntervalEstimate
 
 # Okabe and Ito's palette; line styles and markers tell apart what the same colour, or a grey print, would not
@@ -206,7 +208,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
+    with new_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
+
+from textrl_env.utils.files import write_text
 
 from ..reports.html_page import templates_of_pages
 from ..reports.plots import Curve, frontier, learning_curve
@@ -237,10 +238,8 @@ def write_report(folder: str | Path) -> Path:
         images={name: b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("frontier", "learning_curve")},
         details={"Configuration": _plain(run.results["config"]), "Versions": _plain(run.results["versions"]), "Seconds": _seconds(run)},
     )
-    page, temporary = folder / "report.html", folder / "report.html.tmp"
-    temporary.write_text(html, encoding="utf-8", errors="backslashreplace")  # a byte tokenizer can leave half a character
-    os.replace(temporary, page)
-    return page
+    write_text(folder / "report.html", html)
+    return folder / "report.html"
 
 
 def _plain(values: dict[str, Any]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -19,6 +18,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from rewards.fitting.calibration import Reliability
 from rewards.utils.intervals import Rate
+from textrl_env.utils.files import new_path
 
 # Okabe and Ito's palette keeps apart under every common colour blindness; markers keep the runs apart in grey print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -213,12 +213,10 @@ def reliability_plot(found: Mapping[str, Reliability], path: Path) -> None:
     save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with new_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _check(curves: dict[str, Curve]) -> None:
@@ -299,10 +297,7 @@ def _finish(figure: Figure, axes: Axes, curves: dict[str, Curve], path: str | Pa
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a title is not a formula, even with dollars in it
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    save(figure, path)
 
 
 def _run_handles(curves: dict[str, Curve]) -> list[Line2D]:
