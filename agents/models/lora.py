@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+
+from rewards.models.lora import add_adapters as add_adapters
+from rewards.models.lora import merge_adapters
 
 from .backbones import Backbone
 from .backbones.base import Fed
@@ -18,37 +20,12 @@ from .backbones.kv_cache import States
 from .sequences import PartialTexts, SequenceBatch
 
 
-def add_adapters(lm: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Put adapters into the model, in place, and freeze everything else.
-
-    Args:
-        lm: The model.
-        settings: Arguments of `peft.LoraConfig`, such as `r`, `lora_alpha` and `target_modules` ("all-linear", or names).
-
-    Raises:
-        ImportError: peft is not installed.
-        ValueError: `target_modules` names nothing in this model.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'textrl-env[lora]'") from error
-    transposed = any(isinstance(module, Conv1D) for module in lm.modules())  # GPT-2's layers
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", "fan_in_fan_out": transposed, **settings}), lm)
-    if not any(parameter.requires_grad for parameter in lm.parameters()):
-        raise ValueError(f"lora={dict(settings)}: no adapter was added, check target_modules")
-
-
 def merged(lm: nn.Module) -> nn.Module:
     """Return a copy of the model with its adapters folded into the weights; the model itself if it has none."""
     if not _adapted(lm):
         return lm
     copied = copy.deepcopy(lm)
-    for name, layer in list(copied.named_modules()):
-        if _is_adapted(layer):
-            layer.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(copied.get_submodule(parent), own, layer.get_base_layer())
+    merge_adapters(copied)
     if hasattr(copied, "_hf_peft_config_loaded"):
         copied._hf_peft_config_loaded = False  # type: ignore[assignment]  # save_pretrained would write the adapters alone
     return copied
@@ -126,9 +103,5 @@ class WithoutAdapters(Backbone):
             return self.adapted.feed(fed, states)
 
 
-def _is_adapted(module: nn.Module) -> Any:
-    return hasattr(module, "enable_adapters") and hasattr(module, "get_base_layer")
-
-
 def _adapted(lm: nn.Module) -> list[Any]:
-    return [module for module in lm.modules() if _is_adapted(module)]
+    return [module for module in lm.modules() if hasattr(module, "enable_adapters") and hasattr(module, "get_base_layer")]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
-from rewards.feedback.import_export import file_rows, items_of
+from rewards.feedback.import_export import items_of
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.preferences.label_consensus import agreement, consensus
 from rewards.preferences.simulated_annotators import Annotator
@@ -22,6 +22,7 @@ from rewards.utils.intervals import wilson, win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import plain, write_json, write_jsonl
+from textrl_env.utils.row_files import read_rows
 
 from ..algorithms.ppo import TextPPO
 from ..evaluation.policy_texts import make_policy, write_texts
@@ -140,7 +141,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
     train_policy(stage, "policy", str(base), env, config, depends_on)
     if not stage.done("judged", depends_on):
         policy = TextPPO.load(stage.path / "policy" / "policy.zip", device="cpu").policy
-        facts = _judge(config, stage, policy, reward, base, file_rows(run.path / "base.jsonl"))
+        facts = _judge(config, stage, policy, reward, base, read_rows(run.path / "base.jsonl"))
         stage.finish("judged", depends_on, **facts)
     return {"round": number, **stage.facts("reward"), **stage.facts("judged")}
 
@@ -163,7 +164,7 @@ def _choose(config: Loop, stage: RunFolder, number: int, task: TextTask, writer:
 
 
 def _pairs(stage: RunFolder) -> list[tuple[str, str, str]]:
-    return [(row["prompt"], *row["responses"]) for row in file_rows(stage.path / "pairs.jsonl")]
+    return [(row["prompt"], *row["responses"]) for row in read_rows(stage.path / "pairs.jsonl")]
 
 
 def _ask_simulated(config: Loop, stage: RunFolder, task: TextTask) -> None:
@@ -183,7 +184,7 @@ def _ask_people(config: Loop, stage: RunFolder, task: TextTask) -> None:
     study = stage.path / "study"
     if not (study / "feedback.db").is_file():
         settings = Study(overlap=config.overlap, name=f"{config.task}, {stage.path.name}")
-        made = create_study(study, settings, items_of(file_rows(stage.path / "pairs.jsonl")))
+        made = create_study(study, settings, items_of(read_rows(stage.path / "pairs.jsonl")))
         Console().print(made.describe(), soft_wrap=True)
     have = export_answers(study, stage.path / "preferences.jsonl")
     wanted = config.pairs * config.overlap

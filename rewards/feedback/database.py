@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-try:
+from textrl_env.utils.optional_imports import optional_import
+
+with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
     from alembic import command
     from alembic.config import Config
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 LOCK = "SELECT pg_advisory_xact_lock(20261124)"  # any number: one for all studies of a database
 

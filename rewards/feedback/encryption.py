@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textrl_env.utils.files import new_file
+from textrl_env.utils.optional_imports import optional_import
 
-try:
+with optional_import("feedback", "feedback from people needs the extra"):
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 VARIABLE = "TEXTRL_FEEDBACK_KEYS"
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from textrl_env.utils.optional_imports import optional_import
+
 from .database import LOCK, migrate, open_engine
 from .encryption import Keys, WrongKeyError
 from .items import Answer, Assignment, Item, check_item, with_texts
@@ -24,10 +26,8 @@ from .personal_data import scrub
 from .schema import annotators, answers, assignments, facts, items, log
 from .study import Study, key_file
 
-try:
+with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 REPEAT_AFTER = 5  # answers between an item and its repetition
 RESERVED = 1800.0  # seconds for which an item that is shown counts as answered

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and text files read by the line."""
 
 from __future__ import annotations
 
@@ -70,6 +70,31 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file, see `new_file`."""
     with new_file(path) as file:
         file.write(text)
+
+
+def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of a text file, such as sentences or a list of words, stripped and without the blank ones.
+
+    Args:
+        path: The file.
+        encoding: Of the file; older corpora are often `"latin-1"`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds only blank lines, or bytes that are not of this encoding.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no text file at {path}")
+    lines = []
+    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            lines.append(raw.decode(encoding).strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error}; save it as UTF-8, or pass the file's encoding, e.g. latin-1") from error
+    if not any(lines):
+        raise ValueError(f"{path} holds no lines: no sentence, no word")
+    return [line for line in lines if line]
 
 
 def plain(value: Any) -> Any:
