@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .episode import Episode
 from .reward_warnings import watch
+from .utils.own_packages import load
 from .utils.suggestions import did_you_mean
-
-_ROOMS = ("rewards", "agents")  # top-level packages that ship beside textrl_env; their names are not ours alone
 
 _TABLE: dict[str, str | Callable[..., Any]] = {
     "vader": "rewards.rules.text_rules:VaderReward",
@@ -151,7 +148,7 @@ def make_reward(name: str, **kwargs: Any) -> RewardModel:
     if name not in {**_TABLE, **_plugins()}:
         raise ValueError(f"no reward model is called {name!r}{did_you_mean(name, list_rewards())}; known: {', '.join(list_rewards())}")
     entry = _TABLE.get(name) or _plugins()[name].load()
-    return as_reward_model((_load(entry) if isinstance(entry, str) else entry)(**kwargs))
+    return as_reward_model((load(entry) if isinstance(entry, str) else entry)(**kwargs))
 
 
 def register_reward(name: str, entry: str | Callable[..., Any]) -> None:
@@ -257,17 +254,3 @@ def _excerpt(episode: Episode, limit: int = 200) -> str:
 
 def _name_of(thing: Any) -> str:
     return getattr(thing, "__name__", None) or repr(thing)
-
-
-def _load(entry: str) -> Callable[..., Any]:
-    module_name, attribute = entry.split(":", 1)
-    room = module_name.split(".")[0]
-    for name in (room, module_name) if room in _ROOMS else ():
-        ours = Path(__file__).resolve().parent.parent
-        imported = Path(getattr(importlib.import_module(name), "__file__", None) or "?").resolve()
-        if ours not in imported.parents:
-            raise ImportError(
-                f"'{room}' was imported from {imported}, not from beside textrl_env in {ours}: another package of that name "
-                "is installed; use a clean virtual environment"
-            )
-    return getattr(importlib.import_module(module_name), attribute)

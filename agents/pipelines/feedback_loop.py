@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
-from rewards.feedback.import_export import file_rows, items_of
+from rewards.feedback.import_export import items_of
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.preferences.label_consensus import agreement, consensus
 from rewards.preferences.simulated_annotators import Annotator
@@ -22,6 +22,7 @@ from rewards.utils.intervals import wilson, win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import plain, write_json, write_jsonl
+from textrl_env.utils.row_files import read_rows
 
 from ..algorithms.ppo import TextPPO
 from ..evaluation.policy_texts import make_policy, write_texts
@@ -136,7 +137,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
     with own.stage("judged", depends_on) as stage:
         if stage.needed:
             policy = TextPPO.load(own.path / "policy" / "policy.zip", device="cpu").policy
-            stage.facts = _judge(config, own, policy, reward, base, file_rows(run.path / "base.jsonl"))
+            stage.facts = _judge(config, own, policy, reward, base, read_rows(run.path / "base.jsonl"))
     return {"round": number, **own.facts("reward"), **own.facts("judged")}
 
 
@@ -158,7 +159,7 @@ def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: T
 
 def _ask_simulated(config: Loop, own: RunFolder, task: TextTask) -> None:
     assert task.gold is not None
-    pairs = [(row["prompt"], *row["responses"]) for row in file_rows(own.path / "pairs.jsonl")]
+    pairs = [(row["prompt"], *row["responses"]) for row in read_rows(own.path / "pairs.jsonl")]
     answers: list[Preference] = []
     for number, text in enumerate(config.annotators):
         settings: Mapping[str, Any] = {"name": f"simulated-{number}", **json.loads(text)}
@@ -173,7 +174,7 @@ def _ask_people(config: Loop, own: RunFolder, task: TextTask) -> None:
     study = own.path / "study"
     if not (study / "feedback.db").is_file():
         settings = Study(overlap=config.overlap, name=f"{config.task}, {own.path.name}")
-        made = create_study(study, settings, items_of(file_rows(own.path / "pairs.jsonl")))
+        made = create_study(study, settings, items_of(read_rows(own.path / "pairs.jsonl")))
         Console().print(made.describe(), soft_wrap=True)
     have = export_answers(study, own.path / "preferences.jsonl")
     wanted = config.pairs * config.overlap

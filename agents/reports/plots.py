@@ -6,7 +6,6 @@ Only matplotlib's own objects are used: pyplot's global state belongs to the cal
 from __future__ import annotations
 
 import io
-import os
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from textrl_env.utils.files import new_path
 
 # Okabe and Ito's palette keeps apart under every common colour blindness; markers and line styles do so in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -93,12 +94,10 @@ def interval_bars(axes: Axes, places: Sequence[float] | Values, estimates: Seque
     axes.errorbar(**data, **{"color": COLOURS[0], "linestyle": "", "marker": "o", "capsize": 3, **style})
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with new_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def data_uri(picture: Figure | Path) -> str:

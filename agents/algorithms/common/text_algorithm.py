@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from torch import nn
 
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.files import new_path
 
 from ...generation.generator import Generator
 from ...models.loading import LMSource
@@ -335,11 +335,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
                 super().save(path, exclude, include)
                 return
             target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            with temporary.open("wb") as file:
+            with new_path(target) as temporary, temporary.open("wb") as file:
                 super().save(file, exclude, include)
-            os.replace(temporary, target)
         finally:
             self.__dict__.update(given)
 

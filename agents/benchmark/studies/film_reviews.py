@@ -207,7 +207,8 @@ def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
         kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
-        lines.append([name, str(row["wins"]), seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
+        wins = f"{row['wins'].rate:.3f} [{row['wins'].low:.3f}, {row['wins'].high:.3f}]"
+        lines.append([name, wins, seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
     table = markdown_table(head, lines)
     Console(width=140).print(table)
     if config.figure is not None:
