@@ -214,7 +214,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.rollout_buffer.actor = self.policy.backbone
+        self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
         if self.estimator in GROUPED and self.env is not None:
             texts = self.env.unwrapped
@@ -241,9 +241,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         buffer = self.rollout_buffer
         _, groups = np.unique([s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments], return_inverse=True)
         rollout = Rollout(buffer.rewards, buffer._offsets, groups.reshape(-1), buffer.advantages, self.average_return)
-        buffer.advantages = ESTIMATORS[self.estimator](rollout).astype(np.float32)
-        if self.whiten:
-            buffer.advantages = (buffer.advantages - buffer.advantages.mean()) / np.sqrt(buffer.advantages.var() + 1e-8)
+        buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)
         returns = rollout.returns
         self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
         if self.skip_equal_groups:

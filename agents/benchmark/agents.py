@@ -115,8 +115,8 @@ class _Watcher(BaseCallback):
         self.watch = watch
 
     def _on_rollout_end(self) -> None:
-        stats = self.locals["rollout_buffer"].stats
-        self.watch(self.model.num_timesteps, self.locals["finished"], stats.kl_per_sequence)
+        rollout = self.model.last_rollout  # type: ignore[attr-defined]  # SB3 types the model as any algorithm
+        self.watch(self.model.num_timesteps, rollout.infos, rollout.stats.kl_per_sequence)
 
     def _on_step(self) -> bool:
         return True

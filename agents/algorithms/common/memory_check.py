@@ -80,7 +80,7 @@ def load_of(algorithm: Trained) -> Load:
         prompt,
         response,
         min(settings.micro_batch_size or batch, batch),
-        buffer.reference_batch_size if buffer.reference is not None else 0,
+        buffer.kl_shaping.batch_size if buffer.reference is not None else 0,
         settings.gradient_checkpointing,
         policy.sampler.cuts or texts_env.core.constraint is not None or policy.mask is not None,
     )
