@@ -1,4 +1,4 @@
-"""What a reward model is, how one is named, and what it may return."""
+"""The protocol of reward models, the table of their names, and the checks of their scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole texts from elsewhere: what a rollout asks of a generator, and the cached decoder of this process behind the same protocol."""
+"""Generators, which write the texts of a rollout: their protocol, and the cached decoder of this process behind it."""
 
 from __future__ import annotations
 

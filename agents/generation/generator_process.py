@@ -19,7 +19,7 @@ _SHOWN = 2000  # characters of the server's output that an error quotes
 
 
 class ServedGenerator:
-    """Hands weights and prompts to a process that writes; see `Generator`, and `generator_server` for what is said.
+    """Hands weights and prompts to a process that writes; see `Generator`, and `generator_server` for the messages.
 
     The process starts with the first `load` and ends with `close`, with this object, or with this process.  Weights travel as a
     folder of safetensors, a new one each time; nothing else is kept on disk but what the process prints.  Not on Windows, where a

@@ -1,4 +1,4 @@
-"""Decoding at the price of one token each, for texts that begin, end and restart at different times."""
+"""Cached decoding, the work of one token a step, for texts that begin, end and restart at different times."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the formulas know of models; all sizes in bytes.
+    """Sizes of the models in a training, in bytes.
 
     Attributes:
         weights: Of the policy, a critic included.
@@ -81,7 +81,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Load:
-    """What a training asks of its models.
+    """How many texts a training handles at once, and how long they are.
 
     Attributes:
         texts: In a rollout.
@@ -193,7 +193,7 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
 
 
 def remedy(sizes: Sizes, load: Load, free: int) -> str:
-    """Say what takes most, and settings that fit into `free` bytes if there are any."""
+    """Return advice: the largest item, and settings that fit into `free` bytes if there are any."""
     items = estimate(sizes, load, False).items
     largest = max(items, key=lambda name: items[name])
     what = f"the largest item is {largest} ({items[largest] / GIB:.2f} GiB)"

@@ -1,4 +1,4 @@
-"""NLPO's mask: which tokens an earlier copy of the policy would have written."""
+"""NLPO's mask: the likeliest tokens of an earlier copy of the policy."""
 
 from __future__ import annotations
 

@@ -149,25 +149,25 @@ class TextCore:
         """
         tokens = self._checked(actions)  # (B,)
         rows = np.flatnonzero(self.live)  # the live ones
-        why = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
+        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
         illegal = self._advance(rows, tokens)
         self.response[rows, self.length[rows]] = tokens[rows]
         self.length[rows] += 1
-        why[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
-        why[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], why[rows])
-        cuts = self._watch(rows, why)
-        why[illegal] = ILLEGAL
+        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
+        cuts = self._watch(rows, reason)
+        reason[illegal] = ILLEGAL
         rewards = np.zeros(self.num_rows)  # (B,)
         if self.task.reply is not None:
-            self._take_turns(np.flatnonzero((why == EOS) | (why == STOP)), why, rewards)
-        terminated = why > GOES_ON  # (B,)
+            self._take_turns(np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards)
+        terminated = reason > GOES_ON  # (B,)
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
         scores = np.zeros(self.num_rows)  # (B,)
         if not len(ended):
             return StepResult(rewards, scores, terminated, {})
-        episodes = self._episodes(ended, why, cuts)
+        episodes = self._episodes(ended, reason, cuts)
         scores[ended] = self._scores(episodes)
         rewards[ended] += shaped(self.task, episodes, scores[ended])
         finished = dict(zip(ended.tolist(), episodes, strict=True))
@@ -257,48 +257,48 @@ class TextCore:
         if self.constraint is not None and prompt is not None:
             self.states[row], self._masks[row] = self.constraint.start(prompt), None
 
-    def _watch(self, rows: np.ndarray, why: np.ndarray) -> dict[int, int]:
-        """Look for ends that only the text shows; return where stop strings begin in the response, by row."""
+    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, int]:
+        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings begin in the response, by row."""
         cuts: dict[int, int] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
                 stops = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
                 if stops:
                     cuts[row] = min(stops)
-                    why[row] = STOP
+                    reason[row] = STOP
         if self.task.ends is not None:
-            open_rows = rows[(why[rows] == GOES_ON) | (why[rows] == LENGTH)]
-            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(why), {}))
+            open_rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
+            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(reason), {}))
             if len(ends) != len(open_rows):
                 raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
-            why[open_rows[np.asarray(ends, bool)]] = TASK
+            reason[open_rows[np.asarray(ends, bool)]] = TASK
         return cuts
 
-    def _take_turns(self, rows: np.ndarray, why: np.ndarray, rewards: np.ndarray) -> None:
-        """Let the environment answer in rows whose turn is over; `why` says afterwards which texts go on."""
+    def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray) -> None:
+        """Let the environment answer in rows whose turn is over; `reason` says afterwards which texts go on."""
         self.turns[rows] += 1
         limit = self.task.max_turns
         last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
-        why[last] = TURNS
+        reason[last] = TURNS
         rows = np.setdiff1d(rows, last)
         if not len(rows):
             return
-        episodes = self._episodes(rows, np.zeros_like(why), {})
+        episodes = self._episodes(rows, np.zeros_like(reason), {})
         for row, ids in zip(rows, next_replies(self.task, episodes), strict=True):
             room = self.task.max_new_tokens - self.length[row]
-            why[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
-            if ids is None or why[row]:
+            reason[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
+            if ids is None or reason[row]:
                 continue
             self.response[row, self.length[row] : self.length[row] + len(ids)] = ids
             self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
             self.length[row] += len(ids)
             self._start_turn(int(row))
-        going_on = [i for i, row in enumerate(rows) if why[row] == GOES_ON]
+        going_on = [i for i, row in enumerate(rows) if reason[row] == GOES_ON]
         self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
         self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
 
     def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:
-        """Add what a reward model that also scores steps or turns says of unfinished texts."""
+        """Add the scores of unfinished texts, if the reward model also scores steps or turns."""
         if len(rows) and hasattr(self.reward_model, method):
             unfinished = self._episodes(rows, np.zeros(self.num_rows, np.int8), {}) if episodes is None else episodes
             rewards[rows] += checked_scores(self.reward_model, unfinished, method)
@@ -318,7 +318,7 @@ class TextCore:
     def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])
 
-    def _episodes(self, rows: np.ndarray, why: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
+    def _episodes(self, rows: np.ndarray, reason: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
         episodes = []
         for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
             prompt, length = self.prompts[row], self.length[row]
@@ -331,7 +331,7 @@ class TextCore:
                     prompt_ids=prompt_row[prompt_row != PAD],
                     response_ids=self.response[row, :length].copy(),
                     action_mask=~self.by_env[row, :length],
-                    finish_reason=REASONS[why[row]],
+                    finish_reason=REASONS[reason[row]],
                     references=prompt.references,
                     metadata=prompt.metadata,
                 )

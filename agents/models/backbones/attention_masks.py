@@ -1,4 +1,4 @@
-"""Who looks at whom when rows are at different positions."""
+"""Attention masks for rows at different positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`textrl/Brackets-v0` and `textrl/BracketsMasked-v0`: balanced brackets, without help and with a mask that allows no others."""
+"""`textrl/Brackets-v0` and `textrl/BracketsMasked-v0`: balanced brackets, without and with an action mask that allows no others."""
 
 from __future__ import annotations
 

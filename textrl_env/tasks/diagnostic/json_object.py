@@ -1,4 +1,4 @@
-"""`textrl/Json-v0` and `textrl/JsonMasked-v0`: an object of given fields, without help and with a mask that allows only JSON."""
+"""`textrl/Json-v0` and `textrl/JsonMasked-v0`: an object of given fields, without and with an action mask that allows only JSON."""
 
 from __future__ import annotations
 

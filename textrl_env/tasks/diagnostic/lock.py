@@ -1,4 +1,4 @@
-"""`textrl/Lock-v0`: a code must be written whole, or nothing is paid."""
+"""`textrl/Lock-v0`: a sparse reward, paid for the whole code only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`textrl/Modes-v0`: many answers are equally good, and a writer should know more than one."""
+"""`textrl/Modes-v0`: many answers are equally good, and the measure counts how many of them an agent writes."""
 
 from __future__ import annotations
 

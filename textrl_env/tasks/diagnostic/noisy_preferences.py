@@ -1,4 +1,4 @@
-"""`textrl/NoisyPref-v0`: the reward is learned from comparisons, and some of them are wrong."""
+"""`textrl/NoisyPref-v0`: the reward is fitted to comparisons, some of which are wrong."""
 
 from __future__ import annotations
 

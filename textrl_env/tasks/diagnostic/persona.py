@@ -1,4 +1,4 @@
-"""`textrl/Persona-v0`: readers of several groups, and the worst served one counts."""
+"""`textrl/Persona-v0`: several groups of readers, and the measure is the lowest mean of a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`textrl/QA-v0`: an answer that stands in the context."""
+"""`textrl/QA-v0`: questions whose answer stands in the prompt."""
 
 from __future__ import annotations
 

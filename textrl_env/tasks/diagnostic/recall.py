@@ -1,4 +1,4 @@
-"""`textrl/Recall-v0`: what is decided by the first word is paid after the last."""
+"""`textrl/Recall-v0`: the first word decides the reward, which comes after the last."""
 
 from __future__ import annotations
 

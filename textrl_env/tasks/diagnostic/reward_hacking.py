@@ -1,4 +1,4 @@
-"""`textrl/Hack-v0`: the reward agrees with what is wanted, until it is taken at its word."""
+"""`textrl/Hack-v0`: the reward agrees with gold on ordinary texts, and has a loophole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`textrl/Summary-v0`: keep the facts, be short."""
+"""`textrl/Summary-v0`: keep the facts in few words."""
 
 from __future__ import annotations
 
