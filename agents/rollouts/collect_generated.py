@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from stable_baselines3.common.vec_env import VecEnv
 
 from textrl_env.envs.core import TextCore
 
@@ -15,6 +16,7 @@ from ..models.sequences import TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from ..policies.transformer_policy import TransformerPolicy
 from .collect import Act
+from .text_vec_env import text_env_of
 
 
 class _Scored(NamedTuple):
@@ -25,7 +27,7 @@ class _Scored(NamedTuple):
     log_probs: np.ndarray
 
 
-def generated_actions(generator: Generator, policy: TransformerPolicy, core: TextCore, batch_size: int) -> Act:
+def generated_actions(generator: Generator, policy: TransformerPolicy, env: VecEnv, batch_size: int) -> Act:
     """Return what `play_episodes` takes as `act`: the tokens of a generator.
 
     The environment deals the same prompts, and plays the generator's tokens: ends, scores and infos come from the environment.  Tokens
@@ -35,12 +37,13 @@ def generated_actions(generator: Generator, policy: TransformerPolicy, core: Tex
     Args:
         generator: Writes the texts, with the policy's weights of now.
         policy: Computes values and log-probabilities of what was written.
-        core: What is played.
+        env: A `TextGenerationVecEnv`, wrapped or not.
         batch_size: Texts in one pass of the policy.
 
     Raises:
         ValueError: The generator cannot follow the task or the policy's sampler; from the function, its answer is malformed.
     """
+    core = text_env_of(env).core
     check_can_follow(policy, core)
     generator.load(policy)
     rest: dict[int, Iterator[tuple[int, float, float]]] = {}  # what is left of each row's text: tokens, values, log-probabilities

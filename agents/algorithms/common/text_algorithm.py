@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -24,21 +23,24 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from textrl_env.utils.files import new_path
+
 from ...generation.generator import Generator
 from ...models.loading import LMSource
-from ...models.lora import WithoutAdapters
+from ...models.lora import without_adapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
 from ...rollouts.collect_generated import generated_actions
-from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.kl_controller import KLController, as_kl_controller
 from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
-from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
+from ...rollouts.text_vec_env import as_text_vec_env
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
+from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
@@ -50,10 +52,10 @@ if TYPE_CHECKING:
 _NOT_SAVED = ("reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
 
 
-class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
+class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     """Mixin that stands before an SB3 algorithm: rollouts are whole texts, and KL to a frozen reference shapes their rewards.
 
-    Constructors of subclasses call `_set_text` first, then the SB3 algorithm's constructor.
+    Constructors of subclasses end with `_construct`, which calls that of the SB3 algorithm.
 
     Attributes:
         n_episodes: Texts per rollout.
@@ -61,8 +63,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         num_texts: Texts so far.
         last_rollout: The latest finished rollout, for callbacks; None before the first.  It is not saved.
         reference: The frozen model that KL is measured against; None: it is the base model under the policy's adapters.
-        reference_source: What the reference was loaded from; None: it is a copy of the policy's first weights, or the base model under
-            the policy's adapters.
+        reference_source: What the reference was loaded from; None: nothing, it is made of the policy's first weights.
         reference_hash: SHA-256 of that folder.
         reference_mixup: Share of the policy that goes into the reference after each update.
         critic_warmup: Rollouts at the start in which only the critic learns.
@@ -73,6 +74,11 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+    _meanings: ClassVar[Mapping[str, str]] = {
+        "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
+        "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
+    }
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -87,6 +93,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     kl_controller: KLController
     score_scale: ScoreScale | None = None
     generator: Generator | None = None
+    memory: MemoryEstimate | None = None
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -101,22 +108,31 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         """Turn a scalar text environment into a batched one, and add episode statistics."""
         return BaseAlgorithm._wrap_env(as_text_vec_env(env, monitor_wrapper), verbose, monitor_wrapper)
 
-    def _set_text(self, n_episodes: int, beta: Beta, reference: LMSource | None, reference_mixup: float, critic_warmup: int) -> None:
-        """Take the arguments that all our algorithms share, see `TextPPO`.
+    def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
+        """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
+
+        `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
 
         Raises:
-            ValueError: One is out of range.
+            ValueError: An argument is out of range.
         """
-        if n_episodes < 1:
-            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
-        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
-            raise ValueError(
-                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
-            )
-        self.n_episodes = n_episodes
-        self.kl_controller = as_kl_controller(beta)
+        given = dict(settings)
+        self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
+        mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
+        if not 0 <= mixup <= 1 or warmup < 0:
+            raise ValueError(f"reference_mixup={mixup}, critic_warmup={warmup}: a share between 0 and 1, and a number of rollouts")
+        self.reference_mixup, self.critic_warmup = mixup, warmup
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
-        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
+        if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
+            given["n_steps"] = given["batch_size"]
+        given |= {
+            "normalize_advantage": False,  # the buffer whitens the whole rollout
+            "rollout_buffer_class": self._buffer_class,
+            "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
+        }
+        super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
 
     def _setup_model(self) -> None:
         self._join_ranks()
@@ -124,27 +140,19 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         self.ranks.share_weights(self.policy)
         self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
         self.score_scale = self.rollout_buffer.kl_shaping.score_scale
-        adapted = self.policy_kwargs.get("lora") is not None
-        self.reference, self.reference_hash = make_reference(
-            self.reference_source, self.policy, adapted, self.reference_hash, self.reference_mixup
-        )
-        self.rollout_buffer.connect(reference=WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
+        source, adapted = self.reference_source, self.policy_kwargs.get("lora") is not None
+        self.reference, self.reference_hash = make_reference(source, self.policy, adapted, self.reference_hash, self.reference_mixup)
+        self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
         self.health = TrainingChecks()
-        self.memory: MemoryEstimate | None = None
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
     ) -> bool:
-        """Write `n_episodes` whole texts.
+        """Write `n_episodes` whole texts; the arguments are SB3's, and `n_rollout_steps` is not used.
 
-        Args:
-            env: A `TextGenerationVecEnv`, wrapped or not.
-            callback: Called after every step.
-            rollout_buffer: A `SequenceRolloutBuffer`.
-            n_rollout_steps: Not used.
-            use_masking: Whether the environment's action masks are followed; MaskablePPO passes it.
+        `use_masking`, which MaskablePPO passes, says whether the policy follows the environment's action masks.
 
         Returns:
             False if a callback asked to stop.
@@ -166,8 +174,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             return False
         finally:
             self._end_on_ranks(env)
-        self.num_rollouts += 1
-        self.num_texts += len(infos)
+        self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + len(infos)
         self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
         self._log_rollout(self.last_rollout)
         callback.update_locals(locals())
@@ -184,9 +191,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         """
         own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
         more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
-        act = None
-        if self.generator is not None:
-            act = generated_actions(self.generator, self.policy, text_env_of(env).core, rollout_buffer.reference_batch_size)
+        size = rollout_buffer.reference_batch_size
+        act = None if self.generator is None else generated_actions(self.generator, self.policy, env, size)
         for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more, act):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
@@ -240,20 +246,18 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         if self.ranks.is_main:
             kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
             ended = 1 - rollout.share_finished_by("length")
-            approx_kl = None if approx_kl is None else float(approx_kl)
             self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
         record_rollout(self.logger, rollout)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        made = super()._init_callback(callback, progress_bar=False)
-        if not progress_bar or not self.ranks.is_main:
-            return made
-        bar = CallbackList([made, TokenProgressBar()])
-        bar.init_callback(self)
-        return bar
+        made: BaseCallback = super()._init_callback(callback, progress_bar=False)
+        if progress_bar and self.ranks.is_main:
+            made = CallbackList([made, TokenProgressBar()])
+            made.init_callback(self)
+        return made
 
     def save(
-        self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
         """Save as SB3 does, to a temporary name first.
 
@@ -274,16 +278,15 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
                 super().save(path, exclude, include)
                 return
             target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            super().save(temporary := target.with_name(f".{target.name}.{os.getpid()}"), exclude, include)
-            os.replace(temporary, target)
+            with new_path(target) as temporary, temporary.open("wb") as file:
+                super().save(file, exclude, include)
         finally:
             self.__dict__.update(given)
 
     @classmethod
     def load(
         cls,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: str | Path | io.BufferedIOBase,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,

@@ -66,7 +66,7 @@ def make(env, model=LLAMA, algorithm=TextPPO, rules=None, critic="shared", **kwa
 
 
 def play_generated(generator, policy, env, buffer, num_episodes):
-    act = generated_actions(generator, policy, env.unwrapped.core, buffer.reference_batch_size)
+    act = generated_actions(generator, policy, env, buffer.reference_batch_size)
     return play_episodes(policy, env, buffer, num_episodes, act=act)
 
 

@@ -1,6 +1,7 @@
 """Critics, references, adapters, precision and memory: what each changes, and what none may change."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_lora(make_env, tmp_path, model):
 
 def test_adapters_outside_the_optimizer_are_noticed(make_env):
     pytest.importorskip("peft")
-    from agents.models.lora import add_adapters
+    from rewards.models.lora import add_adapters
 
     agent = make(make_env())
     add_adapters(agent.policy.lm, {"r": 2})
@@ -266,7 +267,7 @@ def test_a_policy_that_gets_no_gradient_is_noticed(make_env, monkeypatch):
 
 def gradients(policy, samples, **settings):
     policy = copy.deepcopy(policy)
-    policy._settings = {**policy._settings, **settings}
+    policy.settings = replace(policy.settings, **settings)
     policy.set_training_mode(True)
     policy.zero_grad()
     values, log_probs, entropies = policy.evaluate_actions(samples.observations, samples.actions)
