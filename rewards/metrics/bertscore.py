@@ -53,8 +53,6 @@ class BertScoreReward(Rule):
         ValueError: There is no such variant or layer.
     """
 
-    __module__ = "rewards"
-
     def __init__(
         self,
         path: str | Path,

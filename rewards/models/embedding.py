@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,41 +13,37 @@ from torch import Tensor
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError
 
-from .pretrained import Checkpoint
+from ..utils.base_reward import BaseReward
+from .pretrained import Checkpoint, Reading
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class EmbeddingReward:
+class EmbeddingReward(BaseReward):
     """Cosine similarity of embeddings, the masked mean of an encoder's last hidden states (Reimers and Gurevych 2019), in [-1, 1].
 
     Args:
         path: Folder, or name on the hub, of an encoder such as `sentence-transformers/all-MiniLM-L6-v2`.
         against: What the response is compared with: `"reference"`, the nearest one, or `"prompt"`.
-        device: Where the model lives.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        batch_size: Texts read at once.
-        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
+        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights.
         ValueError: An argument is out of range.
     """
 
-    __module__ = "rewards"
-
     def __init__(
         self,
         path: str | Path,
         *,
         against: Literal["reference", "prompt"] = "reference",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        max_tokens: int | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         if against not in ("reference", "prompt"):
             raise ValueError(f"against={against!r} must be 'reference' or 'prompt'")
         self.against = against
-        self.checkpoint = Checkpoint("AutoModel", path, device, dtype, batch_size, max_tokens)
+        self.checkpoint = Checkpoint("AutoModel", path, **reading)
         self._fixed: dict[str, np.ndarray] = {}  # of prompts and references, which come again in every rollout
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
@@ -76,10 +72,6 @@ class EmbeddingReward:
         states = self.checkpoint.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # (B, T, D)
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
         return list(torch.nn.functional.normalize(pooled, dim=-1).double().cpu().numpy())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"EmbeddingReward({self.checkpoint.path!r}, {self.against})"

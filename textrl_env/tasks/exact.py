@@ -21,6 +21,7 @@ from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..task import BaseRecipe, TextTask
 from ..tokenizer import IntegerTokenizer
+from ..utils.never_copied import NeverCopied
 
 EOS = 0
 PROMPTS = ("1", "2")
@@ -146,14 +147,11 @@ def _gold(task: ExactTask, prompts: Sequence[str], responses: Sequence[str]) -> 
 smooth_task, long_task, wide_task, rough_task, prefix_task, sparse_task, needle_task = (partial(exact_task, name) for name in TASKS)
 
 
-class ExactReward:
+class ExactReward(NeverCopied):
     """The task's own reward, by token ids."""
 
     def __init__(self, task: ExactTask) -> None:
         self.task = task
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExactReward:
-        return self
 
     def __repr__(self) -> str:
         return f"ExactReward({self.task.name})"

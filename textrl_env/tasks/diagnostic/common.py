@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ...episode import Episode
 from ...task import BaseRecipe, GoldScore
+from ...utils.never_copied import NeverCopied
 
 FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")  # words without meaning that make prompts differ
 SPLITS = {"train": 512, "validation": 128, "test": 256}
@@ -70,7 +70,7 @@ def recipe(corpus: Callable[[], list[tuple[str, str]]], vocab_size: int, context
     return BaseRecipe(corpus, model, steps)
 
 
-class GoldReward:
+class GoldReward(NeverCopied):
     """The task's own judgement as its reward.
 
     Args:
@@ -83,9 +83,6 @@ class GoldReward:
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the score of each text."""
         return np.asarray(self.gold([e.prompt for e in episodes], [e.response for e in episodes]), float).tolist()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GoldReward:
-        return self
 
     def __repr__(self) -> str:
         return "GoldReward()"
