@@ -107,9 +107,9 @@ def _grams(words: list[str], order: int) -> Grams:
 
 def _two_highest(each: Sequence[Grams]) -> dict[tuple[str, ...], tuple[int, int, int]]:
     """Return for each n-gram its highest count in a text, which text that is, and the highest count in another."""
-    found: dict[Any, tuple[int, int, int]] = {}
+    highest_counts: dict[Any, tuple[int, int, int]] = {}
     for which, grams in enumerate(each):
         for gram, count in grams.items():
-            highest, whose, second = found.get(gram, (0, -1, 0))
-            found[gram] = (count, which, highest) if count > highest else (highest, whose, max(second, count))
-    return found
+            highest, whose, second = highest_counts.get(gram, (0, -1, 0))
+            highest_counts[gram] = (count, which, highest) if count > highest else (highest, whose, max(second, count))
+    return highest_counts

@@ -102,7 +102,7 @@ class ScalarHeadReward(ClassifierReward):
 
 def _index(config: Any, label: int | str) -> int:
     names = {int(i): name for i, name in config.id2label.items()}
-    found = [i for i, name in names.items() if label in (i, name)]
-    if not found or isinstance(label, bool):
+    matching = [i for i, name in names.items() if label in (i, name)]
+    if not matching or isinstance(label, bool):
         raise ValueError(f"label={label!r}: the model has {', '.join(f'{i} ({name})' for i, name in names.items())}")
-    return found[0]
+    return matching[0]

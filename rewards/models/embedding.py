@@ -58,15 +58,15 @@ class EmbeddingReward(BaseReward):
         new = [text for text in dict.fromkeys(text for group in others for text in group) if text not in self._fixed]
         self._fixed.update(zip(new, self._embed(new), strict=True))
         responses = dict.fromkeys(e.response for e in episodes)
-        found = dict(zip(responses, self._embed([*responses]), strict=True))
-        return [max(float(found[e.response] @ self._fixed[other]) for other in group) for e, group in zip(episodes, others, strict=True)]
+        embedded = dict(zip(responses, self._embed([*responses]), strict=True))
+        return [max(float(embedded[e.response] @ self._fixed[other]) for other in group) for e, group in zip(episodes, others, strict=True)]
 
     def _embed(self, texts: list[str]) -> list[np.ndarray]:
         """Return embeddings of length 1; that of a text without tokens is 0."""
         rows = self.checkpoint.encode(texts)
         full = [i for i, row in enumerate(rows) if row]
-        found = dict(zip(full, self.checkpoint.read([rows[i] for i in full], self._head), strict=True))
-        return [found.get(i, np.zeros(self.checkpoint.model.config.hidden_size)) for i in range(len(texts))]
+        embedded = dict(zip(full, self.checkpoint.read([rows[i] for i in full], self._head), strict=True))
+        return [embedded.get(i, np.zeros(self.checkpoint.model.config.hidden_size)) for i in range(len(texts))]
 
     def _head(self, ids: Tensor, mask: Tensor, places: list[int]) -> list[np.ndarray]:
         states = self.checkpoint.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # (B, T, D)
