@@ -1,4 +1,4 @@
-"""What a reward model is, how one is named, and what it may return."""
+"""The protocol of reward models, the table of their names, and the checks of their scores."""
 
 from __future__ import annotations
 
@@ -175,13 +175,13 @@ def list_rewards() -> list[str]:
 @cache
 def _plugins() -> dict[str, EntryPoint]:
     """Return the reward models that installed packages declare under the entry points `textrl.rewards`; taken names are left out."""
-    found = {}
+    plugins = {}
     for entry in entry_points(group="textrl.rewards"):
-        if entry.name in _TABLE or entry.name in found:
+        if entry.name in _TABLE or entry.name in plugins:
             warnings.warn(f"the reward model {entry.name!r} of {entry.value} is left out: the name is taken", stacklevel=2)
         else:
-            found[entry.name] = entry
-    return found
+            plugins[entry.name] = entry
+    return plugins
 
 
 def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:

@@ -1,23 +1,18 @@
-"""Low-rank adapters (LoRA) through peft: train a few numbers, and keep the base model as the reference for nothing."""
+"""A policy with low-rank adapters (LoRA): its base model is the reference and takes no further memory.  `rewards.models.lora` adds them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from rewards.models.lora import add_adapters as add_adapters
 from rewards.models.lora import merge_adapters
 
 from .backbones import Backbone
-from .backbones.base import Fed
-from .backbones.kv_cache import States
-from .sequences import PartialTexts, SequenceBatch
 
 
 def merged(lm: nn.Module) -> nn.Module:
@@ -44,63 +39,20 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-class WithoutAdapters(Backbone):
-    """The base model under a policy's adapters, as a reference that takes no memory of its own."""
+def without_adapters(adapted: Backbone) -> Backbone:
+    """Return the base model under a policy's adapters, as a reference that takes no memory of its own."""
 
-    def __init__(self, adapted: Backbone) -> None:
-        super().__init__(adapted.lm)
-        self.adapted = adapted
+    def with_adapters_off(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any) -> torch.Tensor:
+            with adapters_off(adapted.lm):
+                return method(*args)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that the head scores."""
-        return self.adapted.vocab_size
+        return call
 
-    @property
-    def hidden_size(self) -> int:
-        """Size of the hidden state that the head reads."""
-        return self.adapted.hidden_size
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token."""
-        return self.adapted.eos_token_id
-
-    def check_room(self, prompt: int, response: int) -> None:
-        """Insist that texts of this many tokens fit."""
-        self.adapted.check_room(prompt, response)
-
-    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D)."""
-        with adapters_off(self.lm):
-            return self.adapted.hidden(batch)
-
-    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
-        with adapters_off(self.lm):
-            return self.adapted._run_trunk(batch)
-
-    @property
-    def head(self) -> nn.Linear | None:
-        """The head, unless it is adapted."""
-        return self.adapted.head
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return raw logits, shape (N, V)."""
-        with adapters_off(self.lm):
-            return self.adapted.logits(hidden)
-
-    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return what the cached part of the model reads."""
-        return self.adapted.written(texts)
-
-    def new_states(self) -> States:
-        """Return an empty cache."""
-        return self.adapted.new_states()
-
-    def feed(self, fed: Fed, states: States) -> torch.Tensor:
-        """Run tokens through the model with a cache."""
-        with adapters_off(self.lm):
-            return self.adapted.feed(fed, states)
+    base = copy.copy(adapted)  # the same module: what it answers without a pass is the same
+    for name in ("hidden", "_run_trunk", "logits", "feed"):
+        setattr(base, name, with_adapters_off(getattr(adapted, name)))
+    return base
 
 
 def _adapted(lm: nn.Module) -> list[Any]:
