@@ -16,7 +16,7 @@ from rich.console import Console
 from rewards import Preference, PreferenceRewardModel, fit_preference_model
 from rewards.fitting.calibration import reliability
 from rewards.fitting.comparisons import hold_out
-from rewards.preferences.preference_files import PreferenceFile, read_preference_file
+from rewards.preferences.preference_files import read_preference_file
 from rewards.utils.intervals import Rate, wilson
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
@@ -82,8 +82,8 @@ def run_report(config: Report) -> None:
     choose_threads()
     if not 0 < config.test < 1:
         raise ValueError(f"test={config.test}: the share that is kept aside must be in (0, 1)")
-    found = read_preference_file(config.file, skip_unreadable=True)
-    pairs = [pair for pair in found.preferences if not pair.is_identical]
+    file = read_preference_file(config.file, skip_unreadable=True)
+    pairs = [pair for pair in file.preferences if not pair.is_identical]
     if len(pairs) < 50:
         raise ValueError(f"{config.file} holds {len(pairs)} comparisons of different texts: a report needs at least 50")
     run = RunFolder(config.out)
@@ -104,9 +104,9 @@ def run_report(config: Report) -> None:
     model.save(run.path / "reward")
     facts = {
         "file": config.file.name,
-        "counts": {**found.counts(), "train": len(train), "test": len(test), "test_decided": len(judged.pairs)},
-        "forms": dict(found.forms),
-        "skipped": dict(found.skipped),
+        "counts": {**file.counts(), "train": len(train), "test": len(test), "test_decided": len(judged.pairs)},
+        "forms": dict(file.forms),
+        "skipped": dict(file.skipped),
         "prompts_apart": apart,
         "model": "n-grams and a transformer" if config.trunk else "n-grams",
         "temperature": fit.temperature,
@@ -115,7 +115,7 @@ def run_report(config: Report) -> None:
         "mistakes": _mistakes(judged),
     }
     write_json(run.path / "report.json", facts)
-    _write_page(run.path, facts, found, judged, fit.temperature)
+    _write_page(run.path, facts, file.examples, judged, fit.temperature)
     accuracy = judged.accuracy()
     console.print(
         f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
@@ -163,7 +163,7 @@ def _measures(judged: Judged, temperature: float) -> dict[str, Any]:
             column: [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in parts.items()]
             for column, parts in _groups(judged.pairs).items()
         },
-        "gaps": {column: asdict(_gap(judged, parts)) for column, parts in _groups(judged.pairs).items()},
+        "gaps": {column: _gap(judged, parts) for column, parts in _groups(judged.pairs).items()},
     }
 
 
@@ -185,27 +185,12 @@ def _groups(pairs: Sequence[Preference]) -> dict[str, dict[str, list[int]]]:
     return {name: dict(sorted(parts.items())) for name, parts in columns.items() if 2 <= len(parts) <= _MOST_GROUPS}
 
 
-@dataclass(frozen=True)
-class Gap:
-    """The subgroups that the model agrees with most and least.
-
-    Attributes:
-        best: Name of the one.
-        worst: Name of the other.
-        size: Difference of their accuracies.
-        shown: Whether their 95% intervals do not overlap.
-    """
-
-    best: str
-    worst: str
-    size: float
-    shown: bool
-
-
-def _gap(judged: Judged, parts: Mapping[str, Sequence[int]]) -> Gap:
-    found = {name: judged.accuracy(rows) for name, rows in parts.items()}
-    best, worst = (choose(found, key=lambda name: found[name].rate) for choose in (max, min))
-    return Gap(best, worst, found[best].rate - found[worst].rate, found[worst].high < found[best].low)
+def _gap(judged: Judged, parts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the subgroups that the model agrees with most and least, the difference, and whether their 95% intervals do not overlap."""
+    accuracies = {name: judged.accuracy(rows) for name, rows in parts.items()}
+    best, worst = (choose(accuracies, key=lambda name: accuracies[name].rate) for choose in (max, min))
+    shown = accuracies[worst].high < accuracies[best].low
+    return {"best": best, "worst": worst, "size": accuracies[best].rate - accuracies[worst].rate, "shown": shown}
 
 
 def _mistakes(judged: Judged) -> list[dict[str, Any]]:
@@ -226,7 +211,7 @@ def _end(text: str) -> str:
     return text if len(text) <= _EXCERPT else "... " + text[-_EXCERPT:]
 
 
-def _write_page(folder: Path, facts: Mapping[str, Any], found: PreferenceFile, judged: Judged, temperature: float) -> None:
+def _write_page(folder: Path, facts: Mapping[str, Any], examples: Sequence[Any], judged: Judged, temperature: float) -> None:
     learned = "comparisons learned from" + ("" if facts["model"] == "n-grams" else " (by n-grams alone, but for the last)")
     parts = {
         "learning_curve": (learned, [(f"{row['comparisons']:,}", _again(row)) for row in facts["learning_curve"]]),
@@ -241,7 +226,7 @@ def _write_page(folder: Path, facts: Mapping[str, Any], found: PreferenceFile, j
     )
     images = {name: b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("learning_curve", "length", "calibration")}
     page = templates_of_pages().get_template("reward_report.html.j2")
-    write_text(folder / "report.html", page.render(facts=facts, images=images, examples=found.examples))
+    write_text(folder / "report.html", page.render(facts=facts, images=images, examples=examples))
 
 
 def _again(row: Mapping[str, Any]) -> Rate:
