@@ -28,13 +28,12 @@ def reward_of(text: str, flag: str = "--reward") -> Any:
     for file, name in _SAVED.items():
         if (folder / file).is_file():
             return {"name": name, "path": text}
-    if text not in list_rewards():
-        there = "holds none" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-        raise ValueError(
-            f"{flag} {text}: no reward model is called {text!r}{did_you_mean(text, list_rewards())}, and as the folder of a saved one it "
-            f"{there}; pass a folder with {' or '.join(_SAVED)}, a JSON object, or a name: {', '.join(list_rewards())}"
-        )
-    return text
+    if text in list_rewards():
+        return text
+    if folder.exists() or folder.parent.name:
+        what = "this folder holds no saved reward model" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"{flag} {text}: {what}; pass one with {' or '.join(_SAVED)}, a name, or a JSON object")
+    raise _unknown(text, f"{flag} {text}")
 
 
 def _json_object(text: str, flag: str) -> dict[str, Any]:
@@ -42,8 +41,11 @@ def _json_object(text: str, flag: str) -> dict[str, Any]:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{flag} {text}: no JSON object ({error}); write {flag} '{{\"name\": ...}}'") from error
-    name = found.get("name")
-    if name not in list_rewards():
-        close = did_you_mean(str(name), list_rewards())
-        raise ValueError(f"{flag} {text}: its name is {name!r}{close}, and must be one of {', '.join(list_rewards())}")
+    if found.get("name") not in list_rewards():
+        raise _unknown(found.get("name"), f"{flag} {text}")
     return found
+
+
+def _unknown(name: Any, where: str) -> ValueError:
+    close = did_you_mean(str(name), list_rewards())
+    return ValueError(f"{where}: no reward model is called {name!r}{close}; known: {', '.join(list_rewards())}")

@@ -47,10 +47,9 @@ def _as_declared(name: str, value: Any, hint: Any) -> Any:
         # As JSON: in that mode a strict adapter takes paths as texts and tuples as lists, and nothing else
         return TypeAdapter(hint).validate_json(json.dumps(number, default=str), strict=True)
     except ValidationError as error:
-        shown = value if isinstance(value, str | int | float | None) else str(value)
         close = did_you_mean(value, map(str, get_args(hint))) if isinstance(value, str) else ""
         listed = f", such as [{value}]" if get_origin(hint) is tuple and isinstance(value, str) else ""
-        raise ValueError(f"{name}: {shown!r} is not {_wanted(hint)}{listed}{close}") from error
+        raise ValueError(f"{name}: {value!r} is not {_wanted(hint)}{listed}{close}") from error
 
 
 def _number(value: Any) -> Any:

@@ -119,12 +119,11 @@ def run_train(config: Train) -> None:
         task = task_of(config.task, config.corpus, run.path)
     defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
-    offline = OfflineTraining(**settings) if config.algo in OFFLINE else None
-    training = PolicyTraining() if config.algo in OFFLINE else PolicyTraining(**settings)
+    training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     if together.is_main:
         write_yaml(run.path / "config.yaml", dataclasses.asdict(dataclasses.replace(config, **settings)))
-    if offline is not None:
-        _offline(config, offline, run, task, pairs)
+    if isinstance(training, OfflineTraining):
+        _offline(config, training, run, task, pairs)
         console.print(f"model: {run.path / config.algo / 'model'}")
         return
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
@@ -154,9 +153,7 @@ def _check_settings(config: Train) -> None:
     given = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default]
     unused = [name for name in given if name not in takes | _OF_ALL]
     if unused:
-        raise ValueError(
-            f"--algo {config.algo} does not use {_flags(unused)}: leave it out; settings of this algorithm: {_flags(sorted(takes))}"
-        )
+        raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {_flags(sorted(takes))}")
     if config.corpus and config.task != Train.task:
         raise ValueError(f"--corpus and --task {config.task}: the files are learned instead of a task; leave one of them out")
     if config.beta is not None and config.kl_target not in (None, PolicyTraining.kl_target):
