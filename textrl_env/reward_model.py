@@ -14,6 +14,7 @@ import numpy as np
 
 from .episode import Episode
 from .reward_warnings import watch
+from .utils.never_copied import NeverCopied
 from .utils.own_packages import load
 from .utils.suggestions import did_you_mean
 
@@ -74,7 +75,7 @@ class RewardModel(Protocol):
         ...
 
 
-class RewardFunction:
+class RewardFunction(NeverCopied):
     """A plain function as a reward model, in the convention of TRL's reward functions.
 
     The function is called by keyword as `f(prompts=[...], completions=[...], **columns)`, where the columns are
@@ -101,10 +102,6 @@ class RewardFunction:
         columns["prompts"] = [e.prompt for e in episodes]
         columns["completions"] = [e.response for e in episodes]
         return self.function(**{k: v for k, v in columns.items() if self._takes_all or k in self._names})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RewardFunction:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"RewardFunction({_name_of(self.function)})"

@@ -12,6 +12,7 @@ from .episode import Episode
 from .prompts.prompt import Prompt
 from .prompts.sampler import ORDERS
 from .tokenizer import Tokenizer
+from .utils.never_copied import NeverCopied
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -41,7 +42,7 @@ class BaseRecipe:
 
 
 @dataclass(frozen=True, eq=False)
-class TextTask:
+class TextTask(NeverCopied):
     """A text task: where episodes start, in which tokens, how they end, and what shapes their score.
 
     Every field can be given to `gym.make` as well, as in `gym.make("textrl/Review-v0", stop_strings=["!"])`.
@@ -192,7 +193,3 @@ class TextTask:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, known))}")
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
             raise ValueError(f"stop_strings={self.stop_strings!r}: pass a list of texts, none of them empty")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TextTask:
-        """Return itself: a task never changes, and gymnasium deep-copies the arguments of every `make`."""
-        return self

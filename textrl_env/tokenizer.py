@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from .utils.never_copied import NeverCopied
 
 
 @runtime_checkable
@@ -31,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class FileTokenizer:
+class FileTokenizer(NeverCopied):
     """A tokenizer in the `tokenizer.json` format of Hugging Face `tokenizers`.
 
     Args:
@@ -97,10 +99,6 @@ class FileTokenizer:
                 return [i], len(text)
         return [], 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FileTokenizer:
-        """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""
-        return self
-
 
 class IntegerTokenizer:
     """Token ids written as decimal numbers: for tasks whose tokens have no spelling.
@@ -134,7 +132,7 @@ class IntegerTokenizer:
         return ["".join(f" {int(i)}" for i in row if i != self.eos_token_id) for row in ids]
 
 
-class WordTokenizer:
+class WordTokenizer(NeverCopied):
     """A closed vocabulary of words: for tasks whose texts come from a grammar.  Needs no file and no `tokenizers`.
 
     Id 0 is the end of text, `words[i]` has id i + 1.  `" to be"` is the text of two words: each follows a space.
@@ -173,7 +171,3 @@ class WordTokenizer:
         if token is None:
             raise ValueError(f"text {text[:80]!r} holds {word!r}, which is none of the {self.vocab_size - 1} words of this tokenizer")
         return token
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> WordTokenizer:
-        """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""
-        return self

@@ -1,30 +1,51 @@
-"""Flags that several commands read the same way: the task and the reward."""
+"""Flags that name a reward model, read the same way by every command."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from textrl_env import TextTask, make_task
+from textrl_env.reward_model import list_rewards
+from textrl_env.utils.suggestions import did_you_mean
 
-from ..training.text_corpus import corpus_task, read_lines
-from ..utils.run_folder import fingerprint
-
-
-def task_of(task: str, corpus: Sequence[Path], folder: Path, split: str = "train") -> TextTask:
-    """Return the task of a run: the named one, or that of the text files, whose tokenizer is kept in `folder`; corpora have no splits."""
-    if not corpus:
-        return make_task(task, split=split)
-    sentences = [line for path in corpus for line in read_lines(path)]
-    return corpus_task(sentences, sentences, folder / f"tokenizer-{fingerprint(sentences)}")
+_SAVED = {"preference.json": "preference", "groups.json": "personal"}  # what a saved model's folder holds, and the reward that loads it
 
 
-def reward_of(text: str) -> Any:
-    """Return what `--reward` names, as plain data."""
-    if text.startswith("{"):
-        return json.loads(text)
-    if Path(text).is_dir():
-        return {"name": "preference", "path": text}
-    return text
+def reward_of(text: str, flag: str = "--reward") -> Any:
+    """Return what a flag names, as plain data that `textrl_env.make_reward` takes.
+
+    Args:
+        text: Name of a reward model, folder of a saved one, or a JSON object with `name` and its arguments.
+        flag: Whose value it is, for messages.
+
+    Raises:
+        ValueError: It is none of the three.
+    """
+    if text.lstrip().startswith("{"):
+        return _json_object(text, flag)
+    folder = Path(text)
+    for file, name in _SAVED.items():
+        if (folder / file).is_file():
+            return {"name": name, "path": text}
+    if text in list_rewards():
+        return text
+    if folder.exists() or folder.parent.name:
+        what = "this folder holds no saved reward model" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"{flag} {text}: {what}; pass one with {' or '.join(_SAVED)}, a name, or a JSON object")
+    raise _unknown(text, f"{flag} {text}")
+
+
+def _json_object(text: str, flag: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} {text}: no JSON object ({error}); write {flag} '{{\"name\": ...}}'") from error
+    if found.get("name") not in list_rewards():
+        raise _unknown(found.get("name"), f"{flag} {text}")
+    return found
+
+
+def _unknown(name: Any, where: str) -> ValueError:
+    close = did_you_mean(str(name), list_rewards())
+    return ValueError(f"{where}: no reward model is called {name!r}{close}; known: {', '.join(list_rewards())}")

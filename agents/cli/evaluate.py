@@ -1,4 +1,4 @@
-"""What a finished run is good for: `textrl evaluate` measures its policy, `textrl generate` writes texts with it."""
+"""`textrl evaluate`: measures of the texts that the policy of a finished run writes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from textrl_env import TextTask
 from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
+from ..training.trained_run import TrainedRun, open_run
 from .arguments import reward_of
-from .trained_run import TrainedRun, open_run
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def measures(texts: WrittenTexts, task: TextTask) -> dict[str, float]:
 def run_evaluate(config: Evaluate) -> None:
     """Write `evaluation-POLICY.json` and `evaluation-POLICY.jsonl` into the run, and print a table."""
     run = open_run(config.run, config.policy)
-    reward = run.reward if config.reward is None else reward_of(config.reward)
+    reward = reward_of(run.reward if config.reward is None else config.reward)
     texts = write_texts(run.policy, run.task, config.texts, reward, run.reference, config.seed, progress_bar=True, title="evaluate")
     figures = measures(texts, run.task)
     name = config.run / f"evaluation-{run.name}"
@@ -85,16 +85,16 @@ def _by_group(config: Evaluate, run: TrainedRun, reward: Any, after: WrittenText
         known = sorted({column for prompt in prompts for column in prompt.metadata})
         raise ValueError(f"--by {config.by}: no prompt has this column; known: {', '.join(known) or 'none'}")
     groups = [str(prompt.metadata.get(config.by)) for prompt in prompts]
-    found = {}
+    means = {}
     if run.first is not None:
         before = write_texts(
             make_policy(run.task, run.first), run.task, config.texts, reward, None, config.seed, progress_bar=True, title="before training"
         )
-        found["before"] = by_group(before.scores, groups)
-    found["after"] = by_group(after.scores, groups)
-    write_json(config.run / f"groups-{run.name}.json", {when: dataclasses.asdict(value) for when, value in found.items()})
+        means["before"] = by_group(before.scores, groups)
+    means["after"] = by_group(after.scores, groups)
+    write_json(config.run / f"groups-{run.name}.json", {when: dataclasses.asdict(value) for when, value in means.items()})
     table = Table("", config.by, "texts", "reward", "95% interval")
-    for when, value in found.items():
+    for when, value in means.items():
         for m in value.means:
             table.add_row(when, m.group, str(m.num), f"{m.mean:.3f}", f"{m.low:.3f} to {m.high:.3f}")
         table.add_row(when, "gap", "", f"{value.gap:.3f}", f"{value.gap_low:.3f} to {value.gap_high:.3f}")

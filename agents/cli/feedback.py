@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 import secrets
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -81,13 +79,16 @@ def run_create(config: Create) -> None:
     from rewards.feedback.manage_study import create_study
     from rewards.feedback.pair_selection import choose_pairs
     from rewards.feedback.study import Study
+    from textrl_env.reward_model import as_reward_model
     from textrl_env.utils.row_files import read_rows
 
+    if config.ensemble and config.choose != "uncertain":
+        raise ValueError(f"--ensemble chooses nothing with --choose {config.choose}: add --choose uncertain, or leave it out")
     console = Console()
     items = [item for path in config.items for item in items_of(read_rows(path))]
     if config.samples:
         written = [s for text in config.samples for s in samples_of(read_rows(_file(text)), _source(text))]
-        ensemble = [_reward(text) for text in config.ensemble]
+        ensemble = [as_reward_model(reward_of(text, "--ensemble")) for text in config.ensemble]
         items += choose_pairs(written, config.pairs, config.choose, ensemble, config.seed)
     if not items:
         raise ValueError("nothing to ask about: pass --items FILE, or --samples FILE with at least two responses to a prompt")
@@ -183,28 +184,10 @@ class Import:
 
 def run_import(config: Import) -> None:
     """Read the file and store its items and answers."""
-    from rewards.feedback.import_export import answers_of, from_label_studio
-    from textrl_env.utils.row_files import read_rows
+    from rewards.feedback.manage_study import import_answers
 
-    store = _open(config.study)
-    if config.file.suffix == ".json":
-        try:
-            tasks = json.loads(config.file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config.file} is no JSON: {error}") from error
-        items, answers = from_label_studio(tasks)
-        store.add_items(items)
-    else:
-        answers = answers_of(read_rows(config.file))
-    answers = [dataclasses.replace(a, annotator=_pseudonym(a.annotator, store)) for a in answers]
-    added, known = store.add_answers(answers)
-    store.close()
+    added, known = import_answers(config.study, config.file)
     Console().print(f"{added} answers added, {known} were there already")
-
-
-def _pseudonym(name: str, store: FeedbackStore) -> str:
-    """Names from elsewhere are not kept either; pseudonyms stay what they are."""
-    return name if re.fullmatch(r"p-[0-9a-f]{12}", name) else store.keys.name(name)
 
 
 @dataclass(frozen=True)
@@ -284,12 +267,6 @@ def _open(folder: Path) -> FeedbackStore:
     from rewards.feedback.store import FeedbackStore
 
     return FeedbackStore(folder)
-
-
-def _reward(text: str) -> Any:
-    from textrl_env.reward_model import as_reward_model
-
-    return as_reward_model(reward_of(text))
 
 
 def _file(text: str) -> Path:

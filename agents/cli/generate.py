@@ -13,7 +13,7 @@ from textrl_env import read_prompts
 from textrl_env.utils.files import write_jsonl
 
 from ..generation.text_generation import generate, stream
-from .trained_run import open_run
+from ..training.trained_run import open_run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def run_generate(config: Generate) -> None:
     prompts = [*config.prompts, *([] if config.file is None else (p.text for p in read_prompts(config.file)))]
     if not prompts:
         raise ValueError("nothing to go on with: pass prompts, or --file")
-    limit = config.max_new_tokens or run.task.max_new_tokens
+    limit = run.task.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
     policy, tokenizer = run.policy, run.task.tokenizer
     if len(prompts) == 1 and config.out is None:
         print(prompts[0], end="", flush=True)

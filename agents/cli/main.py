@@ -7,69 +7,55 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import tyro
-import yaml
 from rich.console import Console
 from rich.text import Text
 
 from textrl_env import RewardError
 
-# Module, configuration and function of each command, of one word or two; imported when asked for, since most of them need torch.
+# Module, configuration and function of each command, of one word or two, and what it does; the module is imported when it is asked for,
+# since most of them need torch
 COMMANDS = {
-    "bench": ("agents.benchmark.bench", "Bench", "run_bench"),
-    "bench compare": ("agents.benchmark.compare", "Compare", "run_compare"),
-    "bench frontier": ("agents.benchmark.frontier", "Frontier", "run_frontier"),
-    "bench leaderboard": ("agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard"),
-    "bench report": ("agents.benchmark.report", "BenchReport", "run_report"),
-    "demo": ("agents.pipelines.demo", "Demo", "run_demo"),
-    "feedback create": ("agents.cli.feedback", "Create", "run_create"),
-    "feedback export": ("agents.cli.feedback", "Export", "run_export"),
-    "feedback forget": ("agents.cli.feedback", "Forget", "run_forget"),
-    "feedback import": ("agents.cli.feedback", "Import", "run_import"),
-    "feedback log": ("agents.cli.feedback", "Log", "run_log"),
-    "feedback report": ("agents.cli.feedback_report", "FeedbackReport", "run_report"),
-    "feedback rotate": ("agents.cli.feedback", "Rotate", "run_rotate"),
-    "feedback serve": ("agents.cli.feedback", "FeedbackServe", "run_serve"),
-    "tune": ("agents.hyperparameter_search.tune", "Tune", "run_tune"),
-    "train": ("agents.cli.train", "Train", "run_train"),
-    "evaluate": ("agents.cli.evaluate", "Evaluate", "run_evaluate"),
-    "generate": ("agents.cli.generate", "Generate", "run_generate"),
-    "loop": ("agents.pipelines.feedback_loop", "Loop", "run_loop"),
-    "play": ("agents.cli.play", "Play", "run_play"),
-    "reward report": ("agents.cli.reward_report", "Report", "run_report"),
-    "reward score": ("agents.cli.reward_score", "Score", "run_score"),
-    "reward serve": ("agents.cli.reward_serve", "Serve", "run_serve"),
-}
+    "bench": ("agents.benchmark.bench", "Bench", "run_bench", "compare agents on tasks"),
+    "bench compare": ("agents.benchmark.compare", "Compare", "run_compare", "say what changed between two benchmarks beyond noise"),
+    "bench frontier": ("agents.benchmark.frontier", "Frontier", "run_frontier", "draw score against KL over a range of settings"),
+    "bench leaderboard": (
+        "agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard", "a page of the best agents, and how to repeat each row",
+    ),
+    "bench report": ("agents.benchmark.report", "BenchReport", "run_report", "write the report of a benchmark anew"),
+    "demo": ("agents.pipelines.demo", "Demo", "run_demo", "pretrain, sample, compare, fit a reward model, train by PPO, judge"),
+    "train": ("agents.cli.train", "Train", "run_train", "train one policy on a task or on text files"),
+    "loop": (
+        "agents.pipelines.feedback_loop", "Loop", "run_loop",
+        "rounds of sampling, comparing, fitting and training, with people or simulated annotators",
+    ),
+    "tune": ("agents.hyperparameter_search.tune", "Tune", "run_tune", "look for good settings of an algorithm on a task"),
+    "evaluate": ("agents.cli.evaluate", "Evaluate", "run_evaluate", "measure a run's policy on the test prompts of its task"),
+    "generate": ("agents.cli.generate", "Generate", "run_generate", "write texts with a run's policy"),
+    "play": ("agents.cli.play", "Play", "run_play", "play an environment yourself"),
+    "feedback create": ("agents.cli.feedback", "Create", "run_create", "make a study: what people compare, rate, rank, flag or write"),
+    "feedback serve": ("agents.cli.feedback", "FeedbackServe", "run_serve", "open its page"),
+    "feedback report": (
+        "agents.cli.feedback_report", "FeedbackReport", "run_report",
+        "agreement, accuracy and doubts; a ranking of the policies that wrote the texts",
+    ),
+    "feedback export": ("agents.cli.feedback", "Export", "run_export", "answers as preferences, for another study, or for Label Studio"),
+    "feedback import": ("agents.cli.feedback", "Import", "run_import", "answers of another study or of Label Studio"),
+    "feedback rotate": ("agents.cli.feedback", "Rotate", "run_rotate", "seal the texts with a new key"),
+    "feedback forget": ("agents.cli.feedback", "Forget", "run_forget", "delete everything about an annotator"),
+    "feedback log": ("agents.cli.feedback", "Log", "run_log", "who did what"),
+    "reward report": ("agents.cli.reward_report", "Report", "run_report", "fit a reward model to a file of preferences, and report on it"),
+    "reward score": ("agents.cli.reward_score", "Score", "run_score", "score the texts of a file"),
+    "reward serve": ("agents.cli.reward_serve", "Serve", "run_serve", "serve a reward model over HTTP"),
+}  # fmt: skip
 
-_USAGE = """textrl COMMAND [flags]
 
-  bench              compare agents on tasks
-  bench compare      say what changed between two benchmarks beyond noise
-  bench frontier     draw score against KL over a range of settings
-  bench leaderboard  a page of the best agents, and how to repeat each row
-  bench report       write the report of a benchmark anew
-  demo               pretrain, sample, compare, fit a reward model, tune by PPO, judge
-  train              train one policy on a task or on text files
-  loop               rounds of sampling, comparing, fitting and tuning, with people or simulated annotators
-  tune               look for good settings of an algorithm on a task
-  evaluate           measure a run's policy on the test prompts of its task
-  generate           write texts with a run's policy
-  play               play an environment yourself
-  feedback create    make a study: what people are asked to compare, rate, rank, flag or write
-  feedback serve     open its page
-  feedback report    agreement, accuracy and doubts; a ranking of the policies that wrote the texts
-  feedback export    answers as preferences, for another study, or for Label Studio
-  feedback import    answers of another study or of Label Studio
-  feedback rotate    seal the texts with a new key
-  feedback forget    delete everything about an annotator
-  feedback log       who did what
-  reward report      fit a reward model to a file of preferences, and report on it
-  reward score       score the texts of a file
-  reward serve       serve a reward model over HTTP
-
-textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."""
+def _usage() -> str:
+    lines = "\n".join(f"  {command:<18} {purpose}" for command, (*_, purpose) in COMMANDS.items())
+    end = "textrl COMMAND --help lists the flags; --config FILE reads them from a YAML file first."
+    return f"textrl COMMAND [flags]\n\n{lines}\n\n{end}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     command = " ".join(argv[:words])
     if command not in COMMANDS:
         asked = command in ("-h", "--help")
-        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        print(_usage(), file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    module_name, kind, run = COMMANDS[command]
+    module_name, kind, run, _ = COMMANDS[command]
     try:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         module = import_module(module_name)
@@ -106,43 +92,22 @@ def _tell(message: str | Text, interrupted: bool = False) -> None:
         first = import_module("agents.distributed.process_group").tell_others(str(message).removeprefix("error: "), interrupted)
         if not first:
             return
-    Console(stderr=True).print(message)
+    Console(stderr=True).print(message, soft_wrap=True)
 
 
 def resolve(kind: Any, argv: list[str]) -> Any:
     """Return the configuration: the class's defaults, then the file of `--config`, then the flags.
 
     Raises:
-        ValueError: The file is missing, is no YAML mapping, or has a key that the configuration has not.
+        ValueError: The file is missing, or holds something that the configuration does not: see `read_settings`.
     """
     default = kind()
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise ValueError("--config needs a file")
-        default = dataclasses.replace(default, **_read(Path(argv[at + 1]), kind))
+        from .config_file import read_settings
+
+        default = dataclasses.replace(default, **read_settings(Path(argv[at + 1]), kind))
         argv = argv[:at] + argv[at + 2 :]
     return tyro.cli(kind, default=default, args=argv)
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"--config {path}: no such file")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: expected settings as 'name: value', one a line")
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    hints = get_type_hints(kind)
-    return {name: _as_declared(value, hints[name]) for name, value in values.items()}
-
-
-def _as_declared(value: Any, hint: Any) -> Any:
-    """YAML knows neither paths nor tuples."""
-    if value is not None and Path in (hint, *get_args(hint)) and get_origin(hint) is not tuple:
-        return Path(value)
-    if get_origin(hint) is tuple:
-        return tuple(Path(item) if Path in get_args(hint) else item for item in value)
-    return value

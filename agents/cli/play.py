@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,8 @@ from rich.text import Text
 import textrl_env
 from textrl_env import TextGenerationEnv
 
+from .arguments import reward_of
+
 SHOWN = 8  # spellings that are offered
 
 
@@ -24,7 +25,8 @@ class Play:
 
     Attributes:
         id: Of the environment.
-        reward: Name of a reward model, or a JSON object with `name` and its arguments; by default the task's own.
+        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; by default the task's
+            own.
         by: `text`: a line is encoded and written token by token.  `token`: a line is the spelling of one token, or #ID.
         split: Prompts to play; by default the environment's own.
         seed: Of the prompts.
@@ -64,7 +66,7 @@ def run_play(config: Play) -> None:
 
 def _make(config: Play) -> TextGenerationEnv:
     assert textrl_env.__name__  # imported for its registrations
-    settings = {"reward": _reward(config.reward), "split": config.split}
+    settings: dict[str, Any] = {"reward": None if config.reward is None else reward_of(config.reward), "split": config.split}
     try:
         env = gym.make(config.id, **{name: value for name, value in settings.items() if value is not None}).unwrapped
     except gym.error.Error as error:
@@ -73,15 +75,6 @@ def _make(config: Play) -> TextGenerationEnv:
     if not isinstance(env, TextGenerationEnv):
         raise ValueError(f"{config.id} is a {type(env).__name__}, no text environment")
     return env
-
-
-def _reward(given: str | None) -> Any:
-    if given is None or not given.startswith("{"):
-        return given
-    try:
-        return json.loads(given)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--reward {given}: no JSON object ({error}); write --reward '{{\"name\": ...}}'") from error
 
 
 def _play_one(env: TextGenerationEnv, by: str, console: Console) -> float | None:

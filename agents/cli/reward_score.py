@@ -46,7 +46,7 @@ def run_score(config: Score) -> None:
     out = config.out or config.file.with_suffix(".scores.jsonl")
     rows: Sequence[Prompt] = read_prompts(config.file, references=config.references)
     scores: list[float] = []
-    write_jsonl(out, _scored(as_reward_model(reward_of(config.reward)), rows, config.file, scores))
+    write_jsonl(out, _scored(as_reward_model(reward_of(config.reward, "REWARD")), rows, config.file, scores))
     values = np.array(scores)
     save(histogram(values, f"{config.reward[:60]}, {len(values):,} texts"), out.with_suffix(".png"))
     table = Table(title=f"{config.reward} on {config.file}", show_header=False)
@@ -64,9 +64,9 @@ def _scored(reward: RewardModel, rows: Sequence[Prompt], file: Path, scores: lis
         for start in range(0, len(rows), _BATCH):
             batch = [rows[i] for i in range(start, min(start + _BATCH, len(rows)))]
             episodes = [_episode(row, f"{file}, row {start + i + 1}") for i, row in enumerate(batch)]
-            found = checked_scores(reward, episodes).tolist()
-            scores.extend(found)
-            for row, episode, score in zip(batch, episodes, found, strict=True):
+            new = checked_scores(reward, episodes).tolist()
+            scores.extend(new)
+            for row, episode, score in zip(batch, episodes, new, strict=True):
                 yield {**row.metadata, "prompt": row.text, "response": episode.response, "score": score}
             shown.advance(len(batch))
 

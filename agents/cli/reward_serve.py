@@ -45,7 +45,7 @@ def run_serve(config: Serve) -> None:
 
     with optional_import("server", "serving a reward model needs FastAPI and uvicorn"):
         import uvicorn
-    model, token, console = as_reward_model(reward_of(config.reward)), _token(config.token), Console()
+    model, token, console = as_reward_model(reward_of(config.reward, "REWARD")), _token(config.token), Console()
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     if token is None and not ip_address(host).is_loopback:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from rewards import Preference
 from rewards.preferences.preference_files import read_preferences
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.reward_model import as_reward_model
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..distributed.process_group import ranks
 from ..models.mixed_precision import Precision
 from ..training.base_policies import base_policy
-from ..training.offline_training import OFFLINE, learn_offline
+from ..training.default_settings import default_settings
+from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline
 from ..training.policy_training import PolicyTraining, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
+from ..training.text_corpus import task_of
 from ..utils.run_folder import RunFolder, fingerprint, write_yaml
 from ..utils.threads import choose_threads
-from .arguments import reward_of, task_of
+from .arguments import reward_of
+
+# Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
+_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
+_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -32,8 +41,10 @@ else:
 
 
 @dataclass(frozen=True)
-class Train(PolicyTraining):
+class Train:
     """Train a policy on a task or on the sentences of text files.
+
+    A setting that the algorithm does not take is refused.
 
     Attributes:
         algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
@@ -42,18 +53,27 @@ class Train(PolicyTraining):
         corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
         model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
             policy, pretrained at first use and cached.
-        reward: Name of a reward model, the folder of a saved preference reward model, or a JSON object with `name` and
-            its arguments.
+        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
+            do not learn from it, but `textrl evaluate` measures by it.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
         stop_at_alarm: End the training at such an alarm.
+        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for `dpo` and
+            `ipo`.
+        kl_target: KL per text that the adaptive coefficient steers to, in nats; by default 8.
+        total_tokens: Tokens that the policy writes; by default 110,000.
+        n_episodes: Texts per rollout; by default 128.
+        batch_size: Texts per minibatch; by default 32.
+        learning_rate: Falls linearly to 0, or is the peak of a schedule for those that do not play; by default what suits the algorithm and
+            small models, 5e-4 for those that play.
+        steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
+        preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
         temperature: Of sampling.
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
         precision: `bfloat16` or `float16` compute the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
-        preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
-        steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
+        seed: Of everything that is drawn.
         out: Folder of the run; running again goes on where it stopped.
     """
 
@@ -64,39 +84,56 @@ class Train(PolicyTraining):
     reward: str = "vader"
     held_out: str | None = None
     stop_at_alarm: bool = False
+    beta: float | None = None
+    kl_target: float | None = None
+    total_tokens: int | None = None
+    n_episodes: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    preferences: Path | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
     precision: Precision = "float32"
     micro_batch_size: int = 0
-    preferences: Path | None = None
-    steps: int | None = None
+    seed: int = 0
     out: Path = Path("runs/train")
 
 
 def run_train(config: Train) -> None:
-    """Train, and leave the resolved configuration, the model and the metrics in the run folder."""
+    """Train, and leave the resolved configuration, the model and the metrics in the run folder.
+
+    Raises:
+        ValueError: A setting is out of range, is missing, or is none of the algorithm's.
+    """
     together = ranks()
     console = Console(quiet=not together.is_main)
     if together.size > 1:
         _check_ranks(config, console, together.size)
+    _check_settings(config)
+    reward = reward_of(config.reward)
+    held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
+    pairs = None if config.preferences is None else read_preferences(config.preferences)
     choose_threads()
     run = RunFolder(config.out)
-    if together.is_main:
-        write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
     with together.main_first():
         task = task_of(config.task, config.corpus, run.path)
-    if config.algo in OFFLINE:
-        _offline(config, run, task)
+    defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
+    settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
+    training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
+    if together.is_main:
+        write_yaml(run.path / "config.yaml", dataclasses.asdict(dataclasses.replace(config, **settings)))
+    if isinstance(training, OfflineTraining):
+        _offline(config, training, run, task, pairs)
         console.print(f"model: {run.path / config.algo / 'model'}")
         return
-    base = config.model or str(base_policy(task, progress_bar=together.is_main))
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
-    env = TextGenerationVecEnv(config.n_episodes, task=grouped, reward=reward_of(config.reward))
-    held_out = None if config.held_out is None or not together.is_main else reward_of(config.held_out)
-    watch = RewardHackingCallback(run.path / config.algo, held_out, config.stop_at_alarm)
-    train_policy(run, config.algo, base, env, config, [base, config.reward], _policy_settings(config, task), config.algo, watch)
+    env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
+    watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
+    base = str(base_policy(task, progress_bar=together.is_main)) if config.model is None else config.model
+    train_policy(run, config.algo, base, env, training, [base, config.reward], _sampling_rules(config, task), config.algo, watch)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
@@ -111,32 +148,48 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
         console.print(f"--algo {config.algo}: {made.name}(estimator='gae') with the same settings, for it knows of other processes")
 
 
-def _policy_settings(config: Train, task: TextTask) -> dict[str, Any]:
+def _check_settings(config: Train) -> None:
+    """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
+    takes = set(default_settings(config.algo)) | (_OF_PLAYING if config.algo not in OFFLINE else set())
+    if config.algo in ("sft", "dpo", "ipo"):
+        takes.add("preferences")
+    given = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default]
+    unused = [name for name in given if name not in takes | _OF_ALL]
+    if unused:
+        raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {_flags(sorted(takes))}")
+    if config.corpus and config.task != Train.task:
+        raise ValueError(f"--corpus and --task {config.task}: the files are learned instead of a task; leave one of them out")
+    if config.beta is not None and config.kl_target not in (None, PolicyTraining.kl_target):
+        raise ValueError(
+            f"--kl-target {config.kl_target:g} steers an adaptive beta, and --beta {config.beta:g} is fixed: leave one of them out"
+        )
+    if config.algo in ("dpo", "ipo") and config.preferences is None:
+        raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
     names = ["temperature", "top_k", "top_p", "min_new_tokens"]
     # Left out at their defaults: runs that began before there were such flags go on
     names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
     return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
 
 
-def _offline(config: Train, run: RunFolder, task: TextTask) -> None:
-    pairs = None if config.preferences is None else read_preferences(config.preferences)
-    if config.algo in ("dpo", "ipo") and pairs is None:
-        raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
-    data: Any
+def _offline(config: Train, training: OfflineTraining, run: RunFolder, task: TextTask, pairs: Sequence[Preference] | None) -> None:
+    data: Any = pairs
     model: Any = config.model
-    steps, rate = config.steps, None if config.learning_rate == PolicyTraining.learning_rate else config.learning_rate
     if config.algo == "expert-iteration":
-        data = reward_of(config.reward)
-    elif config.algo != "sft":
-        data = pairs
-    elif pairs is not None:
+        data = as_reward_model(reward_of(config.reward))
+    elif config.algo == "sft" and pairs is not None:
         data = [(pair.prompt, pair.chosen) for pair in pairs]
-    elif task.recipe is not None:  # as a base policy is made
-        data, model = task.recipe.corpus(), config.model or dict(task.recipe.model)
-        steps, rate = steps or task.recipe.steps, rate or task.recipe.learning_rate
-    else:
+    elif config.algo == "sft" and task.recipe is not None:  # as a base policy is made
+        data, model = task.recipe.corpus(), dict(task.recipe.model) if model is None else model
+    elif config.algo == "sft":
         raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
-    model = model or str(base_policy(task, progress_bar=True))
+    model = str(base_policy(task, progress_bar=True)) if model is None else model
     depends_on = [
         str(model),
         config.task,
@@ -144,5 +197,4 @@ def _offline(config: Train, run: RunFolder, task: TextTask) -> None:
         config.reward,
         pairs and fingerprint(list(map(str, pairs))),
     ]
-    beta = 0.1 if config.beta is None else config.beta
-    learn_offline(config.algo, run, config.algo, model, task, data, depends_on, steps, rate, beta, config.seed)
+    learn_offline(config.algo, run, config.algo, model, task, data, training, depends_on)

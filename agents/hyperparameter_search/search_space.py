@@ -8,13 +8,8 @@ from typing import Any
 from .trial import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
-
-
 _WRITTEN = (_RATE, ("n_episodes", "one of", 32, 64, 128))
-
-
 _CLIPPED = (*_WRITTEN, ("batch_size", "one of", 16, 32, 64), ("n_epochs", "one of", 1, 2, 4), ("beta", "log", 0.01, 0.3))
-
 
 SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     **dict.fromkeys(("ppo", "maskable-ppo", "nlpo"), (*_CLIPPED, ("clip_range", "linear", 0.1, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),

@@ -86,7 +86,7 @@ class Trial:
 
 
 def _tokens(config: Tune) -> int:
-    return config.tokens or budget(parse(config.task).name)
+    return budget(parse(config.task).name) if config.tokens is None else config.tokens
 
 
 def ended(study: Any) -> list[Any]:

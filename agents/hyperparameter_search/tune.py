@@ -28,8 +28,9 @@ def run_tune(config: Tune) -> None:
     optuna = _optuna()
     if config.algo not in SPACE:
         raise ValueError(f"--algo {config.algo}: no search space for it; choose one of {', '.join(SPACE)}")
-    if config.trials < 1 or config.seeds < 1:
-        raise ValueError(f"trials={config.trials}, seeds={config.seeds}: need at least 1 of each")
+    for name in ("trials", "seeds", "tokens", "texts"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: need at least 1")
     torch.set_num_threads(1)
     config.out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from rewards.preferences.preference import Preference
@@ -19,20 +21,42 @@ STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iteratio
 RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
 
 
+@dataclass(frozen=True)
+class OfflineTraining:
+    """How a policy is trained that does not play the environment.
+
+    Attributes:
+        steps: Optimizer steps, or iterations of `expert-iteration`.
+        learning_rate: Peak of the schedule.
+        beta: Coefficient of KL in `dpo` and `ipo`.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    steps: int
+    learning_rate: float
+    beta: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "beta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+
+
 def learn_offline(
     algo: str,
     run: RunFolder,
     stage: str,
     model: LMSource,
     task: TextTask,
-    data: list[tuple[str, str]] | list[Preference] | Any,
+    data: Sequence[tuple[str, str]] | Sequence[Preference] | Any,
+    config: OfflineTraining,
     depends_on: Any,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    beta: float = 0.1,
-    seed: int = 0,
 ) -> None:
-    """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `tune`.
+    """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
     Args:
         algo: One of `OFFLINE`.
@@ -41,14 +65,10 @@ def learn_offline(
         model: Where the policy starts.
         task: Its tokenizer, lengths, and for expert iteration its prompts.
         data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
+        config: How.
         depends_on: Plain data that the result depends on besides these arguments.
-        steps: Optimizer steps, or iterations of `expert-iteration`; None: what suits models of about a million parameters.
-        learning_rate: Peak of the schedule; None: likewise.
-        beta: Coefficient of KL in `dpo` and `ipo`.
-        seed: Of everything that is drawn.
     """
-    steps, rate = steps or STEPS[algo], learning_rate or RATES[algo]
-    circumstances = [depends_on, algo, steps, rate, beta, seed]
+    circumstances = [depends_on, algo, *astuple(config)]
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
     with run.stage(stage, circumstances) as whole:
         if not whole.needed:
@@ -57,12 +77,13 @@ def learn_offline(
             if start.needed:
                 shutil.rmtree(checkpoint, ignore_errors=True)
         if algo == "expert-iteration":
-            agent = ExpertIteration(task, model, data, learning_rate=rate, seed=seed).learn(steps, True, checkpoint)
+            agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
+            agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out)
             whole.facts["score"] = agent.scores[-1]
         else:
-            trainer = supervised(algo, model, task, rate, beta, seed)
-            trainer.learn(data, steps, progress_bar=True, checkpoint=checkpoint)
+            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed)
+            trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             whole.facts["loss"] = trainer.losses[-1]
     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Tuning a policy by a reward into a run folder, resumable."""
+"""Training a policy by a reward into a run folder, resumable."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ from .reward_hacking_callback import RewardHackingCallback
 
 @dataclass(frozen=True)
 class PolicyTraining:
-    """How a policy is tuned; the values suit models of about a million parameters.
+    """How a policy is trained; the values suit models of about a million parameters.
 
     Attributes:
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`.
+        beta: Fixed coefficient of the KL penalty, 0 for none; by default the algorithm's own, or an adaptive one that holds `kl_target`.
         kl_target: KL per text that the adaptive coefficient steers to, in nats.
         total_tokens: Tokens that the policy writes.
         n_episodes: Texts per rollout.
         batch_size: Texts per minibatch.
         learning_rate: Falls linearly to 0.
         seed: Of everything that is drawn.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     beta: float | None = None
@@ -42,6 +45,13 @@ class PolicyTraining:
     batch_size: int = 32
     learning_rate: float = 5e-4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        if self.beta is not None and not self.beta >= 0:
+            raise ValueError(f"beta={self.beta}: must be 0 or above")
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,9 @@ def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: Poli
 
 def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: PolicyTraining, rules: dict[str, Any] | None) -> Any:
     adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
-    settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive if config.beta is None else config.beta}
+    settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive, **algorithm_of.settings}
+    if config.beta is not None:
+        settings["beta"] = config.beta
     if algorithm_of.minibatches:
         settings["batch_size"] = config.batch_size
     return algorithm_of.made(
@@ -138,5 +150,5 @@ def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, co
         learning_rate=Linear(config.learning_rate),
         policy_kwargs={"model": model, **(rules or {})},
         seed=config.seed,
-        **{**settings, **algorithm_of.settings},
+        **settings,
     )

@@ -1,15 +1,25 @@
-"""A text task from plain sentences: train a tokenizer on them, and let episodes go on with openings."""
+"""A text task from plain sentences: a tokenizer is trained on them, and their first words are the prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask
+from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask, make_task
 from textrl_env.utils.files import read_lines as read_lines
 from textrl_env.utils.files import write_text
 
+from ..utils.run_folder import fingerprint
+
 PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
+
+
+def task_of(task: str, corpus: Sequence[Path], folder: Path, split: str = "train") -> TextTask:
+    """Return the task of a run: the named one, or that of the text files, whose tokenizer is kept in `folder`; corpora have no splits."""
+    if not corpus:
+        return make_task(task, split=split)
+    sentences = [line for path in corpus for line in read_lines(path)]
+    return corpus_task(sentences, sentences, folder / f"tokenizer-{fingerprint(sentences)}")
 
 
 def corpus_task(
@@ -46,20 +56,10 @@ def corpus_task(
     task = TextTask(tokenizer, prompts, max_new_tokens)
     room = 1 << (task.prompt_width + max_new_tokens).bit_length()
     model = {
-        "model_type": "llama",
-        "vocab_size": tokenizer.vocab_size,
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": max(room, 128),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": 0,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.06,
-    }
+        "model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": max(room, 128), "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0, "tie_word_embeddings": True, "initializer_range": 0.06,
+    }  # fmt: skip
 
     def corpus() -> list[tuple[str, str]]:
         rows = (sentence.split() for sentence in sentences)

@@ -1,1 +1,1 @@
-"""What is wrong with a reward, and whom it serves."""
+"""Checks of a reward model, and mean scores by group."""

@@ -1,4 +1,4 @@
-"""Whom a reward, or a policy, serves: means by group with intervals, and the gap between the best and the worst served."""
+"""Mean scores by group with intervals, and the gap between the groups with the highest and the lowest mean."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Form = Mapping[str, Sequence[str]]  # what a browser posts: several values may h
 
 
 class IncompleteError(ValueError):
-    """Something is missing; the message is a name in `words.WORDS`."""
+    """Something is missing; the message is a key of `translations.WORDS`."""
 
 
 def read_answer(form: Form, shown: Assignment, study: Study) -> tuple[dict[str, Any], dict[str, str]]:
@@ -103,20 +103,17 @@ def _demonstration(form: Form, shown: Assignment, study: Study) -> tuple[dict[st
 
 def word_places(response: str) -> list[tuple[int, int]]:
     """Return beginning and end of each word, in characters; every Chinese, Japanese or Korean character is a word of its own."""
-    return [
-        match.span()
-        for match in re.finditer(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+", response)
-    ]
+    return [match.span() for match in _WORD.finditer(response)]
 
 
 def _criteria(form: Form, shown: Assignment, study: Study) -> dict[str, list[int | None]]:
     """Return ratings by criterion, one for each response; None where nothing was said."""
-    found = {}
+    ratings = {}
     for number, criterion in enumerate(study.criteria):
         given = {response: _number(first(form, f"c{number}-{place}"), SCALE) for place, response in enumerate(shown.order)}
         if any(value is not None for value in given.values()):
-            found[criterion] = [given[i] for i in range(len(shown.order))]
-    return found
+            ratings[criterion] = [given[i] for i in range(len(shown.order))]
+    return ratings
 
 
 def _number(raw: str, most: int) -> int | None:

@@ -80,16 +80,16 @@ def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
     Raises:
         ValueError: A row is none.
     """
-    found = []
+    answers = []
     for number, row in enumerate(rows, 1):
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "gold" else v for k, v in row["item"].items()}
             item = Item(**fields)
             rest = {key: row[key] for key in ("annotator", "turn", "value", "words", "answered_at", "seconds")}
-            found.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest))
+            answers.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"row {number} is no exported answer: it lacks {error}") from error
-    return found
+    return answers
 
 
 _SIDES = {"a": "left", "b": "right"}
@@ -196,12 +196,12 @@ def samples_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Sample]:
     Raises:
         ValueError: A row lacks one.
     """
-    found = []
+    samples = []
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("prompt"), str) or not isinstance(row.get("response"), str):
             raise ValueError(f"row {number} of the samples of {source!r} lacks the strings prompt and response")
-        found.append(Sample(row["prompt"], row["response"], source, None if row.get("group") is None else str(row["group"])))
-    return found
+        samples.append(Sample(row["prompt"], row["response"], source, None if row.get("group") is None else str(row["group"])))
+    return samples
 
 
 def _time(seconds: float) -> str:

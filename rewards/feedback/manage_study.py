@@ -1,20 +1,23 @@
-"""Making a study with its keys and items, and writing its answers to a file."""
+"""Making a study with its keys and items, writing its answers to a file, and adding answers from one."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from textrl_env.utils.files import new_file
+from textrl_env.utils.row_files import read_rows
 
 from ..preferences.label_consensus import consensus
 from ..preferences.preference import write_preferences
 from ..preferences.row_formats import preferences_of
 from .encryption import VARIABLE, Keys
-from .import_export import answer_rows, preference_rows, to_label_studio
+from .import_export import answer_rows, answers_of, from_label_studio, preference_rows, to_label_studio
 from .items import Item
 from .store import FeedbackStore
 from .study import Study, key_file
@@ -99,3 +102,30 @@ def export_answers(folder: Path, out: Path, form: ExportFormat = "preferences", 
     store.note("owner", "export", f"{len(rows)} rows as {form}")
     store.close()
     return len(rows)
+
+
+def import_answers(folder: Path, file: Path) -> tuple[int, int]:
+    """Add the answers of a file to a study, and return how many were added and how many were there already.
+
+    Args:
+        folder: The study's.
+        file: JSON Lines of `export_answers` in the form `answers`, or a .json file of Label Studio.
+
+    Raises:
+        ValueError: The file is neither.
+    """
+    store = FeedbackStore(folder)
+    if file.suffix == ".json":
+        try:
+            tasks = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is no JSON: {error}") from error
+        items, answers = from_label_studio(tasks)
+        store.add_items(items)
+    else:
+        answers = answers_of(read_rows(file))
+    # Names from elsewhere are not kept either; pseudonyms stay what they are
+    names = {a.annotator: a.annotator if re.fullmatch(r"p-[0-9a-f]{12}", a.annotator) else store.keys.name(a.annotator) for a in answers}
+    added, known = store.add_answers([replace(a, annotator=names[a.annotator]) for a in answers])
+    store.close()
+    return added, known

@@ -1,4 +1,4 @@
-"""Which pairs of samples to ask about: with few answers to spend, not all pairs are worth the same."""
+"""Which pairs of samples annotators are asked about first."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def choose_pairs(
 def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:
     """Return the standard deviation, over the ensemble, of the probability that the first response wins; shape (pairs,)."""
     first, second = ([Episode.from_text(pair[i].prompt, pair[i].response) for pair in pairs] for i in (0, 1))
-    margins = np.array([np.asarray(model.score(first), float) - np.asarray(model.score(second), float) for model in ensemble])
+    margins = np.array([np.asarray(model.score(first), float) - np.asarray(model.score(second), float) for model in ensemble])  # (M, pairs)
     return (0.5 * (1 + np.tanh(margins / 2))).std(0)
 
 

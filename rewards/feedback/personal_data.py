@@ -25,17 +25,17 @@ def scrub(text: str) -> tuple[str, Counter[str]]:
     Card numbers must pass Luhn's check, IBANs theirs (modulo 97, ISO 13616), and IP addresses be valid; phone numbers have 7 to 15 digits
     (ITU E.164) and begin with + or 00, or are written in groups.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for kind, pattern, is_real in _KINDS:
 
         def replace(match: re.Match[str], kind: str = kind, is_real: Callable[[str], bool] = is_real) -> str:
             if not is_real(match[0]):
                 return match[0]
-            found[kind] += 1
+            counts[kind] += 1
             return f"[{kind}]"
 
         text = pattern.sub(replace, text)
-    return text, found
+    return text, counts
 
 
 def _digits(text: str) -> list[int]:

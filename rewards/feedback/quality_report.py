@@ -1,4 +1,4 @@
-"""How far to trust a study's answers: agreement, accuracy, self-consistency, position, pace, and who or what is unreliable."""
+"""The quality of a study's answers: agreement, accuracy, consistency and pace of annotators, and the items they disagree about."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HASTE = 2.0  # seconds
 
 @dataclass(frozen=True)
 class AnnotatorQuality:
-    """What the answers say of one annotator.
+    """The quality of one annotator's answers.
 
     Attributes:
         name: Pseudonym.
@@ -37,7 +37,7 @@ class AnnotatorQuality:
         first_shown: Decided comparisons in which the response shown first won.
         seconds: Median time of an answer.
         curve: Agreement with the others' consensus in each block of 25 answers, in order.
-        doubts: What to look at.
+        doubts: Reasons to look at this annotator's answers.
     """
 
     name: str
@@ -54,7 +54,7 @@ class AnnotatorQuality:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What a study's answers are worth.
+    """The quality of a study's answers.
 
     Attributes:
         answers: Number of answers, repetitions and skipped questions left out.
@@ -76,7 +76,7 @@ class QualityReport:
 
 
 def quality_report(answers: Sequence[Answer], study: Study) -> QualityReport:
-    """Return what the answers of a study are worth."""
+    """Measure the quality of a study's answers."""
     given = [a for a in answers if "skip" not in a.value]
     first = [a for a in given if a.turn == 0]
     labels, num_labels, level = labels_of(first, study)
@@ -102,23 +102,23 @@ def labels_of(answers: Sequence[Answer], study: Study) -> tuple[list[Label], int
     Pairs: a, b, neither.  Ratings: 1 to 5.  Rankings: which of each two responses is better.  Spans: whether each word is flagged.
     Demonstrations have no labels.
     """
-    found: list[Label] = []
+    labels: list[Label] = []
     for a in answers:
         who = a.annotator
         if study.kind == "pair":
-            found.append((a.item_id, who, {"a": 0, "b": 1}.get(a.value["choice"], 2)))
+            labels.append((a.item_id, who, {"a": 0, "b": 1}.get(a.value["choice"], 2)))
         elif study.kind == "rating":
-            found.append((a.item_id, who, a.value["rating"] - 1))
+            labels.append((a.item_id, who, a.value["rating"] - 1))
         elif study.kind == "ranking":
             rank = {response: i for i, response in enumerate(a.value["ranking"])}
-            found += [((a.item_id, i, j), who, int(rank[i] > rank[j])) for i, j in combinations(sorted(rank), 2)]
+            labels += [((a.item_id, i, j), who, int(rank[i] > rank[j])) for i, j in combinations(sorted(rank), 2)]
         elif study.kind == "spans":
             for number, (start, end) in enumerate(word_places(a.item.responses[0])):
                 marked = any(span["start"] < end and start < span["end"] for span in a.value["spans"])
-                found.append(((a.item_id, number), who, int(marked)))
+                labels.append(((a.item_id, number), who, int(marked)))
     if study.kind == "rating":
-        return found, SCALE, "ordinal"
-    return found, 3 if study.kind == "pair" else 2, "nominal"
+        return labels, SCALE, "ordinal"
+    return labels, 3 if study.kind == "pair" else 2, "nominal"
 
 
 def _golden(a: Answer, study: Study) -> Answer:

@@ -209,9 +209,7 @@ class FeedbackStore:
         return [answer_of(row, own[row.item_id], self.keys) for row in rows]
 
     def add_answers(self, given: Sequence[Answer]) -> tuple[int, int]:
-        """Store answers from elsewhere, with their items, orders and times; what is there already stays.
-
-        Pseudonyms are taken as they are.
+        """Store answers from elsewhere, with their items, orders, times and pseudonyms; what is there already stays.
 
         Returns:
             How many were added, and how many were there already.

@@ -1,7 +1,7 @@
-"""A reward model fitted under differential privacy: what it says depends but little on any one comparison, or on any one annotator.
+"""A reward model fitted under differential privacy: its scores depend little on any single comparison, or on any single annotator.
 
-The model is the linear n-gram scorer (`scorers.NgramScorer`): with few comparisons, a transformer under the same privacy learns next to
-nothing.  Each optimiser step draws every unit, a comparison or an annotator, with the same probability (Poisson), clips its gradient to
+The model is the linear n-gram scorer (`scorers.NgramScorer`): from few comparisons, a transformer learns next to nothing under the same
+privacy.  Each optimiser step draws every unit, a comparison or an annotator, with the same probability (Poisson), clips its gradient to
 norm C, adds up, and adds normal noise of standard deviation `noise * C` (Abadi et al. 2016, "Deep Learning with Differential Privacy"),
 by opacus.  With all units in every step the T steps together are one Gaussian mechanism of noise / sqrt(T), whose epsilon is exact (Balle
 and Wang 2018); with fewer it is what opacus's PRV accountant says (Gopi et al. 2021), an upper bound with an error below 0.01.
@@ -163,14 +163,14 @@ def noise_for(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
 
 def features(scorer: NgramScorer, rows: Sequence[np.ndarray]) -> Tensor:
     """Return what each text multiplies the scorer's weights by, sparse, shape (texts, features): the gradient of its score."""
-    found = []
+    gradients = []
     weight = scorer.weight.detach().clone().requires_grad_(True)
     for row in rows:
         ids, mask = pad([row], weight.device)
         with torch.enable_grad():
             score = torch.func.functional_call(scorer, {"weight": weight}, (ids, mask))
-        found.append(torch.autograd.grad(score.sum(), weight)[0].to_sparse())
-    return torch.stack(found)
+        gradients.append(torch.autograd.grad(score.sum(), weight)[0].to_sparse())
+    return torch.stack(gradients)
 
 
 class _Differences(nn.Module):
@@ -207,9 +207,9 @@ def _descend(
         if not drawn:  # Poisson sampling may draw nobody: the noise is due all the same
             drawn = [[]]
         rows = torch.tensor([[*group, *[0] * (most - len(group))] for group in drawn])  # (units, pairs)
-        real = torch.tensor([[True] * len(group) + [False] * (most - len(group)) for group in drawn])
-        dense = differences.index_select(0, rows.flatten()).to_dense().view(*rows.shape, -1)
-        margin, label = wrapped(dense), labels[rows]
+        real = torch.tensor([[True] * len(group) + [False] * (most - len(group)) for group in drawn])  # (units, pairs)
+        dense = differences.index_select(0, rows.flatten()).to_dense().view(*rows.shape, -1)  # (units, pairs, features)
+        margin, label = wrapped(dense), labels[rows]  # (units, pairs) each
         loss = -(label * nn.functional.logsigmoid(margin) + (1 - label) * nn.functional.logsigmoid(-margin))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of opacus's hooks

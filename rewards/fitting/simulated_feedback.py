@@ -1,4 +1,4 @@
-"""A reward model fitted to what a simulated annotator says of a task's texts: built once, then found by its hash."""
+"""A reward model fitted to a simulated annotator's comparisons of a task's texts; it is built once and cached by their hash."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from textrl_env.episode import Episode
 from textrl_env.task import TextTask
 from textrl_env.tasks.registry import make_task
 from textrl_env.tokenizer import FileTokenizer, Tokenizer
+from textrl_env.utils.files import write_text
 from textrl_env.utils.folders import cache_folder
 
 from ..models.preference_model import PreferenceRewardModel
@@ -39,7 +40,7 @@ def fitted_reward(task: str, annotator: Mapping[str, Any] | None = None, compari
     """
     world = make_task(task)
     if world.gold is None or world.recipe is None:
-        raise ValueError(f"task {task!r} has no gold score or no corpus: there is nothing to compare, or nobody to do it")
+        raise ValueError(f"task {task!r} has no gold score or no corpus: comparisons need both")
     texts = world.recipe.corpus()
     drawn = _comparisons(texts, comparisons, seed)
     if len(drawn) < comparisons:
@@ -81,10 +82,7 @@ def _in_a_file(tokenizer: Tokenizer) -> FileTokenizer:
     backend.pre_tokenizer = WhitespaceSplit()
     path = cache_folder() / "tokenizers" / f"{_hash(words)}.json"
     if not path.is_file():
-        from textrl_env.utils.files import new_file
-
-        with new_file(path) as file:
-            file.write(backend.to_str())
+        write_text(path, backend.to_str())
     return FileTokenizer(path)
 
 

@@ -53,8 +53,6 @@ class BertScoreReward(Rule):
         ValueError: There is no such variant or layer.
     """
 
-    __module__ = "rewards"
-
     def __init__(
         self,
         path: str | Path,
@@ -96,11 +94,11 @@ class BertScoreReward(Rule):
         """Return the embedded tokens of each text, in order."""
         rows = self._tokenize(texts)
         order = sorted(range(len(texts)), key=lambda i: len(rows[i]["input_ids"]))  # little padding
-        found: dict[int, Embedded] = {}
+        embedded: dict[int, Embedded] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            found.update(zip(chosen, self._embed([rows[i] for i in chosen]), strict=True))
-        return [found[i] for i in range(len(texts))]
+            embedded.update(zip(chosen, self._embed([rows[i] for i in chosen]), strict=True))
+        return [embedded[i] for i in range(len(texts))]
 
     def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         cut = {"truncation": True, "max_length": self._max_tokens}

@@ -36,8 +36,6 @@ class CiderReward(Rule):
         ValueError: It has fewer than 2 documents.
     """
 
-    __module__ = "rewards"
-
     def __init__(self, corpus: Sequence[str | Sequence[str]] | str | Path | None = None) -> None:
         self._source = (
             f"corpus={str(corpus)!r}" if isinstance(corpus, str | Path) else "" if corpus is None else f"<{len(corpus)} documents>"

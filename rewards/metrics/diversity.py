@@ -47,8 +47,6 @@ class DistinctReward(Rule):
         ValueError: `n` is below 1, or `over` is something else.
     """
 
-    __module__ = "rewards"
-
     def __init__(self, n: int = 2, over: str = "response") -> None:
         if over not in ("response", "batch"):
             raise ValueError(f"over={over!r}: choose 'response' or 'batch'")
@@ -62,9 +60,6 @@ class DistinctReward(Rule):
         batch = sum(each, Counter())
         return [sum(count / batch[gram] for gram, count in grams.items()) / max(grams.total(), 1) for grams in each]
 
-    def __repr__(self) -> str:
-        return f"DistinctReward(n={self.n}, over={self.over!r})"
-
 
 class SelfBleuReward(Rule):
     """1 - sentence BLEU of each response with all others of the batch as references (Zhu et al. 2018, "Texygen"), in [0, 1].
@@ -74,8 +69,6 @@ class SelfBleuReward(Rule):
     Raises:
         ImportError: sacrebleu is not installed.
     """
-
-    __module__ = "rewards"
 
     def __init__(self) -> None:
         self._bleu = needed("sacrebleu.metrics", "self_bleu").BLEU(effective_order=True)
@@ -107,9 +100,6 @@ class SelfBleuReward(Rule):
         closest = min(others, key=lambda length: (abs(length - lengths[which]), length))
         return float(self._bleu.compute_bleu(correct, total, lengths[which], closest, "exp", None, True).score)
 
-    def __repr__(self) -> str:
-        return "SelfBleuReward()"
-
 
 def _grams(words: list[str], order: int) -> Grams:
     return Counter(gram for n in range(1, order + 1) for gram in ngrams(words, n))
@@ -117,9 +107,9 @@ def _grams(words: list[str], order: int) -> Grams:
 
 def _two_highest(each: Sequence[Grams]) -> dict[tuple[str, ...], tuple[int, int, int]]:
     """Return for each n-gram its highest count in a text, which text that is, and the highest count in another."""
-    found: dict[Any, tuple[int, int, int]] = {}
+    highest_counts: dict[Any, tuple[int, int, int]] = {}
     for which, grams in enumerate(each):
         for gram, count in grams.items():
-            highest, whose, second = found.get(gram, (0, -1, 0))
-            found[gram] = (count, which, highest) if count > highest else (highest, whose, max(second, count))
-    return found
+            highest, whose, second = highest_counts.get(gram, (0, -1, 0))
+            highest_counts[gram] = (count, which, highest) if count > highest else (highest, whose, max(second, count))
+    return highest_counts

@@ -26,8 +26,6 @@ class BleuReward(ReferenceRule):
         ValueError: sacrebleu knows no such tokenizer.
     """
 
-    __module__ = "rewards"
-
     name = "bleu"
 
     def __init__(self, tokenize: str = "13a", lowercase: bool = False) -> None:
@@ -39,9 +37,6 @@ class BleuReward(ReferenceRule):
 
     def _compare(self, response: str, references: tuple[str, ...]) -> float:
         return min(1.0, self._bleu.sentence_score(response, list(references)).score / 100)  # sacrebleu's 100 has rounding errors
-
-    def __repr__(self) -> str:
-        return f"BleuReward(tokenize={self.tokenize!r}, lowercase={self.lowercase})"
 
 
 class ChrfReward(ReferenceRule):
@@ -56,8 +51,6 @@ class ChrfReward(ReferenceRule):
         ValueError: `word_order` is negative.
     """
 
-    __module__ = "rewards"
-
     name = "chrf"
 
     def __init__(self, word_order: int = 0, lowercase: bool = False) -> None:
@@ -68,9 +61,6 @@ class ChrfReward(ReferenceRule):
 
     def _compare(self, response: str, references: tuple[str, ...]) -> float:
         return min(1.0, self._chrf.sentence_score(response, list(references)).score / 100)
-
-    def __repr__(self) -> str:
-        return f"ChrfReward(word_order={self.word_order}, lowercase={self.lowercase})"
 
 
 class TerReward(ReferenceRule):
@@ -86,8 +76,6 @@ class TerReward(ReferenceRule):
         ImportError: sacrebleu is not installed.
     """
 
-    __module__ = "rewards"
-
     name = "ter"
 
     def __init__(self, lowercase: bool = False) -> None:
@@ -96,9 +84,6 @@ class TerReward(ReferenceRule):
 
     def _compare(self, response: str, references: tuple[str, ...]) -> float:
         return max(0.0, 1.0 - self._ter.sentence_score(response, list(references)).score / 100)
-
-    def __repr__(self) -> str:
-        return f"TerReward(lowercase={self.lowercase})"
 
 
 class RougeReward(ReferenceRule):
@@ -114,8 +99,6 @@ class RougeReward(ReferenceRule):
         ImportError: rouge-score is not installed.
         ValueError: There is no such variant.
     """
-
-    __module__ = "rewards"
 
     name = "rouge"
 
@@ -146,8 +129,6 @@ class MeteorReward(ReferenceRule):
         FileNotFoundError: WordNet is not where NLTK looks for it.
     """
 
-    __module__ = "rewards"
-
     name = "meteor"
 
     def __init__(self) -> None:
@@ -157,9 +138,6 @@ class MeteorReward(ReferenceRule):
         meteor_score = needed("nltk.translate.meteor_score", self.name).meteor_score
         wordnet = needed("nltk.corpus", self.name).wordnet
         return float(meteor_score([_words(reference) for reference in references], _words(response), wordnet=wordnet))
-
-    def __repr__(self) -> str:
-        return "MeteorReward()"
 
 
 def _words(text: str) -> list[str]:

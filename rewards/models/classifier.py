@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
 
-from .pretrained import Checkpoint
+from ..utils.base_reward import BaseReward
+from .pretrained import Checkpoint, Reading
 from .score_memo import TextCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OUTPUTS = ("probability", "log_probability", "logit")
 
 
-class ClassifierReward:
+class ClassifierReward(BaseReward):
     """The value of one class under a sequence classifier of transformers.
 
     Args:
@@ -25,17 +29,12 @@ class ClassifierReward:
         label: The class: its index, or its name in the model's `id2label`.
         output: `"probability"` in [0, 1], `"log_probability"`, or `"logit"`.  With one class only, the sigmoid stands for softmax.
         reads: `"text"`, prompt and response, or `"response"` alone.
-        device: Where the model lives.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        batch_size: Texts read at once.
-        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
+        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights.
         ValueError: The model has no such class, or an argument is out of range.
     """
-
-    __module__ = "rewards"
 
     end = False  # whether an end-of-text token is added
 
@@ -46,14 +45,11 @@ class ClassifierReward:
         *,
         output: Literal["probability", "log_probability", "logit"] = "probability",
         reads: Literal["text", "response"] = "text",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        max_tokens: int | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         if output not in _OUTPUTS or reads not in ("text", "response"):
             raise ValueError(f"output={output!r}, reads={reads!r}: choose from {', '.join(_OUTPUTS)}, and from text, response")
-        self.checkpoint = Checkpoint("AutoModelForSequenceClassification", path, device, dtype, batch_size, max_tokens)
+        self.checkpoint = Checkpoint("AutoModelForSequenceClassification", path, **reading)
         config = self.checkpoint.model.config
         self.label, self.output, self.reads = _index(config, label), output, reads
         if config.pad_token_id is None:  # transformers looks for the last token before the padding
@@ -82,10 +78,6 @@ class ClassifierReward:
     def _pad_id(self) -> int:
         return self.checkpoint.model.config.pad_token_id or 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ClassifierReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.checkpoint.path!r}, label={self.label}, {self.output})"
 
@@ -100,8 +92,6 @@ class ScalarHeadReward(ClassifierReward):
         ValueError: The model has more than one output.
     """
 
-    __module__ = "rewards"
-
     end = True
 
     def __init__(self, path: str | Path, **kwargs: Any) -> None:
@@ -112,7 +102,7 @@ class ScalarHeadReward(ClassifierReward):
 
 def _index(config: Any, label: int | str) -> int:
     names = {int(i): name for i, name in config.id2label.items()}
-    found = [i for i, name in names.items() if label in (i, name)]
-    if not found or isinstance(label, bool):
+    matching = [i for i, name in names.items() if label in (i, name)]
+    if not matching or isinstance(label, bool):
         raise ValueError(f"label={label!r}: the model has {', '.join(f'{i} ({name})' for i, name in names.items())}")
-    return found[0]
+    return matching[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,41 +13,37 @@ from torch import Tensor
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError
 
-from .pretrained import Checkpoint
+from ..utils.base_reward import BaseReward
+from .pretrained import Checkpoint, Reading
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class EmbeddingReward:
+class EmbeddingReward(BaseReward):
     """Cosine similarity of embeddings, the masked mean of an encoder's last hidden states (Reimers and Gurevych 2019), in [-1, 1].
 
     Args:
         path: Folder, or name on the hub, of an encoder such as `sentence-transformers/all-MiniLM-L6-v2`.
         against: What the response is compared with: `"reference"`, the nearest one, or `"prompt"`.
-        device: Where the model lives.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        batch_size: Texts read at once.
-        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
+        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights.
         ValueError: An argument is out of range.
     """
 
-    __module__ = "rewards"
-
     def __init__(
         self,
         path: str | Path,
         *,
         against: Literal["reference", "prompt"] = "reference",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 64,
-        max_tokens: int | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         if against not in ("reference", "prompt"):
             raise ValueError(f"against={against!r} must be 'reference' or 'prompt'")
         self.against = against
-        self.checkpoint = Checkpoint("AutoModel", path, device, dtype, batch_size, max_tokens)
+        self.checkpoint = Checkpoint("AutoModel", path, **reading)
         self._fixed: dict[str, np.ndarray] = {}  # of prompts and references, which come again in every rollout
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
@@ -62,24 +58,20 @@ class EmbeddingReward:
         new = [text for text in dict.fromkeys(text for group in others for text in group) if text not in self._fixed]
         self._fixed.update(zip(new, self._embed(new), strict=True))
         responses = dict.fromkeys(e.response for e in episodes)
-        found = dict(zip(responses, self._embed([*responses]), strict=True))
-        return [max(float(found[e.response] @ self._fixed[other]) for other in group) for e, group in zip(episodes, others, strict=True)]
+        embedded = dict(zip(responses, self._embed([*responses]), strict=True))
+        return [max(float(embedded[e.response] @ self._fixed[other]) for other in group) for e, group in zip(episodes, others, strict=True)]
 
     def _embed(self, texts: list[str]) -> list[np.ndarray]:
         """Return embeddings of length 1; that of a text without tokens is 0."""
         rows = self.checkpoint.encode(texts)
         full = [i for i, row in enumerate(rows) if row]
-        found = dict(zip(full, self.checkpoint.read([rows[i] for i in full], self._head), strict=True))
-        return [found.get(i, np.zeros(self.checkpoint.model.config.hidden_size)) for i in range(len(texts))]
+        embedded = dict(zip(full, self.checkpoint.read([rows[i] for i in full], self._head), strict=True))
+        return [embedded.get(i, np.zeros(self.checkpoint.model.config.hidden_size)) for i in range(len(texts))]
 
     def _head(self, ids: Tensor, mask: Tensor, places: list[int]) -> list[np.ndarray]:
         states = self.checkpoint.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # (B, T, D)
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
         return list(torch.nn.functional.normalize(pooled, dim=-1).double().cpu().numpy())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"EmbeddingReward({self.checkpoint.path!r}, {self.against})"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
 
-from .pretrained import Checkpoint
+from ..utils.base_reward import BaseReward
+from .pretrained import Checkpoint, Reading
 from .score_memo import TextCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _OUTPUTS = ("mean", "sum", "perplexity")
 
 
-class LikelihoodReward:
+class LikelihoodReward(BaseReward):
     """Log-probability of the response after its prompt under a causal language model of transformers.
 
     A token belongs to the response if it ends behind the prompt.  The end-of-text token counts where the text was ended
@@ -28,32 +32,25 @@ class LikelihoodReward:
         path: Folder, or name on the hub.
         output: `"mean"`, log-probability per token in nats; `"sum"`, of the whole response; or `"perplexity"`, -exp(-mean), so
             that more is better here too.
-        device: Where the model lives.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        batch_size: Texts read at once.
-        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
+        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights.
         ValueError: An argument is out of range.
     """
 
-    __module__ = "rewards"
-
     def __init__(
         self,
         path: str | Path,
         *,
         output: Literal["mean", "sum", "perplexity"] = "mean",
-        device: str | torch.device = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 16,
-        max_tokens: int | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"output={output!r} must be one of {', '.join(_OUTPUTS)}")
         self.output = output
-        self.checkpoint = Checkpoint("AutoModelForCausalLM", path, device, dtype, batch_size, max_tokens)
+        reading.setdefault("batch_size", 16)  # logits of a whole vocabulary
+        self.checkpoint = Checkpoint("AutoModelForCausalLM", path, **reading)
         self._cache = TextCache()
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
@@ -92,10 +89,6 @@ class LikelihoodReward:
             log_probs = torch.full((1,), -math.log(logits.shape[1]))
         mean = float(log_probs.mean())
         return {"mean": mean, "sum": float(log_probs.sum()), "perplexity": -math.exp(min(-mean, 700.0))}[self.output]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LikelihoodReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"LikelihoodReward({self.checkpoint.path!r}, {self.output})"

@@ -57,8 +57,8 @@ class PersonalRewardModel:
     def group_of(self, episode: Episode) -> str | None:
         """Return the group an episode is for."""
         named = episode.metadata.get(self.column)
-        if named is None and self.pattern is not None and (found := self.pattern.search(episode.prompt)):
-            named = found[1]
+        if named is None and self.pattern is not None and (match := self.pattern.search(episode.prompt)):
+            named = match[1]
         return None if named is None else str(named)
 
     def save(self, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 from textrl_env.utils.files import new_folder
 
+from ..utils.base_reward import BaseReward
 from .score_memo import TextCache
 from .scorers import PreferenceNetwork, build_trunk, score_rows
 
@@ -22,7 +23,7 @@ _FORMAT = 1
 _DTYPES = ("float32", "bfloat16")
 
 
-class PreferenceRewardModel:
+class PreferenceRewardModel(BaseReward):
     """Scores prompt + response with a network fitted to preferences: `gain * network(text) + bias`.
 
     Texts are tokenised by the model's own tokenizer, cut from the left to `max_tokens` with the end-of-text token.
@@ -41,8 +42,6 @@ class PreferenceRewardModel:
     Raises:
         ValueError: An argument is out of range.
     """
-
-    __module__ = "rewards"
 
     def __init__(
         self,
@@ -168,10 +167,6 @@ class PreferenceRewardModel:
             "ngram_buckets": ngrams.buckets if ngrams else 0,
             "trunk": json.loads(trunk.trunk.config.to_json_string()) if trunk else None,
         }
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PreferenceRewardModel:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.network.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Reading(TypedDict, total=False):
+    """Arguments of `Checkpoint` that say how texts are read."""
+
+    device: str | torch.device
+    dtype: str
+    batch_size: int
+    max_tokens: int | None
+
+
 class Checkpoint:
     """A model, its own tokenizer and its own device.
 
@@ -25,7 +34,7 @@ class Checkpoint:
         device: Where the model lives.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`: of weights and arithmetic.
         batch_size: Texts read at once, at least 1.
-        max_tokens: Longest text that is read; None for the model's limit.
+        max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights or no tokenizer.
@@ -33,7 +42,13 @@ class Checkpoint:
     """
 
     def __init__(
-        self, kind: str, path: str | Path, device: str | torch.device, dtype: str, batch_size: int, max_tokens: int | None
+        self,
+        kind: str,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        batch_size: int = 64,
+        max_tokens: int | None = None,
     ) -> None:
         import transformers
 

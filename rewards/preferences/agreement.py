@@ -1,4 +1,4 @@
-"""Do annotators agree, and how often is each right?  Krippendorff's alpha, raw agreement, and Dawid and Skene's model."""
+"""Agreement of annotators (Krippendorff's alpha, raw agreement), and how often each is right (Dawid and Skene's model)."""
 
 from __future__ import annotations
 
@@ -123,19 +123,19 @@ def dawid_skene(
     item, who, said = np.array([(item_of[i], who_of[w], label) for i, w, label in answers]).T  # (M,) each
     fixed = {item_of[i]: label for i, label in (known or {}).items() if i in item_of}
     right = np.eye(num_labels)
-    posterior = np.zeros((len(names), num_labels))
+    posterior = np.zeros((len(names), num_labels))  # (N, K)
     np.add.at(posterior, item, right[said])
     posterior /= posterior.sum(1, keepdims=True)
-    pseudo = smoothing * (right + (1 - right) / (num_labels - 1))
+    pseudo = smoothing * (right + (1 - right) / (num_labels - 1))  # (K, K)
     iteration = 0
     for iteration in range(1, most + 1):  # noqa: B007 - told in the result
         for i, label in fixed.items():
             posterior[i] = right[label]
-        prior = (posterior.sum(0) + smoothing) / (len(names) + num_labels * smoothing)
+        prior = (posterior.sum(0) + smoothing) / (len(names) + num_labels * smoothing)  # (K,)
         counts = np.zeros((len(people), num_labels, num_labels))  # (A, said, true)
         np.add.at(counts, (who, said), posterior[item])
-        tables = counts.transpose(0, 2, 1) + pseudo
-        confusion = tables / tables.sum(2, keepdims=True)
+        tables = counts.transpose(0, 2, 1) + pseudo  # (A, true, said)
+        confusion = tables / tables.sum(2, keepdims=True)  # (A, K, K)
         logs = np.tile(np.log(prior), (len(names), 1))  # (N, K)
         np.add.at(logs, item, np.log(confusion)[who, :, said])
         new = np.exp(logs - logs.max(1, keepdims=True))
@@ -146,7 +146,7 @@ def dawid_skene(
         posterior = new
         if moved < 1e-8:
             break
-    accuracy = np.einsum("k,akk->a", prior, confusion)
+    accuracy = np.einsum("k,akk->a", prior, confusion)  # (A,)
     return LabelEstimate(
         dict(zip(names, posterior, strict=True)),
         dict(zip(people, accuracy.tolist(), strict=True)),

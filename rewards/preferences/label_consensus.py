@@ -23,11 +23,11 @@ def votes(preferences: Sequence[Preference]) -> list[tuple[Pair, str, int]]:
 
     The order of a pair has nothing to do with what is written in it, so that what annotators agree on by chance is not mistaken.
     """
-    found: list[tuple[Pair, str, int]] = []
+    answers: list[tuple[Pair, str, int]] = []
     for p in preferences:
         first, second = sorted((p.chosen, p.rejected), key=partial(_lot, p.prompt))
-        found.append(((p.prompt, first, second), p.annotator or "", 2 if p.is_tie else int(p.chosen == second)))
-    return found
+        answers.append(((p.prompt, first, second), p.annotator or "", 2 if p.is_tie else int(p.chosen == second)))
+    return answers
 
 
 def _lot(prompt: str, response: str) -> bytes:

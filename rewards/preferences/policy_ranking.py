@@ -1,4 +1,4 @@
-"""Who writes best?  Strengths of policies or checkpoints from comparisons of their texts, by Bradley and Terry's model."""
+"""Strengths of policies or checkpoints, estimated from comparisons of their texts with Bradley and Terry's model."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
         raise ValueError("an outcome is 1, 0.5 or 0: the share of the win that the first player has")
     index = {player: i for i, player in enumerate(players)}
     first, second = (np.array([index[game[i]] for game in games]) for i in (0, 1))  # type: ignore[index]
-    wins = np.zeros((len(players), len(players)))
+    wins = np.zeros((len(players), len(players)))  # (P, P)
     np.add.at(wins, (first, second), [game[2] for game in games])
     np.add.at(wins, (second, first), [1 - game[2] for game in games])
     best = _fit(wins, prior)
     rng = np.random.default_rng(seed)
     outcomes = np.array([game[2] for game in games])
-    draws = np.empty((samples, len(players)))
+    draws = np.empty((samples, len(players)))  # (samples, P)
     for draw in draws:
         chosen = rng.integers(len(games), size=len(games))
         again = np.zeros_like(wins)
         np.add.at(again, (first[chosen], second[chosen]), outcomes[chosen])
         np.add.at(again, (second[chosen], first[chosen]), 1 - outcomes[chosen])
         draw[:] = _fit(again, prior, best)
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)  # (P,) each
     count = np.bincount(np.concatenate([first, second]), minlength=len(players))
-    found = [Strength(p, float(best[i]), float(low[i]), float(high[i]), int(count[i])) for i, p in enumerate(players)]
-    return sorted(found, key=lambda s: -s.strength)
+    strengths = [Strength(p, float(best[i]), float(low[i]), float(high[i]), int(count[i])) for i, p in enumerate(players)]
+    return sorted(strengths, key=lambda s: -s.strength)
 
 
 def games_of(answers: Sequence[tuple[Sequence[str], Mapping[str, object]]]) -> list[Game]:
@@ -78,11 +78,11 @@ def games_of(answers: Sequence[tuple[Sequence[str], Mapping[str, object]]]) -> l
 
 def _fit(wins: np.ndarray, prior: float, start: np.ndarray | None = None) -> np.ndarray:
     def loss(strength: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = strength[:, None] - strength
+        margin = strength[:, None] - strength  # (P, P)
         lost = 0.5 * (1 - np.tanh(margin / 2))  # probability of losing
         flow = wins * lost
         value = (wins * np.logaddexp(0, -margin)).sum() + 0.5 * prior * (strength**2).sum()
         return float(value), -(flow.sum(1) - flow.sum(0)) + prior * strength
 
-    found = minimize(loss, np.zeros(len(wins)) if start is None else start, jac=True, method="L-BFGS-B").x
-    return found - found.mean()
+    strengths = minimize(loss, np.zeros(len(wins)) if start is None else start, jac=True, method="L-BFGS-B").x
+    return strengths - strengths.mean()

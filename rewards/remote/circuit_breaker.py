@@ -1,4 +1,4 @@
-"""A circuit breaker: what stops calling a server that is down, probes it, and gives up when patience is over."""
+"""A circuit breaker: it stops requests to a server that is down, probes the server, and gives up after a time."""
 
 from __future__ import annotations
 

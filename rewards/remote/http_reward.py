@@ -22,11 +22,12 @@ from typing import Any
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError
 
+from ..utils.base_reward import BaseReward
 from .endpoint import Endpoint, Post, is_finite, quoted
 from .score_cache import Add, ScoreCache, content_key
 
 
-class HttpReward:
+class HttpReward(BaseReward):
     """Scores by a server that follows the schema above.
 
     A server that fails is asked again; one that is down is waited for.  Equal episodes of a batch are asked for once, and
@@ -48,8 +49,6 @@ class HttpReward:
         TypeError: A header is no string.
         ValueError: An argument is out of range, a secret stands in `url` or `headers` as it is, or `cache` is damaged.
     """
-
-    __module__ = "rewards"
 
     def __init__(
         self,
@@ -103,10 +102,6 @@ class HttpReward:
             if not is_finite(score):
                 raise RewardError(f"{url} gave {score!r} for {quoted(row['prompt'] + row['response'])}; it must be a finite number")
         return [float(score) for score in scores]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HttpReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"HttpReward({self._endpoint.url!r})"

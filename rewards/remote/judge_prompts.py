@@ -106,9 +106,9 @@ def checked_pattern(pattern: str) -> re.Pattern[str]:
 
 def rating(answer: str, pattern: re.Pattern[str], low: float, high: float) -> float | None:
     """Return the rating that stands in an answer; None where there is none, two that differ, or one out of range."""
-    found = {text.strip() for text in pattern.findall(answer)}
+    verdicts = {text.strip() for text in pattern.findall(answer)}
     try:
-        values = {float(text) for text in found}
+        values = {float(text) for text in verdicts}
     except ValueError:
         return None
     value = values.pop() if len(values) == 1 else math.nan
@@ -117,5 +117,5 @@ def rating(answer: str, pattern: re.Pattern[str], low: float, high: float) -> fl
 
 def preference(answer: str, pattern: re.Pattern[str]) -> float | None:
     """Return what an answer gives to the response shown as A: 1, 0 or, for a tie, 0.5; None without one clear verdict."""
-    found = {text.strip().upper() for text in pattern.findall(answer)}
-    return _WORTH.get(found.pop()) if len(found) == 1 else None
+    verdicts = {text.strip().upper() for text in pattern.findall(answer)}
+    return _WORTH.get(verdicts.pop()) if len(verdicts) == 1 else None

@@ -11,6 +11,7 @@ from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError
 from textrl_env.utils.row_files import JsonRows, RowError
 
+from ..utils.base_reward import BaseReward
 from . import judge_prompts as verdict
 from .endpoint import Endpoint, Post, quoted
 from .score_cache import Add, ScoreCache, content_key
@@ -18,7 +19,7 @@ from .score_cache import Add, ScoreCache, content_key
 _TRIES = 3  # answers that are asked for until one holds a verdict
 
 
-class JudgeReward:
+class JudgeReward(BaseReward):
     """Scores by a language model that is asked for a rating, or for a comparison (Zheng et al. 2023).
 
     `pointwise`: the score is the judge's rating, in [low, high].  `pairwise`: the response is compared with another one;
@@ -57,8 +58,6 @@ class JudgeReward:
         ValueError: An argument is out of range or does not fit the mode, a file is damaged, or a secret stands in `url` or
             `headers` as it is.
     """
-
-    __module__ = "rewards"
 
     def __init__(
         self,
@@ -187,10 +186,6 @@ class JudgeReward:
             raise RewardError(
                 f"{self._endpoint.url} tells no usage.total_tokens, so token_budget={self.token_budget} cannot be kept: drop it"
             )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> JudgeReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"JudgeReward({self.model!r}, {self.mode}, {self._endpoint.url!r})"

@@ -100,9 +100,9 @@ def _http_error(request: Request, error: Any) -> JSONResponse:
 
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
-    found = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()]
-    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-    return JSONResponse({"error": "; ".join(found[:3]) + more}, 422)
+    faults = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()]
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return JSONResponse({"error": "; ".join(faults[:3]) + more}, 422)
 
 
 def _failed(request: Request, error: Any) -> JSONResponse:

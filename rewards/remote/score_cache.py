@@ -1,4 +1,4 @@
-"""Scores that were already paid for, by the content they belong to: in memory while a call fails, on disk if wanted."""
+"""A cache of scores by content: in memory while a call fails, and on disk if a file is given."""
 
 from __future__ import annotations
 

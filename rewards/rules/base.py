@@ -8,18 +8,17 @@ from typing import Any
 
 from textrl_env.episode import Episode
 
+from ..utils.base_reward import BaseReward
 
-class Rule:
-    """A reward model that never changes: a copy is the rule itself, since gymnasium deep-copies the arguments of every `make`.
+
+class Rule(BaseReward):
+    """A reward model that follows a rule and never changes.
 
     Attributes:
         by_design: What nobody need be warned of, see `rewards.check`; a rule reads no prompt.
     """
 
     by_design: Collection[str] = ("prompt",)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self
 
 
 def length_of(episode: Episode) -> int:

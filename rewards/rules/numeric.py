@@ -62,8 +62,6 @@ class NumericReward(ReferenceRule):
         ValueError: `tolerance` is negative or not finite.
     """
 
-    __module__ = "rewards"
-
     name = "numeric"
 
     def __init__(self, tolerance: float = 1e-6) -> None:

@@ -24,8 +24,6 @@ class VaderReward(Rule):
     agent finds ("friend friend friend" is very positive): that makes it a good lesson in reward hacking.
     """
 
-    __module__ = "rewards"
-
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the compound sentiment of each response, in [-1, 1]."""
         return [float(self._analyzer.polarity_scores(e.response)["compound"]) for e in episodes]
@@ -38,9 +36,6 @@ class VaderReward(Rule):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # the lexicon is read again rather than pickled
-
-    def __repr__(self) -> str:
-        return "VaderReward()"
 
 
 class LengthReward(Rule):
@@ -58,8 +53,6 @@ class LengthReward(Rule):
         ValueError: `target` is below 1.
     """
 
-    __module__ = "rewards"
-
     by_design = ("prompt", "length")
 
     def __init__(self, target: int = 24) -> None:
@@ -68,9 +61,6 @@ class LengthReward(Rule):
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the closeness of each length to the target, in [0, 1]."""
         return [max(0.0, 1.0 - abs(length_of(e) - self.target) / self.target) for e in episodes]
-
-    def __repr__(self) -> str:
-        return f"LengthReward(target={self.target})"
 
 
 class RepetitionReward(Rule):
@@ -87,8 +77,6 @@ class RepetitionReward(Rule):
         ValueError: `n` is below 1.
     """
 
-    __module__ = "rewards"
-
     by_design = ("prompt", "constant")  # a guard that never strikes is no flaw
 
     def __init__(self, n: int = 4) -> None:
@@ -101,9 +89,6 @@ class RepetitionReward(Rule):
     def _score(self, parts: list[Any]) -> float:
         grams = [tuple(parts[i : i + self.n]) for i in range(len(parts) - self.n + 1)]
         return len(set(grams)) / len(grams) if grams else 1.0
-
-    def __repr__(self) -> str:
-        return f"RepetitionReward(n={self.n})"
 
 
 class KeywordReward(Rule):
@@ -118,8 +103,6 @@ class KeywordReward(Rule):
         TypeError: `keywords` is one string instead of a list, or holds something else than strings.
         ValueError: It is empty or holds a blank keyword.
     """
-
-    __module__ = "rewards"
 
     def __init__(self, keywords: Sequence[str]) -> None:
         self.keywords = listed(keywords, "keywords", "['plot', 'cast']")
@@ -145,8 +128,6 @@ class ForbiddenReward(Rule):
         TypeError: `words` is one string instead of a list, or holds something else than strings.
         ValueError: It is empty or holds a blank word.
     """
-
-    __module__ = "rewards"
 
     by_design = ("prompt", "constant")  # as of repetition
 
@@ -176,8 +157,6 @@ class KnownWordsReward(Rule):
         ValueError: There are none, or a blank one.
         ImportError: `words` is None and pyspellchecker is not installed.
     """
-
-    __module__ = "rewards"
 
     def __init__(self, words: Sequence[str] | str | Path | None = None) -> None:
         self._source = f"words={str(words)!r}" if isinstance(words, str | Path) else "" if words is None else f"<{len(words)} words>"
@@ -210,8 +189,6 @@ class RegexReward(Rule):
         TypeError: `pattern` is not a string.
         ValueError: `pattern` does not compile.
     """
-
-    __module__ = "rewards"
 
     def __init__(self, pattern: str, ignore_case: bool = False) -> None:
         if not isinstance(pattern, str):

@@ -30,8 +30,6 @@ class ExactMatchReward(ReferenceRule):
             and the, and with single spaces.
     """
 
-    __module__ = "rewards"
-
     name = "exact_match"
 
     def __init__(self, normalise: bool = False) -> None:
@@ -63,8 +61,6 @@ class ChoiceReward(ReferenceRule):
     Raises:
         ValueError: `letters` are fewer than two, not letters, or not all different.
     """
-
-    __module__ = "rewards"
 
     name = "choice"
 
@@ -99,9 +95,6 @@ class ChoiceReward(ReferenceRule):
             raise ValueError(f"choice finds none of the letters {self.letters} in the reference {reference[:100]!r}: give the right letter")
         return letter
 
-    def __repr__(self) -> str:
-        return f"ChoiceReward(letters={self.letters!r})"
-
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     last = None
@@ -125,8 +118,6 @@ class JsonReward(Rule):
         ValueError: `schema` is no valid schema.
         ImportError: jsonschema is not installed.
     """
-
-    __module__ = "rewards"
 
     def __init__(self, schema: Mapping[str, Any] | None = None) -> None:
         self.schema = schema
@@ -181,14 +172,9 @@ class PythonSyntaxReward(Rule):
     single word is valid Python.
     """
 
-    __module__ = "rewards"
-
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return 1.0 for each response that parses, else 0.0."""
         return [float(_parses(e.response.lstrip())) for e in episodes]
-
-    def __repr__(self) -> str:
-        return "PythonSyntaxReward()"
 
 
 def _parses(code: str) -> bool:

@@ -18,12 +18,14 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores, terms_of, valid_scores
 
+from ..utils.base_reward import BaseReward
+
 DENSE = ("score_steps", "score_turns")
 
 Weight = float | Sequence[Sequence[float]]
 
 
-class Combination:
+class Combination(BaseReward):
     """What all combinations share.
 
     Args:
@@ -72,10 +74,6 @@ class Combination:
             if name in state:
                 model.set_state(state[name])  # type: ignore[attr-defined]  # it had one
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Combination:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={model!r}' for name, model in self.terms.items())})"
 
@@ -93,8 +91,6 @@ class SumReward(Combination):
         TypeError: `terms` is no mapping.
         ValueError: A weight belongs to no term, is no finite number, or its texts do not rise.
     """
-
-    __module__ = "rewards"
 
     name = "sum"
     dense = True
@@ -143,8 +139,6 @@ class SumReward(Combination):
 class ProductReward(Combination):
     """The product of the terms; with terms in [0, 1], a soft "and"."""
 
-    __module__ = "rewards"
-
     name = "product"
 
     def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -153,8 +147,6 @@ class ProductReward(Combination):
 
 class MinimumReward(Combination):
     """The smallest term: what the weakest side is worth, or an ensemble's worst case (Coste et al. 2024)."""
-
-    __module__ = "rewards"
 
     name = "minimum"
 
@@ -175,8 +167,6 @@ class EnsembleReward(Combination):
     Raises:
         ValueError: There are fewer than two members, or the penalty is negative.
     """
-
-    __module__ = "rewards"
 
     name = "ensemble"
 
@@ -201,8 +191,6 @@ class GoldAndProxyReward(Combination):
         proxy: What the agent is paid.
         gold: What is only watched.
     """
-
-    __module__ = "rewards"
 
     name = "gold_and_proxy"
 

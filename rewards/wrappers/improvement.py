@@ -11,12 +11,13 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
 
+from ..utils.base_reward import BaseReward
 from .combine import refuse_dense
 
 _KEPT = 262_144  # prefixes whose score is remembered: many times what any batch has under way
 
 
-class ImprovementReward:
+class ImprovementReward(BaseReward):
     """Pays each token by the change of the score, F = phi(after) - phi(before) with phi(nothing) = 0.
 
     This is potential-based shaping at gamma = 1 (Ng, Harada and Russell 1999) whose potential is the score itself: the rewards of a
@@ -29,8 +30,6 @@ class ImprovementReward:
     Attributes:
         last_terms: `final`, the whole scores of the texts that ended last, shape (n,), and the reward model's own terms.
     """
-
-    __module__ = "rewards"
 
     def __init__(self, reward: Any) -> None:
         self.reward = as_reward_model(reward)
@@ -62,10 +61,6 @@ class ImprovementReward:
                 self._potentials.move_to_end(key)
                 return self._potentials[key]
         return 0.0
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImprovementReward:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
 
     def __repr__(self) -> str:
         return f"ImprovementReward({self.reward!r})"

@@ -13,12 +13,13 @@ from textrl_env.episode import Episode
 from textrl_env.prompts.reader import read_prompts
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
 
+from ..utils.base_reward import BaseReward
 from .combine import refuse_dense, state_of
 
 Reference = str | Path | Sequence[Episode]
 
 
-class Transform:
+class Transform(BaseReward):
     """What all transforms share.
 
     Args:
@@ -53,10 +54,6 @@ class Transform:
         if state["reward"] is not None:
             self.reward.set_state(state["reward"])  # type: ignore[attr-defined]  # it had one
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Transform:
-        """Return itself: gymnasium deep-copies the arguments of every `make`."""
-        return self
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.reward!r})"
 
@@ -67,8 +64,6 @@ class ClipReward(Transform):
     Raises:
         ValueError: `low` is not below `high`.
     """
-
-    __module__ = "rewards"
 
     name = "clip"
 
@@ -88,8 +83,6 @@ class ThresholdReward(Transform):
     Raises:
         ValueError: `at` is no finite number.
     """
-
-    __module__ = "rewards"
 
     name = "threshold"
 
@@ -121,8 +114,6 @@ class NormalizedReward(Transform):
     Raises:
         ValueError: The reference texts are fewer than two, or all score the same.
     """
-
-    __module__ = "rewards"
 
     name = "normalize"
 
@@ -175,8 +166,6 @@ class DebiasLengthReward(Transform):
     Raises:
         ValueError: The reference texts are fewer than two, all score the same, or all have the same length.
     """
-
-    __module__ = "rewards"
 
     name = "debias_length"
 

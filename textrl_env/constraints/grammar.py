@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..prompts.prompt import Prompt
+from ..utils.never_copied import NeverCopied
 from ..utils.optional_imports import optional_import
 from .search import EndingSearch
 from .vocabulary import Vocabulary
@@ -60,7 +61,7 @@ class Grammar:
         return CompiledGrammar("lark", self.lark, vocabulary)
 
 
-class CompiledGrammar:
+class CompiledGrammar(NeverCopied):
     """A grammar over the vocabulary.
 
     End-of-text is legal exactly where the text so far is a whole match; any tokens that spell a match may be written.
@@ -144,10 +145,6 @@ class CompiledGrammar:
         """Compile anew."""
         self.__dict__.update(state)
         self._compile()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGrammar:
-        """Return itself: it never changes."""
-        return self
 
 
 class MatcherState:

@@ -89,7 +89,10 @@ class TextCore:
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
         """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
         if self.share is not None and self.undealt is not None and self._dealt is None:
-            self._deal(self.share, self.undealt)
+            # a whole rollout's prompts, drawn at its first restart, which may seed the rows
+            drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(self.undealt)]
+            self._dealt = deque(drawn[self.share.of(self.undealt, self.task.group_size)])
+            self.undealt = len(self._dealt)
         for row in rows:
             self.prompt[row] = PAD
             self.response[row] = PAD
@@ -147,7 +150,7 @@ class TextCore:
             RuntimeError: No row is live: `restart` first.
             RewardError: The reward model failed.
         """
-        tokens = self._checked(actions)  # (B,)
+        tokens = _checked(actions, self.live, self.task.tokenizer.vocab_size)  # (B,)
         rows = np.flatnonzero(self.live)  # the live ones
         reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
         illegal = self._advance(rows, tokens)
@@ -168,10 +171,10 @@ class TextCore:
         if not len(ended):
             return StepResult(rewards, scores, terminated, {})
         episodes = self._episodes(ended, reason, cuts)
-        scores[ended] = self._scores(episodes)
+        scores[ended] = _scores(self.task, self.reward_model, episodes)
         rewards[ended] += shaped(self.task, episodes, scores[ended])
         finished = dict(zip(ended.tolist(), episodes, strict=True))
-        return StepResult(rewards, scores, terminated, finished, self._terms(ended, episodes))
+        return StepResult(rewards, scores, terminated, finished, _terms(self.reward_model, ended, episodes))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
@@ -204,12 +207,6 @@ class TextCore:
             return "", ""
         return prompt.text, self._decode([row])[0]
 
-    def _deal(self, share: RankShare, num_episodes: int) -> None:
-        """Draw the prompts of a whole rollout, and keep those of the share; not before its first restart, which may seed the rows."""
-        drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(num_episodes)]
-        self._dealt = deque(drawn[share.of(num_episodes, self.task.group_size)])
-        self.undealt = len(self._dealt)
-
     def _next_prompt(self, row: int) -> int:
         return self.prompt_sampler.draw(self._generator(row)) if self._dealt is None else self._dealt.popleft()
 
@@ -219,21 +216,6 @@ class TextCore:
         generator = self.generators[row]
         assert generator is not None
         return generator
-
-    def _checked(self, actions: np.ndarray) -> np.ndarray:
-        tokens = np.asarray(actions)
-        if tokens.dtype.kind not in "iu":
-            raise TypeError(f"actions have dtype {tokens.dtype}: pass integer token ids")
-        if tokens.shape != (self.num_rows,):
-            raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {self.num_rows} rows")
-        if not self.live.any():
-            raise RuntimeError("no text is being written: call reset() before step()")
-        vocab_size = self.task.tokenizer.vocab_size
-        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
-        return tokens
 
     def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> list[int]:
         """Move the constraint's states on, and return the rows whose token was illegal."""
@@ -303,18 +285,6 @@ class TextCore:
             unfinished = self._episodes(rows, np.zeros(self.num_rows, np.int8), {}) if episodes is None else episodes
             rewards[rows] += checked_scores(self.reward_model, unfinished, method)
 
-    def _scores(self, episodes: list[Episode]) -> np.ndarray:
-        scores = np.full(len(episodes), float(self.task.illegal_score))  # (n,)
-        legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
-        scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
-        return scores
-
-    def _terms(self, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float]]:
-        """Return the parts of the scores just given, by row; texts that the reward model did not see have none."""
-        seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
-        terms = terms_of(self.reward_model, len(seen)) if seen else {}
-        return {row: {name: float(values[i]) for name, values in terms.items()} for i, row in enumerate(seen) if terms}
-
     def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])
 
@@ -337,3 +307,34 @@ class TextCore:
                 )
             )
         return episodes
+
+
+def _checked(actions: np.ndarray, live: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Return the actions, shape (B,), as token ids; those of idle rows may be anything."""
+    tokens = np.asarray(actions)
+    if tokens.dtype.kind not in "iu":
+        raise TypeError(f"actions have dtype {tokens.dtype}: pass integer token ids")
+    if tokens.shape != live.shape:
+        raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {len(live)} rows")
+    if not live.any():
+        raise RuntimeError("no text is being written: call reset() before step()")
+    bad = live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
+    return tokens
+
+
+def _scores(task: TextTask, reward_model: RewardModel, episodes: list[Episode]) -> np.ndarray:
+    """Return the score of each text; the reward model is not asked about texts that ended with an illegal token."""
+    scores = np.full(len(episodes), float(task.illegal_score))  # (n,)
+    legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
+    scores[legal] = checked_scores(reward_model, [episodes[i] for i in legal])
+    return scores
+
+
+def _terms(reward_model: RewardModel, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float]]:
+    """Return the parts of the scores just given, by row; texts that the reward model did not see have none."""
+    seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
+    terms = terms_of(reward_model, len(seen)) if seen else {}
+    return {row: {name: float(values[i]) for name, values in terms.items()} for i, row in enumerate(seen) if terms}

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..utils.never_copied import NeverCopied
 from ..utils.row_files import RowError, Rows, excerpt, quoted
 from .prompt import Prompt
 from .row_sources import ListRows, rows_of
@@ -84,7 +85,7 @@ def split_prompts(prompts: Sequence[Prompt], fractions: Mapping[str, float] = _T
     return {name: PromptView(prompts, np.array(rows, np.int64)) for name, rows in zip(fractions, members, strict=True)}
 
 
-class LazyPrompts(Sequence[Prompt]):
+class LazyPrompts(NeverCopied, Sequence[Prompt]):
     """Prompts that are made when they are asked for, and never change."""
 
     @overload
@@ -103,10 +104,6 @@ class LazyPrompts(Sequence[Prompt]):
 
     @abstractmethod
     def _at(self, index: int) -> Prompt: ...
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LazyPrompts:
-        """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""
-        return self
 
 
 class GeneratedPrompts(LazyPrompts):

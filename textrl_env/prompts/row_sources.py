@@ -13,36 +13,14 @@ from ..utils.row_files import CsvRows, JsonRows, LineRows, ParquetRows, Rows, qu
 _FORMATS = ("csv", "json", "jsonl", "parquet", "txt")
 
 
-class ListRows(Rows):
-    """Rows in memory."""
-
-    name = "the list of prompts"
-
-    def __init__(self, rows: Sequence[Any]) -> None:
-        self._rows = tuple(rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def where(self, index: int) -> str:
-        """Return the position in the list, from 0."""
-        return f"prompts[{index}]"
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[int], Any]]:
-        """Yield the reader."""
-        yield self._rows.__getitem__
-
-
 class DatasetRows(Rows):
     """Rows of a Hugging Face dataset."""
 
-    def __init__(self, dataset: Any, name: str = "the dataset") -> None:
-        self.name = name
-        self._dataset = dataset
+    def __init__(self, dataset: Any, name: str) -> None:
+        self._rows, self.name = dataset, name
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._rows)
 
     def where(self, index: int) -> str:
         """Return dataset and row, from 0."""
@@ -51,7 +29,18 @@ class DatasetRows(Rows):
     @contextmanager
     def opened(self) -> Iterator[Callable[[int], Any]]:
         """Yield the reader."""
-        yield self._dataset.__getitem__
+        yield self._rows.__getitem__
+
+
+class ListRows(DatasetRows):
+    """Rows in memory."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        super().__init__(tuple(rows), "the list of prompts")
+
+    def where(self, index: int) -> str:
+        """Return the position in the list, from 0."""
+        return f"prompts[{index}]"
 
 
 def rows_of(source: Any, format: str | None, needed: Sequence[str] | None) -> Rows:

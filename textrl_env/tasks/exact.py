@@ -21,6 +21,7 @@ from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..task import BaseRecipe, TextTask
 from ..tokenizer import IntegerTokenizer
+from ..utils.never_copied import NeverCopied
 
 EOS = 0
 PROMPTS = ("1", "2")
@@ -143,14 +144,11 @@ def _gold(task: ExactTask, prompts: Sequence[str], responses: Sequence[str]) -> 
     return np.array(ExactReward(task).of([PROMPTS.index(p) for p in prompts], [list(map(int, r.split())) for r in responses]))
 
 
-class ExactReward:
+class ExactReward(NeverCopied):
     """The task's own reward, by token ids."""
 
     def __init__(self, task: ExactTask) -> None:
         self.task = task
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExactReward:
-        return self
 
     def __repr__(self) -> str:
         return f"ExactReward({self.task.name})"

@@ -54,7 +54,8 @@ def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, al
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 5, *args, **kwargs))
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
-    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--batch-size", "8", "--algo", algo, "--reward", "length"]
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length"]
+    sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
     arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
     curve = (tmp_path / "run" / algo / "curve.csv").read_text()

@@ -111,7 +111,7 @@ def test_reading_lines(tmp_path):
 def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES * 3))
-    monkeypatch.setattr("agents.cli.arguments.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
+    monkeypatch.setattr("agents.training.text_corpus.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
     settings = {
         "corpus": [str(tmp_path / "corpus.txt")],
         "out": str(tmp_path / "run"),
@@ -136,14 +136,19 @@ def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):
     time = checkpoint.stat().st_mtime_ns
     assert main(command) == 0
     assert checkpoint.stat().st_mtime_ns == time
-    assert main([*command, "--algo", "sft", "--steps", "5"]) == 0
+    files = ["--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run")]
+    assert main(["train", *files, "--algo", "sft", "--steps", "5"]) == 0
     assert load_lm(tmp_path / "run" / "sft" / "model").config.hidden_size == 128
     assert "policy.zip" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [("stepz: 3\n", "unknown settings stepz; known: .*steps"), ("- 3\n", "expected settings"), (None, "no such file")],
+    [
+        ("stepz: 3\n", r"unknown settings stepz \(did you mean 'steps'\?\); known: .*steps"),
+        ("- 3\n", "expected settings"),
+        (None, "no such file"),
+    ],
 )
 def test_bad_configuration_files(tmp_path, content, match):
     file = tmp_path / "run.yaml"

@@ -13,6 +13,7 @@ from ...episode import Episode
 from ...prompts.prompt import Prompt
 from ...task import BaseRecipe, GoldScore, TextTask
 from ...tokenizer import WordTokenizer
+from ...utils.never_copied import NeverCopied
 
 MakePrompt = Callable[[np.random.Generator], str]
 
@@ -116,7 +117,7 @@ def diagnostic_task(
     return TextTask(tokenizer, prompts, max_new_tokens, **(own | fields))
 
 
-class GoldReward:
+class GoldReward(NeverCopied):
     """The task's own judgement as its reward.
 
     Args:
@@ -129,9 +130,6 @@ class GoldReward:
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the score of each text."""
         return np.asarray(self.gold([e.prompt for e in episodes], [e.response for e in episodes]), float).tolist()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GoldReward:
-        return self
 
     def __repr__(self) -> str:
         return "GoldReward()"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch import nn
@@ -15,8 +14,8 @@ from textrl_env import TextTask, make_task
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.policy_texts import make_policy
 from ..policies.transformer_policy import TransformerPolicy
-from ..training.base_policies import base_policy
-from .arguments import reward_of, task_of
+from .base_policies import base_policy
+from .text_corpus import task_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TrainedRun:
         task: What it was trained on, with the prompts of the test split in order if the task has splits.
         policy: Who writes.
         reference: What KL is measured against; None: nothing.
-        reward: What it was trained for, as plain data.
+        reward: What it was trained for: a name, the folder of a saved reward model, or a JSON object.
         first: The model it started from; None if there was none.
     """
 
@@ -36,7 +35,7 @@ class TrainedRun:
     task: TextTask
     policy: TransformerPolicy
     reference: nn.Module | str | None
-    reward: Any
+    reward: str
     first: str | None
 
 
@@ -53,18 +52,18 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     """
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
-    found = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
-    if not found:
+    policies = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
+    if not policies:
         raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip or */model): run textrl train or textrl demo first")
-    name = policy or (found[0] if len(found) == 1 else "kl")
-    if name not in found:
-        raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(found)} with --policy")
+    name = policy or (policies[0] if len(policies) == 1 else "kl")
+    if name not in policies:
+        raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(policies)} with --policy")
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     if "algo" in settings:
         corpus = tuple(Path(path) for path in settings.get("corpus", ()))
-        task, reward = task_of(settings["task"], corpus, folder, split="test"), reward_of(settings["reward"])
+        task, reward = task_of(settings["task"], corpus, folder, split="test"), settings["reward"]
     else:
-        task, reward = make_task("review", split="test"), {"name": "preference", "path": str(folder / "reward")}
+        task, reward = make_task("review", split="test"), str(folder / "reward")
     ordered = dataclasses.replace(task, prompt_order="sequential")
     first = settings.get("model") or (None if task.recipe is None or settings.get("algo") == "sft" else str(base_policy(task)))
     if not (folder / name / "policy.zip").is_file():

@@ -1,0 +1,122 @@
+"""How well a fitted reward model agrees with comparisons that it never saw: accuracy, calibration, length, subgroups, mistakes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from textrl_env.episode import Episode
+from textrl_env.reward_model import RewardModel
+
+from ..preferences.preference import Preference
+from ..utils.intervals import Rate, wilson
+from .calibration import reliability
+
+_MISTAKES = 10
+_MOST_GROUPS = 20  # values of a column that is taken for one of subgroups
+_EXCERPT = 600  # characters
+
+
+@dataclass(frozen=True)
+class JudgedComparisons:
+    """Test comparisons and what the model makes of them.
+
+    Attributes:
+        pairs: Those that somebody decided: no ties.
+        margins: score(chosen) - score(rejected), shape (n,).
+        longer: Characters that the chosen response has more than the rejected one, shape (n,).
+    """
+
+    pairs: Sequence[Preference]
+    margins: np.ndarray
+    longer: np.ndarray
+
+    def accuracy(self, rows: Any = slice(None)) -> Rate:
+        """Return how often the chosen response scores higher, a tie counting one half."""
+        return _rate(self.margins[rows])
+
+
+def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
+    """Score both responses of each comparison.
+
+    Raises:
+        ValueError: All comparisons are ties.
+    """
+    decided = [pair for pair in pairs if not pair.is_tie]
+    if not decided:
+        raise ValueError("all comparisons that were kept aside are ties: there is nothing to measure")
+    chosen, rejected = (
+        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in decided])) for side in ("chosen", "rejected")
+    )
+    return JudgedComparisons(decided, chosen - rejected, np.array([len(p.chosen) - len(p.rejected) for p in decided]))
+
+
+def _rate(margins: np.ndarray) -> Rate:
+    return wilson(float((margins > 0).sum() + 0.5 * (margins == 0).sum()), len(margins))
+
+
+def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
+    """Return what the test comparisons say, as plain data."""
+    right = np.ones(len(judged.pairs))
+    spread = judged.margins.std() > 0 and judged.longer.std() > 0
+    return {
+        "accuracy": asdict(judged.accuracy()),
+        "longer_wins": _rate(judged.longer.astype(float)).rate,
+        "length_correlation": float(np.corrcoef(judged.margins, judged.longer)[0, 1]) if spread else 0.0,
+        "calibration_error": reliability(judged.margins, right).error,
+        "calibration_error_with_temperature": reliability(judged.margins / temperature, right).error,
+        "by_length": [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in _length_parts(judged.longer)],
+        "groups": {
+            column: [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in parts.items()]
+            for column, parts in _groups(judged.pairs).items()
+        },
+        "gaps": {column: _gap(judged, parts) for column, parts in _groups(judged.pairs).items()},
+    }
+
+
+def _length_parts(longer: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return fifths of the comparisons by how much longer the chosen response is."""
+    edges = np.unique(np.quantile(longer, [0.2, 0.4, 0.6, 0.8]))
+    index = np.searchsorted(edges, longer, side="right")
+    parts = [np.flatnonzero(index == k) for k in range(len(edges) + 1)]
+    return [(f"{longer[rows].min():+d} to {longer[rows].max():+d}", rows) for rows in parts if len(rows)]
+
+
+def _groups(pairs: Sequence[Preference]) -> dict[str, dict[str, list[int]]]:
+    """Return the rows of each subgroup: of `group`, `annotator`, and further columns with 2 to 20 different short texts."""
+    columns: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, pair in enumerate(pairs):
+        for name, value in {"group": pair.group, "annotator": pair.annotator, **pair.metadata}.items():
+            if isinstance(value, (str, bool, int)) and len(str(value)) <= 60:
+                columns[name][str(value)].append(row)
+    return {name: dict(sorted(parts.items())) for name, parts in columns.items() if 2 <= len(parts) <= _MOST_GROUPS}
+
+
+def _gap(judged: JudgedComparisons, parts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Return the subgroups that the model agrees with most and least, the difference, and whether their 95% intervals do not overlap."""
+    accuracies = {name: judged.accuracy(rows) for name, rows in parts.items()}
+    best, worst = (choose(accuracies, key=lambda name: accuracies[name].rate) for choose in (max, min))
+    shown = accuracies[worst].high < accuracies[best].low
+    return {"best": best, "worst": worst, "size": accuracies[best].rate - accuracies[worst].rate, "shown": shown}
+
+
+def mistakes(judged: JudgedComparisons) -> list[dict[str, Any]]:
+    """Return the comparisons that the model is surest and wrong about."""
+    worst = [i for i in np.argsort(judged.margins)[:_MISTAKES] if judged.margins[i] < 0]
+    return [
+        {
+            "margin": float(judged.margins[i]),
+            "prompt": _end(judged.pairs[i].prompt),
+            "chosen": judged.pairs[i].chosen[:_EXCERPT],
+            "rejected": judged.pairs[i].rejected[:_EXCERPT],
+        }
+        for i in worst
+    ]
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= _EXCERPT else "... " + text[-_EXCERPT:]
