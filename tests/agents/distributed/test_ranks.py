@@ -206,7 +206,7 @@ def test_algorithms_of_one_process(algo):
 def test_launchers_that_do_less_than_they_were_asked_for(monkeypatch, name, value, part):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=rf"{part}.*torchrun --nproc-per-node N -m agents\.train"):
+    with pytest.raises(ValueError, match=rf"{part}.*torchrun --nproc-per-node N -m agents\.cli train"):
         check_launcher()
 
 
