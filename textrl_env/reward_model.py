@@ -181,13 +181,13 @@ def list_rewards() -> list[str]:
 @cache
 def _plugins() -> dict[str, EntryPoint]:
     """Return the reward models that installed packages declare under the entry points `textrl.rewards`; taken names are left out."""
-    found = {}
+    plugins = {}
     for entry in entry_points(group="textrl.rewards"):
-        if entry.name in _TABLE or entry.name in found:
+        if entry.name in _TABLE or entry.name in plugins:
             warnings.warn(f"the reward model {entry.name!r} of {entry.value} is left out: the name is taken", stacklevel=2)
         else:
-            found[entry.name] = entry
-    return found
+            plugins[entry.name] = entry
+    return plugins
 
 
 def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
@@ -261,14 +261,13 @@ def _name_of(thing: Any) -> str:
 
 def _load(entry: str) -> Callable[..., Any]:
     module_name, attribute = entry.split(":", 1)
-    module = importlib.import_module(module_name)
     room = module_name.split(".")[0]
-    if room in _ROOMS:
+    for name in (room, module_name) if room in _ROOMS else ():
         ours = Path(__file__).resolve().parent.parent
-        found = Path(getattr(module, "__file__", None) or "?").resolve()
-        if ours not in found.parents:
+        imported = Path(getattr(importlib.import_module(name), "__file__", None) or "?").resolve()
+        if ours not in imported.parents:
             raise ImportError(
-                f"'{room}' was imported from {found}, not from beside textrl_env in {ours}: another package of that name "
+                f"'{room}' was imported from {imported}, not from beside textrl_env in {ours}: another package of that name "
                 "is installed; use a clean virtual environment"
             )
-    return getattr(module, attribute)
+    return getattr(importlib.import_module(module_name), attribute)

@@ -44,11 +44,6 @@ def mean(runs: Runs) -> float:
     return float(np.concatenate(list(runs)).mean())
 
 
-def median(runs: Runs) -> float:
-    """Return the median over tasks of the mean of their runs."""
-    return float(np.median([task.mean() for task in runs if len(task)]))
-
-
 def profile(runs: Runs, thresholds: np.ndarray) -> np.ndarray:
     """Return the share of runs that score above each threshold, shape (len(thresholds),)."""
     return (np.concatenate(list(runs))[:, None] > thresholds).mean(0)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -32,6 +32,12 @@ from .arguments import reward_of
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
 _OF_ALL = {"algo", "task", "corpus", "model", "reward", "out"}
+
+NAMES = (*ALGORITHMS, *OFFLINE)
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[NAMES]  # tyro refuses all others
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,7 @@ class Train:
         out: Folder of the run; running again goes on where it stopped.
     """
 
-    algo: Literal[
-        "ppo", "maskable-ppo", "nlpo", "a2c", "trpo", "reinforce", "reinforce++", "reinforce++-baseline", "rloo", "grpo", "dr-grpo", "dapo",
-        "sft", "dpo", "ipo", "expert-iteration",
-    ] = "ppo"  # fmt: skip
+    algo: AlgorithmName = "ppo"
     task: str = "review"
     corpus: tuple[Path, ...] = ()
     model: str | None = None

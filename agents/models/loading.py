@@ -204,12 +204,6 @@ def check_model(backbone: Backbone) -> None:
             f"{name} is random in training mode, and the ratios of an update would be noise: make its dropout a torch.nn.Dropout, "
             "which is switched off here, or set it to 0"
         )
-    if isinstance(lm, PreTrainedModel):
-        width = int(batch.prompt_lengths[0])
-        if lm.config.is_encoder_decoder:
-            start = batch.input_ids.new_tensor([[backbone.start_token_id]])  # type: ignore[attr-defined]
-            expected = lm(input_ids=batch.input_ids[:, :width], decoder_input_ids=start).logits[0, -1]
-        else:
-            expected = lm(input_ids=batch.input_ids[:, :width]).logits[0, -1]
-        if not torch.allclose(expected, backbone.logits(one)[0], atol=1e-4):
-            raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")
+    expected = backbone.model_logits(batch.input_ids[:, : int(batch.prompt_lengths[0])])  # (1, V)
+    if expected is not None and not torch.allclose(expected[0], backbone.logits(one)[0], atol=1e-4):
+        raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")

@@ -94,7 +94,7 @@ class CompiledGrammar:
         option = '%llguidance {"no_forcing": true}\n'
         if self.kind == "regex":
             raw = {"/": "\\/", "\n": "\\n"}  # these would end the pattern, or its line
-            pattern = re.sub(r"(\\.)|/|\n", lambda found: found[1] or raw[found[0]], self.source)
+            pattern = re.sub(r"(\\.)|/|\n", lambda match: match[1] or raw[match[0]], self.source)
             return f"{option}start: /{pattern}/"
         return option + (f"start: %json {self.source}" if self.kind == "json_schema" else self.source)
 

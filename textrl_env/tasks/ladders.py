@@ -41,8 +41,8 @@ LADDERS: tuple[Ladder, ...] = (
     Ladder("Summary", "coverage against length", f"{_AT}.summary:summary_task", ("1", "2", "3"), "2"),
     Ladder("Dialogue", "several turns", f"{_AT}.dialogue:dialogue_task", ("1", "2", "3"), "2"),
     Ladder("Persona", "the worst served group", f"{_AT}.persona:persona_task", ("2", "3", "4"), "3", 20_000),
-    Ladder("NoisyPref", "noisy preferences", f"{_AT}.noisypref:noisypref_task", ("0", "20", "40"), "20"),
-    Ladder("Hack", "a reward with a loophole", f"{_AT}.hack:hack_task", ("1", "2", "4"), "4"),
+    Ladder("NoisyPref", "noisy preferences", f"{_AT}.noisy_preferences:noisypref_task", ("0", "20", "40"), "20"),
+    Ladder("Hack", "a reward with a loophole", f"{_AT}.reward_hacking:hack_task", ("1", "2", "4"), "4"),
 )
 
 

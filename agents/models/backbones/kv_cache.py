@@ -223,13 +223,13 @@ class RecurrentState(LinearAttentionLayer):
     def close(self) -> None:
         """Write copies back."""
         for name in ("conv", "recurrent"):
-            found: Any = getattr(self, f"{name}_states")[0]
-            if found is None:
+            state: Any = getattr(self, f"{name}_states")[0]
+            if state is None:
                 continue
             if name not in self.store:
-                self.store[name] = found.new_zeros(self.states.capacity, *found.shape[1:])
-            if found.data_ptr() != self.store[name].data_ptr():
-                self.store[name][self._rows()] = found
+                self.store[name] = state.new_zeros(self.states.capacity, *state.shape[1:])
+            if state.data_ptr() != self.store[name].data_ptr():
+                self.store[name][self._rows()] = state
 
     def _rows(self) -> Any:
         slots = self.states.plan.slots

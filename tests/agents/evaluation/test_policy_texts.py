@@ -15,7 +15,6 @@ from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.models.loading import load_lm
 from agents.training.base_policies import base_policy
 from agents.training.text_corpus import corpus_task, read_lines
-from agents.utils.run_folder import RunFolder
 from rewards.utils.intervals import win_rate
 from textrl_env import BaseRecipe, IntegerTokenizer
 
@@ -107,15 +106,6 @@ def test_reading_lines(tmp_path):
     file.write_text("\n\n")
     with pytest.raises(ValueError, match="no sentence"):
         read_lines(file)
-
-
-def test_stages_are_repeated_when_what_they_depend_on_changes(tmp_path):
-    run = RunFolder(tmp_path)
-    assert not run.done("fit", [1])
-    run.finish("fit", [1], accuracy=0.7)
-    assert RunFolder(tmp_path).done("fit", [1])
-    assert not run.done("fit", [2])
-    assert run.facts("fit") == {"accuracy": 0.7}
 
 
 def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agents.benchmark.agents import check
+from agents.benchmark.agents import check, tuned
 from agents.benchmark.spec import parse
-from agents.benchmark.tuned_settings import tuned
 from agents.cli.main import main
-from agents.hyperparameter_search import tune as sweep
+from agents.hyperparameter_search import trial
 from agents.hyperparameter_search.search_space import SPACE
 from agents.hyperparameter_search.trial import Tune
 from agents.hyperparameter_search.tune import run_tune
@@ -79,15 +78,15 @@ def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path):
 
 
 def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
-    learn, calls = sweep.learn, []
+    train, calls = trial.train_agent, []
 
     def second_fails(*arguments):
         calls.append(1)
         if len(calls) == 2:
             raise FloatingPointError("the loss is nan")
-        return learn(*arguments)
+        return train(*arguments)
 
-    monkeypatch.setattr(sweep, "learn", second_fails)
+    monkeypatch.setattr(trial, "train_agent", second_fails)
     run_tune(Tune("exact-smooth", "a2c", trials=3, tokens=500, texts=32, seeds=1, pruner="none", out=tmp_path))
     rows = trials(tmp_path)
     assert [row["state"] for row in rows] == ["complete", "fail", "complete"]

@@ -52,17 +52,17 @@ def test_every_round_leaves_what_it_did(two_rounds):
 def test_the_same_command_does_nothing_again_and_a_changed_one_only_what_it_must(two_rounds, monkeypatch):
     before = rounds(two_rounds)
     called = []
-    for name in ("write_texts", "fit_preference_model", "tune"):
+    for name in ("write_texts", "fit_preference_model", "train_policy"):
         real = getattr(loop_module, name)
         monkeypatch.setattr(loop_module, name, lambda *a, name=name, real=real, **k: (called.append(name), real(*a, **k))[1])
     config = Loop(out=two_rounds, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
     run_loop(config)
-    assert rounds(two_rounds) == before and set(called) == {"tune"}  # which sees that it is done
+    assert rounds(two_rounds) == before and set(called) == {"train_policy"}  # which sees that it is done
 
 
 def test_an_interrupted_loop_ends_as_an_undisturbed_one(tmp_path, two_rounds, monkeypatch):
     config = Loop(out=tmp_path, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
-    for name in ("_choose", "_ask_simulated", "_fit", "tune", "_judge"):
+    for name in ("_choose", "_ask_simulated", "_fit", "train_policy", "_judge"):
         real, calls = getattr(loop_module, name), []
 
         def interrupted(*arguments, real=real, calls=calls, **keywords):
