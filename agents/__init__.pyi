@@ -27,3 +27,4 @@ from .rollouts.kl_controller import ScheduledKLController as ScheduledKLControll
 from .rollouts.maskable_rollout_buffer import MaskableSequenceRolloutBuffer as MaskableSequenceRolloutBuffer
 from .rollouts.reward_scaling import ScoreScale as ScoreScale
 from .rollouts.rollout_buffer import SequenceRolloutBuffer as SequenceRolloutBuffer
+from .training.policy_training import Linear as Linear

@@ -202,7 +202,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.skip_equal_groups:
             sums, counts = rollout.group_sums(returns)  # (S,) each
             squares, _ = rollout.group_sums((returns - sums / counts) ** 2)  # (S,)
-            buffer.trained = np.flatnonzero(squares > 1e-12)  # (texts that are trained,)
+            buffer.train_on(np.flatnonzero(squares > 1e-12))  # (texts that are trained,)
         self.logger.record("tokens/share_trained", len(buffer.trained) / len(buffer.segments))
 
     def _train(self) -> None:

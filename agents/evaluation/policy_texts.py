@@ -120,11 +120,10 @@ def write_texts(
             ended += [played.infos[row] for row in rows]
             shown.advance(len(rows))
     seconds = perf_counter() - began
-    assert buffer.stats is not None
     return WrittenTexts.of(
         ended,
         kl_per_sequence=buffer.stats.kl_per_sequence,
-        entropy=-float(buffer.log_probs.mean()),
+        entropy=buffer.stats.entropy,
         perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),
         tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
     )

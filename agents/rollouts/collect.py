@@ -1,4 +1,4 @@
-"""Whole episodes: play exactly n texts with a policy."""
+"""Whole episodes: play exactly n texts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
-
 from ..policies.transformer_policy import TransformerPolicy
 from .rollout_buffer import SequenceRolloutBuffer
+from .text_vec_env import text_env_of
+
+# From observations and whether each row's text begins (E,): actions (E,), values (E, 1) and log-probabilities (E,), for the buffer
+Act = Callable[[dict[str, np.ndarray], np.ndarray], tuple[np.ndarray, torch.Tensor, torch.Tensor]]
 
 
 class Played(NamedTuple):
@@ -37,22 +39,31 @@ def play_episodes(
     num_episodes: int,
     use_masking: bool = True,
     more: Callable[[], int] = lambda: 0,
+    act: Act | None = None,
 ) -> Iterator[Played]:
-    """Reset `env`, deal exactly `num_episodes` texts, write them all into `buffer`, and compute its returns.
+    """Reset `env`, play exactly `num_episodes` texts, store them in `buffer`, and compute its returns.
 
     Args:
         policy: Acts.
         env: A `TextGenerationVecEnv`, wrapped or not.
         buffer: Emptied first.
         num_episodes: How many.
-        use_masking: Whether the environment's action masks are followed.
+        use_masking: Whether the policy follows the environment's action masks.
         more: Called when all are written: how many to write besides, 0 for none.
+        act: Chooses the actions instead of the policy, see `generated_actions`.
 
     Yields:
         Every step after it was stored.
     """
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
+    texts = text_env_of(env)
+
+    def sample(obs: dict[str, np.ndarray], _: np.ndarray) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+        masks = texts.core.legal() if use_masking else None
+        with torch.no_grad():
+            actions, values, log_probs = policy(obs_as_tensor(obs, policy.device), action_masks=masks)
+        return actions.cpu().numpy(), values, log_probs
+
+    act = sample if act is None else act
     buffer.reset()
     try:
         while num_episodes:
@@ -60,13 +71,9 @@ def play_episodes(
             obs: Any = env.reset()
             starts = np.ones(env.num_envs, bool)
             while (live := obs["prompt"][:, 0] >= 0).any():
-                with torch.no_grad():
-                    actions, values, log_probs = policy(
-                        obs_as_tensor(obs, policy.device), action_masks=texts.core.legal() if use_masking else None
-                    )
-                chosen = actions.cpu().numpy()
-                new_obs, rewards, dones, infos = env.step(chosen)
-                buffer.add(obs, chosen, rewards, starts, values, log_probs)
+                actions, values, log_probs = act(obs, starts)
+                new_obs, rewards, dones, infos = env.step(actions)
+                buffer.add(obs, actions, rewards, starts, values, log_probs)
                 obs, starts = new_obs, dones
                 yield Played(int(live.sum()), dones, infos)
             num_episodes = more()

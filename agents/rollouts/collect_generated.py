@@ -2,95 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from textrl_env.envs.core import TextCore
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..generation.generator import Generator, Request, checked
 from ..models.sequences import TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from ..policies.transformer_policy import TransformerPolicy
-from .collect import Played
-from .rollout_buffer import SequenceRolloutBuffer
+from .collect import Act
+from .text_vec_env import text_env_of
 
 
 class _Scored(NamedTuple):
-    """A response, and for each of its tokens what the policy says: three arrays of one length."""
+    """A response of n tokens, with the policy's value and log-probability of each, shape (n,) each."""
 
     tokens: np.ndarray
     values: np.ndarray
     log_probs: np.ndarray
 
 
-def play_generated(
-    generator: Generator,
-    policy: TransformerPolicy,
-    env: VecEnv,
-    buffer: SequenceRolloutBuffer,
-    num_episodes: int,
-    use_masking: bool = True,
-    more: Callable[[], int] = lambda: 0,
-) -> Iterator[Played]:
-    """Do what `rollout.play_episodes` does, with texts that a generator wrote.
+def generated_actions(generator: Generator, policy: TransformerPolicy, env: VecEnv, batch_size: int) -> Act:
+    """Return what `play_episodes` takes as `act`: the tokens of a generator.
 
-    The environment deals the prompts it would have dealt, and plays the tokens: ends, scores and infos come from it.  Tokens after
-    an end that only it sees (a stop string, the task's own `ends`) are dropped.  All rows that begin are written in one call, so
-    that an environment of `num_episodes` rows calls the generator once.
+    The environment deals the same prompts, and plays the generator's tokens: ends, scores and infos come from the environment.  Tokens
+    after an end that only the environment sees (a stop string, the task's own `ends`) are dropped.  One call of the generator writes the
+    texts of all rows that begin at a step: an environment of `num_episodes` rows calls it once.
 
     Args:
-        generator: Writes.
-        policy: Scores what was written.
+        generator: Writes the texts, with the policy's weights of now.
+        policy: Computes values and log-probabilities of what was written.
         env: A `TextGenerationVecEnv`, wrapped or not.
-        buffer: Emptied first.
-        num_episodes: How many.
-        use_masking: As in `play_episodes`; there are no masks here.
-        more: As in `play_episodes`.
-
-    Yields:
-        Every step after it was stored.
+        batch_size: Texts in one pass of the policy.
 
     Raises:
-        ValueError: The generator cannot follow the task or the policy's sampler, or its answer is not one.
+        ValueError: The generator cannot follow the task or the policy's sampler; from the function, its answer is malformed.
     """
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
-    check_can_follow(policy, texts.core)
-    buffer.reset()
+    core = text_env_of(env).core
+    check_can_follow(policy, core)
     generator.load(policy)
-    try:
-        while num_episodes:
-            texts.begin_rollout(num_episodes)
-            obs: Any = env.reset()
-            starts = np.ones(env.num_envs, bool)
-            rest: dict[int, Iterator[tuple[int, float, float]]] = {}  # what is left of each row's text
-            while (live := obs["prompt"][:, 0] >= 0).any():
-                if len(begun := np.flatnonzero(live & starts)):
-                    written = _write(generator, policy, texts.core, obs["prompt"][begun], buffer.kl_shaping.batch_size)
-                    rest |= {row: zip(*text, strict=True) for row, text in zip(begun.tolist(), written, strict=True)}
-                step = np.zeros((3, env.num_envs))
-                step[:, live] = np.transpose([next(rest[row]) for row in np.flatnonzero(live).tolist()])
-                chosen, value = step[0].astype(np.int64), torch.as_tensor(step[1:2].T, dtype=torch.float32)
-                new_obs, rewards, dones, infos = env.step(chosen)
-                buffer.add(obs, chosen, rewards, starts, value, _as_acted(policy, step[2]))
-                obs, starts = new_obs, dones
-                yield Played(int(live.sum()), dones, infos)
-            num_episodes = more()
-        buffer.compute_returns_and_advantage(torch.zeros(env.num_envs), starts)
-    finally:
-        texts.end_rollout()
+    rest: dict[int, Iterator[tuple[int, float, float]]] = {}  # what is left of each row's text: tokens, values, log-probabilities
+
+    def act(obs: dict[str, np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+        live = obs["prompt"][:, 0] >= 0  # (E,)
+        if len(begun := np.flatnonzero(live & starts)):
+            written = _write(generator, policy, core, obs["prompt"][begun], batch_size)
+            rest.update({row: zip(*text, strict=True) for row, text in zip(begun.tolist(), written, strict=True)})
+        step = np.zeros((3, len(live)))  # (3, E): token, value, log-probability
+        step[:, live] = np.transpose([next(rest[row]) for row in np.flatnonzero(live).tolist()])
+        values = torch.as_tensor(step[1:2].T, dtype=torch.float32)  # (E, 1)
+        return step[0].astype(np.int64), values, _as_acted(policy, step[2])
+
+    return act
 
 
 def check_can_follow(policy: TransformerPolicy, core: TextCore) -> None:
-    """Insist that a generator sees all that decides which tokens may be drawn.
+    """Check that a generator knows every rule by which the policy draws tokens.
 
     Raises:
-        ValueError: Something does that it does not see.
+        ValueError: There is a rule that generators do not know.
     """
     sampler, task = policy.sampler, core.task
     lacking = (
@@ -110,18 +85,18 @@ def check_can_follow(policy: TransformerPolicy, core: TextCore) -> None:
 
 
 def _write(generator: Generator, policy: TransformerPolicy, core: TextCore, prompts: np.ndarray, size: int) -> list[_Scored]:
-    """Have texts written and scored.
+    """Have the generator continue R prompts, and the policy score the responses.
 
     Args:
         generator: Writes.
         policy: Scores.
         core: What is played.
         prompts: As observed, shape (R, P), -1 beyond each.
-        size: Texts that are scored at once.
+        size: Texts in one pass of the policy.
     """
     task = core.task
     stop_ids = tuple(sorted({task.tokenizer.eos_token_id, *task.stop_ids}))
-    seed = int(torch.randint(2**31 - 1, ()))  # of torch's generator, whose state a checkpoint holds
+    seed = int(torch.randint(2**31 - 1, ()))  # from torch's generator, whose state is in checkpoints
     packed = tuple(row[row >= 0] for row in prompts)
     request = Request(packed, task.max_new_tokens, policy.sampler, stop_ids, policy.vocab_size, seed)
     return _score(policy, request.prompts, checked(request, generator.generate(request)), size)
@@ -130,16 +105,16 @@ def _write(generator: Generator, policy: TransformerPolicy, core: TextCore, prom
 @torch.no_grad()
 def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], responses: list[np.ndarray], size: int) -> list[_Scored]:
     """Compute values and log-probabilities in full passes, texts of like length together."""
-    found: dict[int, _Scored] = {}
+    scored: dict[int, _Scored] = {}
     order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], kind="stable")
     for indices in (order[start : start + size].tolist() for start in range(0, len(order), size)):
         batch = pack([TextRecord(prompts[i], responses[i], 0) for i in indices], policy.device)
-        actions = torch.as_tensor(np.concatenate([responses[i] for i in indices]), device=policy.device)
+        actions = torch.as_tensor(np.concatenate([responses[i] for i in indices]), device=policy.device)  # (N,)
         values, log_probs, _ = policy.evaluate_actions(batch, actions)
         edges = np.cumsum([len(responses[i]) for i in indices])[:-1]
         columns = (np.split(column.flatten().cpu().numpy(), edges) for column in (values, log_probs))
-        found |= {i: _Scored(responses[i], *scores) for i, *scores in zip(indices, *columns, strict=True)}
-    return [found[i] for i in range(len(responses))]
+        scored |= {i: _Scored(responses[i], *scores) for i, *scores in zip(indices, *columns, strict=True)}
+    return [scored[i] for i in range(len(responses))]
 
 
 def _as_acted(policy: TransformerPolicy, log_probs: np.ndarray) -> torch.Tensor:

@@ -1,10 +1,11 @@
-"""KL shaping: one pass of the frozen reference over a rollout, and what it takes from each token's reward."""
+"""KL of a rollout to a reference, and the rewards that pay for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,110 +14,126 @@ from ..models.backbones import Backbone
 from ..models.log_probs import action_log_probs, full_kl
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch
-from .kl_controller import Beta, as_kl_controller
+from .kl_controller import KLController
+from .reward_scaling import ScoreScale, whiten
+from .rollout_samples import RolloutStats
 
 KLReward = Literal["k1", "full", "none"]
-Batches = Iterator[tuple[np.ndarray, SequenceBatch]]
-Measure = Callable[[SequenceBatch, np.ndarray, Sampler], torch.Tensor]
 
 
+class RecordedTokens(NamedTuple):
+    """The N tokens of a rollout that are actions, text after text.
+
+    Attributes:
+        log_probs: Of the acting policy, shape (N,), float32.
+        sampler: The sampling rules that drew them.
+        autocast: Precision of the policy's trunk; None: that of its weights.
+        for_each: Calls a function with packed texts and their actions, and returns its numbers of all tokens, shape (N,).
+    """
+
+    log_probs: np.ndarray
+    sampler: Sampler
+    autocast: torch.dtype | None
+    for_each: Callable[[Callable[[SequenceBatch, torch.Tensor], torch.Tensor]], np.ndarray]
+
+
+class ShapedRewards(NamedTuple):
+    """What KL makes of a rollout's rewards.
+
+    Attributes:
+        rewards: Shape (N,), float32.
+        kl: log(pi / pi_ref) of each action in nats, shape (N,), float32; 0 without a reference.
+        reference_log_probs: log pi_ref of each action, shape (N,), float32; None without a reference.
+        stats: Means over the rollout.
+    """
+
+    rewards: np.ndarray
+    kl: np.ndarray
+    reference_log_probs: np.ndarray | None
+    stats: RolloutStats
+
+
+@dataclass
 class KLShaping:
-    """Measures the KL of a rollout to the reference, and turns it into penalties.
-
-    Args:
-        beta: A number, keyword arguments of `AdaptiveKLController`, or a controller.
-        kl_reward: See `SequenceRolloutBuffer`.
-        batch_size: Texts in one pass of the reference.
-        vocab_size: Tokens of the environment, V.
+    """Scales the rewards of a rollout, takes beta times the KL to the reference from them, and has the controller set the next beta.
 
     Attributes:
         controller: Holds beta.
-        reference: The frozen model; None: KL is 0, and rewards stay as they are.
-        actor: The policy's backbone, for whole distributions; None: there is only the log-probability of each action.
-        kl: log(pi / pi_ref) of each action of the last rollout, shape (N,).
-        log_probs: The reference's log-probability of each action, shape (N,); None without a reference.
-        seconds: Time of the last pass.
+        score_scale: What the rewards go through first.
+        vocab_size: Tokens of the environment, V.
+        kl_reward: See `SequenceRolloutBuffer`.
+        whiten_rewards: See `SequenceRolloutBuffer`.
+        reference: The frozen model that KL is measured against; None: KL is 0.
+        actor: The policy's backbone, for `kl_reward="full"`.
 
     Raises:
         ValueError: `kl_reward` is none of the three.
     """
 
-    def __init__(self, beta: Beta, kl_reward: KLReward, batch_size: int, vocab_size: int) -> None:
-        if kl_reward not in ("k1", "full", "none"):
-            raise ValueError(f"kl_reward={kl_reward!r}: must be 'k1', 'full' or 'none'")
-        self.controller = as_kl_controller(beta)
-        self.kl_reward, self.batch_size, self.vocab_size = kl_reward, batch_size, vocab_size
-        self.reference: Backbone | None = None
-        self.actor: Backbone | None = None
-        self.kl = np.zeros(0, np.float32)
-        self.log_probs: np.ndarray | None = None
-        self.seconds = 0.0
+    controller: KLController
+    score_scale: ScoreScale
+    vocab_size: int
+    kl_reward: KLReward = "k1"
+    whiten_rewards: bool = False
+    reference: Backbone | None = None
+    actor: Backbone | None = None
 
-    @torch.inference_mode()
-    def penalties(
-        self,
-        actions: np.ndarray,
-        log_probs: np.ndarray,
-        batches: Callable[[], Batches],
-        gather: Callable[[np.ndarray], np.ndarray],
-        sampler: Sampler | None,
-        autocast: torch.dtype | None,
-    ) -> np.ndarray | None:
-        """Run the reference over a rollout of N tokens.
+    def __post_init__(self) -> None:
+        if self.kl_reward not in ("k1", "full", "none"):
+            raise ValueError(f"kl_reward={self.kl_reward!r}: must be 'k1', 'full' or 'none'")
+
+    def __call__(self, rewards: np.ndarray, scores: np.ndarray, tokens: RecordedTokens) -> ShapedRewards:
+        """Shape the rewards of a rollout.
 
         Args:
-            actions: Token ids, shape (N,).
-            log_probs: The acting policy's log-probability of each, shape (N,).
-            batches: Yields this rank's texts, each batch with where its n tokens lie among the N.
-            gather: Fills in the tokens of other ranks, (N,) to (N,).
-            sampler: Whose rules drew the tokens; the reference follows them too.
-            autocast: The precision in which the policy acted: another one would make a difference of rounding.
-
-        Returns:
-            What to subtract from each token's reward, shape (N,), float32; None: nothing.
+            rewards: What the environment paid at each token, shape (N,), float32.
+            scores: Their sum over each text, shape (S,).
+            tokens: What was written.
 
         Raises:
-            ValueError: `kl_reward="full"` without an actor.
+            ValueError: `kl_reward="full"`, and there is no actor.
         """
         began = perf_counter()
-        self.kl, self.log_probs = np.zeros(len(actions), np.float32), None
-        penalties = None
+        beta = self.controller.beta
+        rewards = self.score_scale(rewards, scores)
+        kl, reference_log_probs = np.zeros(len(rewards), np.float32), None
         if self.reference is not None:
-            assert sampler is not None
-            self.reference.autocast = autocast
-            self.log_probs = gather(self._per_token(batches(), len(actions), self._reference_log_probs, actions, sampler))
-            self.kl = log_probs - self.log_probs
-            if self.kl_reward == "k1":
-                penalties = self.controller.beta * self.kl
-            elif self.kl_reward == "full":
-                if self.actor is None:
-                    raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy over")
-                full = self._per_token(batches(), len(actions), self._full_kl, actions, sampler)
-                penalties = self.controller.beta * gather(full)
-        self.seconds = perf_counter() - began
-        return penalties
+            reference_log_probs = self.reference_log_probs(tokens)
+            kl = tokens.log_probs - reference_log_probs
+            if self.kl_reward != "none":
+                rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
+        if self.whiten_rewards:
+            rewards = whiten(rewards, keep_mean=True)
+        stats = RolloutStats(
+            kl_per_sequence=float(kl.sum()) / len(scores),
+            kl_per_token=float(kl.mean()),
+            kl_per_token_k3=float((np.exp(-kl) - 1 + kl).mean()),
+            beta=beta,
+            score=float(scores.mean()),
+            shaped_return=float(rewards.sum()) / len(scores),
+            entropy=-float(tokens.log_probs.mean()),
+            num_tokens=len(rewards),
+            num_sequences=len(scores),
+            reference_seconds=perf_counter() - began,
+        )
+        self.controller.update(stats.kl_per_sequence, len(scores))
+        return ShapedRewards(rewards, kl, reference_log_probs, stats)
 
-    @staticmethod
-    def _per_token(
-        batches: Batches,
-        num_tokens: int,
-        measure: Callable[[SequenceBatch, np.ndarray, Sampler], torch.Tensor],
-        actions: np.ndarray,
-        sampler: Sampler,
-    ) -> np.ndarray:
-        out = np.empty(num_tokens, np.float32)  # (N,)
-        for tokens, batch in batches:
-            out[tokens] = measure(batch, actions[tokens], sampler).cpu().numpy()  # (n,)
-        return out
+    def reference_log_probs(self, tokens: RecordedTokens) -> np.ndarray:
+        """Return the reference's log-probability of every action under the policy's sampling rules, shape (N,), float32."""
+        reference = self.reference
+        assert reference is not None
+        reference.autocast = tokens.autocast  # or the difference to the policy would be one of rounding
 
-    def _reference_log_probs(self, batch: SequenceBatch, actions: np.ndarray, sampler: Sampler) -> torch.Tensor:
-        assert self.reference is not None
-        hidden = self.reference.hidden(batch)  # (n, D)
-        chosen = torch.as_tensor(actions, device=hidden.device)
-        log_probs, _ = action_log_probs(self.reference, hidden, batch, chosen, sampler, self.vocab_size)
-        return log_probs  # (n,)
+        def score(batch: SequenceBatch, actions: torch.Tensor) -> torch.Tensor:
+            return action_log_probs(reference, reference.hidden(batch), batch, actions, tokens.sampler, self.vocab_size)[0]  # (n,)
 
-    def _full_kl(self, batch: SequenceBatch, actions: np.ndarray, sampler: Sampler) -> torch.Tensor:
-        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (n,)."""
-        assert self.actor is not None and self.reference is not None
-        return full_kl(self.actor, self.reference, batch, sampler, self.vocab_size)
+        return tokens.for_each(score)
+
+    def _full_kl(self, tokens: RecordedTokens) -> np.ndarray:
+        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
+        actor, reference = self.actor, self.reference
+        if actor is None:
+            raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
+        assert reference is not None
+        return tokens.for_each(lambda batch, _: full_kl(actor, reference, batch, tokens.sampler, self.vocab_size))  # (n,)

@@ -26,7 +26,6 @@ beta 0.5), by backward induction and by exact gradient ascent (test_reference_kl
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -37,15 +36,11 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from torch import nn
 
-from ..models.backbones import Backbone, backbone_of
 from ..models.cached_decoder import CachedDecoder
-from ..models.loading import LMSource, frozen, load_lm
 from ..models.sampler import Sampler
 from ..models.sequences import PartialTexts, repeats_after, texts_of
-
-Reference = LMSource | nn.Module
+from .reference_model import Reference, as_reference
 
 
 class ReferenceScore:
@@ -69,14 +64,12 @@ class ReferenceScore:
     ) -> None:
         if not 0 <= beta < np.inf:
             raise ValueError(f"beta={beta}: must be at least 0 and finite")
-        shapes = {key: space.shape for key, space in getattr(observation_space, "spaces", {}).items()}
-        if not isinstance(action_space, spaces.Discrete) or not {"prompt", "response"} <= set(shapes):
+        if not isinstance(action_space, spaces.Discrete) or not {"prompt", "response"} <= set(getattr(observation_space, "spaces", {})):
             raise TypeError(f"spaces {observation_space} and {action_space}: a text environment has Dict(prompt, response) and Discrete(V)")
         self.beta, self.vocab_size, self.sampler = float(beta), int(action_space.n), sampler or Sampler()
         if self.sampler.cuts:
             raise ValueError("top_k and top_p depend on the model that acts: give the reference static rules only")
-        self.backbone = backbone_of(_frozen_reference(reference))
-        _check_fit(self.backbone, self.vocab_size, shapes["prompt"][0], shapes["response"][0])
+        self.backbone = as_reference(reference, observation_space, self.vocab_size)
         self._cache = CachedDecoder()
         self._obs: dict[str, np.ndarray] = {}
 
@@ -135,11 +128,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     `info["kl_reward"]` is what a step's reward holds of it; `info["score"]` at the end of a text stays the reward model's.
 
-    Args:
-        env: A text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, env: gym.Env[Any, Any], reference: Reference, beta: float, sampler: Sampler | None = None) -> None:
@@ -168,11 +157,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class ReferenceKLVector(VectorWrapper):
     """`ReferenceScore` for gymnasium's vector environment; set `log_probs` (B,) before a step.
 
-    Args:
-        env: A batched text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a batched text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], reference: Reference, beta: float, sampler: Sampler | None = None) -> None:
@@ -199,11 +184,7 @@ class ReferenceKLVector(VectorWrapper):
 class ReferenceKLVecEnv(VecEnvWrapper):
     """`ReferenceScore` for Stable-Baselines3's environment; set `log_probs` (B,) before a step.
 
-    Args:
-        venv: A batched text environment.
-        reference: See `ReferenceScore`.
-        beta: See `ReferenceScore`.
-        sampler: See `ReferenceScore`.
+    Wraps a batched text environment; the other arguments are those of `ReferenceScore`.
     """
 
     def __init__(self, venv: VecEnv, reference: Reference, beta: float, sampler: Sampler | None = None) -> None:
@@ -244,24 +225,6 @@ class ReferenceKLVecEnv(VecEnvWrapper):
         if indices is not None:
             raise ValueError(f"indices={indices}: pass the log_probs of all rows, and no indices")
         self.log_probs = value
-
-
-def _frozen_reference(reference: Reference) -> Any:
-    if not isinstance(reference, nn.Module):
-        return frozen(load_lm(reference))
-    if reference.training or any(p.requires_grad for p in reference.parameters()):
-        # Left as it is, dropout would make rewards noise, and KL would be measured to the tuned weights.
-        reference = deepcopy(reference).eval().requires_grad_(False)
-    return reference
-
-
-def _check_fit(backbone: Backbone, vocab_size: int, prompt: int, response: int) -> None:
-    if backbone.vocab_size < vocab_size:
-        raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
-    try:
-        backbone.check_room(prompt, response)
-    except ValueError as error:
-        raise ValueError(f"the reference does not fit: {error}") from error
 
 
 def _checked_log_probs(log_probs: Any, number: int) -> np.ndarray:

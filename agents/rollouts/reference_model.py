@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from torch import nn
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 
+Reference = LMSource | nn.Module | Backbone
+
 
 def make_reference(
     source: LMSource | None, policy: TransformerPolicy, adapted: bool, saved_hash: str | None, mixup: float
 ) -> tuple[nn.Module | None, str | None]:
-    """Return the reference of an algorithm, and the SHA-256 of the folder it was loaded from.
+    """Return the frozen reference of an algorithm, and the SHA-256 of the folder it was loaded from.
 
     Args:
-        source: What to load; None takes a copy of the policy's present weights, or their base under adapters.
-        policy: Whose KL will be measured.
-        adapted: Whether adapters are trained on top of its weights.
-        saved_hash: What the folder's hash was when the algorithm was saved; None: it was not.
+        source: What to load; None: the policy's present weights are copied, or, if only adapters train, the base under them is taken.
+        policy: The policy whose KL will be measured.
+        adapted: Whether only adapters train.
+        saved_hash: The folder's hash when the algorithm was saved; None: it was not saved.
         mixup: Share of the policy that goes into the reference after each update.
 
     Returns:
-        The module, None where it is the policy without its adapters; and the hash, None without a folder.
+        The module, None if it is the policy without its adapters; and the hash, None without a folder.
 
     Raises:
         ValueError: The folder has changed, or the policy cannot be mixed into this reference.
@@ -51,29 +52,33 @@ def make_reference(
     return reference, now
 
 
-def as_reference(
-    reference: LMSource | nn.Module | Backbone | None, observation_space: spaces.Dict, vocab_size: int, device: torch.device | str
-) -> Backbone | None:
-    """Return a model as what KL is measured against; None for None.
+def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torch.device | str = "cpu") -> Backbone:
+    """Return a reference as a backbone, once it is clear that it can read the environment's texts.
 
     Args:
-        reference: What `agents.models.loading.load_lm` takes, a module, or a `Backbone`.
-        observation_space: The environment's; prompt and response must fit.
-        vocab_size: Tokens of the environment.
+        reference: What `agents.models.loading.load_lm` takes, a module, or a `Backbone`.  Of a module that trains (gradients or training
+            mode on) a frozen copy is taken: left as it is, dropout would make KL noise, and KL would be measured to the tuned weights.
+        texts: Space of one text, `Dict(prompt, response)`.
+        vocab_size: Tokens of the environment; a reference with more is renormalised on these.
         device: Where a loaded model goes.
 
     Raises:
+        TypeError: The module is no language model.
         ValueError: Its vocabulary or context is smaller than the environment's.
     """
-    if reference is None:
-        return None
-    if not isinstance(reference, Backbone):
-        reference = backbone_of(reference if isinstance(reference, nn.Module) else frozen(load_lm(reference)).to(device))
-    if reference.vocab_size < vocab_size:
-        raise ValueError(f"the reference has {reference.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
-    lengths: list[Any] = [observation_space[key].shape for key in ("prompt", "response")]
-    reference.check_room(*(shape[0] for shape in lengths))
-    return reference
+    if isinstance(reference, nn.Module):
+        if reference.training or any(p.requires_grad for p in reference.parameters()):
+            reference = frozen(copy.deepcopy(reference))
+    elif not isinstance(reference, Backbone):
+        reference = frozen(load_lm(reference)).to(device)
+    backbone = backbone_of(reference) if isinstance(reference, nn.Module) else reference
+    if backbone.vocab_size < vocab_size:
+        raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
+    try:
+        backbone.check_room(*(texts[key].shape[0] for key in ("prompt", "response")))
+    except ValueError as error:
+        raise ValueError(f"the reference does not fit: {error}") from error
+    return backbone
 
 
 @torch.no_grad()

@@ -1,21 +1,14 @@
-"""Rewards and advantages on a common scale."""
+"""Numbers on a common scale: scores divided by their running standard deviation and clipped, and whitening."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def whiten(values: np.ndarray, over: np.ndarray | None = None, keep_mean: bool = False) -> np.ndarray:
-    """Return values with mean 0, or their own mean, and variance 1.
-
-    Args:
-        values: Any shape.
-        over: Whose mean and variance are taken; None: those of `values`.
-        keep_mean: Scale around the mean, and leave it (Ziegler et al. 2019).
-    """
-    over = values if over is None else over
-    mean = over.mean()
-    scaled = (values - mean) / np.sqrt(over.var() + 1e-8)
+def whiten(values: np.ndarray, keep_mean: bool = False) -> np.ndarray:
+    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019)."""
+    mean = values.mean()
+    scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
     return scaled + mean if keep_mean else scaled
 
 
@@ -25,7 +18,7 @@ class ScoreScale:
     Only needed for rewards without bounds, such as the logits of a classifier: beta then means the same whatever their scale.
 
     Args:
-        norm_reward: Whether to divide; SB3's name in `VecNormalize`, which knows no texts.
+        norm_reward: Whether to divide; the name is that of SB3's `VecNormalize`, which scales steps and not texts.
         clip_reward: Largest absolute value that passes, after the division; None: any.
 
     Raises:
@@ -41,7 +34,7 @@ class ScoreScale:
         self.count, self.mean, self.squares = 0, 0.0, 0.0  # of all scores: number, mean, sum of squared deviations
 
     def __call__(self, rewards: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the rewards on the new scale.
+        """Return the rewards on the new scale, same shape.
 
         Args:
             rewards: Of steps, any shape.
@@ -56,7 +49,7 @@ class ScoreScale:
         return rewards
 
     def _see(self, scores: np.ndarray) -> None:
-        """Join the moments (Chan et al. 1979)."""
+        """Add these scores to the running moments (Chan et al. 1979)."""
         number, mean = len(scores), float(scores.mean())
         total, difference = self.count + number, mean - self.mean
         self.squares += float(((scores - mean) ** 2).sum()) + difference**2 * self.count * number / total

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from torch import nn
 
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
-from ..models.loading import LMSource
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
-from .kl_controller import Beta, KLController
-from .kl_shaping import KLReward, KLShaping
+from .kl_controller import Beta, KLController, as_kl_controller
+from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .merge_ranks import RankRecording, merge
-from .reference_model import as_reference
+from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
 
@@ -57,17 +55,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: See `ScoreScale`.
 
     Attributes:
-        kl_shaping: Holds the reference and the KL controller, and measures KL.
-        kl: log(pi / pi_ref) of each action, shape (N,), from `compute_returns_and_advantage` on.
-        reference_log_probs: Of each action, shape (N,); None without a reference.
-        trained: Indices of the texts that `get` yields; an estimator may leave some out.
+        kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
+        segments: The S texts of the rollout, in the order in which they began.
         scores: Of each text, as the environment paid them, shape (S,).
+        kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
+        reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
+        trained: Indices of the texts that `get` and `parts` yield.
+        stats: Means over the rollout.
 
     Raises:
         ValueError: `kl_reward` or `clip_reward` is out of range.
     """
 
     __module__ = "agents"
+    stats: RolloutStats
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        reference: LMSource | nn.Module | Backbone | None = None,
+        reference: Reference | None = None,
         beta: Beta = 0.05,
         whiten_advantages: bool = False,
         reference_batch_size: int = 64,
@@ -87,49 +88,52 @@ class SequenceRolloutBuffer(RolloutBuffer):
         norm_reward: bool = False,
         clip_reward: float | None = None,
     ) -> None:
+        self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
-        self.kl_shaping = KLShaping(beta, kl_reward, reference_batch_size, self.vocab_size)
-        self.whiten_advantages, self.whiten_rewards = whiten_advantages, whiten_rewards
-        self.score_scale = ScoreScale(norm_reward, clip_reward)
-        self.ranks = Ranks()
-        self.stats: RolloutStats | None = None
+        scale = ScoreScale(norm_reward, clip_reward)
+        self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
+        self._ranks = Ranks()
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
         self.connect(reference=reference)
 
-    @property
-    def reference(self) -> Backbone | None:
-        """The frozen model that KL is measured against."""
-        return self.kl_shaping.reference
-
     def connect(
         self,
         *,
-        reference: LMSource | nn.Module | Backbone | None = None,
+        reference: Reference | None = None,
         kl_controller: KLController | None = None,
         score_scale: ScoreScale | None = None,
         actor: Backbone | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Share what an algorithm keeps; what is None stays as it is.
+        """Take what our own algorithms have once their policy is built; what is None stays as it is.
 
         Args:
             reference: What KL is measured against from now on, see the class.
             kl_controller: Holds beta.
-            score_scale: What rewards go through first; holds the running moments.
+            score_scale: What the rewards go through first; holds the running moments.
             actor: The policy's backbone; only `kl_reward="full"` asks for it.
-            ranks: Of several, each adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
+            ranks: Each of several adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
 
         Raises:
             ValueError: The reference's vocabulary or context is smaller than the environment's.
         """
+        shaping = self.kl_shaping
         if reference is not None:
-            assert isinstance(self.observation_space, spaces.Dict)
-            self.kl_shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
-        self.kl_shaping.controller = kl_controller or self.kl_shaping.controller
-        self.kl_shaping.actor = actor or self.kl_shaping.actor
-        self.score_scale = score_scale or self.score_scale
-        self.ranks = ranks or self.ranks
+            shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
+        shaping.controller, shaping.score_scale = kl_controller or shaping.controller, score_scale or shaping.score_scale
+        shaping.actor = actor or shaping.actor
+        self._ranks = ranks or self._ranks
+
+    @property
+    def reference(self) -> Backbone | None:
+        """The model that KL is measured against."""
+        return self.kl_shaping.reference
+
+    @property
+    def beta(self) -> float:
+        """The coefficient that shaped the rewards of this rollout."""
+        return self.stats.beta
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -169,7 +173,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         live = prompt[:, 0] >= 0
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
-        lengths = (response >= 0).sum(1)
+        lengths = (response >= 0).sum(1)  # (E,)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
             self._openings.append((int(row), self.pos, context, int(lengths[row])))
@@ -177,7 +181,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
         self._written, self._lengths = live, lengths
-        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()
+        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()  # (E,) each
         if not (np.isfinite(values).all() and np.isfinite(log_probs).all()):
             raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {self.pos} of the rollout")
         self._steps.append((action.ravel().astype(np.int64), np.asarray(reward, np.float32), starts, values, log_probs, live))
@@ -194,34 +198,45 @@ class SequenceRolloutBuffer(RolloutBuffer):
             last_values: Values of the states after the last step, shape (E,) or (E, 1).
             dones: Whether each row's text ended at the last step, shape (E,).
         """
-        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (S, E) each
+        columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
         self._cut_segments(columns[-1])
         self._own = slice(0, len(self.segments))
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
-        if self.ranks.size > 1:
+        if self._ranks.size > 1:
             columns, dones = self._join(RankRecording(columns, np.asarray(dones, bool), self._openings, self._replies, self.kept))
             last_values = torch.zeros(len(dones))
-        actions, self.rewards, starts, self.values, self.log_probs, _ = columns
+        actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
         self.episode_starts = starts.astype(np.float32)
         self.buffer_size = len(actions)
         self.full = True
-        self.actions = self._flat(actions)
-        self.scores = np.array([self.rewards[s.steps, s.row].sum() for s in self.segments])
-        self.rewards = self.score_scale(self.rewards, self.scores)
-        self._shape_rewards()
-        self.advantages = np.zeros_like(self.rewards)
+        self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
+        self.scores = np.array([rewards[s.steps, s.row].sum() for s in self.segments])  # (S,)
+        assert self.sampler is not None
+        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each)
+        shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
+        self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
+        for index, segment in enumerate(self.segments):
+            self.rewards[segment.steps, segment.row] = shaped[self._offsets[index] : self._offsets[index + 1]]
+        self.advantages = np.zeros_like(rewards)
         RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
-        for name in ("rewards", "values", "log_probs", "advantages", "returns"):
-            setattr(self, name, self._flat(getattr(self, name)))
+        for name in ("rewards", "values", "advantages", "returns"):
+            setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
             self.advantages = whiten(self.advantages)
-        self._note()
+
+    def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
+        """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
+        self.advantages = whiten(advantages) if whitened else advantages
+
+    def train_on(self, texts: np.ndarray) -> None:
+        """Have `get` and `parts` yield only the texts with these indices."""
+        self.trained = texts
 
     def _join(self, own: RankRecording) -> tuple[list[np.ndarray], np.ndarray]:
-        """Take in what the other ranks recorded, whole texts all of them; return columns and last dones as one process has them."""
-        parts = self.ranks.gather(own.without_idle_rows())
+        """Add the whole texts that the other ranks recorded; return columns (L, E) and last dones (E,) as if one process had played all."""
+        parts = self._ranks.gather(own.without_idle_rows())
         whole = merge(parts)
-        before = sum(len(part.openings) for part in parts[: self.ranks.rank])
+        before = sum(len(part.openings) for part in parts[: self._ranks.rank])
         self._own = slice(before, before + len(own.openings))
         self._openings, self._replies = whole.openings, whole.replies
         self._cut_segments(whole.columns[-1])
@@ -235,9 +250,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             yield self.samples(indices)
 
     def parts(self, batch_size: int | None = None) -> Iterator[MinibatchShard]:
-        """Yield this rank's part of each minibatch that `get` would yield; ranks whose NumPy generators are equal cut alike."""
+        """Yield this rank's part of each minibatch that `get` would yield; NumPy's generators must be in the same state on all ranks."""
         for indices in self._minibatches(batch_size):
-            own = indices if self.ranks.size == 1 else self._part(indices)
+            own = indices if self._ranks.size == 1 else self._part(indices)
             whole = MinibatchSize(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
             yield MinibatchShard(self.samples(own) if len(own) else None, whole)
 
@@ -248,9 +263,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             yield order[start : start + size]
 
     def _part(self, indices: np.ndarray) -> np.ndarray:
-        """Return every size-th of the texts by length, there and back as cards are dealt, so that the parts are of like length."""
-        rank, size = self.ranks.rank, self.ranks.size
-        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]
+        """Return this rank's texts: all are sorted by length and dealt to ranks 0, 1, ..., 1, 0, so that every rank gets as much work."""
+        rank, size = self._ranks.rank, self._ranks.size
+        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]  # longest first
         turn = np.arange(len(indices)) % (2 * size)
         return by_length[(turn == rank) | (turn == 2 * size - 1 - rank)]
 
@@ -263,13 +278,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns), **ours)  # type: ignore[arg-type]
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
-        """Return where the tokens of these texts lie in the flat arrays."""
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])
+        """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
+        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
 
     def _cut_segments(self, live: np.ndarray) -> None:
-        """Say for every text at which steps its tokens were written, in the order in which texts began."""
-        steps = np.where(live, len(live), np.arange(len(live))[:, None])
-        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (S, E): the first step from here on at which the row is idle
+        """Find the steps at which each text was written, in the order in which the texts began.
+
+        Args:
+            live: Whether a token was written in the row, shape (L, E).
+        """
+        steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
+        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
         next_start = dict.fromkeys(range(live.shape[1]), len(live))
         ends = {}
         for index in range(len(self._openings) - 1, -1, -1):
@@ -280,63 +299,35 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for index, (row, step, context, written) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
-        self.trained = np.arange(len(self.segments))
-        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
+        self.trained = np.arange(len(self.segments))  # (S,)
+        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
-        """Go from (S, E, ...) to (N, ...), text after text."""
-        return np.concatenate([array[s.steps, s.row] for s in self.segments])
+        """Go from (L, E, ...) to (N, ...), text after text."""
+        return np.concatenate([array[s.steps, s.row] for s in self.segments])  # (N, ...)
 
     def _batch(self, indices: np.ndarray) -> SequenceBatch:
         chosen = [self.segments[i] for i in indices]
         spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
-        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])
+        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])  # (n, ceil(V / 8))
         texts = [TextRecord(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
         return pack(texts, self.device, kept, self.sampler)
 
-    def _shape_rewards(self) -> None:
-        """Subtract beta * KL from each token's reward, then whiten if asked; rewards are (S, E)."""
-        shaping = self.kl_shaping
-        self.beta = shaping.controller.beta
-        log_probs = self._flat(self.log_probs)
-        penalties = shaping.penalties(self.actions, log_probs, self._by_length, self._gathered, self.sampler, self.autocast)
-        self.kl, self.reference_log_probs = shaping.kl, shaping.log_probs
-        if penalties is not None:
-            for index, segment in enumerate(self.segments):
-                self.rewards[segment.steps, segment.row] -= penalties[self._offsets[index] : self._offsets[index + 1]]
-        if self.whiten_rewards:
-            self.rewards = whiten(self.rewards, over=self._flat(self.rewards), keep_mean=True)
-
-    def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
-        """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
-        self.advantages = whiten(advantages) if whitened else advantages
-
-    def _gathered(self, per_token: np.ndarray) -> np.ndarray:
-        """Return numbers of all tokens from each rank's own, shape (N,)."""
-        if self.ranks.size == 1:
-            return per_token
+    @torch.inference_mode()
+    def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32; each rank scores its own texts."""
+        out = np.empty(self._offsets[-1], np.float32)
+        for tokens, batch in self._by_length():
+            out[tokens] = score(batch, torch.as_tensor(self.actions[tokens], device=self.device)).cpu().numpy()
+        if self._ranks.size == 1:
+            return out
         own = slice(self._offsets[self._own.start], self._offsets[self._own.stop])
-        return np.concatenate(self.ranks.gather(per_token[own]))
+        return np.concatenate(self._ranks.gather(out[own]))  # (N,)
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
         """Yield this rank's texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
         lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments[self._own]]
         order = self._own.start + np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), self.kl_shaping.batch_size):
-            indices = order[start : start + self.kl_shaping.batch_size]
+        for start in range(0, len(order), self.reference_batch_size):
+            indices = order[start : start + self.reference_batch_size]
             yield self._tokens(indices), self._batch(indices)
-
-    def _note(self) -> None:
-        texts, tokens = len(self.segments), int(self._offsets[-1])
-        self.stats = RolloutStats(
-            kl_per_sequence=float(self.kl.sum()) / texts,
-            kl_per_token=float(self.kl.mean()),
-            kl_per_token_k3=float((np.exp(-self.kl) - 1 + self.kl).mean()),
-            beta=self.beta,
-            score=float(self.scores.mean()),
-            shaped_return=float(self.rewards.sum()) / texts,
-            num_tokens=tokens,
-            num_sequences=texts,
-            reference_seconds=self.kl_shaping.seconds,
-        )
-        self.kl_shaping.controller.update(self.stats.kl_per_sequence, texts)

@@ -1,4 +1,4 @@
-"""What a rollout consists of: minibatches, the parts of texts in it, and its numbers for the log."""
+"""What a rollout consists of: minibatches, the parts of texts in it, and its numbers for the log and for callbacks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Segment:
         first_step: Number of response tokens in `context`.
         row: Environment row.
         steps: Steps of the rollout at which its tokens were written.
-        replies: Tokens of the environment between its actions, see `Written`.
+        replies: Tokens of the environment between its actions, see `TextRecord`.
     """
 
     context: np.ndarray
@@ -69,7 +69,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """What a rollout looked like before the update, for the log.
+    """Numbers of a rollout before the update.
 
     Attributes:
         kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
@@ -78,6 +78,7 @@ class RolloutStats:
         beta: The coefficient that shaped these rewards.
         score: Mean reward of the environment per text.
         shaped_return: Mean over texts of score - beta * KL.
+        entropy: Mean of -log pi per token, in nats.
         num_tokens: Tokens that are actions.
         num_sequences: Texts.
         reference_seconds: Time of the reference pass.
@@ -89,6 +90,7 @@ class RolloutStats:
     beta: float
     score: float
     shaped_return: float
+    entropy: float
     num_tokens: int
     num_sequences: int
     reference_seconds: float

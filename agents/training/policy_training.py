@@ -58,6 +58,8 @@ class PolicyTraining:
 class Linear:
     """A learning rate that falls to 0; a class and not a lambda, so that a checkpoint can hold it."""
 
+    __module__ = "agents"
+
     start: float
 
     def __call__(self, progress_remaining: float) -> float:

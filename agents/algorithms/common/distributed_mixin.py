@@ -1,4 +1,4 @@
-"""What several processes add to an algorithm's rollouts, see `agents.distributed.process_group`."""
+"""Rollouts that several processes write together, see `agents.distributed.process_group`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from textrl_env.envs.rank_share import RankShare
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ...distributed.process_group import ranks
 from ...distributed.ranks import Ranks
+from ...generation.generator import Generator
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.kl_controller import KLController
+from ...rollouts.text_vec_env import text_env_of
 
 CHECK_EVERY = 5  # rollouts between two comparisons of what the ranks hold
 
@@ -25,7 +26,7 @@ class Stopped(Exception):
 
 
 class DistributedMixin:
-    """Mixin of `TextAlgorithm`: each rank plays a share of the texts, and all know what all finished.
+    """Mixin of `TextAlgorithm`: each rank writes a share of a rollout's texts, and then all ranks hold all of them.
 
     Attributes:
         ranks: The processes that train together.
@@ -41,12 +42,11 @@ class DistributedMixin:
     verbose: int
     tensorboard_log: str | None
     seed: int | None
+    generator: Generator | None
 
     if TYPE_CHECKING:  # defined by the classes that this one stands before
 
         def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None: ...
-
-        def _more_texts(self, finished: list[dict[str, Any]]) -> int: ...
 
     def _join_ranks(self) -> None:
         self.ranks = ranks()
@@ -63,11 +63,18 @@ class DistributedMixin:
             self.seed = self.ranks.broadcast(int(np.random.SeedSequence().generate_state(1)[0]))
 
     def _begin_on_ranks(self, env: VecEnv) -> None:
-        """Give each rank its share of the texts and its own random numbers, and compare what they hold now and then.
+        """Give each rank its share of the texts and its own random numbers; every few rollouts, compare the ranks' weights and prompts.
 
-        The numbers follow from the seed and the number of the rollout: a checkpoint need not hold every rank's generator.
+        The random numbers follow from the seed and the number of the rollout: a checkpoint need not hold every rank's generator.
+
+        Raises:
+            ValueError: Several ranks cannot share the rollout.
         """
-        texts = _texts(env)
+        if self.ranks.size == 1:
+            return
+        if self.generator is not None:
+            raise ValueError(f"a generator under {self.ranks.size} ranks: each of them writes with its policy; set it to None")
+        texts = text_env_of(env)
         size = texts.task.group_size
         groups = -(-self.n_episodes // size)
         if groups < self.ranks.size:
@@ -90,14 +97,18 @@ class DistributedMixin:
     @staticmethod
     def _end_on_ranks(env: VecEnv) -> None:
         """Let the environment deal to this process alone again."""
-        _texts(env).core.share = None
+        text_env_of(env).core.share = None
+
+    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
+        """Return how many more texts the rollout needs, once `n_episodes` or the number returned last are written."""
+        return 0
 
     def _join_round(self, own: list[dict[str, Any]], finished: list[dict[str, Any]], before: int) -> int:
-        """Join the texts that the ranks finished since the last call, and return how many more the rollout needs.
+        """Exchange the texts that each rank finished since the last call, and return how many more the rollout needs.
 
         Args:
-            own: Those of this rank, taken out.
-            finished: Those of all ranks in this rollout, which grow.
+            own: Infos of this rank's texts; emptied.
+            finished: Infos of all ranks' texts in this rollout; those of `own` and of the other ranks are appended.
             before: Tokens before the rollout.
 
         Raises:
@@ -116,12 +127,6 @@ class DistributedMixin:
         return more
 
 
-def _texts(env: VecEnv) -> TextGenerationVecEnv:
-    texts = env.unwrapped
-    assert isinstance(texts, TextGenerationVecEnv)
-    return texts
-
-
 def _numbers(state: Any) -> bool:
-    """Return whether there is anything in nested mappings."""
+    """Return whether nested mappings hold any value but None."""
     return any(_numbers(value) for value in state.values()) if isinstance(state, Mapping) else state is not None

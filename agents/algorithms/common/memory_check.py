@@ -11,13 +11,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
-
 from ...models.backbones import Backbone
 from ...models.backbones.kv_cache import BLOCK, KeysAndValues, SourceKeysAndValues
 from ...models.cached_decoder import CachedDecoder
 from ...models.memory_estimate import GIB, Load, MemoryEstimate, Saved, Sizes, estimate, remedy
 from ...models.sequences import PartialTexts, TextRecord, pack
+from ...rollouts.text_vec_env import text_env_of
 from ...utils.free_memory import available
 
 
@@ -72,17 +71,15 @@ def load_of(algorithm: Trained) -> Load:
     settings, texts = policy.settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
     batch = algorithm.texts_per_update
     prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))
-    texts_env = env.unwrapped
-    assert isinstance(texts_env, TextGenerationVecEnv)
     return Load(
         texts,
         env.num_envs,
         prompt,
         response,
         min(settings.micro_batch_size or batch, batch),
-        buffer.kl_shaping.batch_size if buffer.reference is not None else 0,
+        buffer.reference_batch_size if buffer.reference is not None else 0,
         settings.gradient_checkpointing,
-        policy.sampler.cuts or texts_env.core.constraint is not None or policy.mask is not None,
+        policy.sampler.cuts or text_env_of(env).core.constraint is not None or policy.mask is not None,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
-from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
 
 _NAMES: Mapping[str, str] = {
@@ -44,30 +43,29 @@ def rename(logger: Logger) -> None:
         logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
 
 
-def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, rollout: RolloutResult) -> None:
-    """Record what a rollout looked like.
+def record_rollout(logger: Logger, rollout: RolloutResult) -> None:
+    """Record the numbers of a rollout.
 
     Args:
         logger: SB3's.
-        buffer: Holds it.
         rollout: What was written.
     """
-    stats, record, finished = rollout.stats, logger.record, rollout.infos
-    reasons = Counter(info["finish_reason"] for info in finished)
+    stats, record = rollout.stats, logger.record
+    reasons = Counter(info["finish_reason"] for info in rollout.infos)
     writing = rollout.seconds - stats.reference_seconds
     record("objective/score", stats.score)
-    terms = [info["reward_terms"] for info in finished if "reward_terms" in info]
+    terms = [info["reward_terms"] for info in rollout.infos if "reward_terms" in info]
     for name in dict.fromkeys(name for values in terms for name in values):
         record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
     record("objective/shaped_return", stats.shaped_return)
-    record("objective/entropy", -float(buffer.log_probs.mean()))
+    record("objective/entropy", stats.entropy)
     record("kl/per_sequence", stats.kl_per_sequence)
     record("kl/per_token", stats.kl_per_token)
     record("kl/per_token_k3", stats.kl_per_token_k3)
     record("kl/beta", stats.beta)
     record("tokens/length", stats.num_tokens / stats.num_sequences)
     for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
-        record(f"tokens/finished_by_{reason}", reasons[reason] / len(finished))
+        record(f"tokens/finished_by_{reason}", rollout.share_finished_by(reason))
     record("time/rollout_tokens_per_second", stats.num_tokens / writing)
     record("time/rollout_seconds", writing)
     record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))

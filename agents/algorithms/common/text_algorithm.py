@@ -1,10 +1,9 @@
-"""The base of our on-policy algorithms: Stable-Baselines3's, with rollouts of whole episodes and a frozen reference."""
+"""The base of our on-policy algorithms: Stable-Baselines3's, with rollouts of whole texts and KL to a reference."""
 
 from __future__ import annotations
 
 import copy
 import io
-import pathlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from textrl_env.envs.env import TextGenerationEnv
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import new_path
 
 from ...generation.generator import Generator
@@ -34,44 +31,46 @@ from ...models.lora import without_adapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
-from ...rollouts.collect_generated import play_generated
+from ...rollouts.collect_generated import generated_actions
 from ...rollouts.kl_controller import KLController, as_kl_controller
 from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
+from ...rollouts.text_vec_env import as_text_vec_env
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
-from .training_warnings import RolloutSymptoms, TrainingChecks
+from .training_warnings import RolloutSymptoms, TrainingChecks, check_gradients, trainable_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
+_NOT_SAVED = ("reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
 
 
 class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
-    """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
+    """Mixin that stands before an SB3 algorithm: rollouts are whole texts, and KL to a frozen reference shapes their rewards.
 
-    Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
+    Constructors of subclasses end with `_construct`, which calls that of the SB3 algorithm.
 
     Attributes:
         n_episodes: Texts per rollout.
         num_rollouts: Rollouts so far.
         num_texts: Texts so far.
-        reference: The frozen model that KL is measured against; None if it is the policy's own base under its adapters.
-        reference_source: What it was loaded from; None if it is a copy of the policy's first weights, or their base.
+        last_rollout: The latest finished rollout, for callbacks; None before the first.  It is not saved.
+        reference: The frozen model that KL is measured against; None: it is the base model under the policy's adapters.
+        reference_source: What the reference was loaded from; None: nothing, it is made of the policy's first weights.
+        reference_hash: SHA-256 of that folder.
         reference_mixup: Share of the policy that goes into the reference after each update.
         critic_warmup: Rollouts at the start in which only the critic learns.
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
         generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
-        memory: What training is estimated to take; None before it begins.
-        last_rollout: The latest finished rollout, for callbacks; None before the first.  It is not saved.
+        memory: Estimate of the memory that training takes; None before it begins.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
@@ -86,36 +85,28 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     n_episodes: int
     num_rollouts: int = 0
     num_texts: int = 0
+    last_rollout: RolloutResult | None = None
     reference_source: LMSource | None
     reference_hash: str | None = None
     reference_mixup: float = 0.0
     critic_warmup: int = 0
     kl_controller: KLController
     score_scale: ScoreScale | None = None
-    last_rollout: RolloutResult | None = None
     generator: Generator | None = None
+    memory: MemoryEstimate | None = None
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
 
     @property
     def texts_per_update(self) -> int:
-        """Texts in each step of the policy: a minibatch, or all where the algorithm has none."""
+        """Texts in each optimizer step of the policy: a minibatch, or all where the algorithm has none."""
         return getattr(self, "batch_size", self.n_episodes)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Turn a scalar text environment into a batched one, and add episode statistics."""
-        if isinstance(env, gym.Env):
-            scalar = env.unwrapped
-            if not isinstance(scalar, TextGenerationEnv):
-                raise TypeError(f"{type(scalar).__name__} is not a text environment: use a textrl id, or stock Stable-Baselines3")
-            env = TextGenerationVecEnv(DEFAULT_ROWS, task=scalar.task, reward=scalar.reward_model)
-        if not isinstance(env, VecEnv) or not isinstance(env.unwrapped, TextGenerationVecEnv):
-            raise TypeError(f"{type(env).__name__}: pass a TextGenerationVecEnv (wrapped or not), a text environment, or its id")
-        if monitor_wrapper and not is_vecenv_wrapped(env, VecMonitor):
-            env = VecMonitor(env)
-        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return BaseAlgorithm._wrap_env(as_text_vec_env(env, monitor_wrapper), verbose, monitor_wrapper)
 
     def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
         """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
@@ -148,32 +139,20 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         super()._setup_model()
         self.ranks.share_weights(self.policy)
         self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
-        self.score_scale = self.rollout_buffer.score_scale
-        self._set_reference()
+        self.score_scale = self.rollout_buffer.kl_shaping.score_scale
+        source, adapted = self.reference_source, self.policy_kwargs.get("lora") is not None
+        self.reference, self.reference_hash = make_reference(source, self.policy, adapted, self.reference_hash, self.reference_mixup)
+        self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
-
         self.health = TrainingChecks()
-        self.memory: MemoryEstimate | None = None
-
-    def _set_reference(self) -> None:
-        adapted = self.policy_kwargs.get("lora") is not None
-        self.reference, self.reference_hash = make_reference(
-            self.reference_source, self.policy, adapted, self.reference_hash, self.reference_mixup
-        )
-        self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
     ) -> bool:
-        """Write `n_episodes` whole texts.
+        """Write `n_episodes` whole texts; the arguments are SB3's, and `n_rollout_steps` is not used.
 
-        Args:
-            env: A `TextGenerationVecEnv`, wrapped or not.
-            callback: Called after every step.
-            rollout_buffer: A `SequenceRolloutBuffer`.
-            n_rollout_steps: Not used.
-            use_masking: Whether the environment's action masks are followed; MaskablePPO passes it.
+        `use_masking`, which MaskablePPO passes, says whether the policy follows the environment's action masks.
 
         Returns:
             False if a callback asked to stop.
@@ -183,25 +162,20 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             restore_generators(self.resume_state, env)
             self.resume_state = None
         self._rollout_start = {**self._progress(), "resume_state": generators(env)}
-        if self.ranks.size > 1:
-            if self.generator is not None:
-                raise ValueError(f"a generator under {self.ranks.size} ranks: each of them writes with its policy; set it to None")
-            self._begin_on_ranks(env)
+        self._begin_on_ranks(env)
         self.policy.set_training_mode(False)
         self.kl_controller.follow(self._current_progress_remaining)
         callback.on_rollout_start()
         began = perf_counter()
-        finished: list[dict[str, Any]] = []
+        infos: list[dict[str, Any]] = []  # of each text's last step
         try:
-            self._play(env, callback, rollout_buffer, use_masking, finished)
+            self._play(env, callback, rollout_buffer, use_masking, infos)
         except Stopped:
             return False
         finally:
             self._end_on_ranks(env)
-        self.num_rollouts += 1
-        self.num_texts += len(finished)
-        assert rollout_buffer.stats is not None
-        self.last_rollout = RolloutResult(finished, rollout_buffer.stats, perf_counter() - began)
+        self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + len(infos)
+        self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
         self._log_rollout(self.last_rollout)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -210,15 +184,16 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def _play(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, use_masking: bool, finished: list[dict[str, Any]]
     ) -> None:
-        """Write the texts, and append their infos to `finished`.
+        """Write the texts, and append the infos of their last steps to `finished`.
 
         Raises:
             Stopped: A callback asked to stop, on any rank.
         """
         own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
         more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
-        play = play_episodes if self.generator is None else partial(play_generated, self.generator)
-        for played in play(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more):
+        size = rollout_buffer.reference_batch_size
+        act = None if self.generator is None else generated_actions(self.generator, self.policy, env, size)
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more, act):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
@@ -229,15 +204,11 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
                 self._update_info_buffer(infos, dones)
             own += [infos[row] for row in np.flatnonzero(dones)]
 
-    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
-        """Return how many more texts the rollout needs, once `n_episodes` or what was asked for last are written."""
-        return 0
-
     def train(self) -> None:
         """Update the policy as the algorithm does, and log how fast."""
         began = perf_counter()
         waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
-        trainable = self._check_optimizer()
+        trainable = trainable_parameters(self.policy)
         for parameter in waiting:
             parameter.requires_grad_(False)
         try:
@@ -247,36 +218,17 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             for parameter in waiting:
                 parameter.requires_grad_(True)
         if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
-            self._check_gradients(trainable)
+            check_gradients(trainable, self.ranks)
         if self.reference_mixup:
             assert self.reference is not None
             move_reference(self.reference, self.policy.lm, self.reference_mixup)
         self._rollout_start = None
         seconds = perf_counter() - began
-        stats = self.rollout_buffer.stats
-        assert stats is not None
-        self.logger.record("time/update_tokens_per_second", stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
+        self.logger.record("time/update_tokens_per_second", self.rollout_buffer.stats.num_tokens * getattr(self, "n_epochs", 1) / seconds)
         self.logger.record("time/update_seconds", seconds)
 
     def _train(self) -> None:
         super().train()
-
-    def _check_optimizer(self) -> list[nn.Parameter]:
-        """Insist that the optimizer holds every parameter of the policy that is to learn, and return these."""
-        held = {id(p) for group in self.policy.optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in held]
-        if missing:
-            raise RuntimeError(
-                f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them: give adapters to the policy "
-                "as policy_kwargs={'lora': ...}, or build the optimizer after adding them"
-            )
-        return self.policy.actor_parameters()
-
-    def _check_gradients(self, trainable: list[nn.Parameter]) -> None:
-        if not any(self.ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
-            raise RuntimeError(
-                f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
-            )
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Follow the schedule, as SB3 does; a critic's own rate stays."""
@@ -285,36 +237,27 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             for group in optimizer.param_groups:
                 group["lr"] = group.get("own_lr", group["lr"])
 
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: Any = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Choose the next token, see `TransformerPolicy.predict`."""
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Choose the next token; the arguments are those of `TransformerPolicy.predict`, `action_masks` among them."""
+        return self.policy.predict(observation, *args, **kwargs)
 
     def _log_rollout(self, rollout: RolloutResult) -> None:
-        buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
-        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (N,) to (S,)
-        ended = 1 - rollout.share_finished_by("length")
-        symptoms = RolloutSymptoms(kl, buffer.scores, -float(buffer.log_probs.mean()), ended, None if last is None else float(last))
+        buffer, approx_kl = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
         if self.ranks.is_main:
-            self.health.check(symptoms)
-        record_rollout(self.logger, buffer, rollout)
+            kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
+            ended = 1 - rollout.share_finished_by("length")
+            self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
+        record_rollout(self.logger, rollout)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        made = super()._init_callback(callback, progress_bar=False)
-        if not progress_bar or not self.ranks.is_main:
-            return made
-        bar = CallbackList([made, TokenProgressBar()])
-        bar.init_callback(self)
-        return bar
+        made: BaseCallback = super()._init_callback(callback, progress_bar=False)
+        if progress_bar and self.ranks.is_main:
+            made = CallbackList([made, TokenProgressBar()])
+            made.init_callback(self)
+        return made
 
     def save(
-        self, path: str | pathlib.Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
         """Save as SB3 does, to a temporary name first.
 
@@ -343,7 +286,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     @classmethod
     def load(
         cls,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: str | Path | io.BufferedIOBase,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -362,17 +305,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "reference",
-            "_rollout_start",
-            "health",
-            "_ptx",
-            "generator",
-            "ranks",
-            "memory",
-            "last_rollout",
-        ]
+        return [*super()._excluded_save_params(), *_NOT_SAVED]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""

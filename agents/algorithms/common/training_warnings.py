@@ -1,21 +1,53 @@
-"""Says what is probably wrong when a training goes wrong in one of the usual ways."""
+"""Checks of a training: errors where no update reaches the policy, warnings where it probably goes wrong in one of the usual ways."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:  # pytest imports this file for its list of warnings, and need not import torch
+    from torch import nn
+
+    from ...distributed.ranks import Ranks
+    from ...policies.transformer_policy import TransformerPolicy
+
 
 class TrainingWarning(UserWarning):
-    """A training that probably goes wrong; each cause is named once."""
+    """A training that probably goes wrong; each cause is warned of once."""
+
+
+def trainable_parameters(policy: TransformerPolicy) -> list[nn.Parameter]:
+    """Return the actor's trainable parameters; the optimizer must hold them, and those of the critic.
+
+    Raises:
+        RuntimeError: It does not.
+    """
+    held = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in policy.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise RuntimeError(
+            f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them: give adapters to the policy "
+            "as policy_kwargs={'lora': ...}, or build the optimizer after adding them"
+        )
+    return policy.actor_parameters()
+
+
+def check_gradients(trainable: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    """Check that an update left a gradient, on any rank.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    if not any(ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
+        raise RuntimeError(f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?")
 
 
 class RolloutSymptoms(NamedTuple):
-    """What a rollout shows.
+    """Numbers of a rollout that show what goes wrong.
 
     Attributes:
         kl: KL to the reference of each text, in nats, shape (S,).
@@ -41,7 +73,7 @@ class TrainingChecks:
     named: set[str] = field(default_factory=set)
 
     def check(self, seen: RolloutSymptoms) -> None:
-        """Warn of what this rollout shows."""
+        """Warn of every cause that this rollout is the first to show."""
         if self.entropy is None:
             self.entropy, self.finished = seen.entropy, seen.finished
         for cause, message in self._causes(seen, self.entropy):

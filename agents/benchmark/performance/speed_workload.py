@@ -160,7 +160,6 @@ def iterate(model: TextPPO) -> dict[str, float]:
     began = perf_counter()
     model.learn(1, reset_num_timesteps=False)  # a whole rollout, however few tokens are asked for
     total = perf_counter() - began
-    assert model.rollout_buffer.stats is not None
     reference, update = model.rollout_buffer.stats.reference_seconds, model.logger.name_to_value["time/update_seconds"]
     return {"seconds": total, "update_seconds": update, "reference_seconds": reference, "rollout_seconds": total - update - reference}
 

@@ -13,7 +13,7 @@ from agents.algorithms.rloo import RLOO
 from agents.generation.generator import Request, decode
 from agents.models.sampler import Sampler
 from agents.rollouts.collect import play_episodes
-from agents.rollouts.collect_generated import play_generated
+from agents.rollouts.collect_generated import generated_actions
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..conftest import EOS, LLAMA, MODELS, VOCAB, sevens
@@ -63,6 +63,11 @@ def make(env, model=LLAMA, algorithm=TextPPO, rules=None, critic="shared", **kwa
         torch.nn.init.normal_(made.policy.value_head.weight)  # not all values 0
     made.policy.set_training_mode(False)
     return made
+
+
+def play_generated(generator, policy, env, buffer, num_episodes):
+    act = generated_actions(generator, policy, env, buffer.reference_batch_size)
+    return play_episodes(policy, env, buffer, num_episodes, act=act)
 
 
 def play(model, players):

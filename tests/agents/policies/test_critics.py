@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
 from agents.algorithms.common import text_algorithm
 from agents.models.loading import load_lm, save_lm
+from agents.rollouts.kl_shaping import RecordedTokens
 from agents.rollouts.reference_model import move_reference
 
 from ..conftest import GPT2, LLAMA, VOCAB
@@ -225,8 +226,8 @@ def test_lora(make_env, tmp_path, model):
     own = agent.rollout_buffer.stats.kl_per_sequence
     buffer = agent.rollout_buffer
     buffer.connect(reference=base)  # the same model, loaded apart
-    buffer.kl_shaping.penalties(buffer.actions, buffer.log_probs, buffer._by_length, buffer._gathered, buffer.sampler, buffer.autocast)
-    apart = buffer.kl_shaping.log_probs
+    tokens = RecordedTokens(buffer.log_probs, buffer.sampler, buffer.autocast, buffer._for_each)
+    apart = buffer.kl_shaping.reference_log_probs(tokens)
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
     samples = agent.rollout_buffer.samples(np.arange(12))

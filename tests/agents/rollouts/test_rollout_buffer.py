@@ -1,18 +1,15 @@
 """The sequence buffer against numbers by hand, and against SB3's own buffer."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 
-from agents import TextPPO
 from agents.models.sampler import Sampler
 from agents.policies.sampling_record import SamplingRecord
 from agents.policies.transformer_policy import TransformerPolicy
@@ -190,6 +187,21 @@ def test_unmodified_ppo_runs_with_policy_and_buffer(make_env, tmp_path):
     assert last.kl_per_sequence > 0.1
 
 
+def test_a_reference_that_trains_is_copied_and_frozen(make_env):
+    from agents.models.loading import load_lm
+
+    env, lm = make_env(num_envs=1), load_lm(LLAMA).train()
+    buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu", reference=lm)
+    before = lm.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        lm.lm_head.weight.add_(1.0)
+    reference = buffer.reference.lm
+    assert torch.equal(reference.lm_head.weight, before) and not reference.training
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    same = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu", reference=reference)
+    assert same.reference.lm is reference  # a frozen module takes no second copy
+
+
 def test_a_foreign_policy_is_refused(make_env):
     env = make_env(num_envs=1)
     buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu")
@@ -201,30 +213,3 @@ def test_whiten_by_hand():
     values = np.array([1.0, 3.0, 5.0, 7.0])  # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
     np.testing.assert_allclose(whiten(values), np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
     np.testing.assert_allclose(whiten(values, keep_mean=True), 4 + np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
-    over = np.array([0.0, 2.0])  # mean 1, variance 1
-    np.testing.assert_allclose(whiten(values, over=over), np.array([0, 2, 4, 6]) / np.sqrt(1 + 1e-8), rtol=1e-12)
-
-
-def test_callbacks_see_the_finished_rollout(make_env):
-    """What `last_rollout` holds equals what the environment's own infos and a count by hand say."""
-    seen = []
-
-    class Look(BaseCallback):
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            seen.append(self.model.last_rollout)
-
-    model = TextPPO("TransformerPolicy", make_env(), policy_kwargs={"model": LLAMA}, n_episodes=6, batch_size=6, seed=0)
-    assert model.last_rollout is None
-    model.learn(1, callback=Look())
-    (rollout,) = seen
-    assert len(rollout.infos) == len(rollout.prompts) == len(rollout.responses) == 6
-    assert rollout.scores.tolist() == [float(text.split().count("7")) for text in rollout.responses]
-    ended = [info["finish_reason"] for info in rollout.infos]
-    assert rollout.share_finished_by("eos") == ended.count("eos") / 6 and rollout.share_finished_by("length") == ended.count("length") / 6
-    assert rollout.stats.num_sequences == 6 and rollout.stats.score == pytest.approx(rollout.scores.mean())
-    assert rollout.seconds > rollout.stats.reference_seconds > 0
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        rollout.seconds = 0.0
