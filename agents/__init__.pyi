@@ -19,6 +19,7 @@ from .generation.text_generation import stream as stream
 from .generation.vllm_generator import VLLMGenerator as VLLMGenerator
 from .models.backbones.custom import LanguageModel as LanguageModel
 from .policies.maskable_policy import MaskableTransformerPolicy as MaskableTransformerPolicy
+from .policies.policy_settings import PolicySettings as PolicySettings
 from .policies.transformer_policy import TransformerPolicy as TransformerPolicy
 from .rollouts.kl_controller import AdaptiveKLController as AdaptiveKLController
 from .rollouts.kl_controller import KLController as KLController

@@ -1,16 +1,16 @@
 """Draw docs/architecture.png from the import contracts in pyproject.toml: `python docs/draw_architecture.py`.
 
-Each column is a top-level package, each row a layer of its contract: a folder imports only from rows below its own, and folders that share a
-row do not import each other.  Columns import from columns to their right.
+Each column is a top-level package, each row a layer of its contract: a folder imports only from rows below its own, and
+folders that share a row do not import each other.  Columns import from columns to their right.
 """
 
 from __future__ import annotations
 
 import sys
-import tomllib  # Python 3.11 or newer; only who draws the picture needs it
 from pathlib import Path
 from typing import Any
 
+import tomllib  # Python 3.11 or newer; only who draws the picture needs it
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 

@@ -59,7 +59,8 @@ def test_the_picture_shows_the_contracts(picture):
 def test_the_picture_is_of_contracts_that_may_change(picture, tmp_path):
     toml = tmp_path / "pyproject.toml"
     toml.write_text(
-        '[[tool.importlinter.contracts]]\nid = "rooms"\nlayers = ["a"]\n[[tool.importlinter.contracts]]\nid = "a"\nlayers = ["x | y", "z"]\n'
+        '[[tool.importlinter.contracts]]\nid = "rooms"\nlayers = ["a"]\n'
+        '[[tool.importlinter.contracts]]\nid = "a"\nlayers = ["x | y", "z"]\n'
     )
     assert picture.layers(toml) == {"a": [["x", "y"], ["z"]]}
 

@@ -1,4 +1,4 @@
-"""Stepping alone, without a model: `python -m textrl_env.benchmark`.
+"""Speed and memory of the environments alone, without a model: `python -m textrl_env.benchmark`.
 
 Random tokens, reward `length`, a vocabulary of 32,000 and responses of 64 tokens; nothing but the environment is timed.
 """

@@ -1,24 +1,21 @@
-"""What a reward model is, how one is named, and what it may return."""
+"""The protocol of reward models, the table of their names, and the checks of their scores."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .episode import Episode
 from .reward_warnings import watch
+from .utils.own_packages import load
 from .utils.suggestions import did_you_mean
-
-_ROOMS = ("rewards", "agents")  # top-level packages that ship beside textrl_env; their names are not ours alone
 
 _TABLE: dict[str, str | Callable[..., Any]] = {
     "vader": "rewards.rules.text_rules:VaderReward",
@@ -151,7 +148,7 @@ def make_reward(name: str, **kwargs: Any) -> RewardModel:
     if name not in {**_TABLE, **_plugins()}:
         raise ValueError(f"no reward model is called {name!r}{did_you_mean(name, list_rewards())}; known: {', '.join(list_rewards())}")
     entry = _TABLE.get(name) or _plugins()[name].load()
-    return as_reward_model((_load(entry) if isinstance(entry, str) else entry)(**kwargs))
+    return as_reward_model((load(entry) if isinstance(entry, str) else entry)(**kwargs))
 
 
 def register_reward(name: str, entry: str | Callable[..., Any]) -> None:
@@ -181,13 +178,13 @@ def list_rewards() -> list[str]:
 @cache
 def _plugins() -> dict[str, EntryPoint]:
     """Return the reward models that installed packages declare under the entry points `textrl.rewards`; taken names are left out."""
-    found = {}
+    plugins = {}
     for entry in entry_points(group="textrl.rewards"):
-        if entry.name in _TABLE or entry.name in found:
+        if entry.name in _TABLE or entry.name in plugins:
             warnings.warn(f"the reward model {entry.name!r} of {entry.value} is left out: the name is taken", stacklevel=2)
         else:
-            found[entry.name] = entry
-    return found
+            plugins[entry.name] = entry
+    return plugins
 
 
 def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
@@ -257,18 +254,3 @@ def _excerpt(episode: Episode, limit: int = 200) -> str:
 
 def _name_of(thing: Any) -> str:
     return getattr(thing, "__name__", None) or repr(thing)
-
-
-def _load(entry: str) -> Callable[..., Any]:
-    module_name, attribute = entry.split(":", 1)
-    module = importlib.import_module(module_name)
-    room = module_name.split(".")[0]
-    if room in _ROOMS:
-        ours = Path(__file__).resolve().parent.parent
-        found = Path(getattr(module, "__file__", None) or "?").resolve()
-        if ours not in found.parents:
-            raise ImportError(
-                f"'{room}' was imported from {found}, not from beside textrl_env in {ours}: another package of that name "
-                "is installed; use a clean virtual environment"
-            )
-    return getattr(module, attribute)

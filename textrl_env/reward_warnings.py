@@ -1,7 +1,7 @@
-"""Says what is probably wrong with a reward model when its first scores look like one of the usual mistakes.
+"""Warnings about reward models whose first scores look like one of the usual mistakes.
 
-`checked_scores` shows its scores to `watch`, which looks once at each model, when it has scored `EVIDENCE` texts, and asks it nothing.
-`rewards.check` looks closer, by asking it again.
+`checked_scores` shows its scores to `watch`, which looks once at each model, when it has scored `EVIDENCE` texts, and calls it no further.
+`rewards.check` tests more, by scoring texts of its own.
 """
 
 from __future__ import annotations

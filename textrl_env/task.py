@@ -1,4 +1,4 @@
-"""What a text task is made of, and the table of tasks that ship with the package."""
+"""Text tasks: their fields and limits, and the recipe of a task's base policy."""
 
 from __future__ import annotations
 

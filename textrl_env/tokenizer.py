@@ -57,19 +57,9 @@ class FileTokenizer:
         eos = self.backend.token_to_id(eos_token)
         if eos is None:
             raise ValueError(f"{self.path} has no token {eos_token!r}: name its end-of-text token with eos_token=")
-        self._eos_token_id = int(eos)
-        self._vocab_size = int(self.backend.get_vocab_size())
+        self.eos_token_id = int(eos)
+        self.vocab_size = int(self.backend.get_vocab_size())
         self._anchor, self._anchor_length = self._find_anchor()
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return self._vocab_size
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id of the token that ends a text."""
-        return self._eos_token_id
 
     @property
     def is_byte_level(self) -> bool:
@@ -101,7 +91,7 @@ class FileTokenizer:
         """
         if self.is_byte_level:
             return [], 0
-        for i in range(self._vocab_size):
+        for i in range(self.vocab_size):
             text = self.backend.decode([i], skip_special_tokens=True)
             if text.isascii() and text.isalpha():  # SentencePiece's bytes and lone spaces would join what follows
                 return [i], len(text)
@@ -128,30 +118,20 @@ class IntegerTokenizer:
     def __init__(self, vocab_size: int, eos_token_id: int = 0) -> None:
         if vocab_size < 2 or not 0 <= eos_token_id < vocab_size:
             raise ValueError(f"vocab_size={vocab_size}, eos_token_id={eos_token_id}: need at least 2 ids and 0 <= eos < vocab_size")
-        self._vocab_size = vocab_size
-        self._eos_token_id = eos_token_id
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return self._vocab_size
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id of the token that ends a text."""
-        return self._eos_token_id
+        self.vocab_size = vocab_size
+        self.eos_token_id = eos_token_id
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers in each text."""
         rows = [[int(word) for word in text.split()] for text in texts]
         for row, text in zip(rows, texts, strict=True):
-            if row and not (min(row) >= 0 and max(row) < self._vocab_size):
-                raise ValueError(f"text {text!r} holds an id outside [0, {self._vocab_size})")
+            if row and not (min(row) >= 0 and max(row) < self.vocab_size):
+                raise ValueError(f"text {text!r} holds an id outside [0, {self.vocab_size})")
         return rows
 
     def decode_batch(self, ids: Iterable[Sequence[int]]) -> list[str]:
         """Write each id sequence as numbers, each after a space, the end-of-text id left out."""
-        return ["".join(f" {int(i)}" for i in row if i != self._eos_token_id) for row in ids]
+        return ["".join(f" {int(i)}" for i in row if i != self.eos_token_id) for row in ids]
 
 
 class WordTokenizer:
@@ -189,10 +169,10 @@ class WordTokenizer:
         return ["".join(f" {self.words[i]}" for i in row if i) for row in ids]
 
     def _id(self, word: str, text: str) -> int:
-        found = self._ids.get(word)
-        if found is None:
+        token = self._ids.get(word)
+        if token is None:
             raise ValueError(f"text {text[:80]!r} holds {word!r}, which is none of the {self.vocab_size - 1} words of this tokenizer")
-        return found
+        return token
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WordTokenizer:
         """Return itself: it never changes, and gymnasium deep-copies the arguments of every `make`."""

@@ -34,7 +34,7 @@ def best_of_n(
     """Return the best of `n` responses to each prompt.
 
     Args:
-        policy: Who writes.
+        policy: The policy that writes.
         tokenizer: The policy's.
         prompts: What the texts start from.
         n: Responses for each.

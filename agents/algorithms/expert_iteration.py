@@ -37,7 +37,7 @@ class ExpertIteration:
         **rules: Sampling rules of the policy, see `Sampler`.
 
     Attributes:
-        policy: Who writes.
+        policy: The policy that writes, and is trained.
         scores: Mean score of all texts written in each iteration.
     """
 
@@ -63,15 +63,18 @@ class ExpertIteration:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.policy = make_policy(task, model, **rules)
-        self.trainer = SFT(self.policy.lm, task.tokenizer, learning_rate, batch_size, weight_decay=0.0, train_on_prompts=False, seed=seed)
+        self.trainer = SFT(
+            self.policy.lm, task.tokenizer, train_on_prompts=False,
+            learning_rate=learning_rate, batch_size=batch_size, weight_decay=0.0, seed=seed,
+        )  # fmt: skip
         self.scores: list[float] = []
 
     def learn(self, iterations: int, progress_bar: bool = False, checkpoint: str | Path | None = None) -> ExpertIteration:
-        """Take this many iterations.
+        """Write texts and imitate the best of them, `iterations` times.
 
         Args:
-            iterations: How many, those of the checkpoint included.
-            progress_bar: Show one.
+            iterations: Number of iterations, those of the checkpoint included.
+            progress_bar: Whether to show a progress bar.
             checkpoint: A folder.  After every iteration the training is saved there; the same call goes on from it, bit by bit.
 
         Raises:
@@ -80,10 +83,10 @@ class ExpertIteration:
         folder = None if checkpoint is None else Path(checkpoint)
         own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size]
         facts = {"of": fingerprint([type(self).__name__, *own])}
-        if folder is not None and (found := load_training(folder, self.policy.lm)) is not None:
-            if found.get("of") != facts["of"]:
+        if folder is not None and (saved := load_training(folder, self.policy.lm)) is not None:
+            if saved.get("of") != facts["of"]:
                 raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
-            self.scores = found["scores"]
+            self.scores = saved["scores"]
         done = len(self.scores) if folder is not None else 0
         with bar("ExpertIteration", iterations, progress_bar) as shown:
             shown.advance(done)
@@ -92,7 +95,8 @@ class ExpertIteration:
                 rng = np.random.default_rng([self.seed, number])
                 drawn = [self.task.prompts[int(i)] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
                 texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
-                best = texts.scores.reshape(self.n_prompts, self.n).argmax(1) + np.arange(self.n_prompts) * self.n
+                scores = texts.scores.reshape(self.n_prompts, self.n)  # (prompts, n)
+                best = scores.argmax(1) + np.arange(self.n_prompts) * self.n  # (prompts,): where the best text of each is
                 self.trainer.seed = int(rng.integers(2**31))
                 self.trainer.learn([(texts.prompts[i], texts.responses[i]) for i in best], self.steps)
                 self.policy.drop_caches()

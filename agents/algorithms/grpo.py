@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar
 
-from .policy_gradient import Aggregation, KLIn, TextPolicyGradient
+from .policy_gradient import PolicyGradientArguments, TextPolicyGradient
 
 
 class GRPO(TextPolicyGradient):
@@ -16,27 +16,11 @@ class GRPO(TextPolicyGradient):
     """
 
     __module__ = "agents"
-
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        estimator: str = "grpo",
-        n_epochs: int = 2,
-        loss_aggregation: Aggregation = "sequence",
-        beta: Any = 0.04,
-        kl_in: KLIn = "loss",
-        kl_estimator: Literal["k2", "k3", "full"] = "k3",
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            policy,
-            env,
-            estimator,
-            n_epochs=n_epochs,
-            loss_aggregation=loss_aggregation,
-            beta=beta,
-            kl_in=kl_in,
-            kl_estimator=kl_estimator,
-            **settings,
-        )
+    _defaults: ClassVar[PolicyGradientArguments] = {
+        "estimator": "grpo",
+        "n_epochs": 2,  # in the only step of a first pass no ratio is clipped: all are 1
+        "loss_aggregation": "sequence",  # this and the next three as in the paper
+        "beta": 0.04,
+        "kl_in": "loss",
+        "kl_estimator": "k3",
+    }

@@ -1,31 +1,34 @@
-"""NLPO: PPO within the tokens that an earlier self found likely."""
+"""NLPO: PPO restricted to the tokens that an earlier copy of the policy found likely."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from ..policies.learned_mask import LearnedMask
+from ..policies.transformer_policy import TransformerPolicy
+from .common.text_arguments import ClippedArguments
 from .ppo import TextPPO
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class NLPO(TextPPO):
     """Natural Language Policy Optimisation (Ramamurthy et al. 2023): PPO with a learned top-p mask.
 
-    A copy of the policy, refreshed every few rollouts, says which tokens make up its top-p mass; only these can be written, in acting,
-    in the update and by the reference alike.  Since the copy follows the policy, the mask follows what was learned.  It makes
-    another objective: what the mask takes away, no reward brings back before the next refresh.
+    A copy of the policy, refreshed every few rollouts, masks all tokens but the likeliest ones that have probability `mask_top_p`
+    together: while acting, in the update and for the reference alike.  Since the copy follows the policy, the mask follows what was
+    learned.  This changes the objective: a masked token cannot be learned before the next refresh, whatever its reward.
 
     Args:
-        policy: See `TextPPO`.
-        env: See `TextPPO`.
-        mask_top_p: Mass of the copy's distribution that stays, in (0, 1].
-        mask_refresh: Rollouts between two refreshes.
-        **settings: All other arguments of `TextPPO`.
+        mask_top_p: Probability under the copy of the tokens that stay, in (0, 1].  Default: 0.9.
+        mask_refresh: Rollouts between two refreshes, at least 1.  Default: 10.
 
     Raises:
         ValueError: `mask_top_p` or `mask_refresh` is out of range.
@@ -33,11 +36,18 @@ class NLPO(TextPPO):
 
     __module__ = "agents"
 
-    def __init__(self, policy: Any, env: Any, mask_top_p: float = 0.9, mask_refresh: int = 10, **settings: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[TransformerPolicy],
+        env: GymEnv | str,
+        mask_top_p: float = 0.9,
+        mask_refresh: int = 10,
+        **arguments: Unpack[ClippedArguments],
+    ) -> None:
         if not 0 < mask_top_p <= 1 or mask_refresh < 1:
             raise ValueError(f"mask_top_p={mask_top_p}, mask_refresh={mask_refresh}: a mass in (0, 1], and at least 1 rollout")
         self.mask_top_p, self.mask_refresh = mask_top_p, mask_refresh
-        super().__init__(policy, env, **settings)
+        super().__init__(policy, env, **arguments)
 
     @property
     def mask_lm(self) -> nn.Module:

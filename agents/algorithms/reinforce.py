@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from .policy_gradient import TextPolicyGradient
+from .policy_gradient import PolicyGradientArguments, TextPolicyGradient
 
 
 class Reinforce(TextPolicyGradient):
     """REINFORCE (Williams 1992) with reward to go and a moving average of returns as the baseline."""
 
     __module__ = "agents"
-
-    def __init__(self, policy: Any, env: Any, estimator: str = "reinforce", **settings: Any) -> None:
-        super().__init__(policy, env, estimator, **settings)
+    _defaults: ClassVar[PolicyGradientArguments] = {"estimator": "reinforce"}
 
 
 class ReinforcePlusPlus(TextPolicyGradient):
     """REINFORCE++ (Hu et al. 2025): reward to go, whitened over the rollout; `estimator="reinforce++_baseline"` for its group form."""
 
     __module__ = "agents"
-
-    def __init__(self, policy: Any, env: Any, estimator: str = "reinforce++", n_epochs: int = 2, **settings: Any) -> None:
-        super().__init__(policy, env, estimator, n_epochs=n_epochs, **settings)
+    _defaults: ClassVar[PolicyGradientArguments] = {
+        "estimator": "reinforce++",
+        "n_epochs": 2,  # in the only step of a first pass no ratio is clipped: all are 1
+    }

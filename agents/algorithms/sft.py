@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,22 +14,18 @@ from textrl_env import Tokenizer
 
 from ..models.loading import LMSource
 from ..models.sequences import TextRecord, pack
-from .common.supervised import Supervised
+from .common.supervised import Supervised, SupervisedArguments
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SFT(Supervised):
     """Next-token training on (prompt, response) texts, each closed with the end-of-text token.
 
     Args:
-        model: What `agents.models.loading.load_lm` takes, or a module, which is trained itself.
-        tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
-        learning_rate: Peak of a one-cycle schedule.
-        batch_size: Texts per step.
-        weight_decay: Of AdamW.
         train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not; those
-            that an encoder reads never do.
-        seed: Of fresh weights and of the order of the texts.
-        device: Where to train.
+            that an encoder reads never do.  Default: True.
 
     Raises:
         ValueError: The model has fewer tokens than the tokenizer.
@@ -40,14 +37,11 @@ class SFT(Supervised):
         self,
         model: LMSource | nn.Module,
         tokenizer: Tokenizer,
-        learning_rate: float = 3e-3,
-        batch_size: int = 32,
-        weight_decay: float = 0.01,
+        *,
         train_on_prompts: bool = True,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        **arguments: Unpack[SupervisedArguments],
     ) -> None:
-        super().__init__(model, tokenizer, learning_rate, batch_size, weight_decay, seed, device)
+        super().__init__(model, tokenizer, **arguments)
         self.train_on_prompts = train_on_prompts
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
@@ -69,5 +63,6 @@ class SFT(Supervised):
             read = self._read(prompt_length)
             texts.append(TextRecord(np.asarray(ids[:read]), np.asarray(ids[read:]), 0))
         batch = pack(texts, self.backbone.device)
-        targets = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=self.backbone.device)
-        return functional.cross_entropy(self.backbone.logits(self.backbone.hidden(batch)), targets)
+        targets = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=self.backbone.device)  # (N,)
+        logits = self.backbone.logits(self.backbone.hidden(batch))  # (N, V)
+        return functional.cross_entropy(logits, targets)

@@ -1,6 +1,6 @@
-"""Whoever takes part in a benchmark: how each learns, within a budget of tokens, and how its texts are written.
+"""Agents of a benchmark: how each learns within a budget of tokens, and how its texts are written.
 
-An agent of your own is a class, named by its import string (`my_package.agents:Mine`), that Stable-Baselines3's users will recognise:
+An agent of your own is a class, named by its import string (`my_package.agents:Mine`), with methods like those of Stable-Baselines3:
 
     class Mine:
         def __init__(self, env, base, seed): ...      # env: a TextGenerationVecEnv; base: folder of the task's base policy
@@ -19,11 +19,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.resources import files
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rewards.preferences.preference import Preference
@@ -74,36 +76,49 @@ class TrainedAgent:
 
     Attributes:
         write: Writes its texts.
-        policy: Who writes, where that is a transformer policy that draws from its own distribution.
+        policy: The transformer policy that writes them, drawing from its own distribution; None for other agents.
     """
 
     write: Writer
     policy: TransformerPolicy | None = None
 
 
-def train_agent(spec: Spec, ground: LearningSetup, watch: Watch) -> TrainedAgent:
+def train_agent(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
     """Let an agent learn, and return it; the setting `tuned=true` stands for what `textrl tune` found for this task.
 
     Raises:
-        ValueError: Nothing is called so, or it has no such setting.
+        ValueError: No agent has this name, or it has no such setting.
     """
     if spec.settings.get("tuned"):
-        from .tuned_settings import tuned
-
         own = {key: value for key, value in spec.settings.items() if key != "tuned"}
-        spec = dataclasses.replace(spec, settings=tuned(spec.name, ground.name) | own)
+        spec = dataclasses.replace(spec, settings=tuned(spec.name, setup.name) | own)
     if spec.name in ALGORITHMS:
-        return _on_policy(spec, ground, watch)
+        return _on_policy(spec, setup, watch)
     if spec.name in _OTHERS:
-        return _OTHERS[spec.name](ground, **spec.settings)
-    return _own(spec, ground)
+        return _OTHERS[spec.name](setup, **spec.settings)
+    return _own(spec, setup)
+
+
+def tuned(algo: str, task: str) -> dict[str, Any]:
+    """Return the settings that `textrl tune` found for an algorithm on a task; they come with the package.
+
+    Raises:
+        ValueError: There are none for this pair.
+    """
+    file = files("agents.benchmark") / "tuned" / f"{algo}.yaml"
+    known = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if task not in known:
+        raise ValueError(
+            f"no tuned settings of {algo} for task {task!r} (there are: {', '.join(known) or 'none'}); find some with textrl tune"
+        )
+    return dict(known[task]["settings"])
 
 
 def check(spec: Spec) -> None:
-    """Raise what is wrong with the name of an agent.
+    """Check the name of an agent before anything runs.
 
     Raises:
-        ValueError: Nothing is called so.
+        ValueError: No agent has this name.
     """
     if spec.name not in ALGORITHMS and spec.name not in _OTHERS:
         _own_class(spec.name)
@@ -115,50 +130,50 @@ class _Watcher(BaseCallback):
         self.watch = watch
 
     def _on_rollout_end(self) -> None:
-        stats = self.locals["rollout_buffer"].stats
-        self.watch(self.model.num_timesteps, self.locals["finished"], stats.kl_per_sequence)
+        rollout = self.model.last_rollout  # type: ignore[attr-defined]  # SB3 types the model as any algorithm
+        self.watch(self.model.num_timesteps, rollout.infos, rollout.stats.kl_per_sequence)
 
     def _on_step(self) -> bool:
         return True
 
 
-def _on_policy(spec: Spec, ground: LearningSetup, watch: Watch) -> TrainedAgent:
+def _on_policy(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
     algorithm = ALGORITHMS[spec.name]
-    settings: dict[str, Any] = {"n_episodes": 64, "learning_rate": 1e-3, "beta": ground.beta}
+    settings: dict[str, Any] = {"n_episodes": 64, "learning_rate": 1e-3, "beta": setup.beta}
     if algorithm.minibatches:
         settings["batch_size"] = 32
     settings |= {**algorithm.settings, **spec.settings}
     settings["learning_rate"] = Linear(settings["learning_rate"])
     group = settings.pop("group_size", algorithm.group_size)
-    env = TextGenerationVecEnv(settings["n_episodes"], task=dataclasses.replace(ground.task, group_size=group))
-    agent = algorithm.made(algorithm.policy, env, policy_kwargs={"model": ground.base}, seed=ground.seed, **settings)
-    agent.learn(ground.tokens, _Watcher(watch))
-    return _of_policy(agent.policy, ground)
+    env = TextGenerationVecEnv(settings["n_episodes"], task=dataclasses.replace(setup.task, group_size=group))
+    agent = algorithm.made(algorithm.policy, env, policy_kwargs={"model": setup.base}, seed=setup.seed, **settings)
+    agent.learn(setup.tokens, _Watcher(watch))
+    return _of_policy(agent.policy, setup)
 
 
-def _of_policy(policy: TransformerPolicy, ground: LearningSetup) -> TrainedAgent:
-    return TrainedAgent(partial(_write, policy, frozen(load_lm(ground.base))), policy)
+def _of_policy(policy: TransformerPolicy, setup: LearningSetup) -> TrainedAgent:
+    return TrainedAgent(partial(_write, policy, frozen(load_lm(setup.base))), policy)
 
 
 def _write(policy: TransformerPolicy, reference: Any, task: TextTask, number: int, seed: int) -> WrittenTexts:
     return write_texts(policy, task, number, reference=reference, seed=seed)
 
 
-def _reference(ground: LearningSetup) -> TrainedAgent:
+def _reference(setup: LearningSetup) -> TrainedAgent:
     """The base policy as it is."""
-    return _of_policy(make_policy(ground.task, ground.base), ground)
+    return _of_policy(make_policy(setup.task, setup.base), setup)
 
 
-def _random(ground: LearningSetup) -> TrainedAgent:
+def _random(setup: LearningSetup) -> TrainedAgent:
     """A policy to which all tokens are equally likely."""
     return _of_policy(
-        make_policy(ground.task, {"class": "agents.policies.uniform:Uniform", "vocab_size": ground.task.tokenizer.vocab_size}), ground
+        make_policy(setup.task, {"class": "agents.policies.uniform:Uniform", "vocab_size": setup.task.tokenizer.vocab_size}), setup
     )
 
 
-def _best_of_n(ground: LearningSetup, n: int = 8) -> TrainedAgent:
+def _best_of_n(setup: LearningSetup, n: int = 8) -> TrainedAgent:
     """The best of n texts of the base policy by the reward; it does not learn, and pays when it writes."""
-    policy, reference = make_policy(ground.task, ground.base), frozen(load_lm(ground.base))
+    policy, reference = make_policy(setup.task, setup.base), frozen(load_lm(setup.base))
 
     def write(task: TextTask, number: int, seed: int) -> WrittenTexts:
         tries = [_write(policy, reference, task, number, seed * 1000 + i) for i in range(n)]
@@ -178,38 +193,38 @@ def _best_of_n(ground: LearningSetup, n: int = 8) -> TrainedAgent:
     return TrainedAgent(write)
 
 
-def _pairs(ground: LearningSetup) -> list[Preference]:
+def _pairs(setup: LearningSetup) -> list[Preference]:
     """Spend the budget on pairs of texts of the base policy, and let the reward prefer one of each; ties are left out."""
-    number = max(8, int(ground.tokens / (2 * ground.length)))
-    task = dataclasses.replace(ground.task, prompt_order="sequential")
-    policy = make_policy(ground.task, ground.base)
-    one, two = (write_texts(policy, task, number, seed=2 * ground.seed + i) for i in range(2))
+    number = max(8, int(setup.tokens / (2 * setup.length)))
+    task = dataclasses.replace(setup.task, prompt_order="sequential")
+    policy = make_policy(setup.task, setup.base)
+    one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
     rows = zip(one.prompts, one.responses, two.responses, one.scores, two.scores, strict=True)
     return [Preference(p, *((a, b) if x > y else (b, a))) for p, a, b, x, y in rows if x != y]
 
 
-def _offline(algo: str, ground: LearningSetup, beta: float | None = None, learning_rate: float = 1e-4, epochs: int = 3) -> TrainedAgent:
+def _offline(algo: str, setup: LearningSetup, beta: float | None = None, learning_rate: float = 1e-4, epochs: int = 3) -> TrainedAgent:
     """Learn from pairs that the base policy wrote and the reward compared: `sft` from the better texts, the others from both.
 
-    Their beta is the usual 0.1, or the ground's where that asks for more.
+    Their beta is the usual 0.1, or the setup's where that asks for more.
     """
-    beta = max(0.1, ground.beta) if beta is None else beta
-    pairs = _pairs(ground)
+    beta = max(0.1, setup.beta) if beta is None else beta
+    pairs = _pairs(setup)
     if not pairs:
-        return _reference(ground)  # the reward likes all texts alike: nothing can be learned from it
+        return _reference(setup)  # the reward likes all texts alike: nothing can be learned from it
     # Of 1e-4, 2e-4 and 5e-4 the least is best on Recall, Lock and Dialogue: DPO drifts far from the base policy otherwise
-    trainer = supervised(algo, ground.base, ground.task, learning_rate, beta, ground.seed)
+    trainer = supervised(algo, setup.base, setup.task, learning_rate, beta, setup.seed)
     data: Any = [(pair.prompt, pair.chosen) for pair in pairs] if algo == "sft" else pairs
     trainer.learn(data, max(1, epochs * len(pairs) // trainer.batch_size))
-    policy = make_policy(ground.task, ground.base)
+    policy = make_policy(setup.task, setup.base)
     policy.lm.load_state_dict(trainer.lm.state_dict())
-    return _of_policy(policy, ground)
+    return _of_policy(policy, setup)
 
 
-def _expert_iteration(ground: LearningSetup, n: int = 4, n_prompts: int = 64, learning_rate: float = 5e-4) -> TrainedAgent:
-    agent = ExpertIteration(ground.task, ground.base, n=n, n_prompts=n_prompts, learning_rate=learning_rate, seed=ground.seed)
-    agent.learn(max(1, round(ground.tokens / (n * n_prompts * ground.length))))
-    return _of_policy(agent.policy, ground)
+def _expert_iteration(setup: LearningSetup, n: int = 4, n_prompts: int = 64, learning_rate: float = 5e-4) -> TrainedAgent:
+    agent = ExpertIteration(setup.task, setup.base, n=n, n_prompts=n_prompts, learning_rate=learning_rate, seed=setup.seed)
+    agent.learn(max(1, round(setup.tokens / (n * n_prompts * setup.length))))
+    return _of_policy(agent.policy, setup)
 
 
 _OTHERS: Mapping[str, Callable[..., TrainedAgent]] = {
@@ -233,19 +248,19 @@ def _own_class(name: str) -> Any:
     if os.getcwd() not in sys.path:  # as `python -m` has it: a console script looks in its own folder instead
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(import_module(module), attribute)
+        own_class = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"agent {name!r} cannot be imported: {error}") from error
-    missing = [method for method in ("learn", "predict") if not callable(getattr(found, method, None))]
+    missing = [method for method in ("learn", "predict") if not callable(getattr(own_class, method, None))]
     if missing:
         raise ValueError(f"agent {name!r} has no method {' and no '.join(missing)}: see agents.benchmark.agents")
-    return found
+    return own_class
 
 
-def _own(spec: Spec, ground: LearningSetup) -> TrainedAgent:
-    env = TextGenerationVecEnv(64, task=ground.task)
-    agent = _own_class(spec.name)(env, base=ground.base, seed=ground.seed, **spec.settings)
-    agent.learn(ground.tokens)
+def _own(spec: Spec, setup: LearningSetup) -> TrainedAgent:
+    env = TextGenerationVecEnv(64, task=setup.task)
+    agent = _own_class(spec.name)(env, base=setup.base, seed=setup.seed, **spec.settings)
+    agent.learn(setup.tokens)
     return TrainedAgent(partial(_write_by_predict, agent))
 
 

@@ -1,4 +1,4 @@
-"""`textrl bench`: agents x tasks x seeds, in parallel, resumable, and a report of what came of it."""
+"""`textrl bench`: agents x tasks x seeds, in parallel, resumable, with a report."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def jobs_of(config: Bench) -> list[Job]:
     """Return one job for each cell, seed by seed, so that an early look shows all agents.
 
     Raises:
-        ValueError: An agent, a task or a number is not as it should be.
+        ValueError: An agent or a task is unknown, or a number is out of range.
     """
     agents = parse_all(config.agents) or parse_all(QUICK if config.preset == "quick" else FULL)
     tasks = parse_all(config.tasks) or tasks_of(config.suite)
@@ -110,5 +110,5 @@ def _git_revision() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    found = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None

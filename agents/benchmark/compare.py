@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
+from ..reports.tables import terminal_table
 from .results import RunResult, names, read_results
 
 LEVEL = 0.05  # of the family of all comparisons
@@ -70,11 +70,11 @@ def changes(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[Cha
                 rows.append((task, agent, x, y))
     raw = [_welch(x, y) for *_, x, y in rows]
     adjusted = holm([p for *_, p in raw])
-    found = [
+    records = [
         Change(task, agent, float(x.mean()), float(y.mean()), low, high, p)
         for (task, agent, x, y), (low, high, _), p in zip(rows, raw, adjusted, strict=True)
     ]
-    return sorted(found, key=lambda c: (np.nan_to_num(c.p, nan=2.0), c.task, c.agent))
+    return sorted(records, key=lambda c: (np.nan_to_num(c.p, nan=2.0), c.task, c.agent))
 
 
 def _welch(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -104,24 +104,23 @@ def holm(p: Sequence[float]) -> list[float]:
 def run_compare(config: Compare) -> None:
     """Print what changed, what did not, and what only one of the two has."""
     before, after = read_results(config.a), read_results(config.b)
-    found, console = changes(before, after), Console(width=120)
+    rows, console = changes(before, after), Console(width=120)
     for line in _differences(before, after):
         console.print(line, markup=False)
-    changed = [c for c in found if c.is_change]
+    changed = [c for c in rows if c.is_change]
     if not changed:
-        console.print(f"No change beyond noise: {len(found)} comparisons, Holm's level {LEVEL}.")
+        console.print(f"No change beyond noise: {len(rows)} comparisons, Holm's level {LEVEL}.")
         return
-    table = Table(title=f"{len(changed)} of {len(found)} comparisons changed beyond noise (Holm, level {LEVEL})")
-    for column in ("task", "agent", "before", "after", "difference, 95% interval", "p"):
-        table.add_column(column, justify="left" if column in ("task", "agent") else "right")
-    for c in changed:
-        difference = f"{c.after - c.before:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
-        table.add_row(c.task, c.agent, f"{c.before:.2f}", f"{c.after:.2f}", difference, f"{c.p:.2g}")
-    console.print(table)
+    title = f"{len(changed)} of {len(rows)} comparisons changed beyond noise (Holm, level {LEVEL})"
+    cells = [
+        (c.task, c.agent, f"{c.before:.2f}", f"{c.after:.2f}", f"{c.after - c.before:+.2f} [{c.low:+.2f}, {c.high:+.2f}]", f"{c.p:.2g}")
+        for c in changed
+    ]
+    console.print(terminal_table(("task", "agent", "before", "after", "difference, 95% interval", "p"), cells, title, texts=2))
 
 
 def _differences(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[str]:
-    """Say in what the two benchmarks differ besides their scores."""
+    """Return sentences on how the two benchmarks differ besides their scores."""
     lines = []
     keys = [{(c.task, c.agent) for c in cells} for cells in (before, after)]
     for name, only in (("first", keys[0] - keys[1]), ("second", keys[1] - keys[0])):

@@ -1,4 +1,4 @@
-"""What a distance from the base policy buys: gold score against KL over a range of each agent's strength."""
+"""The reward-KL frontier: the gold score that agents reach at each KL from the base policy, over several settings of each agent."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from textrl_env.utils.files import write_text
 
 from ..algorithms.best_of import kl_bound
-from . import plots as plots
+from ..reports.benchmark_plots import score_against_kl
+from ..reports.plots import save
+from ..reports.tables import markdown_table
 from .aggregate_statistics import IntervalEstimate, mean_interval
 from .results import RunResult, read_results
 from .spec import parse
 
+Families = dict[str, list[list[RunResult]]]  # of each agent and setting, the cells of its seeds
 LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)  # nats at which agents are compared
 
 
@@ -42,20 +46,25 @@ def run_frontier(config: Frontier) -> None:
     if len(tasks) > 1:
         raise ValueError(f"{config.folder} holds {len(tasks)} tasks ({', '.join(sorted(tasks))}): a frontier is of one")
     families = families_of(cells)
-    points = {name: [(kl_of(own), gold_of(own)) for own in settings] for name, settings in families.items()}
-    bound = [(kl_bound(_n(own[0])), gold_of(own).value) for own in families.get("best-of-n", [])]
-    plots.frontier(points, bound, plots.Looks(list(points)), config.out)
+    save(draw(families), config.out)
     write_text(config.out.with_suffix(".md"), "\n".join(_lines(families)) + "\n")
     print(config.out)
 
 
-def families_of(cells: Sequence[RunResult]) -> dict[str, list[list[RunResult]]]:
+def draw(families: Families) -> Figure:
+    """Draw gold score against KL, and best-of-n once more at the bound of its KL."""
+    points = {name: [(kl_of(own), gold_of(own)) for own in settings] for name, settings in families.items()}
+    bound = [(kl_bound(_n(own[0])), gold_of(own).value) for own in families.get("best-of-n", [])]
+    return score_against_kl(points, bound)
+
+
+def families_of(cells: Sequence[RunResult]) -> Families:
     """Return the cells of each agent, setting by setting, in the order of KL."""
-    found: dict[str, dict[str, list[RunResult]]] = {}
+    families: dict[str, dict[str, list[RunResult]]] = {}
     for cell in cells:
         if cell.status == "done" and np.isfinite(cell.measure("kl_per_sequence")):
-            found.setdefault(parse(cell.agent).name, {}).setdefault(cell.agent, []).append(cell)
-    return {name: sorted(settings.values(), key=lambda own: kl_of(own).value) for name, settings in found.items()}
+            families.setdefault(parse(cell.agent).name, {}).setdefault(cell.agent, []).append(cell)
+    return {name: sorted(settings.values(), key=lambda own: kl_of(own).value) for name, settings in families.items()}
 
 
 def kl_of(cells: Sequence[RunResult]) -> IntervalEstimate:
@@ -77,30 +86,31 @@ def gold_at(settings: Sequence[Sequence[RunResult]], kl: float) -> IntervalEstim
     for own in settings:
         for cell in own:
             by_seed.setdefault(cell.seed, []).append((cell.measure("kl_per_sequence"), cell.measure("gold")))
-    found = []
+    scores = []
     for points in map(sorted, by_seed.values()):
         distance, gold = np.array(points).T
         if distance.min() <= kl <= distance.max():
-            found.append(float(np.interp(kl, distance, gold)))
-    return mean_interval(np.array(found)) if len(found) >= 3 else None
+            scores.append(float(np.interp(kl, distance, gold)))
+    return mean_interval(np.array(scores)) if len(scores) >= 3 else None
 
 
-def _lines(families: dict[str, list[list[RunResult]]]) -> list[str]:
+def _lines(families: Families) -> list[str]:
     """Write the table, and the differences at equal KL whose intervals separate."""
-    lines = ["| agent | KL, nats a text | gold score | reward |", "| --- | --- | --- | --- |"]
-    for settings in families.values():
-        for own in settings:
-            reward = mean_interval(np.array([cell.measure("reward") for cell in own]))
-            lines.append(f"| {own[0].agent} | {kl_of(own)} | {gold_of(own)} | {reward} |")
-    lines += ["", "At equal KL, interpolated between settings; only differences whose 95% intervals separate:", ""]
-    said = []
+    rows = [
+        (own[0].agent, kl_of(own), gold_of(own), mean_interval(np.array([cell.measure("reward") for cell in own])))
+        for settings in families.values()
+        for own in settings
+    ]
+    table = markdown_table(("agent", "KL, nats a text", "gold score", "reward"), rows)
+    differences = []
     for level in LEVELS:
-        at = {name: found for name, settings in families.items() if (found := gold_at(settings, level)) is not None}
+        at = {name: gold for name, settings in families.items() if (gold := gold_at(settings, level)) is not None}
         for a, b in combinations(at, 2):
             (high, best), (low, worst) = sorted(((a, at[a]), (b, at[b])), key=lambda pair: -pair[1].value)
             if best.low > worst.high:
-                said.append(f"- at {level:g} nats, {high} has {best} and {low} {worst}")
-    return [*lines, *(said or ["- none"])]
+                differences.append(f"- at {level:g} nats, {high} has {best} and {low} {worst}")
+    title = "At equal KL, interpolated between settings; only differences whose 95% intervals separate:"
+    return [table, "", title, "", *(differences or ["- none"])]
 
 
 def _n(cell: RunResult) -> int:

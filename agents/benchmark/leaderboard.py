@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
-from jinja2 import Environment, PackageLoader
 
 from textrl_env.utils.files import write_text
 
+from ..reports.html_page import write_page
+from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
 from .results import RunResult, missing, names, read_results, scores_of
 
@@ -48,7 +49,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         {
             "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
             "failed": sum(c.status != "done" for c in own), "suite": f"{len(tasks)} tasks: {config['suite']}, {config['preset']}",
-            "date": min(c.manifest["began"] for c in own)[:10], "version": own[0].manifest["versions"]["textrl-env"],
+            "date": min(c.manifest["began"] for c in own)[:10], "version": _version(own[0]),
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
         for agent in agents if (own := [c for c in cells if c.agent == agent])
@@ -63,10 +64,13 @@ def run_leaderboard(config: Leaderboard) -> None:
             boards.setdefault(row["suite"], []).append(row)
     for rows in boards.values():
         rows.sort(key=lambda row: -row["iqm"].value)
-    page = Environment(loader=PackageLoader("agents.reports"), autoescape=True, trim_blocks=True).get_template("leaderboard.html.j2")
-    write_text(config.out, page.render(boards=boards))
     write_text(config.out.with_suffix(".md"), _markdown(boards))
-    print(config.out)
+    print(write_page(config.out, "leaderboard", boards=boards))
+
+
+def _version(cell: RunResult) -> str:
+    versions = cell.manifest["versions"]
+    return versions["textrl-env" if "textrl-env" in versions else "textrl"]  # which the distribution was called at first
 
 
 def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:
@@ -81,11 +85,9 @@ def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> 
 
 def _markdown(boards: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["# Leaderboard", "", "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals."]
+    head = ("agent", "IQM", "optimality gap", "runs", "failed", "date", "version", "repeat with")
     for suite, rows in boards.items():
-        lines += ["", f"## {suite}", "", "| agent | IQM | optimality gap | runs | failed | date | version | repeat with |"]
-        lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for r in rows:
-            version = f"{r['version']} ({r['git']})"
-            cells = (r["agent"], r["iqm"], r["gap"], r["runs"], r["failed"], r["date"], version, f"`{r['command']}`")
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+        columns = ("agent", "iqm", "gap", "runs", "failed", "date")
+        cells = [[*(row[key] for key in columns), f"{row['version']} ({row['git']})", f"`{row['command']}`"] for row in rows]
+        lines += ["", f"## {suite}", "", markdown_table(head, cells)]
     return "\n".join(lines) + "\n"

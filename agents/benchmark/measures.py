@@ -1,4 +1,4 @@
-"""What a run is judged by: the measures of an agent's test texts and its learning curve."""
+"""The measures of a run: those of an agent's test texts, and its learning curve."""
 
 from __future__ import annotations
 
@@ -20,8 +20,17 @@ from ..models.loading import frozen, load_lm
 from .agents import TrainedAgent
 
 
-def _measures(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[str, Any], trained: TrainedAgent) -> dict[str, Any]:
-    each, exact, length = _each(task, texts), _exact_name(task), float(texts.lengths.mean())
+def measures_of(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[str, Any], trained: TrainedAgent) -> dict[str, Any]:
+    """Return every measure of a cell; None is what cannot be measured.
+
+    Args:
+        task: What was learned.
+        test: The same with the prompts of the test split.
+        texts: What the agent wrote on them.
+        base: What the preparation of the task found.
+        trained: The agent.
+    """
+    each, exact, length = score_each(task, texts), exact_name(task), float(texts.lengths.mean())
     value, kl_exact = judged(task, texts), None
     if exact is not None and trained.policy is not None:
         achieved = optimality_gap(trained.policy.backbone, backbone_of(frozen(load_lm(base["base"]))), exact, BETA).achieved
@@ -40,8 +49,13 @@ def _measures(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[st
     }  # fmt: skip
 
 
-class _Curve:
-    """Notes reward and score of the texts that an agent writes while it learns."""
+class LearningCurve:
+    """Records reward and score of the texts that an agent writes while it learns, a row for each rollout.
+
+    Attributes:
+        rows: Tokens and seconds so far, mean reward, normalised score (None where the task has none) and KL.
+        watched: Seconds that recording took.
+    """
 
     def __init__(self, task: TextTask, base: dict[str, Any]) -> None:
         self.task, self.base = task, base
@@ -49,14 +63,14 @@ class _Curve:
         self.began, self.watched = perf_counter(), 0.0
 
     def __call__(self, tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
+        """Record a rollout: tokens so far, infos of its finished texts, KL per text."""
         now = perf_counter()
-        texts = [info["prompt"] for info in finished], [info["response"] for info in finished]
-        score = None
-        if _exact_name(self.task) is not None:
-            score = _normalised(float(np.mean([info["score"] for info in finished])) - BETA * kl, self.base)
-        elif self.task.measure is not None or self.task.gold is not None:
-            score = _normalised(_judged(self.task, *texts), self.base)
         reward = float(np.mean([info["score"] for info in finished]))
+        score = None
+        if exact_name(self.task) is not None:
+            score = normalised(reward - BETA * kl, self.base)
+        elif self.task.measure is not None or self.task.gold is not None:
+            score = normalised(_judged(self.task, [i["prompt"] for i in finished], [i["response"] for i in finished]), self.base)
         self.rows.append({"tokens": tokens, "seconds": now - self.began - self.watched, "reward": reward, "score": score, "kl": kl})
         self.watched += perf_counter() - now
 
@@ -69,19 +83,19 @@ def _judged(task: TextTask, prompts: list[str], responses: list[str]) -> float:
 
 
 def judged(task: TextTask, texts: WrittenTexts) -> float:
-    """Return what an agent is judged by: the task's own judgement, or else the mean reward."""
+    """Return the value by which an agent is judged: the task's own measure or mean gold score, or else the mean reward."""
     if task.measure is None and task.gold is None:
         return float(texts.scores.mean())
     return _judged(task, texts.prompts, texts.responses)
 
 
-def _each(task: TextTask, texts: WrittenTexts) -> np.ndarray:
-    """Return gold, or else the reward, of each text."""
+def score_each(task: TextTask, texts: WrittenTexts) -> np.ndarray:
+    """Return the gold score, or where there is none the reward, of each text, shape (N,)."""
     return texts.scores if task.gold is None else np.asarray(task.gold(texts.prompts, texts.responses), float)
 
 
-def _normalised(value: float, base: dict[str, Any]) -> float:
-    """Return 0 for the base policy and 1 for the optimum; where that is not known, what was gained."""
+def normalised(value: float, base: dict[str, Any]) -> float:
+    """Return a value on the scale where the base policy is 0 and the optimum 1; without a known optimum, the gain over the base policy."""
     gained = value - base["value"]
     return gained if base["optimum"] is None else gained / (base["optimum"] - base["value"])
 
@@ -108,9 +122,6 @@ def _self_bleu(texts: WrittenTexts) -> float | None:
     return 1 - float(np.mean(reward.score(some)))
 
 
-def _exact_name(task: TextTask) -> str | None:
+def exact_name(task: TextTask) -> str | None:
+    """Return the name of an exact task, whose optimum can be enumerated; None for any other."""
     return task.reward.task.name if isinstance(task.reward, ExactReward) else None
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, several at a time: one that dies, hangs or leaks harms no other."""
+"""Jobs in processes of their own, several at a time: one that dies, hangs or leaks memory harms no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECHECK = 2.0  # seconds until a job that another runner holds is looked at agai
 def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callable[[Job], None]) -> None:
     """Run all jobs, each in a fresh process that is forked from a server with the imports loaded.
 
-    A process that is killed gets a second chance, so that whoever stops the whole run leaves no false failure behind; then it is
+    A process that is killed gets a second chance, so that stopping the whole run leaves no false failure behind; then it is
     recorded as crashed.  Several runners may share a folder: a job that another one holds is waited for.
 
     Args:
@@ -72,7 +72,7 @@ def settle(
     later: deque[tuple[float, Job]],
     on_done: Callable[[Job], None],
 ) -> None:
-    """Take note of a job whose process ended: done, held by somebody else, killed for the first time, or failed for good."""
+    """Handle a job whose process ended: it is done, held by another runner, killed for the first time, or failed for good."""
     if status == DONE:
         on_done(job)
     elif status == BUSY:
@@ -92,7 +92,7 @@ def fail(job: Job, status: str, error: str, seconds: float) -> None:
     """Record that a job failed.
 
     Raises:
-        ValueError: It was the preparation of a task, without which nothing goes on.
+        ValueError: The job prepares a task, and without it no agent can be run on the task.
     """
     if not job.agent:
         raise ValueError(f"task {job.task!r} could not be prepared: {error}; what went wrong is above")

@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster: each in a worker process of its own that ends with it.
 
-The results folder must be one that all nodes see under the same path: a cell is a file in, a file out, as on one machine.
+The results folder must be one that all nodes see under the same path: each cell reads and writes files there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KILLED = -9  # exit status of a worker that is gone
 
 
 def run_jobs_on_ray(jobs: Sequence[Job], address: str, processes: int, limit: float, on_done: Callable[[Job], None]) -> None:
-    """Run all jobs, as many at a time as the cluster has cores, with the rules of `pool.run_jobs`.
+    """Run all jobs, as many at a time as the cluster has cores, by the rules of `process_pool.run_jobs`.
 
     Args:
         jobs: What to run, in this order.

@@ -1,11 +1,9 @@
-"""One page on a benchmark: who is ahead, on what, by how much, and how sure that is."""
+"""The report of a benchmark: scores of all agents on all tasks, with intervals, and which differences are more than noise."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,11 +13,14 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 import yaml
-from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
 
 from textrl_env.utils.files import write_json, write_text
 
-from . import plots as plots
+from ..reports import benchmark_plots
+from ..reports.html_page import write_page
+from ..reports.plots import data_uri
+from ..reports.tables import markdown_table
 from .aggregate_statistics import (
     IntervalEstimate,
     improvement,
@@ -66,9 +67,8 @@ def write_bench_report(folder: Path) -> Path:
     write_json(folder / "summary.json", summary)
     write_text(folder / "scores.csv", _csv(cells))
     write_text(folder / "report.md", _markdown(summary))
-    page = Environment(loader=PackageLoader("agents.reports"), autoescape=True, trim_blocks=True).get_template("bench_report.html.j2")
-    write_text(folder / "report.html", page.render(s=summary, images=_images(cells, summary), samples=_samples(cells), config=config))
-    return folder / "report.html"
+    images = {name: data_uri(figure) for name, figure in draw(cells, summary).items()}
+    return write_page(folder / "report.html", "bench_report", s=summary, images=images, samples=_samples(cells), config=config)
 
 
 def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
@@ -98,64 +98,65 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
 
 def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
     """Return the median of each measure over cells that have it."""
-    found = {}
+    medians = {}
     for name in _SHOWN_MEASURES:
         values = [cell.measure(name) for cell in cells if np.isfinite(cell.measure(name))]
-        found[name] = float(np.median(values)) if values else None
-    return found
+        medians[name] = float(np.median(values)) if values else None
+    return medians
 
 
 def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
-    """Say for each agent and the next one in rank whether they can be told apart."""
+    """Return a sentence on each agent and the next one in rank: whether their difference is more than noise."""
     if seeds < MIN_SEEDS:
         return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
-    said = []
+    sentences = []
     for a, b in pairwise(order):
-        found = IntervalEstimate(*better[a][b])
-        if found.low > 0.5:
-            said.append(f"{a} does better than {b}: a run of it scores higher with probability {found}.")
-        elif found.high < 0.5:
-            said.append(f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {found}.")
+        chance = IntervalEstimate(*better[a][b])
+        if chance.low > 0.5:
+            sentences.append(f"{a} does better than {b}: a run of it scores higher with probability {chance}.")
+        elif chance.high < 0.5:
+            sentences.append(
+                f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {chance}."
+            )
         else:
-            said.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {found}, which holds 0.50.")
-    return said
+            sentences.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {chance}, which holds 0.50.")
+    return sentences
 
 
-def _images(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, str]:
-    """Draw every picture, and return it as a data address."""
+def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figure]:
+    """Draw every plot of the report, by the name that the page has for it."""
     tasks, agents = summary["tasks"], summary["agents"]
-    looks, scores = plots.Looks(agents), scores_of(cells)
+    scores = scores_of(cells)
     thresholds = np.linspace(-0.25, 1.0, 51)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
-        rows = {title: {a: IntervalEstimate(*summary["total"][a][key]) for a in agents} for key, title in titles.items()}
-        plots.intervals(rows, looks, out / "intervals.png")
-        bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds, resamples=500)) for a in agents}
-        plots.profiles(thresholds, bands, looks, out / "profiles.png")
-        if len(tasks) > 2:
-            found = {a: np.array([x[i].mean() if len(x[i]) else np.nan for i in range(len(tasks))]) for a, x in scores.items()}
-            plots.radar([_short(t) for t in tasks], {a: found[a] for a in agents}, looks, out / "radar.png")
-        if len(agents) > 1:
-            pairs = {(a, b): IntervalEstimate(*found) for a, row in summary["better"].items() for b, found in row.items()}
-            plots.comparisons(pairs, looks, out / "comparisons.png")
-        lines = _curves(cells, tasks, agents)
-        if lines:
-            plots.curves(lines, looks, out / "curves.png")
-        return {path.stem: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in out.glob("*.png")}
+    titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
+    bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds, resamples=500)) for a in agents}
+    figures = {
+        "intervals": benchmark_plots.intervals({title: {a: summary["total"][a][key] for a in agents} for key, title in titles.items()}),
+        "profiles": benchmark_plots.profiles(thresholds, bands),
+    }
+    if len(tasks) > 2:
+        means = {a: np.array([runs.mean() if len(runs) else np.nan for runs in scores[a]]) for a in agents}
+        figures["radar"] = benchmark_plots.radar([_short(t) for t in tasks], means)
+    if len(agents) > 1:
+        pairs = {(a, b): estimate for a, row in summary["better"].items() for b, estimate in row.items()}
+        figures["comparisons"] = benchmark_plots.comparisons(agents, pairs)
+    lines = _curves(cells, tasks, agents)
+    if lines:
+        figures["curves"] = benchmark_plots.curves(agents, lines)
+    return figures
 
 
 def _curves(cells: Sequence[RunResult], tasks: Sequence[str], agents: Sequence[str]) -> dict[str, Any]:
     """Return for each task and agent: tokens, and mean, lowest and highest score of the seeds."""
-    found: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for task in tasks:
         for agent in agents:
             runs = [c.curve for c in cells if (c.task, c.agent) == (task, agent) and c.curve and c.curve[0]["score"] is not None]
             if runs:
                 grid = np.linspace(max(r[0]["tokens"] for r in runs), min(r[-1]["tokens"] for r in runs), 40)
-                lines = np.array([np.interp(grid, [p["tokens"] for p in r], _smooth([p["score"] for p in r])) for r in runs])
-                found.setdefault(_short(task), {})[agent] = (grid, lines.mean(0), lines.min(0), lines.max(0))
-    return found
+                scores = np.array([np.interp(grid, [p["tokens"] for p in r], _smooth([p["score"] for p in r])) for r in runs])  # (S, 40)
+                lines.setdefault(_short(task), {})[agent] = (grid, scores.mean(0), scores.min(0), scores.max(0))
+    return lines
 
 
 def _smooth(values: Sequence[float]) -> np.ndarray:
@@ -166,11 +167,11 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
 
 def _samples(cells: Sequence[RunResult]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Return the first two texts of the first seed, for each task and agent."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in cells:
-        if cell.samples and cell.agent not in found.get(cell.task, {}):
-            found.setdefault(cell.task, {})[cell.agent] = cell.samples[:2]
-    return found
+        if cell.samples and cell.agent not in samples.get(cell.task, {}):
+            samples.setdefault(cell.task, {})[cell.agent] = cell.samples[:2]
+    return samples
 
 
 def _csv(cells: Sequence[RunResult]) -> str:
@@ -194,13 +195,12 @@ def _markdown(summary: dict[str, Any]) -> str:
     parts = [
         f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds. "
         "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals.",
-        _grid(head, rows), "Mean score by task:", _grid(["task", *agents], tasks), *(f"- {line}" for line in summary["verdicts"]),
-    ]  # fmt: skip
+        markdown_table(head, rows),
+        "Mean score by task:",
+        markdown_table(["task", *agents], tasks),
+        *(f"- {line}" for line in summary["verdicts"]),
+    ]
     return "\n\n".join(parts) + "\n"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _short(task: str) -> str:

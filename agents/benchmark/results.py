@@ -1,4 +1,4 @@
-"""What a benchmark left: one file a cell, read back as plain records."""
+"""Results of a benchmark: one file for each cell, read into records."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_results(folder: str | Path) -> list[RunResult]:
 
     Raises:
         FileNotFoundError: The folder holds none.
-        ValueError: A file is no cell; the message names it.
+        ValueError: A file does not hold a cell; the message names it.
     """
     folder = Path(folder)
     paths = sorted((folder / "cells").glob("*.json"))
@@ -83,10 +83,7 @@ def names(cells: Sequence[RunResult]) -> tuple[list[str], list[str]]:
 def scores_of(cells: Sequence[RunResult]) -> Scores:
     """Return the scores of each agent, task by task in the order of `names`; a task without runs is an empty array."""
     tasks, agents = names(cells)
-    found: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        found.setdefault((cell.agent, cell.task), []).append(cell.score)
-    return {agent: [np.array(found.get((agent, task), [])) for task in tasks] for agent in agents}
+    return {agent: [np.array([c.score for c in cells if (c.agent, c.task) == (agent, task)]) for task in tasks] for agent in agents}
 
 
 def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:

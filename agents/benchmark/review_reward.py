@@ -1,4 +1,4 @@
-"""The reward of the film-review task: a model fitted to comparisons of the base policy's own texts, as RLHF has it."""
+"""The reward of the film-review task, as in RLHF: a model fitted to comparisons of the base policy's own texts."""
 
 from __future__ import annotations
 

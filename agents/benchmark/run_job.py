@@ -31,25 +31,19 @@ from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
 from ..utils.run_folder import fingerprint, versions
 from .agents import LearningSetup, train_agent
-from .measures import _Curve, _each, _exact_name, _finite, _measures, _normalised, judged
+from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
 from .review_reward import learned_reward
 from .spec import Spec, parse
 
 BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
-
-
-THRESHOLD = 0.5  # normalised score whose first sight in training is timed
-
-
+THRESHOLD = 0.5  # normalised score; how long training takes to reach it is measured
 SHOWN = 4  # texts of each cell that are kept
-
-
 DONE, BUSY = 0, 3  # exit statuses of a cell's process
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a cell, or with an empty agent the preparation of a task, is made of.
+    """One cell of the benchmark, or, with an empty agent, the preparation of a task.
 
     Attributes:
         out: Folder of the results.
@@ -81,9 +75,8 @@ class Job:
 
     def fingerprint(self) -> str:
         """Return a hash of what the result depends on."""
-        return fingerprint(
-            [self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"], shared(self)["fingerprint"]]
-        )
+        own = [self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"]]
+        return fingerprint([*own, shared(self)["fingerprint"]])
 
     @property
     def preparation(self) -> Job:
@@ -93,7 +86,7 @@ class Job:
     def done(self) -> bool:
         """Return whether the result is there and its inputs are still the same.
 
-        A preparation is never done: only by looking at the task again can one know that it is the same.
+        A preparation is never done: whether the task is still the same shows only when it is prepared again.
         """
         try:
             if not self.agent:
@@ -105,27 +98,25 @@ class Job:
 
 def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
     """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`."""
-    if spec.name in CORPORA:
-        corpus = {key: value for key, value in spec.settings.items() if key != "model"}
-        return make_task({"name": spec.name, **corpus}, split=split, **settings)
-    name = spec.name.removeprefix("textrl/").removesuffix("-v0").lower()
     own = {key: value for key, value in spec.settings.items() if key != "model"}
-    return make_task(name, split=split, **(own | settings))
+    if spec.name in CORPORA:
+        return make_task({"name": spec.name, **own}, split=split, **settings)
+    return make_task(spec.name.removeprefix("textrl/").removesuffix("-v0").lower(), split=split, **(own | settings))
 
 
 def beta_of(task: TextTask) -> float:
     """Return the coefficient of KL that agents are given on a task."""
-    return BETA if _exact_name(task) else BETA_ELSEWHERE
+    return BETA if exact_name(task) else BETA_ELSEWHERE
 
 
 def shared(job: Job) -> dict[str, Any]:
     """Return what the preparation of the job's task found."""
-    found: dict[str, Any] = json.loads(job.preparation.path.read_text(encoding="utf-8"))
-    return found
+    preparation: dict[str, Any] = json.loads(job.preparation.path.read_text(encoding="utf-8"))
+    return preparation
 
 
 def work(job: Job) -> int:
-    """Do one job, unless somebody else does it or it is done, and return how that went as an exit status.
+    """Do one job, unless it is done or another process is doing it, and return an exit status.
 
     A failure of the agent is a result: `crashed`, or `diverged` where numbers ceased to be finite.
     """
@@ -153,29 +144,23 @@ def prepare(job: Job) -> None:
     reference = frozen(load_lm(base))
     texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
     value, optimum = judged(task, texts), task.optimum
-    exact = _exact_name(task)
+    exact = exact_name(task)
     if exact is not None:
         gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
         value, optimum = gap.reference, gap.optimum
     prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
-    found = {
+    inputs = fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts])
+    preparation = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
-        "gold": _each(task, texts).tolist(),
-        "fingerprint": fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts]),
-        "reward": reward,
+        "gold": score_each(task, texts).tolist(), "fingerprint": inputs, "reward": reward,
     }  # fmt: skip
-    write_json(job.path, found)
+    write_json(job.path, preparation)
 
 
 def run(job: Job) -> None:
     """Let an agent learn, measure it, and write the cell's file."""
-    began, when = perf_counter(), datetime.now(timezone.utc).isoformat(timespec="seconds")
-    base = shared(job)
-    result: dict[str, Any] = {
-        "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
-        "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
-        "manifest": _manifest(job, when),
-    }  # fmt: skip
+    began, base = perf_counter(), shared(job)
+    result = _blank(job)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -190,26 +175,29 @@ def run(job: Job) -> None:
 
 
 def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
-    """Write the file of a cell whose process did not live to write it."""
-    result = {
+    """Write the file of a cell whose process died before it could."""
+    write_json(job.path, _blank(job) | {"status": status, "error": error, "measures": {"seconds": seconds}})
+
+
+def _blank(job: Job) -> dict[str, Any]:
+    """Return the result of a cell before anything is measured."""
+    return {
         "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
-        "status": status, "error": error, "score": 0.0, "measures": {"seconds": seconds}, "finish_reasons": {}, "curve": [], "samples": [],
+        "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
         "manifest": _manifest(job, datetime.now(timezone.utc).isoformat(timespec="seconds")),
     }  # fmt: skip
-    write_json(job.path, result)
 
 
 def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
     task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
-    curve = _Curve(task, base)
+    curve = LearningCurve(task, base)
+    setup = LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name)
     began = perf_counter()
-    trained = train_agent(
-        parse(job.agent), LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name), curve
-    )
+    trained = train_agent(parse(job.agent), setup, curve)
     seconds = perf_counter() - began - curve.watched
     texts = trained.write(test, job.texts, 20_000 + job.seed)
-    measures: dict[str, Any] = _measures(task, test, texts, base, trained)
+    measures = measures_of(task, test, texts, base, trained)
     if curve.rows:
         measures["tokens_per_second"] = curve.rows[-1]["tokens"] / seconds
         reached = next((row for row in curve.rows if row["score"] is not None and row["score"] >= THRESHOLD), None)
@@ -219,8 +207,8 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     rows = zip(texts.prompts, texts.responses, texts.scores.tolist(), strict=True)
     reasons = {r: texts.finish_reasons.count(r) / len(texts.finish_reasons) for r in sorted(set(texts.finish_reasons))}
     return {
-        "score": _normalised(measures["value"], base),
-        "measures": {key: _finite(value) for key, value in measures.items()},
+        "score": normalised(measures["value"], base),
+        "measures": {key: float(value) if value is not None and math.isfinite(value) else None for key, value in measures.items()},
         "finish_reasons": reasons,
         "curve": curve.rows,
         "samples": [{"prompt": p, "response": r, "reward": s} for p, r, s in rows][:SHOWN],
@@ -228,7 +216,7 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(reward: Any) -> str:
-    """Return what a reward calls itself, without the address that an object without a name of its own has in this process."""
+    """Return the `repr` of a reward without memory addresses, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(reward))
 
 

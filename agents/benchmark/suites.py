@@ -1,4 +1,4 @@
-"""Which tasks a suite holds, and how much each agent may write while it learns them."""
+"""The tasks of each suite, and how many tokens an agent may write while it learns each of them."""
 
 from __future__ import annotations
 

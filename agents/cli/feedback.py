@@ -77,15 +77,16 @@ class Create:
 
 def run_create(config: Create) -> None:
     """Make the folder, the keys and the database, and store the items."""
-    from rewards.feedback.import_export import file_rows, items_of, samples_of
+    from rewards.feedback.import_export import items_of, samples_of
     from rewards.feedback.manage_study import create_study
     from rewards.feedback.pair_selection import choose_pairs
     from rewards.feedback.study import Study
+    from textrl_env.utils.row_files import read_rows
 
     console = Console()
-    items = [item for path in config.items for item in items_of(file_rows(path))]
+    items = [item for path in config.items for item in items_of(read_rows(path))]
     if config.samples:
-        written = [s for text in config.samples for s in samples_of(file_rows(_file(text)), _source(text))]
+        written = [s for text in config.samples for s in samples_of(read_rows(_file(text)), _source(text))]
         ensemble = [_reward(text) for text in config.ensemble]
         items += choose_pairs(written, config.pairs, config.choose, ensemble, config.seed)
     if not items:
@@ -182,7 +183,8 @@ class Import:
 
 def run_import(config: Import) -> None:
     """Read the file and store its items and answers."""
-    from rewards.feedback.import_export import answers_of, file_rows, from_label_studio
+    from rewards.feedback.import_export import answers_of, from_label_studio
+    from textrl_env.utils.row_files import read_rows
 
     store = _open(config.study)
     if config.file.suffix == ".json":
@@ -193,7 +195,7 @@ def run_import(config: Import) -> None:
         items, answers = from_label_studio(tasks)
         store.add_items(items)
     else:
-        answers = answers_of(file_rows(config.file))
+        answers = answers_of(read_rows(config.file))
     answers = [dataclasses.replace(a, annotator=_pseudonym(a.annotator, store)) for a in answers]
     added, known = store.add_answers(answers)
     store.close()

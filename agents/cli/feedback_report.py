@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.files import write_json
 
-from ..reports.html_page import templates_of_pages
-from ..reports.plots import dress, new_figure, save
+from ..reports.html_page import write_page
+from ..reports.plots import data_uri, dress, interval_bars, look, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,14 +53,12 @@ def run_report(config: FeedbackReport) -> None:
     _print(console, trust, ranking)
     facts = {"study": store.study.name, "kind": store.study.kind, **asdict(trust), "sources": [asdict(s) for s in ranking]}
     write_json(config.study / "report.json", _plain(facts))
-    page = templates_of_pages().get_template("feedback_report.html.j2")
     pictures = {
         name: _picture(figure, config.study / f"{name}.png")
         for name, figure in (("curves", _curves(trust)), ("sources", _sources(ranking)))
     }
-    html = page.render(study=store.study, trust=trust, ranking=ranking, pictures=pictures, nan=math.isnan)
-    write_text(config.study / "report.html", html)
-    console.print(f"report: {config.study / 'report.html'}")
+    values = {"study": store.study, "trust": trust, "ranking": ranking, "pictures": pictures, "nan": math.isnan}
+    console.print(f"report: {write_page(config.study / 'report.html', 'feedback_report', **values)}")
 
 
 def _print(console: Console, trust: QualityReport, ranking: list[Strength]) -> None:
@@ -92,7 +89,7 @@ def _picture(figure: Figure | None, path: Path) -> str | None:
     if figure is None:
         return None
     save(figure, path)
-    return "data:image/png;base64," + b64encode(path.read_bytes()).decode()
+    return data_uri(path)
 
 
 def _curves(trust: QualityReport) -> Figure | None:
@@ -101,11 +98,11 @@ def _curves(trust: QualityReport) -> Figure | None:
         return None
     figure = new_figure(3.2)
     axes = figure.subplots()
-    for person, style in zip(drawn, ["-", "--", "-.", ":"] * len(drawn), strict=False):
-        axes.plot(25 * np.arange(1, len(person.curve) + 1), person.curve, style, marker="o", markersize=3, label=person.name)
-    axes.set(xlabel="answers given", ylabel="agrees with the others' majority", ylim=(0, 1.02))
+    for index, person in enumerate(drawn):
+        axes.plot(25 * np.arange(1, len(person.curve) + 1), person.curve, **look(index), markersize=3, label=person.name)
+    axes.set_ylim(0, 1.02)
     axes.legend(fontsize=7)
-    dress(axes)
+    dress(axes, "answers given", "agrees with the others' majority")
     return figure
 
 
@@ -115,13 +112,11 @@ def _sources(ranking: list[Strength]) -> Figure | None:
     figure = new_figure(3.2)
     axes = figure.subplots()
     places = np.arange(len(ranking))[::-1]
-    strength = np.array([s.strength for s in ranking])
-    ends = np.abs(np.array([[s.low, s.high] for s in ranking]).T - strength)
-    axes.errorbar(strength, places, xerr=ends, fmt="o", color="#0072b2", capsize=3)
+    interval_bars(axes, places, [(s.strength, s.low, s.high) for s in ranking], across=True)
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set_yticks(places, [s.player[:24] for s in ranking])
-    axes.set(xlabel="strength: log-odds against the average", ylim=(-0.6, len(ranking) - 0.4))
-    dress(axes)
+    axes.set_ylim(-0.6, len(ranking) - 0.4)
+    dress(axes, "strength: log-odds against the average")
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,9 @@ from rewards.utils.intervals import Rate, wilson
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
 
-from ..reports.html_page import templates_of_pages
-from ..reports.plots import rates, reliability_plot
+from ..reports.html_page import write_page
+from ..reports.plots import data_uri, save
+from ..reports.reward_plots import accuracies, reliability_diagram
 from ..training.text_corpus import EOS, train_tokenizer
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
@@ -228,20 +228,19 @@ def _end(text: str) -> str:
 
 def _write_page(folder: Path, facts: Mapping[str, Any], found: PreferenceFile, judged: Judged, temperature: float) -> None:
     learned = "comparisons learned from" + ("" if facts["model"] == "n-grams" else " (by n-grams alone, but for the last)")
-    parts = {
-        "learning_curve": (learned, [(f"{row['comparisons']:,}", _again(row)) for row in facts["learning_curve"]]),
-        "length": ("characters that the preferred response is longer", [(row["part"], _again(row)) for row in facts["by_length"]]),
-    }
-    for name, (label, rows) in parts.items():
-        rates(rows, label, folder / f"{name}.png")
     right = np.ones(len(judged.pairs))
-    reliability_plot(
-        {"as fitted": reliability(judged.margins, right), "with temperature": reliability(judged.margins / temperature, right)},
-        folder / "calibration.png",
-    )
-    images = {name: b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("learning_curve", "length", "calibration")}
-    page = templates_of_pages().get_template("reward_report.html.j2")
-    write_text(folder / "report.html", page.render(facts=facts, images=images, examples=found.examples))
+    calibration = {"as fitted": reliability(judged.margins, right), "with temperature": reliability(judged.margins / temperature, right)}
+    pictures = {
+        "learning_curve": accuracies([(f"{row['comparisons']:,}", _again(row)) for row in facts["learning_curve"]], learned),
+        "length": accuracies(
+            [(row["part"], _again(row)) for row in facts["by_length"]], "characters that the preferred response is longer"
+        ),
+        "calibration": reliability_diagram(calibration),
+    }
+    for name, figure in pictures.items():
+        save(figure, folder / f"{name}.png")
+    images = {name: data_uri(folder / f"{name}.png") for name in pictures}
+    write_page(folder / "report.html", "reward_report", facts=facts, images=images, examples=found.examples)
 
 
 def _again(row: Mapping[str, Any]) -> Rate:

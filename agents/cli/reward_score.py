@@ -16,7 +16,8 @@ from textrl_env import Episode, Prompt, read_prompts
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores
 from textrl_env.utils.files import write_jsonl
 
-from ..reports.plots import histogram
+from ..reports.plots import save
+from ..reports.reward_plots import histogram
 from ..utils.progress import bar
 from .arguments import reward_of
 
@@ -47,7 +48,7 @@ def run_score(config: Score) -> None:
     scores: list[float] = []
     write_jsonl(out, _scored(as_reward_model(reward_of(config.reward)), rows, config.file, scores))
     values = np.array(scores)
-    histogram(values, f"{config.reward[:60]}, {len(values):,} texts", out.with_suffix(".png"))
+    save(histogram(values, f"{config.reward[:60]}, {len(values):,} texts"), out.with_suffix(".png"))
     table = Table(title=f"{config.reward} on {config.file}", show_header=False)
     names = ("lowest", "lower quartile", "median", "upper quartile", "highest")
     quartiles = dict(zip(names, np.quantile(values, np.linspace(0, 1, 5)), strict=True))

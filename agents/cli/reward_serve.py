@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from textrl_env.reward_model import as_reward_model
+from textrl_env.utils.optional_imports import optional_import
 
 from .arguments import reward_of
 
@@ -42,10 +43,8 @@ def run_serve(config: Serve) -> None:
     """
     from rewards.remote.reward_server import make_app  # FastAPI: the help must work without
 
-    try:
+    with optional_import("server", "serving a reward model needs FastAPI and uvicorn"):
         import uvicorn
-    except ImportError as error:
-        raise ImportError("serving a reward model needs FastAPI and uvicorn: pip install 'textrl-env[server]'") from error
     model, token, console = as_reward_model(reward_of(config.reward)), _token(config.token), Console()
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]

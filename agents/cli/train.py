@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -23,6 +23,12 @@ from ..training.reward_hacking_callback import RewardHackingCallback
 from ..utils.run_folder import RunFolder, fingerprint, write_yaml
 from ..utils.threads import choose_threads
 from .arguments import reward_of, task_of
+
+NAMES = (*ALGORITHMS, *OFFLINE)
+if TYPE_CHECKING:
+    AlgorithmName = str
+else:
+    AlgorithmName = Literal[NAMES]  # tyro refuses all others
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,7 @@ class Train(PolicyTraining):
         out: Folder of the run; running again goes on where it stopped.
     """
 
-    algo: Literal[
-        "ppo", "maskable-ppo", "nlpo", "a2c", "trpo", "reinforce", "reinforce++", "reinforce++-baseline", "rloo", "grpo", "dr-grpo", "dapo",
-        "sft", "dpo", "ipo", "expert-iteration",
-    ] = "ppo"  # fmt: skip
+    algo: AlgorithmName = "ppo"
     task: str = "review"
     corpus: tuple[Path, ...] = ()
     model: str | None = None

@@ -24,6 +24,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from textrl_env.utils.optional_imports import optional_import
+
 from .launcher import check_launcher
 from .ranks import _AGAIN, RankError, Ranks
 from .shared_memory_optimizer import SharedStep, shared_step
@@ -42,12 +44,8 @@ class _Group(Ranks):
     """
 
     def __init__(self) -> None:
-        try:
+        with optional_import("scale", f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training on several processes needs accelerate"):
             from accelerate import PartialState
-        except ImportError as error:
-            raise ImportError(
-                f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training on several processes needs accelerate: pip install 'textrl-env[scale]'"
-            ) from error
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])

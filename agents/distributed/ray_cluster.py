@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from textrl_env.utils.optional_imports import optional_import
+
 LOCAL = "local"
 
 
@@ -47,9 +49,7 @@ def lost(ray: Any) -> tuple[type[Exception], ...]:
 
 
 def _ray() -> Any:
-    try:
+    with optional_import("ray", "--ray needs Ray"):
         import ray
         import ray.exceptions
-    except ImportError as error:
-        raise ImportError("--ray needs Ray: pip install 'textrl-env[ray]'") from error
     return ray

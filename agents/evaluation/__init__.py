@@ -1,4 +1,4 @@
-"""What a finished policy's texts are worth, and the known optimum of exact tasks."""
+"""Measures of a finished policy's texts, and its distance from the known optimum of exact tasks."""
 
 import lazy_loader
 

@@ -39,7 +39,7 @@ class Table(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits after each text, shape (B, L, V): they are the hidden states."""
-        digits = (input_ids + 1) * (self.vocab_size + 1) ** positions  # a number for each text, its tokens as digits
+        digits = (input_ids + 1) * (self.vocab_size + 1) ** positions  # (B, L): the tokens as digits of a number
         return self.rows(digits.cumsum(1) % self.rows.num_embeddings)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -97,9 +97,9 @@ def distributions(
     """Return the log-probabilities of the next token after every unfinished text, level by level, (n, V) float64 each."""
     levels = []
     for responses in prefixes:
-        ids = np.column_stack([np.full(len(responses), prompt), responses])
+        ids = np.column_stack([np.full(len(responses), prompt), responses])  # (n, t + 1)
         lengths = np.full(len(ids), ids.shape[1])
         batch = one_action_each(PartialTexts(ids, lengths, np.ones_like(lengths)), model.device, sampler)
-        logits = action_logits(model, model.hidden(batch), batch, sampler or Sampler(), vocab_size)
+        logits = action_logits(model, model.hidden(batch), batch, sampler or Sampler(), vocab_size)  # (n, V)
         levels.append(logits.double().log_softmax(-1).cpu().numpy())
     return levels

@@ -1,4 +1,4 @@
-"""Whole texts from elsewhere: what a rollout asks of a generator, and the cached decoder of this process behind the same protocol."""
+"""Generators, which write the texts of a rollout: their protocol, and the cached decoder of this process behind it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def decode(backbone: Backbone, request: Request) -> list[np.ndarray]:
     """
     prompt_lengths = np.array([len(prompt) for prompt in request.prompts])
     width = int(prompt_lengths.max()) + request.max_new_tokens
-    ids = np.full((len(prompt_lengths), width), -1, np.int64)
+    ids = np.full((len(prompt_lengths), width), -1, np.int64)  # (B, W)
     for row, prompt in enumerate(request.prompts):
         ids[row, : len(prompt)] = prompt
     cache, lengths, live = CachedDecoder(), prompt_lengths.copy(), np.ones(len(ids), bool)
@@ -82,8 +82,8 @@ def decode(backbone: Backbone, request: Request) -> list[np.ndarray]:
         while live.any():
             texts = PartialTexts(np.where(live[:, None], ids, -1), np.where(live, lengths, 0), np.where(live, prompt_lengths, 0))
             logits = backbone.logits(cache.last_hidden(backbone, texts))[:, : request.vocab_size]  # (R, V)
-            steps = torch.as_tensor(texts.steps[live], device=logits.device)
-            tokens = draw(request.sampler.apply_rules(logits, steps)).cpu().numpy()
+            steps = torch.as_tensor(texts.steps[live], device=logits.device)  # (R,)
+            tokens = draw(request.sampler.apply_rules(logits, steps)).cpu().numpy()  # (R,)
             ids[live, lengths[live]] = tokens
             lengths[live] += 1
             live[live] = ~np.isin(tokens, request.stop_ids) & (lengths - prompt_lengths < request.max_new_tokens)[live]
@@ -98,8 +98,8 @@ def checked(request: Request, responses: Sequence[Sequence[int] | np.ndarray]) -
     """
     if len(responses) != len(request.prompts):
         raise ValueError(f"the generator returned {len(responses)} responses for {len(request.prompts)} prompts; it must return one each")
-    found = [np.asarray(response) for response in responses]
-    for number, ids in enumerate(found):
+    rows = [np.asarray(response) for response in responses]
+    for number, ids in enumerate(rows):
         if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= request.vocab_size:
             raise ValueError(f"response {number} of the generator is {ids!r}: need token ids in [0, {request.vocab_size}), at least one")
         if len(ids) > request.max_new_tokens or (len(ids) < request.max_new_tokens and ids[-1] not in request.stop_ids):
@@ -107,4 +107,4 @@ def checked(request: Request, responses: Sequence[Sequence[int] | np.ndarray]) -
                 f"response {number} of the generator has {len(ids)} tokens, the last {ids[-1]}: need {request.max_new_tokens} "
                 f"(max_new_tokens), or fewer with one of {request.stop_ids} at the end"
             )
-    return [ids.astype(np.int64) for ids in found]
+    return [ids.astype(np.int64) for ids in rows]

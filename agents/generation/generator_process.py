@@ -12,14 +12,14 @@ from typing import Any
 
 from ..models.loading import save_lm
 from ..policies.transformer_policy import TransformerPolicy
-from . import generator_server as generation_server
+from . import generator_server
 from .generator import Request
 
 _SHOWN = 2000  # characters of the server's output that an error quotes
 
 
 class ServedGenerator:
-    """Hands weights and prompts to a process that writes; see `Generator`, and `generation_server` for what is said.
+    """Hands weights and prompts to a process that writes; see `Generator`, and `generator_server` for the messages.
 
     The process starts with the first `load` and ends with `close`, with this object, or with this process.  Weights travel as a
     folder of safetensors, a new one each time; nothing else is kept on disk but what the process prints.  Not on Windows, where a
@@ -71,7 +71,7 @@ class ServedGenerator:
     def generate(self, request: Request) -> list[list[int]]:
         """Return one response for each prompt, as the process wrote them; raises as `load` does."""
         sampler = request.sampler
-        found: list[list[int]] = self._ask(
+        responses: list[list[int]] = self._ask(
             {
                 "do": "generate",
                 "prompts": [prompt.tolist() for prompt in request.prompts],
@@ -85,7 +85,7 @@ class ServedGenerator:
                 "seed": request.seed,
             }
         )
-        return found
+        return responses
 
     def close(self) -> None:
         """End the process; the next `load` starts another one."""
@@ -98,7 +98,7 @@ class ServedGenerator:
         self._output = self._place / "output.txt"
         self._connection, theirs = socket.socketpair()
         self._connection.settimeout(self.timeout)
-        command = [self.python, generation_server.__file__, self.engine, str(theirs.fileno())]
+        command = [self.python, generator_server.__file__, self.engine, str(theirs.fileno())]
         try:
             with self._output.open("wb") as output:
                 self.process = subprocess.Popen(
@@ -117,8 +117,8 @@ class ServedGenerator:
         assert self.process is not None, "load first"
         process = self.process
         try:
-            generation_server.send(self._connection, message)
-            answer = generation_server.receive(self._connection)
+            generator_server.send(self._connection, message)
+            answer = generator_server.receive(self._connection)
         except TimeoutError as error:
             shown = self._shown()
             self.close()

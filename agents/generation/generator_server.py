@@ -1,6 +1,6 @@
 """A process that writes texts for `agents.generation.generator_process`; a file of its own, for a Python with vLLM and without us.
 
-    python generation_server.py ENGINE FILE_DESCRIPTOR
+    python generator_server.py ENGINE FILE_DESCRIPTOR
 
 It answers one request at a time over a socket: each message is its length (8 bytes, big-endian) and that much JSON.
 
@@ -13,11 +13,11 @@ The answer is `{"result": ...}` or `{"error": text}`.  It ends when the other si
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 _LENGTH = struct.Struct("!Q")
@@ -90,7 +90,7 @@ class LocalEngine:
     """The cached decoder of this package, in another process."""
 
     def __init__(self, folder: str, settings: dict[str, Any]) -> None:
-        sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # where the package `agents` lies
         self.load(folder)
 
     def load(self, folder: str) -> None:
@@ -140,6 +140,6 @@ def serve(connection: socket.socket, kind: Any) -> None:
 
 
 if __name__ == "__main__":
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]  # its neighbours are no top-level modules
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]  # its neighbours are no top-level modules
     serve(socket.socket(fileno=int(sys.argv[2])), ENGINES[sys.argv[1]])

@@ -51,8 +51,8 @@ class VLLMGenerator(ServedGenerator):
             raise TypeError(f"vLLM cannot serve {type(model).__name__}, an encoder-decoder: use LocalDecoder, or model.generator = None")
         self._tokens_of_head = policy.backbone.vocab_size
         for config in (model.config, model.generation_config):  # vLLM reads both
-            found = getattr(config, "eos_token_id", None)
-            self._ends_of_model |= set(found if isinstance(found, list) else [] if found is None else [found])
+            eos = getattr(config, "eos_token_id", None)
+            self._ends_of_model |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
         super().load(policy)
 
     def generate(self, request: Request) -> list[list[int]]:

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from textrl_env.utils.files import write_text
+from textrl_env.utils.optional_imports import optional_import
 
 from ..utils.run_folder import versions, write_yaml
 from .search_space import SPACE, _space, suggest
@@ -77,10 +78,8 @@ def _one_by_one(config: Tune, study: Any, contest: Trial, optuna: Any) -> None:
 
 
 def _optuna() -> Any:
-    try:
+    with optional_import("tune", "textrl tune needs the package optuna"):
         import optuna
-    except ImportError as error:
-        raise ImportError("textrl tune needs the package optuna: pip install 'textrl-env[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -1,4 +1,4 @@
-"""Decoding at the price of one token each, for texts that begin, end and restart at different times."""
+"""Cached decoding, the work of one token a step, for texts that begin, end and restart at different times."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CachedDecoder:
         """
         if backbone.cacheable is None:
             check_cache(backbone)
-        live = np.flatnonzero(texts.lengths)
+        live = np.flatnonzero(texts.lengths)  # (R,)
         if not backbone.cacheable:
             chosen = PartialTexts(*(column[live] for column in texts))
             return backbone.hidden(one_action_each(chosen, backbone.device))
@@ -70,15 +70,15 @@ class CachedDecoder:
         start = self._common(self._states, ids, lengths, sources)
         self._seat(self._states, live, lengths, sources)
         self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
-        found = self._run(backbone, self._states, ids, lengths, start, sources)
+        parts = self._run(backbone, self._states, ids, lengths, start, sources)
         self._ids, self._known, self._sources = ids.copy(), lengths.copy(), sources
-        rows = np.concatenate([r for r, _ in found])
-        return torch.cat([h for _, h in found])[torch.as_tensor(np.argsort(rows), device=found[0][1].device)]
+        rows = np.concatenate([r for r, _ in parts])
+        return torch.cat([h for _, h in parts])[torch.as_tensor(np.argsort(rows), device=parts[0][1].device)]
 
     def _common(self, states: States, ids: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None) -> np.ndarray:
         """Return how many leading tokens of each text need not be computed, shape (B,); never all of them."""
         before = np.arange(ids.shape[1]) < self._known[:, None]  # (B, W)
-        common = ((ids == self._ids) & before).cumprod(1).sum(1)
+        common = ((ids == self._ids) & before).cumprod(1).sum(1)  # (B,)
         if states.recurrent:  # a state of the whole past cannot go back
             common[(common != self._known) | (common >= lengths)] = 0
         if sources is not None:
@@ -116,28 +116,28 @@ class CachedDecoder:
         sources: np.ndarray | None,
     ) -> list[Hidden]:
         """Compute what the cache lacks: one token for all slots at once, then whole stretches for the rows that need them."""
-        found: list[Hidden] = []
-        stepped = start[self._rows] > 0
+        parts: list[Hidden] = []
+        stepped = start[self._rows] > 0  # (S,)
         stepping = self._rows[stepped]
         if 2 * len(stepping) >= len(self._rows):
-            hidden = self._step_all(backbone, states, ids, start)
+            hidden = self._step_all(backbone, states, ids, start)  # (S, D)
             start[stepping] += 1
             ready = np.flatnonzero((start[self._rows] == lengths[self._rows]) & stepped)
-            found.append((self._rows[ready], hidden if len(ready) == len(hidden) else hidden[torch.as_tensor(ready, device=hidden.device)]))
+            parts.append((self._rows[ready], hidden if len(ready) == len(hidden) else hidden[torch.as_tensor(ready, device=hidden.device)]))
             if len(ready) == len(self._rows):
-                return found
-        pending = np.flatnonzero(start < lengths)
+                return parts
+        pending = np.flatnonzero(start < lengths)  # rows of the caller, as all below
         for rows in self._stretches(states, pending[start[pending] == 0], lengths):
-            found.append(self._read(backbone, states, ids, lengths, rows, sources))
+            parts.append(self._read(backbone, states, ids, lengths, rows, sources))
         goes_on = pending[start[pending] > 0]
         while len(goes_on):
             upto = start + 1 if states.recurrent else lengths
             hidden = self._go_on(backbone, states, ids, start, upto, goes_on)
             start[goes_on] = upto[goes_on]
             ready = start[goes_on] == lengths[goes_on]
-            found.append((goes_on[ready], hidden[torch.as_tensor(ready, device=hidden.device)]))
+            parts.append((goes_on[ready], hidden[torch.as_tensor(ready, device=hidden.device)]))
             goes_on = goes_on[~ready]
-        return found
+        return parts
 
     def _stretches(self, states: States, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """Split rows that are read from the start: a recurrent state cannot skip padding, so its texts must be equally long."""
@@ -148,8 +148,8 @@ class CachedDecoder:
     def _step_all(self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray) -> torch.Tensor:
         """Feed one token to every slot, and return hidden states (S, D); slots that are about to be read anew get junk."""
         rows = self._rows
-        position = np.where(start[rows] > 0, start[rows], 0)
-        tokens = np.maximum(ids[rows, position], 0)
+        position = np.where(start[rows] > 0, start[rows], 0)  # (S,)
+        tokens = np.maximum(ids[rows, position], 0)  # (S,)
         if self._graphs is not None and backbone.graphable:
             hidden = self._graphs.step(backbone, states, tokens, position)
             if hidden is not None:
@@ -160,7 +160,7 @@ class CachedDecoder:
         self, backbone: Backbone, states: States, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, sources: np.ndarray | None
     ) -> Hidden:
         """Read texts from their start; equal ones once."""
-        keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows]], 1)
+        keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows]], 1)  # (r, W) or (r, W + P)
         _, first, twin = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         twin = twin.reshape(-1)
         chosen = rows[first]
@@ -171,22 +171,22 @@ class CachedDecoder:
             assert states.source_lengths is not None
             states.source_lengths[slots] = (sources[rows] >= 0).sum(1)
             read = sources[chosen][:, : int((sources[chosen] >= 0).sum(1).max())]
-        tokens = np.maximum(ids[chosen][:, : position.shape[1]], 0)
+        tokens = np.maximum(ids[chosen][:, : position.shape[1]], 0)  # (u, k)
         hidden = self._feed(backbone, states, slots[first], tokens, position, position.shape[1], True, read)
         if len(first) < len(rows):
             others = np.setdiff1d(np.arange(len(rows)), first)
             states.copy(slots[first][twin[others]], slots[others])
-        last = torch.as_tensor(lengths[chosen] - 1, device=hidden.device)
+        last = torch.as_tensor(lengths[chosen] - 1, device=hidden.device)  # (u,)
         return rows, hidden[torch.arange(len(chosen), device=hidden.device), last][torch.as_tensor(twin, device=hidden.device)]
 
     def _go_on(
         self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray, upto: np.ndarray, rows: np.ndarray
     ) -> torch.Tensor:
         """Feed some rows their tokens from `start` up to `upto`; return the hidden states of the last ones, (r, D)."""
-        many = upto[rows] - start[rows]
+        many = upto[rows] - start[rows]  # (r,)
         # A row with fewer tokens than the others repeats its last one, which writes the same numbers to the same place.
-        position = start[rows][:, None] + np.minimum(np.arange(int(many.max())), many[:, None] - 1)
-        tokens = np.take_along_axis(ids[rows], position, 1)
+        position = start[rows][:, None] + np.minimum(np.arange(int(many.max())), many[:, None] - 1)  # (r, k)
+        tokens = np.take_along_axis(ids[rows], position, 1)  # (r, k)
         return self._feed(backbone, states, self._slots(rows), tokens, position, int(position.max()) + 1, False)[:, -1]
 
     def _feed(

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .kept_tokens import unpack_kept
-from .sampler import LOG_ZERO
+from .sampler import LOG_ZERO, unpack_kept
 
 KEPT_AT_MOST = 1 << 26  # logits (256 MiB) that are kept for the backward pass; more are computed again
 LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: few kernels
@@ -111,7 +110,7 @@ class _Blocks:
     ) -> torch.Tensor:
         """Put a block of logits under the rules into `memory`, and return it, shape (N, width)."""
         span = self.span(number)
-        logits = torch.mm(hidden, weight[span].t(), out=self.part(memory, number))
+        logits = torch.mm(hidden, weight[span].t(), out=self.part(memory, number))  # (N, width)
         if bias is not None:
             logits += bias[span]
         if self.rules is not None:

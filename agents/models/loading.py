@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
+
+from textrl_env.utils.files import new_folder
 
 from .backbones import Backbone, backbone_of
 from .lora import merged
@@ -154,7 +154,7 @@ def folder_hash(folder: str | Path) -> str:
 
 
 def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
-    """Write the model as `save_pretrained` does, to a temporary name first, so that no half-written folder remains.
+    """Write the model as `save_pretrained` does; the folder appears whole or not at all.
 
     Adapters are folded into the weights.  A module of one's own becomes its weights (safetensors) and its arguments (JSON).
 
@@ -163,25 +163,15 @@ def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, to
         folder: Replaced if it exists.
         beside: Further safetensors files in it, by name.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}"  # not mkdtemp, whose folders nobody else may read
-    try:
+    with new_folder(folder) as made:
         whole = merged(lm)
         if isinstance(whole, PreTrainedModel):
-            whole.save_pretrained(temporary, safe_serialization=True)
+            whole.save_pretrained(made, safe_serialization=True)
         else:
-            temporary.mkdir()
-            save_model(whole, str(temporary / "model.safetensors"))
-            (temporary / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")
+            save_model(whole, str(made / "model.safetensors"))
+            (made / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")
         for name, tensors in (beside or {}).items():
-            save_file(tensors, temporary / name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            save_file(tensors, made / name)
 
 
 @torch.no_grad()
@@ -204,12 +194,6 @@ def check_model(backbone: Backbone) -> None:
             f"{name} is random in training mode, and the ratios of an update would be noise: make its dropout a torch.nn.Dropout, "
             "which is switched off here, or set it to 0"
         )
-    if isinstance(lm, PreTrainedModel):
-        width = int(batch.prompt_lengths[0])
-        if lm.config.is_encoder_decoder:
-            start = batch.input_ids.new_tensor([[backbone.start_token_id]])  # type: ignore[attr-defined]
-            expected = lm(input_ids=batch.input_ids[:, :width], decoder_input_ids=start).logits[0, -1]
-        else:
-            expected = lm(input_ids=batch.input_ids[:, :width]).logits[0, -1]
-        if not torch.allclose(expected, backbone.logits(one)[0], atol=1e-4):
-            raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")
+    expected = backbone.model_logits(batch.input_ids[:, : int(batch.prompt_lengths[0])])  # (1, V)
+    if expected is not None and not torch.allclose(expected[0], backbone.logits(one)[0], atol=1e-4):
+        raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")

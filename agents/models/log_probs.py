@@ -1,14 +1,16 @@
-"""What a model says of actions: their log-probabilities and the entropies of their distributions, within bounded memory."""
+"""Log-probabilities of actions and entropies of their distributions under a model, within bounded memory."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from .backbones import Backbone
-from .kept_tokens import unpack_kept
 from .lm_head import LOGITS_AT_ONCE, LOGITS_IN_CACHE, head_log_probs
-from .sampler import Sampler, restrict
+from .sampler import Sampler, restrict, unpack_kept
 from .sequences import SequenceBatch
 
 TOKENS_AT_LEAST = 128  # fewer would read the head's weights too often: 8 at a time made a reference pass 2.4 times as slow
@@ -16,7 +18,7 @@ TOKENS_AT_LEAST = 128  # fewer would read the head's weights too often: 8 at a t
 
 def action_logits(backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch, sampler: Sampler, vocab_size: int) -> torch.Tensor:
     """Return the logits of the distribution that the actions were drawn from, shape (N, V)."""
-    logits = backbone.logits(hidden)[:, :vocab_size]
+    logits = backbone.logits(hidden)[:, :vocab_size]  # (N, V)
     kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
     return restrict(sampler.apply_rules(logits, batch.steps, batch.repeats), kept)
 
@@ -40,12 +42,25 @@ def action_log_probs(
         return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])
 
     size = logits_at_once(vocab_size, torch.is_grad_enabled(), hidden.device.type == "cpu") // vocab_size
-    if len(actions) <= size:
-        return score(slice(None))
-    chunks = [slice(start, min(start + size, len(actions))) for start in range(0, len(actions), size)]
-    scored = [checkpoint(score, rows, use_reentrant=False) if torch.is_grad_enabled() else score(rows) for rows in chunks]
-    log_probs, entropies = zip(*scored, strict=True)
-    return torch.cat(log_probs), torch.cat(entropies)
+    log_probs, entropies = in_parts(score, _chunks(len(actions), size))
+    return log_probs, entropies
+
+
+def in_parts(score: Callable[..., tuple[torch.Tensor, ...]], parts: Sequence[tuple[Any, ...]]) -> tuple[torch.Tensor, ...]:
+    """Call `score` with the arguments of each part, and join what it returns.
+
+    Of several parts, each one's intermediate results are dropped at once and computed again in the backward pass.
+    """
+    if len(parts) == 1:
+        return score(*parts[0])
+    again = torch.is_grad_enabled()
+    scored = [checkpoint(score, *part, use_reentrant=False) if again else score(*part) for part in parts]
+    return tuple(torch.cat(column) for column in zip(*scored, strict=True))
+
+
+def _chunks(number: int, size: int) -> list[tuple[slice]]:
+    """Cut `number` actions into ranges of at most `size`."""
+    return [(slice(None),)] if number <= size else [(slice(start, min(start + size, number)),) for start in range(0, number, size)]
 
 
 def logits_at_once(vocab_size: int, backward: bool, on_cpu: bool) -> int:
@@ -64,21 +79,17 @@ def full_kl(policy: Backbone, reference: Backbone, batch: SequenceBatch, sampler
     with torch.no_grad():
         other = reference.hidden(batch)
 
-    def compare(rows: slice) -> torch.Tensor:
+    def compare(rows: slice) -> tuple[torch.Tensor]:
         part = batch.only(rows)
         log_p = action_logits(policy, own[rows], part, sampler, vocab_size).float().log_softmax(-1)  # (n, V)
         with torch.no_grad():
-            log_q = action_logits(reference, other[rows], part, sampler, vocab_size).float().log_softmax(-1)
+            log_q = action_logits(reference, other[rows], part, sampler, vocab_size).float().log_softmax(-1)  # (n, V)
         possible = log_p > -torch.inf  # 0 * (-inf - -inf) is not a number, neither is its gradient
         difference = log_p.masked_fill(~possible, 0.0) - log_q.masked_fill(~possible, 0.0)
-        return (log_p.exp() * difference).sum(-1)  # (n,)
+        return ((log_p.exp() * difference).sum(-1),)  # (n,)
 
-    number, size = len(own), max(1, LOGITS_AT_ONCE // vocab_size)
-    if number <= size:
-        return compare(slice(None))
-    chunks = [slice(start, min(start + size, number)) for start in range(0, number, size)]
-    again = torch.is_grad_enabled()
-    return torch.cat([checkpoint(compare, rows, use_reentrant=False) if again else compare(rows) for rows in chunks])
+    (kl,) = in_parts(compare, _chunks(len(own), max(1, LOGITS_AT_ONCE // vocab_size)))
+    return kl
 
 
 def log_prob_and_entropy(logits: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,42 +1,18 @@
-"""Low-rank adapters (LoRA) through peft: train a few numbers, and keep the base model as the reference for nothing."""
+"""A policy with low-rank adapters (LoRA): its base model is the reference and takes no further memory.  `rewards.models.lora` adds them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+
+from rewards.models.lora import merge_adapters
 
 from .backbones import Backbone
-from .backbones.base import Fed
-from .backbones.kv_cache import States
-from .sequences import PartialTexts, SequenceBatch
-
-
-def add_adapters(lm: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Put adapters into the model, in place, and freeze everything else.
-
-    Args:
-        lm: The model.
-        settings: Arguments of `peft.LoraConfig`, such as `r`, `lora_alpha` and `target_modules` ("all-linear", or names).
-
-    Raises:
-        ImportError: peft is not installed.
-        ValueError: `target_modules` names nothing in this model.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'textrl-env[lora]'") from error
-    transposed = any(isinstance(module, Conv1D) for module in lm.modules())  # GPT-2's layers
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", "fan_in_fan_out": transposed, **settings}), lm)
-    if not any(parameter.requires_grad for parameter in lm.parameters()):
-        raise ValueError(f"lora={dict(settings)}: no adapter was added, check target_modules")
 
 
 def merged(lm: nn.Module) -> nn.Module:
@@ -44,11 +20,7 @@ def merged(lm: nn.Module) -> nn.Module:
     if not _adapted(lm):
         return lm
     copied = copy.deepcopy(lm)
-    for name, layer in list(copied.named_modules()):
-        if _is_adapted(layer):
-            layer.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(copied.get_submodule(parent), own, layer.get_base_layer())
+    merge_adapters(copied)
     if hasattr(copied, "_hf_peft_config_loaded"):
         copied._hf_peft_config_loaded = False  # type: ignore[assignment]  # save_pretrained would write the adapters alone
     return copied
@@ -67,68 +39,21 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-class WithoutAdapters(Backbone):
-    """The base model under a policy's adapters, as a reference that takes no memory of its own."""
+def without_adapters(adapted: Backbone) -> Backbone:
+    """Return the base model under a policy's adapters, as a reference that takes no memory of its own."""
 
-    def __init__(self, adapted: Backbone) -> None:
-        super().__init__(adapted.lm)
-        self.adapted = adapted
+    def with_adapters_off(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any) -> torch.Tensor:
+            with adapters_off(adapted.lm):
+                return method(*args)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens that the head scores."""
-        return self.adapted.vocab_size
+        return call
 
-    @property
-    def hidden_size(self) -> int:
-        """Size of the hidden state that the head reads."""
-        return self.adapted.hidden_size
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token."""
-        return self.adapted.eos_token_id
-
-    def check_room(self, prompt: int, response: int) -> None:
-        """Insist that texts of this many tokens fit."""
-        self.adapted.check_room(prompt, response)
-
-    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D)."""
-        with adapters_off(self.lm):
-            return self.adapted.hidden(batch)
-
-    def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
-        with adapters_off(self.lm):
-            return self.adapted._run_trunk(batch)
-
-    @property
-    def head(self) -> nn.Linear | None:
-        """The head, unless it is adapted."""
-        return self.adapted.head
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return raw logits, shape (N, V)."""
-        with adapters_off(self.lm):
-            return self.adapted.logits(hidden)
-
-    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return what the cached part of the model reads."""
-        return self.adapted.written(texts)
-
-    def new_states(self) -> States:
-        """Return an empty cache."""
-        return self.adapted.new_states()
-
-    def feed(self, fed: Fed, states: States) -> torch.Tensor:
-        """Run tokens through the model with a cache."""
-        with adapters_off(self.lm):
-            return self.adapted.feed(fed, states)
-
-
-def _is_adapted(module: nn.Module) -> Any:
-    return hasattr(module, "enable_adapters") and hasattr(module, "get_base_layer")
+    base = copy.copy(adapted)  # the same module: what it answers without a pass is the same
+    for name in ("hidden", "_run_trunk", "logits", "feed"):
+        setattr(base, name, with_adapters_off(getattr(adapted, name)))
+    return base
 
 
 def _adapted(lm: nn.Module) -> list[Any]:
-    return [module for module in lm.modules() if _is_adapted(module)]
+    return [module for module in lm.modules() if hasattr(module, "enable_adapters") and hasattr(module, "get_base_layer")]

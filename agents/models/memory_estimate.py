@@ -46,7 +46,7 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the formulas know of models; all sizes in bytes.
+    """Sizes of the models in a training, in bytes.
 
     Attributes:
         weights: Of the policy, a critic included.
@@ -81,7 +81,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Load:
-    """What a training asks of its models.
+    """How many texts a training handles at once, and how long they are.
 
     Attributes:
         texts: In a rollout.
@@ -193,17 +193,17 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
 
 
 def remedy(sizes: Sizes, load: Load, free: int) -> str:
-    """Say what takes most, and settings that fit into `free` bytes if there are any."""
+    """Return advice: the largest item, and settings that fit into `free` bytes if there are any."""
     items = estimate(sizes, load, False).items
     largest = max(items, key=lambda name: items[name])
     what = f"the largest item is {largest} ({items[largest] / GIB:.2f} GiB)"
     lighter = lightened(sizes, load, free)
-    found = estimate(sizes, lighter, False)
-    if found.needed <= free:
+    lightest = estimate(sizes, lighter, False)
+    if lightest.needed <= free:
         return f"{what}; this fits: {', '.join(_changed(load, lighter))}"
-    if sum(found.stored.values()) < free:
+    if sum(lightest.stored.values()) < free:
         return f"{what}; not even {', '.join(_changed(load, lighter)) or 'one text'} at a time fits: lower max_new_tokens"
-    largest = max(found.stored, key=lambda name: found.stored[name])
+    largest = max(lightest.stored, key=lambda name: lightest.stored[name])
     if largest == "rollout":
         return f"{what}; the rollout alone is too large: lower n_episodes"
     if largest == "weights" and sizes.trained < sizes.weights:
@@ -213,16 +213,16 @@ def remedy(sizes: Sizes, load: Load, free: int) -> str:
 
 def lightened(sizes: Sizes, load: Load, free: int) -> Load:
     """Return the load with whatever takes most halved until it fits into `free` bytes, or cannot be halved any more."""
-    while (found := estimate(sizes, load, False)).needed > free:
-        lower = _lower(load, found)
+    while (made := estimate(sizes, load, False)).needed > free:
+        lower = _lower(load, made)
         if lower is None:
             break
         load = lower
     return load
 
 
-def _lower(load: Load, found: MemoryEstimate) -> Load | None:
-    phase = found.hungriest
+def _lower(load: Load, made: MemoryEstimate) -> Load | None:
+    phase = made.hungriest
     if phase == "update":
         if load.at_once > 1:
             return replace(load, at_once=load.at_once // 2)

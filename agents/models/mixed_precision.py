@@ -1,4 +1,4 @@
-"""Mixed precision inside `loss.backward()`, without a hand in the training loop."""
+"""Mixed precision whose gradients are scaled inside `loss.backward()`, so that no training loop needs to change."""
 
 from __future__ import annotations
 

@@ -81,19 +81,19 @@ class Sampler:
         n = self.no_repeat_ngram
         if not n:
             return None
-        found, offset = [np.zeros((2, 0), np.int64)], 0
+        repeats, offset = [np.zeros((2, 0), np.int64)], 0
         for response, before in zip(responses, steps, strict=True):
             if len(response) >= n and len(response) and before.max() >= n:
                 grams = np.lib.stride_tricks.sliding_window_view(response, n - 1) if n > 1 else np.zeros((len(response) + 1, 0))
                 _, names = np.unique(grams, axis=0, return_inverse=True)  # equal n-1-grams have equal names
                 names = names.reshape(-1)
-                latest = before - n + 1  # where the n-1-gram before each action begins
+                latest = before - n + 1  # (actions,) where the n-1-gram before each begins
                 earlier = np.arange(len(response) - n + 1)
-                same = (earlier < latest[:, None]) & (names[earlier] == names[np.maximum(latest, 0)][:, None])
+                same = (earlier < latest[:, None]) & (names[earlier] == names[np.maximum(latest, 0)][:, None])  # (actions, n-grams)
                 action, start = same.nonzero()
-                found.append(np.stack([action + offset, response[start + n - 1]]))
+                repeats.append(np.stack([action + offset, response[start + n - 1]]))
             offset += len(before)
-        pairs = np.concatenate(found, 1)
+        pairs = np.concatenate(repeats, 1)  # (2, M)
         return pairs if self.eos_token_id is None else pairs[:, pairs[1] != self.eos_token_id]
 
     def withheld(self, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -101,16 +101,16 @@ class Sampler:
 
         Args:
             steps: Number of response tokens already written, shape (N,).
-            repeats: What `repeats` found, shape (2, M).
+            repeats: What `repeats` returned, shape (2, M).
 
         Returns:
             Pairs (index of the distribution, token), shape (2, M); None if there are no such rules.
         """
-        found = [] if repeats is None else [repeats]
+        pairs = [] if repeats is None else [repeats]
         if self.min_new_tokens:
             short = (steps < self.min_new_tokens).nonzero().squeeze(-1)  # (S,) rows that may not end yet
-            found.append(torch.stack([short, torch.full_like(short, self.eos_token_id)]))  # type: ignore[arg-type]  # __post_init__ checks it
-        return torch.cat(found, 1) if found else None
+            pairs.append(torch.stack([short, torch.full_like(short, self.eos_token_id)]))  # type: ignore[arg-type]  # __post_init__ checks it
+        return torch.cat(pairs, 1) if pairs else None
 
     def apply_rules(self, logits: torch.Tensor, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the static rules.
@@ -118,7 +118,7 @@ class Sampler:
         Args:
             logits: Raw logits, shape (N, V).
             steps: Number of response tokens already written, shape (N,).
-            repeats: What `repeats` found, shape (2, M).
+            repeats: What `repeats` returned, shape (2, M).
 
         Returns:
             Logits, shape (N, V), float32.
@@ -152,8 +152,8 @@ class Sampler:
         if 0 < self.top_k < logits.shape[-1]:
             kept &= logits >= logits.topk(self.top_k, dim=-1).values[:, -1:]
         if self.top_p < 1:
-            ordered, order = logits.masked_fill(~kept, LOG_ZERO).sort(dim=-1, descending=True)
-            probability = ordered.softmax(-1)
+            ordered, order = logits.masked_fill(~kept, LOG_ZERO).sort(dim=-1, descending=True)  # (N, V) each
+            probability = ordered.softmax(-1)  # (N, V)
             before = probability.cumsum(-1) - probability  # (N, V): mass of the tokens that are likelier
             kept &= torch.zeros_like(kept).scatter(-1, order, before < self.top_p)
         if self.min_p > 0:
@@ -177,6 +177,18 @@ def draw(logits: torch.Tensor) -> torch.Tensor:
     """
     # (N, V); summed in float64, because in float32 the tail of a large vocabulary would round away
     mass = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * mass[:, -1:]
+    u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * mass[:, -1:]  # (N, 1)
     # right=True: the first token whose mass exceeds u, which is never one of probability 0
     return torch.searchsorted(mass, u, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+
+
+def pack_kept(kept: torch.Tensor) -> np.ndarray:
+    """Pack which tokens were kept, shape (N, V), bool, to one bit a token, shape (N, ceil(V / 8)), uint8."""
+    return np.packbits(kept.cpu().numpy(), axis=-1)
+
+
+def unpack_kept(kept: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Undo `pack_kept`, on the device of `kept`; shape (N, V), bool."""
+    shifts = torch.arange(7, -1, -1, device=kept.device, dtype=torch.uint8)
+    bits = (kept[:, :, None] >> shifts) & 1  # (N, ceil(V / 8), 8)
+    return bits.flatten(1)[:, :vocab_size].bool()  # (N, V)

@@ -108,7 +108,7 @@ def pack(
     # The last action is predicted but never read, so it needs no position of its own.
     lengths = [len(t.context) + len(t.actions) + sum(len(ids) for _, ids in t.replies) - 1 for t in texts]
     width = max(lengths)
-    ids = np.zeros((len(texts), width), np.int64)
+    ids = np.zeros((len(texts), width), np.int64)  # (B, L)
     predictor, steps, responses = [], [], []
     for row, text in enumerate(texts):
         offsets = np.arange(len(text.actions))  # of each action among the tokens after the context
@@ -137,9 +137,9 @@ def texts_of(obs: Any) -> PartialTexts:
     Args:
         obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
     """
-    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))
-    prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)
-    texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)
+    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))  # (B, P), (B, T)
+    prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)  # (B,) each
+    texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)  # (B, P + T)
     texts[:, : prompt.shape[1]] = prompt
     columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
     np.put_along_axis(texts, columns, response, axis=1)
@@ -149,8 +149,8 @@ def texts_of(obs: Any) -> PartialTexts:
 def one_action_each(texts: PartialTexts, device: torch.device | str, sampler: Sampler | None = None) -> SequenceBatch:
     """Lay out texts with one action after each."""
     width = max(int(texts.lengths.max()), 1)
-    last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)
-    ids = np.maximum(texts.ids[:, :width], 0)
+    last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)  # (B,)
+    ids = np.maximum(texts.ids[:, :width], 0)  # (B, W)
     repeats = None if sampler is None else repeats_after(texts, sampler)
     columns = (ids, last, texts.steps, texts.prompt_lengths, None, repeats)
     return SequenceBatch(*(None if c is None else torch.from_numpy(c).to(device) for c in columns))  # type: ignore[arg-type]

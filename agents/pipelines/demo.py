@@ -1,4 +1,4 @@
-"""The whole loop on one machine: pretrain, sample, compare, fit the reward, tune, judge."""
+"""The whole loop on one machine: pretrain, sample, compare, fit the reward, train, judge."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Demo(PolicyTraining):
 
     @property
     def variant(self) -> str:
-        """The subfolder of the tuned policy."""
+        """The subfolder of the trained policy."""
         return "kl" if self.beta is None else "no-kl" if self.beta == 0 else f"beta-{self.beta:g}"
 
 
@@ -77,40 +77,38 @@ def run_demo(config: Demo) -> None:
 
 
 def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
-    """Let pairs be written and compared, and fit the reward model; return what all of it depends on."""
+    """Have pairs of texts written and compared, fit the reward model, and return the data that these stages depend on."""
     shared = [base.name, config.pairs, config.seed]
-    if not run.done("compare", shared):
-        _compare(run, config, base, shared)
-    if not run.done("reward", shared):
-        _fit_reward(run, config, task, base, shared)
+    with run.stage("compare", shared) as stage:
+        if stage.needed:
+            stage.facts = _compare(run, config, base)
+    with run.stage("reward", shared) as stage:
+        if stage.needed:
+            stage.facts = _fit_reward(run, config, task, base)
     return shared
 
 
-def _compare(run: RunFolder, config: Demo, base: Path, depends_on: Any) -> None:
-    """Let the base policy write pairs of texts, and the annotator choose."""
+def _compare(run: RunFolder, config: Demo, base: Path) -> dict[str, float]:
+    """Have the base policy write pairs of texts, and the annotator choose; return the facts of the stage."""
     began = perf_counter()
     annotator = SimulatedAnnotator(np.random.default_rng([config.seed, 1]))
-    facts: dict[str, Any] = {}
+    best_accuracy = 0.0
     for split, file, number in (("train", "preferences.jsonl", config.pairs), ("validation", "held_out.jsonl", HELD_OUT_PAIRS)):
         task = make_task("review", split=split, prompt_order="sequential")
         policy = make_policy(task, base)
-        a, b = (
-            write_texts(
-                policy, task, number, reward="length", seed=config.seed * 10 + i, progress_bar=True, title=f"write {split} texts {'ab'[i]}"
-            )
-            for i in range(2)
-        )
+        seeds = {f"write {split} texts {'ab'[i]}": config.seed * 10 + i for i in range(2)}
+        a, b = (write_texts(policy, task, number, "length", seed=seed, progress_bar=True, title=title) for title, seed in seeds.items())
         choices = annotator.compare(a.prompts, a.responses, b.responses)
         pairs = [
             Preference(p, *((x, y) if c == 0 else (y, x))) for p, x, y, c in zip(a.prompts, a.responses, b.responses, choices, strict=True)
         ]
         write_preferences(run.path / file, pairs)
-        facts[split] = annotator.best_accuracy(a.prompts, a.responses, b.responses)
-    run.finish("compare", depends_on, best_accuracy=facts["validation"], seconds=perf_counter() - began)
+        best_accuracy = annotator.best_accuracy(a.prompts, a.responses, b.responses)  # that of the held-out pairs is kept
+    return {"best_accuracy": best_accuracy, "seconds": perf_counter() - began}
 
 
-def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path, depends_on: Any) -> None:
-    """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts."""
+def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path) -> dict[str, float]:
+    """Fit the reward model on the choices, and give it mean 0 and variance 1 on the base policy's texts; return the facts of the stage."""
     began = perf_counter()
     pairs, held_out = (read_preferences(run.path / name) for name in ("preferences.jsonl", "held_out.jsonl"))
     assert isinstance(task.tokenizer, FileTokenizer)
@@ -120,13 +118,8 @@ def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path, depend
         )
     model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
-    run.finish(
-        "reward",
-        depends_on,
-        seconds=perf_counter() - began,
-        train_accuracy=report.train_accuracy,
-        held_out_accuracy=accuracy(model, held_out),
-    )
+    seconds = perf_counter() - began
+    return {"seconds": seconds, "train_accuracy": report.train_accuracy, "held_out_accuracy": accuracy(model, held_out)}
 
 
 def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
@@ -138,7 +131,7 @@ def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
 
 
 def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:
-    """Let every policy of the run write on the test openings, and compare by learned and gold score."""
+    """Have every policy of the run write on the test openings, and compare them by learned and gold score."""
     task = make_task("review", split="test", prompt_order="sequential")
     reference = frozen(load_lm(base))
     variants = [name for name in ("kl", "no-kl", config.variant) if (run.path / name / "policy.zip").is_file()]
@@ -147,16 +140,8 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
     written: dict[str, WrittenTexts] = {}
     gold: dict[str, np.ndarray] = {}
     for number, (name, policy) in enumerate(policies.items()):
-        written[name] = write_texts(
-            policy,
-            task,
-            config.test_texts,
-            reward,
-            reference,
-            seed=1000 + number + 10 * config.seed,
-            progress_bar=True,
-            title=f"judge {name}",
-        )
+        seed = 1000 + number + 10 * config.seed
+        written[name] = write_texts(policy, task, config.test_texts, reward, reference, seed=seed, progress_bar=True, title=f"judge {name}")
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
     results = {

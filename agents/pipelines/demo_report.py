@@ -1,12 +1,10 @@
-"""What a demo's run folder says, as a web page and on the terminal."""
+"""The report on a demo's run folder, as a web page and on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-import os
-from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,17 +17,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..reports.html_page import templates_of_pages
-from ..reports.plots import Curve, frontier, learning_curve
+from ..reports.html_page import write_page
+from ..reports.plots import data_uri, save
+from ..reports.training_plots import Curve, frontier, learning_curve
 
 _NUM_PROMPTS = 5
-
-
 _TERMINAL_WIDTH = 100
-
-
 _NONE = "n/a"
-
 
 Measures = dict[str, Any]
 
@@ -50,12 +44,12 @@ class Run:
 
     @property
     def variants(self) -> dict[str, Measures]:
-        """Measures of the tuned models."""
+        """Measures of the trained models."""
         return self.results["variants"]
 
     @property
     def writers(self) -> dict[str, Measures]:
-        """Measures of the base and the tuned models, each with a title."""
+        """Measures of the base and the trained models, each with a title."""
         return {"base": {"title": "base", **self.results["base"]}, **self.variants}
 
 
@@ -143,7 +137,7 @@ def summarise(run: Run) -> list[str]:
     done = (
         "A small language model was pretrained on generated film reviews: the base. "
         f"A simulated annotator compared texts in pairs, a reward model learned from {pairs:,} of its choices (the learned score), "
-        f"and PPO tuned the model for that score, {'once ' if len(run.variants) > 1 else ''}{how}. "
+        f"and PPO trained the model for that score, {'once ' if len(run.variants) > 1 else ''}{how}. "
         "The annotator's true utility, which training saw only through those choices, is the judge (the gold score)."
     )
     return [done, *(_verdict(measures) for measures in run.variants.values())]
@@ -151,14 +145,14 @@ def summarise(run: Run) -> list[str]:
 
 def _verdict(measures: Measures) -> str:
     won = measures["win_rate"]
-    said = (
-        f"Tuned {measures['title']}, it won {_number(won['rate'], '.1%')} of {won['num']:,} gold comparisons with the base "
+    verdict = (
+        f"Trained {measures['title']}, it won {_number(won['rate'], '.1%')} of {won['num']:,} gold comparisons with the base "
         f"(95% interval {_number(won['low'], '.1%')} to {_number(won['high'], '.1%')}) "
         f"at a KL of {_number(measures['kl_per_sequence'], '.2f')} nats per text"
     )
     if won["low"] <= 0.5 <= won["high"]:
-        return said + ", which does not tell the two apart."
-    return said + ("." if won["rate"] > 0.5 else ": tuning made the texts worse.")
+        return verdict + ", which does not tell the two apart."
+    return verdict + ("." if won["rate"] > 0.5 else ": training made the texts worse.")
 
 
 def describe_reward_model(measures: Measures) -> str:
@@ -215,32 +209,30 @@ def write_report(folder: str | Path) -> Path:
     """Write `frontier.png`, `learning_curve.png` and a self-contained `report.html` into a demo's run folder.
 
     Args:
-        folder: See `read_run`, which also says what is raised.
+        folder: See `read_run`, also for what is raised.
 
     Returns:
         The page.
     """
     folder = Path(folder)
     run = read_run(folder)
-    frontier(run.curves, folder / "frontier.png")
-    learning_curve(run.curves, folder / "learning_curve.png")
-    templates = templates_of_pages()
-    templates.filters["signed"] = lambda value: _number(value, "+.2f")
+    pictures = {"frontier": frontier(run.curves), "learning_curve": learning_curve(run.curves)}
+    for name, figure in pictures.items():
+        save(figure, folder / f"{name}.png")
     base, kl, no_kl = (run.writers.get(name) for name in ("base", "kl", "no-kl"))
-    html = templates.get_template("report.html.j2").render(
+    return write_page(
+        folder / "report.html",
+        "demo_report",
         writers=run.writers,
         texts=run.texts,
         summary=summarise(run),
         rows=measure_rows(run),
         reward_model=describe_reward_model(run.results["reward_model"]),
         explanation=explain_kl(base, kl, no_kl) if base and kl and no_kl else [],
-        images={name: b64encode((folder / f"{name}.png").read_bytes()).decode() for name in ("frontier", "learning_curve")},
+        images={name: data_uri(folder / f"{name}.png") for name in pictures},
         details={"Configuration": _plain(run.results["config"]), "Versions": _plain(run.results["versions"]), "Seconds": _seconds(run)},
+        signed=lambda value: _number(value, "+.2f"),
     )
-    page, temporary = folder / "report.html", folder / "report.html.tmp"
-    temporary.write_text(html, encoding="utf-8", errors="backslashreplace")  # a byte tokenizer can leave half a character
-    os.replace(temporary, page)
-    return page
 
 
 def _plain(values: dict[str, Any]) -> dict[str, str]:
@@ -256,7 +248,7 @@ def print_results(folder: str | Path, console: Console) -> None:
     """Print the table of measures, and the first prompts with what each writer made of them, at most 100 columns wide.
 
     Args:
-        folder: See `read_run`, which also says what is raised.
+        folder: See `read_run`, also for what is raised.
         console: Where to.
     """
     run = read_run(folder)

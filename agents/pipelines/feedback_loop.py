@@ -1,4 +1,4 @@
-"""`textrl loop`: sample, choose pairs, wait for labels, fit the reward model, tune, evaluate, and round again."""
+"""`textrl loop`: sample, choose pairs, wait for labels, fit the reward model, train, evaluate, and start the next round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
-from rewards.feedback.import_export import file_rows, items_of
+from rewards.feedback.import_export import items_of
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.preferences.label_consensus import agreement, consensus
 from rewards.preferences.simulated_annotators import Annotator
@@ -22,6 +22,7 @@ from rewards.utils.intervals import wilson, win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import plain, write_json, write_jsonl
+from textrl_env.utils.row_files import read_rows
 
 from ..algorithms.ppo import TextPPO
 from ..evaluation.policy_texts import make_policy, write_texts
@@ -88,7 +89,7 @@ def run_loop(config: Loop) -> None:
 
     Raises:
         ValueError: A number is out of range, or the task lacks a base policy or a gold score that simulated annotators need.
-        LabelsMissingError: People have not answered the study of a round yet; the message says what to type.
+        LabelsMissingError: People have not answered the study of a round yet; the message names the command.
     """
     console = Console()
     choose_threads()
@@ -106,14 +107,8 @@ def run_loop(config: Loop) -> None:
     for number in range(1, config.rounds + 1):
         console.rule(f"round {number} of {config.rounds}")
         asked = [list(config.annotators), config.labels, config.overlap, config.choose]
-        depends_on = [
-            *depends_on,
-            number,
-            asked,
-            config.weigh,
-            [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)],
-            config.texts,
-        ]
+        training = [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)]
+        depends_on = [*depends_on, number, asked, config.weigh, training, config.texts]
         rows.append(_round(config, run, number, task, base, depends_on))
         write_json(run.path / "rounds.json", {"base": run.facts("base"), "rounds": rows})
     _print(console, rows)
@@ -121,32 +116,33 @@ def run_loop(config: Loop) -> None:
 
 
 def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, depends_on: Any) -> dict[str, Any]:
-    stage = RunFolder(run.path / f"round-{number}")
+    own = RunFolder(run.path / f"round-{number}")
     manifest = {"round": number, "config": plain(dataclasses.asdict(config)), "base": base.name, "versions": versions()}
-    write_json(stage.path / "manifest.json", manifest)
+    write_json(own.path / "manifest.json", manifest)
     before = run.path / f"round-{number - 1}"
-    if not stage.done("pairs", depends_on):
-        writer = make_policy(task, base) if number == 1 else TextPPO.load(before / "policy" / "policy.zip", device="cpu").policy
-        ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
-        _choose(config, stage, number, task, writer, ensemble)
-        stage.finish("pairs", depends_on)
-    if not stage.done("labels", depends_on):
-        (_ask_people if config.asks_people else _ask_simulated)(config, stage, task)
-        stage.finish("labels", depends_on)
-    if not stage.done("reward", depends_on):
-        _fit(config, run.path, stage, number, task, depends_on)
-    reward = PreferenceRewardModel.load(stage.path / "reward")
+    with own.stage("pairs", depends_on) as stage:
+        if stage.needed:
+            writer = make_policy(task, base) if number == 1 else TextPPO.load(before / "policy" / "policy.zip", device="cpu").policy
+            ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
+            _choose(config, own, number, task, writer, ensemble)
+    with own.stage("labels", depends_on) as stage:
+        if stage.needed:
+            (_ask_people if config.asks_people else _ask_simulated)(config, own, task)
+    with own.stage("reward", depends_on) as stage:
+        if stage.needed:
+            stage.facts = _fit(config, run.path, own, number, task)
+    reward = PreferenceRewardModel.load(own.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
-    train_policy(stage, "policy", str(base), env, config, depends_on)
-    if not stage.done("judged", depends_on):
-        policy = TextPPO.load(stage.path / "policy" / "policy.zip", device="cpu").policy
-        facts = _judge(config, stage, policy, reward, base, file_rows(run.path / "base.jsonl"))
-        stage.finish("judged", depends_on, **facts)
-    return {"round": number, **stage.facts("reward"), **stage.facts("judged")}
+    train_policy(own, "policy", str(base), env, config, depends_on)
+    with own.stage("judged", depends_on) as stage:
+        if stage.needed:
+            policy = TextPPO.load(own.path / "policy" / "policy.zip", device="cpu").policy
+            stage.facts = _judge(config, own, policy, reward, base, read_rows(run.path / "base.jsonl"))
+    return {"round": number, **own.facts("reward"), **own.facts("judged")}
 
 
-def _choose(config: Loop, stage: RunFolder, number: int, task: TextTask, writer: TransformerPolicy, ensemble: Sequence[Any]) -> None:
-    """Let the policy write two texts to each of as many prompts as there will be pairs, and choose what is asked."""
+def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: TransformerPolicy, ensemble: Sequence[Any]) -> None:
+    """Have the policy write two texts to each of enough prompts, and choose the pairs that annotators are asked about."""
     wanted = config.pairs * (_POOL if ensemble else 1)
     shift = (number - 1) * wanted % len(task.prompts)  # every round has prompts of its own, as far as they go
     prompts = [task.prompts[(shift + i) % len(task.prompts)] for i in range(min(wanted, len(task.prompts)))]
@@ -156,36 +152,31 @@ def _choose(config: Loop, stage: RunFolder, number: int, task: TextTask, writer:
         seed = config.seed * 1000 + number * 10 + copy
         texts = write_texts(writer, ordered, wanted, "length", seed=seed, progress_bar=True, title=f"write texts {'ab'[copy]}")
         samples += [Sample(p, r, f"round-{number - 1}") for p, r in zip(texts.prompts, texts.responses, strict=True)]
-    items = choose_pairs(
-        samples, config.pairs, config.choose if ensemble or config.choose != "uncertain" else "random", ensemble, config.seed
-    )
-    write_jsonl(stage.path / "pairs.jsonl", ({"prompt": i.prompt, "responses": i.responses, "sources": i.sources} for i in items))
+    how = config.choose if ensemble or config.choose != "uncertain" else "random"
+    items = choose_pairs(samples, config.pairs, how, ensemble, config.seed)
+    write_jsonl(own.path / "pairs.jsonl", ({"prompt": i.prompt, "responses": i.responses, "sources": i.sources} for i in items))
 
 
-def _pairs(stage: RunFolder) -> list[tuple[str, str, str]]:
-    return [(row["prompt"], *row["responses"]) for row in file_rows(stage.path / "pairs.jsonl")]
-
-
-def _ask_simulated(config: Loop, stage: RunFolder, task: TextTask) -> None:
+def _ask_simulated(config: Loop, own: RunFolder, task: TextTask) -> None:
     assert task.gold is not None
-    pairs = _pairs(stage)
+    pairs = [(row["prompt"], *row["responses"]) for row in read_rows(own.path / "pairs.jsonl")]
     answers: list[Preference] = []
     for number, text in enumerate(config.annotators):
         settings: Mapping[str, Any] = {"name": f"simulated-{number}", **json.loads(text)}
         answers += Annotator(task.gold, **settings, seed=config.seed).compare(pairs)
-    write_preferences(stage.path / "preferences.jsonl", answers)
+    write_preferences(own.path / "preferences.jsonl", answers)
 
 
-def _ask_people(config: Loop, stage: RunFolder, task: TextTask) -> None:
+def _ask_people(config: Loop, own: RunFolder, task: TextTask) -> None:
     from rewards.feedback.manage_study import create_study, export_answers
     from rewards.feedback.study import Study
 
-    study = stage.path / "study"
+    study = own.path / "study"
     if not (study / "feedback.db").is_file():
-        settings = Study(overlap=config.overlap, name=f"{config.task}, {stage.path.name}")
-        made = create_study(study, settings, items_of(file_rows(stage.path / "pairs.jsonl")))
+        settings = Study(overlap=config.overlap, name=f"{config.task}, {own.path.name}")
+        made = create_study(study, settings, items_of(read_rows(own.path / "pairs.jsonl")))
         Console().print(made.describe(), soft_wrap=True)
-    have = export_answers(study, stage.path / "preferences.jsonl")
+    have = export_answers(study, own.path / "preferences.jsonl")
     wanted = config.pairs * config.overlap
     if have < wanted:
         raise LabelsMissingError(
@@ -198,16 +189,15 @@ def _answers(folder: Path, rounds: int) -> list[Preference]:
     return [p for number in range(1, rounds + 1) for p in read_preferences(folder / f"round-{number}" / "preferences.jsonl")]
 
 
-def _fit(config: Loop, folder: Path, stage: RunFolder, number: int, task: TextTask, depends_on: Any) -> None:
+def _fit(config: Loop, folder: Path, own: RunFolder, number: int, task: TextTask) -> dict[str, Any]:
     """Fit a reward model to the answers of all rounds, mean 0 and variance 1 on the texts of this round."""
     given = _answers(folder, number)
     data = consensus(given) if config.weigh else given
     model, report = fit_preference_model(data, tokenizer=_tokenizer(task), trunk=None, seed=config.seed)
     model.normalise([Episode.from_text(p.prompt, text) for p in given[:1000] for text in (p.chosen, p.rejected)])
-    model.save(stage.path / "reward")
+    model.save(own.path / "reward")
     alpha = agreement(given)
-    facts = {"held_out_accuracy": report.held_out_accuracy, "answers": len(given), "alpha": None if np.isnan(alpha) else alpha}
-    stage.finish("reward", depends_on, **facts)
+    return {"held_out_accuracy": report.held_out_accuracy, "answers": len(given), "alpha": None if np.isnan(alpha) else alpha}
 
 
 def _ensemble(config: Loop, task: TextTask, given: Sequence[Preference]) -> list[PreferenceRewardModel]:
@@ -226,21 +216,20 @@ def _tokenizer(task: TextTask) -> FileTokenizer:
 
 
 def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> None:
-    """Let the base policy write on the test prompts: what every round is compared with."""
-    circumstances = [*depends_on, config.texts]
-    if run.done("base", circumstances):
-        return
-    task = make_task(config.task, split="test", prompt_order="sequential")
-    texts = write_texts(make_policy(task, base), task, config.texts, "length", seed=1000 + config.seed, progress_bar=True, title="base")
-    gold = None if task.gold is None else task.gold(texts.prompts, texts.responses)
-    rows = ({"prompt": p, "response": r} for p, r in zip(texts.prompts, texts.responses, strict=True))
-    write_jsonl(run.path / "base.jsonl", rows)
-    run.finish("base", circumstances, gold=None if gold is None else float(gold.mean()))
+    """Have the base policy write on the test prompts; every round is compared with these texts."""
+    with run.stage("base", [*depends_on, config.texts]) as stage:
+        if stage.needed:
+            task = make_task(config.task, split="test", prompt_order="sequential")
+            policy, seed = make_policy(task, base), 1000 + config.seed
+            texts = write_texts(policy, task, config.texts, "length", seed=seed, progress_bar=True, title="base")
+            rows = ({"prompt": p, "response": r} for p, r in zip(texts.prompts, texts.responses, strict=True))
+            write_jsonl(run.path / "base.jsonl", rows)
+            stage.facts["gold"] = None if task.gold is None else float(task.gold(texts.prompts, texts.responses).mean())
 
 
 def _judge(
     config: Loop,
-    stage: RunFolder,
+    own: RunFolder,
     policy: TransformerPolicy,
     reward: PreferenceRewardModel,
     base: Path,
@@ -275,7 +264,7 @@ def _judge(
         }
         for row, value in zip(rows, ours.tolist(), strict=True):
             row["gold"] = value
-    write_jsonl(stage.path / "texts.jsonl", rows)
+    write_jsonl(own.path / "texts.jsonl", rows)
     return facts
 
 
@@ -283,13 +272,9 @@ def _print(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("round", "answers", "alpha", "gold", "wins against base", "reward accuracy", "KL per text", "learned")
     for row in rows:
         alpha, gold = row["alpha"], row.get("gold")
+        rates = ("-" if gold is None else f"{row[key]['rate']:.1%}" for key in ("win_rate", "reward_accuracy"))
         table.add_row(
-            str(row["round"]),
-            str(row["answers"]),
-            "-" if alpha is None else f"{alpha:.2f}",
-            "-" if gold is None else f"{gold:+.3f}",
-            *("-" if gold is None else f"{row[key]['rate']:.1%}" for key in ("win_rate", "reward_accuracy")),
-            f"{row['kl_per_sequence']:.2f}",
-            f"{row['learned']:+.2f}",
-        )
+            str(row["round"]), str(row["answers"]), "-" if alpha is None else f"{alpha:.2f}", "-" if gold is None else f"{gold:+.3f}",
+            *rates, f"{row['kl_per_sequence']:.2f}", f"{row['learned']:+.2f}",
+        )  # fmt: skip
     console.print(table)

@@ -1,4 +1,4 @@
-"""Who says what a text will be worth: a head on the policy's trunk, a network of its own, or nobody."""
+"""Critics: a value head on the policy's trunk, a network of its own, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NLPO's mask: which tokens an earlier copy of the policy would have written."""
+"""NLPO's mask: the likeliest tokens of an earlier copy of the policy."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class LearnedMask:
     @torch.no_grad()
     def kept(self, texts: PartialTexts, live: np.ndarray, legal: torch.Tensor | None) -> torch.Tensor:
         """Return which tokens may come next in the live rows, shape (R, V), bool."""
-        hidden = self._cache.last_hidden(self._backbone, texts)
-        raw = self._backbone.logits(hidden)[:, : self._vocab_size]
+        hidden = self._cache.last_hidden(self._backbone, texts)  # (R, D)
+        raw = self._backbone.logits(hidden)[:, : self._vocab_size]  # (R, V)
         logits = restrict(self._rules.apply_rules(raw, torch.as_tensor(texts.steps[live], device=raw.device)), legal)
         kept = self._cut.cut(logits)
         return torch.ones_like(logits, dtype=torch.bool) if kept is None else kept

@@ -1,4 +1,4 @@
-"""What passes between an acting policy and the rest of Stable-Baselines3."""
+"""The record of how actions were sampled, which the policy hands to the buffer, and other small parts of the policy."""
 
 from __future__ import annotations
 

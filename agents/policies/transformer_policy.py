@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,19 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch.utils.checkpoint import checkpoint
+
+from rewards.models.lora import add_adapters
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
-from ..models.kept_tokens import pack_kept
 from ..models.loading import LMSource, config_of, load_lm, save_lm, switch_off_dropout
-from ..models.log_probs import action_log_probs, action_logits
-from ..models.lora import add_adapters
-from ..models.mixed_precision import Precision, precision_of, scale_gradients, scaled
-from ..models.sampler import Sampler, draw, restrict
+from ..models.log_probs import action_log_probs, action_logits, in_parts
+from ..models.mixed_precision import precision_of, scale_gradients, scaled
+from ..models.sampler import draw, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
-from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, Critic, load_head, saved_head, separate_critic, value_head, values_of
+from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
+from .policy_settings import PolicySettings
 from .sampling_record import NoFeatures, SamplingRecord, nan_message
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
@@ -42,31 +42,10 @@ class TransformerPolicy(ActorCriticPolicy):
         lr_schedule: Given by the algorithm.
         model: See `agents.models.loading.load_lm`: a folder or hub id, an architecture as plain data with `model_type`, or the import
             string of a class of your own.
-        temperature: See `Sampler`.
-        top_k: See `Sampler`.
-        top_p: See `Sampler`.
-        min_p: See `Sampler`.
-        min_new_tokens: See `Sampler`.
-        banned_tokens: See `Sampler`.
-        no_repeat_ngram: See `Sampler`.
-        eos_token_id: The end-of-text token, if the model's configuration does not name it.
-        critic: `"shared"`: a head on the policy's trunk; `"separate"`: a network of its own, which starts as a copy of the
-            model; the folder of a reward model (`AutoModelForSequenceClassification`, one output): a network of its own that
-            starts as that; `"none"`: all values are 0.
-        detach_critic: Keep the critic's gradient out of the shared trunk.
-        critic_learning_rate: Of the critic's own parameters; None: the policy's.  The Text* classes follow it, stock
-            algorithms set one rate on everything.
-        lora: Arguments of `peft.LoraConfig`: train adapters only.  Needs the extra `textrl-env[lora]`.
-        precision: `"float32"`, or mixed precision with `"bfloat16"` or `"float16"`: the trunk computes in it, weights and heads
-            stay float32.
-        micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
-            computed again there.  0: the whole minibatch.
-        gradient_checkpointing: Compute the layers' activations again in the backward pass.
-        compile: Have `torch.compile` translate the passes of updates; the first ones take minutes.
-        cuda_graphs: Record and replay decoding steps on a GPU; decoder-only models with attention, and your own with a cache.
         use_sde: SB3 passes False; there is no state-dependent exploration over tokens.
         optimizer_class: Of the parameters; Adam by default.
         optimizer_kwargs: Its arguments; for Adam, eps 1e-5 and the fused implementation by default.
+        **settings: Fields of `PolicySettings`, such as `temperature`, `critic` or `precision`.
 
     Raises:
         ValueError: The model's vocabulary or context is smaller than the environment's, or an argument is out of range.
@@ -81,26 +60,10 @@ class TransformerPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         model: LMSource,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        min_new_tokens: int = 0,
-        banned_tokens: Sequence[int] = (),
-        no_repeat_ngram: int = 0,
-        eos_token_id: int | None = None,
-        critic: Critic = SHARED,
-        detach_critic: bool = False,
-        critic_learning_rate: float | None = None,
-        lora: Mapping[str, Any] | None = None,
-        precision: Precision = "float32",
-        micro_batch_size: int = 0,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        cuda_graphs: bool = False,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         if not (isinstance(observation_space, spaces.Dict) and set(observation_space.spaces) == {"prompt", "response"}):
             raise TypeError(f"observation space {observation_space}: TransformerPolicy plays text environments (prompt, response)")
@@ -108,20 +71,9 @@ class TransformerPolicy(ActorCriticPolicy):
             raise TypeError(f"action space {action_space}: TransformerPolicy needs Discrete(vocabulary size)")
         if use_sde:
             raise ValueError("use_sde=True explores continuous actions; tokens are discrete: leave it False")
-        if micro_batch_size < 0:
-            raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 0, which takes the whole minibatch")
         self.vocab_size = int(action_space.n)
         self._source = model
-        self._rules: dict[str, Any] = {
-            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-            "min_new_tokens": min_new_tokens, "banned_tokens": tuple(banned_tokens), "no_repeat_ngram": no_repeat_ngram,
-        }  # fmt: skip
-        self._settings: dict[str, Any] = {
-            "eos_token_id": eos_token_id, "critic": critic, "detach_critic": detach_critic,
-            "critic_learning_rate": critic_learning_rate, "lora": lora, "precision": precision,
-            "micro_batch_size": micro_batch_size, "gradient_checkpointing": gradient_checkpointing,
-            "compile": compile, "cuda_graphs": cuda_graphs,
-        }  # fmt: skip
+        self.settings = PolicySettings(**settings)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
         super().__init__(
@@ -135,36 +87,35 @@ class TransformerPolicy(ActorCriticPolicy):
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
-        settings = self._settings
+        settings = self.settings
         self.lm = load_lm(self._source)
         self.backbone = backbone_of(self.lm)
         self._check_fit()
-        eos = self.backbone.eos_token_id if settings["eos_token_id"] is None else settings["eos_token_id"]
-        self.sampler = Sampler(**self._rules, eos_token_id=eos)
+        self.sampler = settings.sampler(self.backbone.eos_token_id)
         if max(self.sampler.banned_tokens, default=0) >= self.vocab_size:
             raise ValueError(f"banned_tokens={self.sampler.banned_tokens}: ids go up to {self.vocab_size - 1}")
         # Built before the adapters: a critic of its own trains all its weights.
         self.value_head, self.value_trunk, self._value_backbone = None, None, None
-        if settings["critic"] == SHARED:
+        if settings.critic == SHARED:
             self.value_head = value_head(self.backbone.hidden_size)
-        elif settings["critic"] != NONE:
-            self.value_trunk, self.value_head = separate_critic(settings["critic"], self.backbone)
+        elif settings.critic != NONE:
+            self.value_trunk, self.value_head = separate_critic(settings.critic, self.backbone)
             self._value_backbone = backbone_of(self.value_trunk, head=False)
         if self.value_head is not None and (saved := saved_head(self._source)) is not None and self.value_trunk is None:
             load_head(self.value_head, saved)
-        if settings["lora"] is not None:
-            add_adapters(self.lm, settings["lora"])
+        if settings.lora is not None:
+            add_adapters(self.lm, settings.lora)
             switch_off_dropout(self.lm)
         for backbone in self._backbones():
-            backbone.autocast = precision_of(settings["precision"])
-            if settings["gradient_checkpointing"]:
+            backbone.autocast = precision_of(settings.precision)
+            if settings.gradient_checkpointing:
                 backbone.checkpoint_layers()
-            if settings["compile"]:
+            if settings.compile:
                 backbone.compile()
         self.mask: LearnedMask | None = None  # NLPO's
-        self._caches = {name: CachedDecoder(settings["cuda_graphs"]) for name in ("acting", "predict", "values")}
+        self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
-        if settings["precision"] == "float16":
+        if settings.precision == "float16":
             scale_gradients(self)
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -172,7 +123,7 @@ class TransformerPolicy(ActorCriticPolicy):
         return [self.backbone] if self._value_backbone is None else [self.backbone, self._value_backbone]
 
     def _parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        own, actor, critic = self._settings["critic_learning_rate"], self.actor_parameters(), self._critic_parameters()
+        own, actor, critic = self.settings.critic_learning_rate, self.actor_parameters(), self._critic_parameters()
         if own is None or not critic:
             return [{"params": actor + critic}]
         return [{"params": actor, "lr": rate}, {"params": critic, "lr": own, "own_lr": own}]
@@ -205,7 +156,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def architecture(self) -> dict[str, Any]:
         """Return the arguments that name models, as configurations instead of folders, which may move."""
-        critic = self._settings["critic"]
+        critic = self.settings.critic
         if self.value_trunk is not None and critic != SEPARATE:
             critic = config_of(self.value_trunk)
         return {"model": config_of(self.lm), "critic": critic}
@@ -240,19 +191,19 @@ class TransformerPolicy(ActorCriticPolicy):
         """
         texts = texts_of(obs)
         hidden, logits, kept = self._next_token(texts, "acting", action_masks)
-        live = torch.as_tensor(texts.lengths > 0, device=hidden.device)
-        chosen = logits.argmax(-1) if deterministic else draw(logits)
-        actions = torch.zeros(len(live), dtype=torch.int64, device=logits.device)
-        values = torch.zeros(len(live), 1, device=logits.device)
-        log_probs = torch.zeros(len(live), device=logits.device)
+        live = torch.as_tensor(texts.lengths > 0, device=hidden.device)  # (B,)
+        chosen = logits.argmax(-1) if deterministic else draw(logits)  # (R,) of the live rows
+        actions = torch.zeros(len(live), dtype=torch.int64, device=logits.device)  # (B,)
+        values = torch.zeros(len(live), 1, device=logits.device)  # (B, 1)
+        log_probs = torch.zeros(len(live), device=logits.device)  # (B,)
         actions[live] = chosen
         if self._value_backbone is not None:
-            hidden = self._caches["values"].last_hidden(self._value_backbone, texts)
-        values[live] = values_of(self.value_head, hidden, self._settings["detach_critic"])
-        log_probs[live] = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
+            hidden = self._caches["values"].last_hidden(self._value_backbone, texts)  # (R, D)
+        values[live] = values_of(self.value_head, hidden, self.settings.detach_critic)
+        log_probs[live] = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)  # (R, V), (R, 1), (R,)
         bits = None
         if kept is not None:
-            bits = np.zeros((len(live), (self.vocab_size + 7) // 8), np.uint8)
+            bits = np.zeros((len(live), (self.vocab_size + 7) // 8), np.uint8)  # (B, ceil(V / 8))
             bits[live.cpu().numpy()] = pack_kept(kept)
         log_probs.acting = SamplingRecord(self.sampler, bits, self.backbone.autocast)  # type: ignore[attr-defined]
         return actions, values, log_probs
@@ -280,25 +231,22 @@ class TransformerPolicy(ActorCriticPolicy):
                 f"top_k={self.sampler.top_k}, top_p={self.sampler.top_p}, min_p={self.sampler.min_p}: what the acting policy cut must "
                 "be cut in training, and this buffer does not store it; use rollout_buffer_class=SequenceRolloutBuffer"
             )
-        size = self._settings["micro_batch_size"] or len(batch.input_ids)
-        if len(batch.input_ids) <= size:
-            return self._score(batch, actions)
-        parts = [(part, actions[span]) for part, span in batch.split(size)]
-        again = torch.is_grad_enabled()
-        scored = [checkpoint(self._score, *part, use_reentrant=False) if again else self._score(*part) for part in parts]
-        values, log_probs, entropies = (torch.cat(column) for column in zip(*scored, strict=True))
+        size = self.settings.micro_batch_size or len(batch.input_ids)
+        whole = len(batch.input_ids) <= size
+        parts = [(batch, actions)] if whole else [(part, actions[span]) for part, span in batch.split(size)]
+        values, log_probs, entropies = in_parts(self._score, parts)
         return values, log_probs, entropies
 
     def _score(self, batch: SequenceBatch, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self.backbone.hidden(batch)  # (N, D)
         log_probs, entropies = action_log_probs(self.backbone, hidden, batch, actions, self.sampler, self.vocab_size)
         scores = self._values(hidden, batch), log_probs, entropies
-        return scaled(*scores) if self._settings["precision"] == "float16" else scores  # type: ignore[return-value]
+        return scaled(*scores) if self.settings.precision == "float16" else scores  # type: ignore[return-value]
 
     def _values(self, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
         if self._value_backbone is not None:
-            hidden = self._value_backbone.hidden(batch)
-        return values_of(self.value_head, hidden, self._settings["detach_critic"])
+            hidden = self._value_backbone.hidden(batch)  # (N, D)
+        return values_of(self.value_head, hidden, self.settings.detach_critic)
 
     def get_distribution(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> Distribution:
         """Return the distribution over the next token of every text; rows must not be idle.
@@ -306,7 +254,7 @@ class TransformerPolicy(ActorCriticPolicy):
         Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p and min-p cut here.
         """
         batch = self._as_batch(obs, action_masks)
-        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)
+        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)  # (N, V)
         if not isinstance(obs, SequenceBatch):
             logits = restrict(logits, self.sampler.cut(logits))
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
@@ -317,7 +265,7 @@ class TransformerPolicy(ActorCriticPolicy):
         if self.value_head is None:
             return torch.zeros(len(batch.predictor), 1, device=self.device)
         backbone = self._value_backbone or self.backbone
-        return values_of(self.value_head, backbone.hidden(batch), self._settings["detach_critic"])
+        return values_of(self.value_head, backbone.hidden(batch), self.settings.detach_critic)
 
     def _as_batch(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> SequenceBatch:
         if isinstance(obs, SequenceBatch):
@@ -325,7 +273,7 @@ class TransformerPolicy(ActorCriticPolicy):
         batch = one_action_each(texts_of(obs), self.device, self.sampler)
         if action_masks is None:
             return batch
-        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()
+        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()  # (N, V)
         return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -362,27 +310,27 @@ class TransformerPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None) -> torch.Tensor:
         texts = texts_of(observation)
         _, logits, _ = self._next_token(texts, "predict", action_masks)
-        actions = torch.zeros(len(texts.ids), dtype=torch.int64, device=logits.device)
+        actions = torch.zeros(len(texts.ids), dtype=torch.int64, device=logits.device)  # (B,)
         actions[torch.as_tensor(texts.lengths > 0, device=logits.device)] = logits.argmax(-1) if deterministic else draw(logits)
         return actions
 
     def _next_token(self, texts: PartialTexts, cache: str, masks: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the live rows' hidden states (R, D), logits (R, V) and kept sets (R, V)."""
-        live = np.flatnonzero(texts.lengths)
+        live = np.flatnonzero(texts.lengths)  # (R,)
         if not len(live):
             raise ValueError("no row has a prompt: reset the environment before asking for actions")
         hidden = self._caches[cache].last_hidden(self.backbone, texts)  # (R, D)
-        raw = self.backbone.logits(hidden)[:, : self.vocab_size]
+        raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
         if not torch.isfinite(raw).all():
             raise FloatingPointError(nan_message(texts, int(live[int((~torch.isfinite(raw).all(-1)).nonzero()[0])])))
-        steps = torch.as_tensor(texts.steps[live], device=raw.device)
+        steps = torch.as_tensor(texts.steps[live], device=raw.device)  # (R,)
         repeats = repeats_after(PartialTexts(*(column[live] for column in texts)), self.sampler)
         logits = self.sampler.apply_rules(raw, steps, None if repeats is None else torch.as_tensor(repeats, device=raw.device))
         legal = None
         if masks is not None:
-            legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)
+            legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)  # (R, V)
             logits = restrict(logits, legal)
-        kept = self.sampler.cut(logits)
+        kept = self.sampler.cut(logits)  # (R, V)
         if self.mask is not None:
             allowed = self.mask.kept(texts, live, legal)
             kept = allowed if kept is None else kept & allowed
@@ -394,8 +342,7 @@ class TransformerPolicy(ActorCriticPolicy):
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
-            **self._rules,
-            **self._settings,
+            **vars(self.settings),
             **self.architecture(),
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,

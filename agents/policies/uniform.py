@@ -1,4 +1,4 @@
-"""What any agent must beat: a policy that knows nothing."""
+"""The uniform policy: the baseline that any agent must beat."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def play_generated(
             rest: dict[int, Iterator[tuple[int, float, float]]] = {}  # what is left of each row's text
             while (live := obs["prompt"][:, 0] >= 0).any():
                 if len(begun := np.flatnonzero(live & starts)):
-                    written = _write(generator, policy, texts.core, obs["prompt"][begun], buffer.reference_batch_size)
+                    written = _write(generator, policy, texts.core, obs["prompt"][begun], buffer.kl_shaping.batch_size)
                     rest |= {row: zip(*text, strict=True) for row, text in zip(begun.tolist(), written, strict=True)}
                 step = np.zeros((3, env.num_envs))
                 step[:, live] = np.transpose([next(rest[row]) for row in np.flatnonzero(live).tolist()])

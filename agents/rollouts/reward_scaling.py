@@ -1,8 +1,22 @@
-"""Scores on a common scale: divided by their running standard deviation, and cut."""
+"""Rewards and advantages on a common scale."""
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def whiten(values: np.ndarray, over: np.ndarray | None = None, keep_mean: bool = False) -> np.ndarray:
+    """Return values with mean 0, or their own mean, and variance 1.
+
+    Args:
+        values: Any shape.
+        over: Whose mean and variance are taken; None: those of `values`.
+        keep_mean: Scale around the mean, and leave it (Ziegler et al. 2019).
+    """
+    over = values if over is None else over
+    mean = over.mean()
+    scaled = (values - mean) / np.sqrt(over.var() + 1e-8)
+    return scaled + mean if keep_mean else scaled
 
 
 class ScoreScale:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +12,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 
 from ..distributed.ranks import Ranks
-from ..models.backbones import Backbone, backbone_of
-from ..models.loading import LMSource, frozen, load_lm
-from ..models.log_probs import action_log_probs, full_kl
+from ..models.backbones import Backbone
+from ..models.loading import LMSource
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
-from .kl_controller import Beta, as_kl_controller
+from .kl_controller import Beta, KLController
+from .kl_shaping import KLReward, KLShaping
 from .merge_ranks import RankRecording, merge
-from .reward_scaling import ScoreScale
+from .reference_model import as_reference
+from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
-
-KLReward = Literal["k1", "full", "none"]
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -59,9 +57,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: See `ScoreScale`.
 
     Attributes:
-        actor: The policy's backbone; only `kl_reward="full"` asks for it.
-        ranks: Of several, each adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
-        score_scale: What the rewards go through first; holds the running moments.
+        kl_shaping: Holds the reference and the KL controller, and measures KL.
+        kl: log(pi / pi_ref) of each action, shape (N,), from `compute_returns_and_advantage` on.
+        reference_log_probs: Of each action, shape (N,); None without a reference.
+        trained: Indices of the texts that `get` yields; an estimator may leave some out.
         scores: Of each text, as the environment paid them, shape (S,).
 
     Raises:
@@ -88,40 +87,49 @@ class SequenceRolloutBuffer(RolloutBuffer):
         norm_reward: bool = False,
         clip_reward: float | None = None,
     ) -> None:
-        if kl_reward not in ("k1", "full", "none"):
-            raise ValueError(f"kl_reward={kl_reward!r}: must be 'k1', 'full' or 'none'")
-        self.kl_controller = as_kl_controller(beta)
-        self.whiten_advantages = whiten_advantages
-        self.reference_batch_size = reference_batch_size
-        self.kl_reward = kl_reward
-        self.whiten_rewards = whiten_rewards
+        self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        self.kl_shaping = KLShaping(beta, kl_reward, reference_batch_size, self.vocab_size)
+        self.whiten_advantages, self.whiten_rewards = whiten_advantages, whiten_rewards
         self.score_scale = ScoreScale(norm_reward, clip_reward)
-        self.actor: Backbone | None = None
         self.ranks = Ranks()
         self.stats: RolloutStats | None = None
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
-        self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
-        self.reference = self.as_reference(reference)
+        self.connect(reference=reference)
 
-    def as_reference(self, reference: LMSource | nn.Module | Backbone | None) -> Backbone | None:
-        """Return the model that KL is measured against, see the class.
+    @property
+    def reference(self) -> Backbone | None:
+        """The frozen model that KL is measured against."""
+        return self.kl_shaping.reference
+
+    def connect(
+        self,
+        *,
+        reference: LMSource | nn.Module | Backbone | None = None,
+        kl_controller: KLController | None = None,
+        score_scale: ScoreScale | None = None,
+        actor: Backbone | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Share what an algorithm keeps; what is None stays as it is.
+
+        Args:
+            reference: What KL is measured against from now on, see the class.
+            kl_controller: Holds beta.
+            score_scale: What rewards go through first; holds the running moments.
+            actor: The policy's backbone; only `kl_reward="full"` asks for it.
+            ranks: Of several, each adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
 
         Raises:
-            ValueError: Its vocabulary or context is smaller than the environment's.
+            ValueError: The reference's vocabulary or context is smaller than the environment's.
         """
-        if reference is None:
-            return None
-        if isinstance(reference, Backbone):
-            backbone = reference
-        else:
-            backbone = backbone_of(reference if isinstance(reference, nn.Module) else frozen(load_lm(reference)).to(self.device))
-        if backbone.vocab_size < self.vocab_size:
-            raise ValueError(
-                f"the reference has {backbone.vocab_size} tokens, the environment {self.vocab_size}: they must share a tokenizer"
-            )
-        backbone.check_room(*(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
-        return backbone
+        if reference is not None:
+            assert isinstance(self.observation_space, spaces.Dict)
+            self.kl_shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
+        self.kl_shaping.controller = kl_controller or self.kl_shaping.controller
+        self.kl_shaping.actor = actor or self.kl_shaping.actor
+        self.score_scale = score_scale or self.score_scale
+        self.ranks = ranks or self.ranks
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -206,7 +214,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for name in ("rewards", "values", "log_probs", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))
         if self.whiten_advantages:
-            self.advantages = (self.advantages - self.advantages.mean()) / np.sqrt(self.advantages.var() + 1e-8)
+            self.advantages = whiten(self.advantages)
         self._note()
 
     def _join(self, own: RankRecording) -> tuple[list[np.ndarray], np.ndarray]:
@@ -272,7 +280,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for index, (row, step, context, written) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
             self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
-        self.trained = np.arange(len(self.segments))  # texts that `get` yields; an estimator may leave some out
+        self.trained = np.arange(len(self.segments))
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
@@ -287,47 +295,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return pack(texts, self.device, kept, self.sampler)
 
     def _shape_rewards(self) -> None:
-        began = perf_counter()
-        self.beta = self.kl_controller.beta
-        self.kl = np.zeros(self._offsets[-1], np.float32)  # (N,) log(pi / pi_ref) of each action
-        self.reference_log_probs: np.ndarray | None = None
-        if self.reference is not None:
-            self.reference_log_probs = self._reference_log_probs()
-            self.kl = self._flat(self.log_probs) - self.reference_log_probs
-        if self.reference is not None and self.kl_reward != "none":
-            self._penalise(self.kl if self.kl_reward == "k1" else self._full_kl())
+        """Subtract beta * KL from each token's reward, then whiten if asked; rewards are (S, E)."""
+        shaping = self.kl_shaping
+        self.beta = shaping.controller.beta
+        log_probs = self._flat(self.log_probs)
+        penalties = shaping.penalties(self.actions, log_probs, self._by_length, self._gathered, self.sampler, self.autocast)
+        self.kl, self.reference_log_probs = shaping.kl, shaping.log_probs
+        if penalties is not None:
+            for index, segment in enumerate(self.segments):
+                self.rewards[segment.steps, segment.row] -= penalties[self._offsets[index] : self._offsets[index + 1]]
         if self.whiten_rewards:
-            flat = self._flat(self.rewards)
-            self.rewards = (self.rewards - flat.mean()) / np.sqrt(flat.var() + 1e-8) + flat.mean()
-        self._reference_seconds = perf_counter() - began
+            self.rewards = whiten(self.rewards, over=self._flat(self.rewards), keep_mean=True)
 
-    def _penalise(self, kl: np.ndarray) -> None:
-        for index, segment in enumerate(self.segments):
-            self.rewards[segment.steps, segment.row] -= self.beta * kl[self._offsets[index] : self._offsets[index + 1]]
-
-    @torch.inference_mode()
-    def _reference_log_probs(self) -> np.ndarray:
-        """Return the reference's log-probability of every action, shape (N,), float32."""
-        assert self.sampler is not None and self.reference is not None
-        self.reference.autocast = self.autocast  # or the difference to the policy would be one of rounding
-        out = np.empty(self._offsets[-1], np.float32)
-        for tokens, batch in self._by_length():
-            actions = torch.as_tensor(self.actions[tokens], device=self.device)
-            hidden = self.reference.hidden(batch)
-            log_probs, _ = action_log_probs(self.reference, hidden, batch, actions, self.sampler, self.vocab_size)
-            out[tokens] = log_probs.cpu().numpy()
-        return self._gathered(out)
-
-    @torch.inference_mode()
-    def _full_kl(self) -> np.ndarray:
-        """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
-        if self.actor is None:
-            raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
-        assert self.sampler is not None and self.reference is not None
-        out = np.empty(self._offsets[-1], np.float32)
-        for tokens, batch in self._by_length():
-            out[tokens] = full_kl(self.actor, self.reference, batch, self.sampler, self.vocab_size).cpu().numpy()
-        return self._gathered(out)
+    def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
+        """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
+        self.advantages = whiten(advantages) if whitened else advantages
 
     def _gathered(self, per_token: np.ndarray) -> np.ndarray:
         """Return numbers of all tokens from each rank's own, shape (N,)."""
@@ -340,8 +322,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Yield this rank's texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
         lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments[self._own]]
         order = self._own.start + np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), self.reference_batch_size):
-            indices = order[start : start + self.reference_batch_size]
+        for start in range(0, len(order), self.kl_shaping.batch_size):
+            indices = order[start : start + self.kl_shaping.batch_size]
             yield self._tokens(indices), self._batch(indices)
 
     def _note(self) -> None:
@@ -355,6 +337,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
             shaped_return=float(self.rewards.sum()) / texts,
             num_tokens=tokens,
             num_sequences=texts,
-            reference_seconds=self._reference_seconds,
+            reference_seconds=self.kl_shaping.seconds,
         )
-        self.kl_controller.update(self.stats.kl_per_sequence, texts)
+        self.kl_shaping.controller.update(self.stats.kl_per_sequence, texts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,3 +92,38 @@ class RolloutStats:
     num_tokens: int
     num_sequences: int
     reference_seconds: float
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """A finished rollout as callbacks see it: `self.model.last_rollout` in `_on_rollout_end`.
+
+    Attributes:
+        infos: The environment's last `info` of each text, in the order in which texts ended: `prompt`, `prompt_id`, `response`, `score`,
+            `finish_reason`, and whatever the task adds.
+        stats: KL, returns and numbers of tokens.
+        seconds: Time of writing the texts, the reference's pass included.
+    """
+
+    infos: Sequence[Mapping[str, Any]]
+    stats: RolloutStats
+    seconds: float
+
+    @property
+    def prompts(self) -> list[str]:
+        """What each text started from."""
+        return [info["prompt"] for info in self.infos]
+
+    @property
+    def responses(self) -> list[str]:
+        """What was written."""
+        return [info["response"] for info in self.infos]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The reward model's scores, shape (S,), float64, before scaling and KL shaping."""
+        return np.array([info["score"] for info in self.infos], float)  # (S,)
+
+    def share_finished_by(self, reason: str) -> float:
+        """Return the share of texts whose `finish_reason` is `reason`, in [0, 1]."""
+        return sum(info["finish_reason"] == reason for info in self.infos) / len(self.infos)

@@ -26,7 +26,9 @@ def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
     folder = cache_folder() / "bases" / _fingerprint(task, texts)
     with ranks().main_first():
         if not folder.is_dir():
-            trainer = SFT(dict(recipe.model), task.tokenizer, recipe.learning_rate, recipe.batch_size, seed=recipe.seed)
+            trainer = SFT(
+                dict(recipe.model), task.tokenizer, learning_rate=recipe.learning_rate, batch_size=recipe.batch_size, seed=recipe.seed
+            )
             trainer.learn(texts, recipe.steps, progress_bar, title="pretrain the base policy")
             trainer.save(folder)
     return folder

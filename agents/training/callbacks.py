@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ class CurveCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, TextAlgorithm)
-        texts: list[dict[str, Any]] = self.locals["finished"]
+        rollout = self.model.last_rollout
+        assert rollout is not None
         gold = float("nan")
         if self.gold is not None:
-            gold = float(np.mean(self.gold([t["prompt"] for t in texts], [t["response"] for t in texts])))
+            gold = float(np.mean(self.gold(rollout.prompts, rollout.responses)))
             self.logger.record("objective/gold", gold)
         logged = self.logger.name_to_value
         row = {
@@ -68,9 +70,9 @@ class CurveCallback(BaseCallback):
         }
         append_csv(self.folder / "curve.csv", CURVE, row)
         if (self.model.num_rollouts - 1) % self.save_every == 0:
-            self._show(texts[:SAMPLES])
+            self._show(rollout.infos[:SAMPLES])
 
-    def _show(self, texts: list[dict[str, Any]]) -> None:
+    def _show(self, texts: Sequence[Mapping[str, Any]]) -> None:
         rows = [{"tokens": self.model.num_timesteps, **{key: text[key] for key in ("prompt", "response", "score")}} for text in texts]
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

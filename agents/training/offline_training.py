@@ -49,31 +49,29 @@ def learn_offline(
     """
     steps, rate = steps or STEPS[algo], learning_rate or RATES[algo]
     circumstances = [depends_on, algo, steps, rate, beta, seed]
-    if run.done(stage, circumstances):
-        return
-    folder = run.path / stage
-    checkpoint = folder / "checkpoint"
-    if not run.done(f"{stage} began", circumstances):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        run.finish(f"{stage} began", circumstances)
-    facts: dict[str, float] = {}
-    if algo == "expert-iteration":
-        agent = ExpertIteration(task, model, data, learning_rate=rate, seed=seed).learn(steps, True, checkpoint)
-        save_lm(agent.policy.lm, folder / "model")
-        facts["score"] = agent.scores[-1]
-    else:
-        trainer = supervised(algo, model, task, rate, beta, seed)
-        trainer.learn(data, steps, progress_bar=True, checkpoint=checkpoint)
-        trainer.save(folder / "model")
-        facts["loss"] = trainer.losses[-1]
-    run.finish(stage, circumstances, **facts)
+    checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
+    with run.stage(stage, circumstances) as whole:
+        if not whole.needed:
+            return
+        with run.stage(f"{stage} began", circumstances) as start:
+            if start.needed:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        if algo == "expert-iteration":
+            agent = ExpertIteration(task, model, data, learning_rate=rate, seed=seed).learn(steps, True, checkpoint)
+            save_lm(agent.policy.lm, out)
+            whole.facts["score"] = agent.scores[-1]
+        else:
+            trainer = supervised(algo, model, task, rate, beta, seed)
+            trainer.learn(data, steps, progress_bar=True, checkpoint=checkpoint)
+            trainer.save(out)
+            whole.facts["loss"] = trainer.losses[-1]
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int) -> SFT | DPO:
     """Return the trainer of this name."""
     if algo == "sft":
-        return SFT(model, task.tokenizer, learning_rate, seed=seed)
+        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed)
     return DPO(
         model, task.tokenizer, beta, "ipo" if algo == "ipo" else "sigmoid",
         max_new_tokens=task.max_new_tokens, learning_rate=learning_rate, seed=seed,

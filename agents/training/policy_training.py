@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -84,19 +85,27 @@ def train_policy(
     algorithm_of = ALGORITHMS[algo] if together.size == 1 else on_ranks(algo)
     names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
     circumstances = [depends_on, rules, algo, *(getattr(config, name) for name in names)]
-    if together.broadcast(run.done(stage, circumstances)):
-        return
-    began = perf_counter()
-    folder = run.path / stage
-    checkpoint = folder / "policy.zip"
-    if together.broadcast(run.done(f"{stage} began", circumstances) and checkpoint.is_file()):
-        algorithm = algorithm_of.made.load(checkpoint, env=env, **algorithm_of.when_loaded)
-    else:
-        if together.is_main:
-            for left_over in (checkpoint, folder / "curve.csv", folder / "samples.jsonl"):
-                left_over.unlink(missing_ok=True)
-            run.finish(f"{stage} began", circumstances)
-        algorithm = _new(algorithm_of, model, env, config, rules)
+    with run.stage(stage, circumstances, record=together.is_main) as whole:
+        if together.broadcast(whole.needed):
+            began = perf_counter()
+            with run.stage(f"{stage} began", circumstances, record=together.is_main) as start:
+                checkpoint = run.path / stage / "policy.zip"
+                resumes = together.broadcast(not start.needed and checkpoint.is_file())
+                if not resumes and together.is_main:
+                    for left_over in ("policy.zip", "curve.csv", "samples.jsonl"):
+                        (run.path / stage / left_over).unlink(missing_ok=True)
+            if resumes:
+                algorithm = algorithm_of.made.load(checkpoint, env=env, **algorithm_of.when_loaded)
+            else:
+                algorithm = _new(algorithm_of, model, env, config, rules)
+            _learn(algorithm, run.path / stage, env, config, watch)
+            whole.facts["seconds"] = perf_counter() - began
+    together.wait()
+
+
+def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: PolicyTraining, watch: RewardHackingCallback | None) -> None:
+    """Train for the tokens that remain, and save the policy."""
+    together = ranks()
     if together.is_main:
         rewind_curve(folder, algorithm.num_timesteps)
         algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "json", "tensorboard"]))
@@ -113,9 +122,7 @@ def train_policy(
         algorithm.logger.close()
     together.check_equal({"weights": algorithm.policy})
     if together.is_main:
-        algorithm.save(checkpoint)
-        run.finish(stage, circumstances, seconds=perf_counter() - began)
-    together.wait()
+        algorithm.save(folder / "policy.zip")
 
 
 def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: PolicyTraining, rules: dict[str, Any] | None) -> Any:

@@ -17,6 +17,7 @@ from textrl_env import Episode
 from textrl_env.reward_model import as_reward_model
 from textrl_env.utils.files import append_csv, write_text
 
+from ..algorithms.common.text_algorithm import TextAlgorithm
 from ..algorithms.common.training_warnings import TrainingWarning
 from ..distributed.process_group import ranks
 
@@ -119,15 +120,16 @@ class RewardHackingCallback(BaseCallback):
         self.alarms = ranks().broadcast(self.alarms)
 
     def _look(self) -> None:
-        texts: list[dict[str, Any]] = self.locals["finished"]
-        learned = np.array([t["score"] for t in texts], float)
+        assert isinstance(self.model, TextAlgorithm) and self.model.last_rollout is not None
+        rollout = self.model.last_rollout
+        learned = rollout.scores
         held_out = np.full(1, np.nan)
         if self.held_out is not None:
-            held_out = np.asarray(self.held_out.score([Episode.from_text(t["prompt"], t["response"]) for t in texts]), float)
+            held_out = np.asarray(self.held_out.score(list(map(Episode.from_text, rollout.prompts, rollout.responses))), float)
             self.logger.record("objective/held_out", float(held_out.mean()))
         logged = self.logger.name_to_value
         kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))
-        variety = distinct_n([t["response"] for t in texts[:_SAMPLE]], 2)
+        variety = distinct_n(rollout.responses[:_SAMPLE], 2)
         self.history.append(RolloutSummary(self.model.num_timesteps, *_measured(learned), *_measured(held_out), kl, length, variety))
         append_csv(self.folder / "reward_hacking.csv", _COLUMNS, vars(self.history[-1]))
         for name, message in causes(self.history):

@@ -6,35 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask
+from textrl_env.utils.files import read_lines as read_lines
 from textrl_env.utils.files import write_text
 
 PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
-
-
-def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
-    """Read a text file with one sentence a line; blank lines are skipped.
-
-    Args:
-        path: The file.
-        encoding: Of the file; older corpora are often `"latin-1"`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no sentence, or bytes that are not of this encoding.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no text file at {path}")
-    lines = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            lines.append(raw.decode(encoding).strip())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: {error}; pass the file's encoding, e.g. latin-1") from error
-    sentences = [line for line in lines if line]
-    if not sentences:
-        raise ValueError(f"{path} holds no sentence")
-    return sentences
 
 
 def corpus_task(

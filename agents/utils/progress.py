@@ -1,9 +1,8 @@
-"""Progress bars that draw from the thread that works."""
+"""Progress bars without a thread of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from time import monotonic
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Bar:
-    """One line: what is done, how much of it, how long it took and will take."""
+    """A line with a title, the amounts done and to do, the time spent and the time left, and a note."""
 
     def __init__(self, title: str, total: int, show: bool = True) -> None:
         # No refresh thread: beside two spinning OpenMP threads on two cores it slowed small models eightfold.
@@ -48,18 +47,13 @@ class Bar:
         self._progress.stop()
 
 
-@contextmanager
-def bar(title: str, total: int, show: bool = True) -> Iterator[Bar]:
+def bar(title: str, total: int, show: bool = True) -> closing[Bar]:
     """Show a bar while the block runs."""
-    made = Bar(title, total, show)
-    try:
-        yield made
-    finally:
-        made.close()
+    return closing(Bar(title, total, show))
 
 
 class TokenProgressBar(BaseCallback):
-    """SB3's bar adds `num_envs` a step; idle rows write nothing, so this one follows `num_timesteps`."""
+    """A bar of `num_timesteps`; SB3's own adds `num_envs` a step, although idle rows write nothing."""
 
     def _on_training_start(self) -> None:
         self.seen = self.model.num_timesteps

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,28 @@ import yaml
 from textrl_env.utils.files import plain, write_json, write_text
 
 
+@dataclass
+class Stage:
+    """A part of a run that is not repeated once it has ended well; see `RunFolder.stage`.
+
+    Attributes:
+        needed: Whether it has to run: it never ended well, or what it depends on has changed.
+        facts: What later stages ask for; plain data, to be set before the block ends.
+    """
+
+    needed: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
 class RunFolder:
     """Where a run keeps its files.
 
-    A stage is recorded as done together with a fingerprint of everything it depends on; `done` is true only while the
-    fingerprint is the same, so that changing a setting repeats the stages it matters to and no others.
+    A finished stage is recorded in `stages.json` with a fingerprint of everything it depends on, so that changing a setting
+    repeats the stages it matters to and no others:
+
+        with run.stage("compare", depends_on=[base, seed]) as stage:
+            if stage.needed:
+                stage.facts = compare(...)
 
     Args:
         path: Made if it is not there.
@@ -28,18 +47,23 @@ class RunFolder:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def done(self, stage: str, depends_on: Any) -> bool:
-        """Return whether `stage` was finished under the same circumstances."""
-        return self._stages().get(stage, {}).get("fingerprint") == fingerprint(depends_on)
+    @contextmanager
+    def stage(self, name: str, depends_on: Any, record: bool = True) -> Iterator[Stage]:
+        """Give a stage to run if it is needed; a block that ends without an exception is recorded as finished, with the stage's facts.
 
-    def finish(self, stage: str, depends_on: Any, **facts: Any) -> None:
-        """Record that `stage` is finished, with `facts` that later stages ask for."""
-        stages = self._stages()
-        stages[stage] = {"fingerprint": fingerprint(depends_on), **facts}
-        write_json(self.path / "stages.json", stages)
+        Args:
+            name: Of the stage.
+            depends_on: Plain data; the stage is needed again when it changes.
+            record: Whether this process writes the record; of several that share a run, one does.
+        """
+        current = fingerprint(depends_on)
+        stage = Stage(self._stages().get(name, {}).get("fingerprint") != current)
+        yield stage
+        if stage.needed and record:
+            write_json(self.path / "stages.json", {**self._stages(), name: {"fingerprint": current, **stage.facts}})
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """Return the facts that `finish` recorded."""
+        """Return the facts that were recorded with a stage."""
         return {key: value for key, value in self._stages()[stage].items() if key != "fingerprint"}
 
     def _stages(self) -> dict[str, Any]:

@@ -1,16 +1,21 @@
-"""The connection to a study's database, and its migrations."""
+"""The connection to a study's database: transactions, migrations, the access log, and annotators by pseudonym."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-try:
+from textrl_env.utils.optional_imports import optional_import
+
+from .schema import annotators, log
+
+with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
     from alembic import command
     from alembic.config import Config
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 LOCK = "SELECT pg_advisory_xact_lock(20261124)"  # any number: one for all studies of a database
 
@@ -39,8 +44,63 @@ def migrate(engine: sa.Engine) -> None:
     """Bring the tables to the newest version."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    with writing(engine) as db:
+        config.attributes["connection"] = db
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a transaction that holds the write lock from its beginning, and is committed if the block ends well."""
     with engine.connect().execution_options(writes=True) as db, db.begin():
         if engine.dialect.name == "postgresql":
             db.execute(sa.text(LOCK))
-        config.attributes["connection"] = db
-        command.upgrade(config, "head")
+        yield db
+
+
+def compact(engine: sa.Engine) -> None:
+    """Leave nothing of deleted rows in the files.
+
+    Raises:
+        RuntimeError: Another process reads the database.
+    """
+    if engine.dialect.name == "sqlite":
+        with engine.connect().execution_options(no_transaction=True) as db:
+            db.exec_driver_sql("VACUUM")
+            busy = db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+        if busy:
+            raise RuntimeError(
+                f"{engine.url.database}: another process reads the database, so old bytes remain in it; stop it and do this again"
+            )
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
+            db.exec_driver_sql("VACUUM FULL")
+
+
+def add_to_log(db: sa.Connection, who: str, did: str, what: str) -> None:
+    """Add a line to the access log."""
+    db.execute(log.insert().values(at=time.time(), who=who, did=did, what=what))
+
+
+def find_annotator(db: sa.Connection, pseudonym: str) -> int | None:
+    """Return the number of an annotator; None if nobody has this pseudonym."""
+    return db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym))
+
+
+def annotator_id(db: sa.Connection, pseudonym: str) -> int:
+    """Return the number of an annotator.
+
+    Raises:
+        ValueError: Nobody has this pseudonym.
+    """
+    number = find_annotator(db, pseudonym)
+    if number is None:
+        raise ValueError(f"nobody has the pseudonym {pseudonym!r} in this study")
+    return number
+
+
+def add_annotator(db: sa.Connection, pseudonym: str) -> int:
+    """Return the number of an annotator, who may be new."""
+    if find_annotator(db, pseudonym) is None:
+        db.execute(annotators.insert().values(pseudonym=pseudonym, created_at=time.time()))
+    return annotator_id(db, pseudonym)

@@ -11,10 +11,11 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-try:
+from textrl_env.utils.files import new_file
+from textrl_env.utils.optional_imports import optional_import
+
+with optional_import("feedback", "feedback from people needs the extra"):
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 VARIABLE = "TEXTRL_FEEDBACK_KEYS"
 
@@ -68,17 +69,10 @@ class Keys:
 
     def save(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"pseudonym": self.pseudonym.hex(), "seals": [key.decode() for key in self.seals]}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path, mode=0o600) as file:
+            json.dump({"pseudonym": self.pseudonym.hex(), "seals": [key.decode() for key in self.seals]}, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def with_new_seal(self) -> Keys:
         """Return these keys with a fresh one that seals from now on."""

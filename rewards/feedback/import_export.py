@@ -6,10 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from ..preferences.row_files import UnreadableRowError, read_rows
 from .items import Answer, Item
 from .pair_selection import Sample
 from .study import Study
@@ -204,20 +202,6 @@ def samples_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Sample]:
             raise ValueError(f"row {number} of the samples of {source!r} lacks the strings prompt and response")
         found.append(Sample(row["prompt"], row["response"], source, None if row.get("group") is None else str(row["group"])))
     return found
-
-
-def file_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines or CSV, plain or gzip.
-
-    Raises:
-        ValueError: A row cannot be read; the message says which.
-    """
-    rows = []
-    for where, row in read_rows(path):
-        if isinstance(row, UnreadableRowError):
-            raise ValueError(f"{where}: {row}") from row
-        rows.append(row)
-    return rows
 
 
 def _time(seconds: float) -> str:

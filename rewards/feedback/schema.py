@@ -1,8 +1,19 @@
-"""The tables of a study's database."""
+"""The tables of a study's database, and how items and answers become their rows."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from textrl_env.utils.optional_imports import optional_import
+
+from .encryption import Keys
+from .items import Answer, Item
+
+with optional_import("feedback", "feedback from people needs the extra"):
+    import sqlalchemy as sa
+    from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
 
 metadata = MetaData()
 
@@ -54,3 +65,47 @@ log = Table(
     Column("did", String, nullable=False),
     Column("what", String, nullable=False),
 )  # fmt: skip
+
+
+def digest_of(item: Item, keys: Keys) -> str:
+    """Return what a stored item is recognised by."""
+    return keys.digest("item", json.dumps([item.prompt, item.responses, item.group, item.gold]))
+
+
+def item_row(item: Item, keys: Keys) -> dict[str, Any]:
+    """Return the columns of an item but `id` and `created_at`, its texts sealed."""
+    texts = json.dumps({"prompt": item.prompt, "responses": item.responses, "metadata": dict(item.metadata)})
+    gold = None if item.gold is None else json.dumps(item.gold)
+    return {
+        "digest": digest_of(item, keys), "texts": keys.seal(texts), "sources": json.dumps(list(item.sources)),
+        "group": item.group, "gold": gold,
+    }  # fmt: skip
+
+
+def item_of(row: Any, keys: Keys) -> Item:
+    """Return the item in a row of `items`."""
+    texts = json.loads(keys.open(row.texts))
+    gold = None if row.gold is None else json.loads(row.gold)
+    return Item(texts["prompt"], tuple(texts["responses"]), tuple(json.loads(row.sources)), row.group, gold, texts["metadata"])
+
+
+def answer_row(value: Mapping[str, Any], words: Mapping[str, str], keys: Keys) -> dict[str, Any]:
+    """Return the columns `value` and `words` of an answer, the words sealed."""
+    return {"value": json.dumps(dict(value)), "words": keys.seal(json.dumps(words)) if words else None}
+
+
+def answer_of(row: Any, item: Item, keys: Keys) -> Answer:
+    """Return the answer in a row of `answers` that is joined with its assignment and its annotator."""
+    words = {} if row.words is None else json.loads(keys.open(row.words))
+    order, value, seconds = tuple(json.loads(row.shown_order)), json.loads(row.value), row.answered_at - row.shown_at
+    return Answer(row.item_id, item, row.pseudonym, row.turn, order, value, words, row.answered_at, seconds)
+
+
+def reseal(db: sa.Connection, keys: Keys) -> int:
+    """Seal with the newest key whatever the database holds sealed; return how many values that are."""
+    count = 0
+    for table, column, key in ((facts, "value", "name"), (items, "texts", "id"), (answers, "words", "showing_id")):
+        for row in db.execute(sa.select(table.c[key], table.c[column]).where(table.c[column].is_not(None))).all():
+            db.execute(table.update().where(table.c[key] == row[0]).values({column: keys.seal(keys.open(row[1]))}))
+            count += 1
+    return count

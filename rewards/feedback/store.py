@@ -8,29 +8,26 @@ who ask at once get different items, and two clicks are one answer.
 from __future__ import annotations
 
 import json
-import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .database import LOCK, migrate, open_engine
+from textrl_env.utils.optional_imports import optional_import
+
+from .assignments import add_assignment, open_assignments, wanted_items
+from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
 from .items import Answer, Assignment, Item, check_item, with_texts
 from .personal_data import scrub
-from .schema import annotators, answers, assignments, facts, items, log
+from .schema import annotators, answer_of, answer_row, answers, assignments, digest_of, facts, item_of, item_row, items, log, reseal
 from .study import Study, key_file
 
-try:
+with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
-REPEAT_AFTER = 5  # answers between an item and its repetition
-RESERVED = 1800.0  # seconds for which an item that is shown counts as answered
 _MAGIC = "textrl feedback"
 
 
@@ -56,7 +53,7 @@ class FeedbackStore:
         self.keys = keys or Keys.load(key_file(self.folder))
         self.engine = open_engine(self.study.database or f"sqlite:///{self.folder.resolve() / 'feedback.db'}")
         migrate(self.engine)
-        with self._writing() as db:
+        with writing(self.engine) as db:
             sealed = db.scalar(sa.select(facts.c.value).where(facts.c.name == "magic"))
             if sealed is None:
                 db.execute(facts.insert().values(name="magic", value=self.keys.seal(_MAGIC)))
@@ -71,8 +68,6 @@ class FeedbackStore:
         """Give the database back."""
         self.engine.dispose()
 
-    # -- items ---------------------------------------------------------------------------------------------------------
-
     def add_items(self, new: Iterable[Item]) -> tuple[int, int, Counter[str]]:
         """Store items that are not there yet.
 
@@ -84,74 +79,50 @@ class FeedbackStore:
         """
         added = known = 0
         scrubbed: Counter[str] = Counter()
-        with self._writing() as db:
+        with writing(self.engine) as db:
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                if self._number(db, item) is not None:
+                if self._item_id(db, item) is not None:
                     known += 1
                     continue
-                texts = json.dumps({"prompt": item.prompt, "responses": item.responses, "metadata": dict(item.metadata)})
-                db.execute(
-                    items.insert().values(
-                        digest=self._digest(item), texts=self.keys.seal(texts), sources=json.dumps(list(item.sources)), group=item.group,
-                        gold=None if item.gold is None else json.dumps(item.gold), created_at=time.time(),
-                    )
-                )  # fmt: skip
+                db.execute(items.insert().values(**item_row(item, self.keys), created_at=time.time()))
                 added += 1
-            self._log(db, "owner", "add items", f"{added} new, {known} known")
+            add_to_log(db, "owner", "add items", f"{added} new, {known} known")
         return added, known, scrubbed
 
-    def _clean(self, text: str, scrubbed: Counter[str]) -> str:
-        if not self.study.scrub:
-            return text
-        text, found = scrub(text)
-        scrubbed.update(found)
+    def _clean(self, text: str, counts: Counter[str] | None = None) -> str:
+        """Return the text without personal data, which is counted by kind in `counts`."""
+        if self.study.scrub:
+            text, removed = scrub(text)
+            if counts is not None:
+                counts.update(removed)
         return text
 
-    def _digest(self, item: Item) -> str:
-        return self.keys.digest("item", json.dumps([item.prompt, item.responses, item.group, item.gold]))
-
-    def _number(self, db: sa.Connection, item: Item) -> int | None:
+    def _item_id(self, db: sa.Connection, item: Item) -> int | None:
         """Return the number of a scrubbed item; None if it is not stored."""
-        return db.scalar(sa.select(items.c.id).where(items.c.digest == self._digest(item)))
-
-    def _item(self, row: Any) -> Item:
-        texts = json.loads(self.keys.open(row.texts))
-        gold = None if row.gold is None else json.loads(row.gold)
-        sources = tuple(json.loads(row.sources))
-        return Item(texts["prompt"], tuple(texts["responses"]), sources, row.group, gold, texts["metadata"])
-
-    # -- annotators ----------------------------------------------------------------------------------------------------
+        return db.scalar(sa.select(items.c.id).where(items.c.digest == digest_of(item, self.keys)))
 
     def enter(self, name: str) -> str:
         """Return the pseudonym of somebody who says this name; the name itself is not kept."""
         pseudonym = self.keys.name(name)
-        with self._writing() as db:
-            self._welcome(db, pseudonym)
-            self._log(db, pseudonym, "enter", "")
+        with writing(self.engine) as db:
+            add_annotator(db, pseudonym)
+            add_to_log(db, pseudonym, "enter", "")
         return pseudonym
-
-    def _welcome(self, db: sa.Connection, pseudonym: str) -> int:
-        """Return the number of an annotator, who may be new."""
-        if self._find(db, pseudonym) is None:
-            db.execute(annotators.insert().values(pseudonym=pseudonym, created_at=time.time()))
-        return self._id(db, pseudonym)
 
     def knows(self, pseudonym: str) -> bool:
         """Return whether somebody of this pseudonym has entered, and was not forgotten since."""
-        with self._reading() as db:
-            return self._find(db, pseudonym) is not None
+        with self.engine.connect() as db:
+            return find_annotator(db, pseudonym) is not None
 
     def progress(self, pseudonym: str) -> tuple[int, int]:
         """Return how many answers an annotator gave, and how many items may still come."""
-        with self._reading() as db:
-            me = self._id(db, pseudonym)
+        with self.engine.connect() as db:
+            me = annotator_id(db, pseudonym)
             given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(assignments)).where(assignments.c.annotator_id == me))
-            waiting = db.execute(_open(me)).first() is not None
-            return int(given or 0), len(self._wanted(db, me, time.time())) + waiting
-
-    # -- asking --------------------------------------------------------------------------------------------------------
+            waiting = db.execute(open_assignments(me)).first() is not None
+            return int(given or 0), len(wanted_items(db, self.study, me)) + waiting
 
     def ask(self, pseudonym: str) -> Assignment | None:
         """Return what this annotator should see now: the open question, else a new one; None if nothing is left.
@@ -159,74 +130,16 @@ class FeedbackStore:
         New questions are those with the fewest answers, drawn at random among equals; now and then one is a gold question, or repeats
         an earlier one in reversed order.
         """
-        now = time.time()
-        with self._writing() as db:
-            me = self._id(db, pseudonym)
-            row = db.execute(_open(me)).first()
+        with writing(self.engine) as db:
+            me = annotator_id(db, pseudonym)
+            row = db.execute(open_assignments(me)).first()
             if row is None:
-                chosen = self._choose(db, me, pseudonym, now)
-                if chosen is None:
+                item_id = add_assignment(db, self.study, self.keys, me, pseudonym)
+                if item_id is None:
                     return None
-                item_id, turn = chosen
-                item = self._item(db.execute(sa.select(items).where(items.c.id == item_id)).one())
-                order = self._order(db, me, pseudonym, item_id, turn, len(item.responses))
-                ticket = secrets.token_urlsafe(16)
-                shown = {"shown_order": json.dumps(order), "ticket": ticket, "shown_at": now}
-                db.execute(assignments.insert().values(item_id=item_id, annotator_id=me, turn=turn, **shown))
-                self._log(db, pseudonym, "see", f"item {item_id}")
-                return Assignment(ticket, item, tuple(order))
-            return Assignment(row.ticket, self._item(row), tuple(json.loads(row.shown_order)))
-
-    def _choose(self, db: sa.Connection, me: int, pseudonym: str, now: float) -> tuple[int, int] | None:
-        given = db.execute(
-            sa.select(assignments.c.item_id, assignments.c.turn, answers.c.value, answers.c.answered_at)
-            .select_from(answers.join(assignments))
-            .where(assignments.c.annotator_id == me)
-            .order_by(answers.c.answered_at)
-        ).all()
-        draw = random.Random(f"{self.study.seed} {pseudonym} {len(given)}")
-        lot = draw.random()
-        if lot < self.study.repeat_share:
-            again = {row.item_id for row in given if row.turn == 1}
-            old = [row.item_id for row in given[:-REPEAT_AFTER] if row.item_id not in again and "skip" not in json.loads(row.value)]
-            if old:
-                return draw.choice(old), 1
-        elif lot < self.study.repeat_share + self.study.gold_share:
-            seen = {row.item_id for row in given}
-            gold = [i for i in db.scalars(sa.select(items.c.id).where(items.c.gold.is_not(None)).order_by(items.c.id)) if i not in seen]
-            if gold:
-                return draw.choice(gold), 0
-        wanted = self._wanted(db, me, now)
-        fewest = min(wanted.values(), default=0)
-        least = [i for i, count in wanted.items() if count == fewest]
-        return (draw.choice(least), 0) if least else None
-
-    def _wanted(self, db: sa.Connection, me: int, now: float) -> dict[int, int]:
-        """Return the items that this annotator may be asked about, with the number of answers they have or will soon have."""
-        real = sa.or_(answers.c.value.is_(None) & (assignments.c.shown_at > now - RESERVED), answers.c.value.not_like('{"skip"%'))
-        counted = sa.func.count(sa.case((sa.and_(real, assignments.c.turn == 0), 1)))
-        own = sa.func.count(sa.case((assignments.c.annotator_id == me, 1)))
-        rows = db.execute(
-            sa.select(items.c.id, counted.label("count"))
-            .select_from(items.outerjoin(assignments, assignments.c.item_id == items.c.id).outerjoin(answers))
-            .where(items.c.gold.is_(None))
-            .group_by(items.c.id)
-            .having(sa.and_(own == 0, counted < self.study.overlap))
-            .order_by(items.c.id)
-        )
-        return {row[0]: row[1] for row in rows}
-
-    def _order(self, db: sa.Connection, me: int, pseudonym: str, item_id: int, turn: int, count: int) -> list[int]:
-        if turn:
-            first = db.scalar(
-                sa.select(assignments.c.shown_order).where(assignments.c.annotator_id == me, assignments.c.item_id == item_id)
-            )
-            return list(reversed(json.loads(first or "[]")))
-        order = list(range(count))
-        random.Random(f"{self.study.seed} {pseudonym} {item_id}").shuffle(order)
-        return order
-
-    # -- answering -----------------------------------------------------------------------------------------------------
+                add_to_log(db, pseudonym, "see", f"item {item_id}")
+                row = db.execute(open_assignments(me)).one()
+            return Assignment(row.ticket, item_of(row, self.keys), tuple(json.loads(row.shown_order)))
 
     def answer(self, pseudonym: str, ticket: str, value: Mapping[str, Any], words: Mapping[str, str] | None = None) -> bool:
         """Store an answer.
@@ -243,10 +156,9 @@ class FeedbackStore:
         Raises:
             StaleTicketError: The ticket belongs to no question of this annotator.
         """
-        found: Counter[str] = Counter()
-        clean = {key: self._clean(text, found) for key, text in (words or {}).items() if text}
-        with self._writing() as db:
-            me = self._id(db, pseudonym)
+        clean = {key: self._clean(text) for key, text in (words or {}).items() if text}
+        with writing(self.engine) as db:
+            me = annotator_id(db, pseudonym)
             row = db.execute(
                 sa.select(assignments.c.id, assignments.c.item_id, answers.c.value)
                 .select_from(assignments.outerjoin(answers))
@@ -256,15 +168,14 @@ class FeedbackStore:
                 raise StaleTicketError("this question is not open for you: it was undone, or the form is not yours")
             if row.value is not None:
                 return False
-            sealed = self.keys.seal(json.dumps(clean)) if clean else None
-            db.execute(answers.insert().values(showing_id=row.id, value=json.dumps(dict(value)), words=sealed, answered_at=time.time()))
-            self._log(db, pseudonym, "answer", f"item {row.item_id}")
+            db.execute(answers.insert().values(showing_id=row.id, **answer_row(value, clean, self.keys), answered_at=time.time()))
+            add_to_log(db, pseudonym, "answer", f"item {row.item_id}")
             return True
 
     def undo(self, pseudonym: str) -> bool:
         """Take an annotator's last answer back and ask again; return whether there was one."""
-        with self._writing() as db:
-            me = self._id(db, pseudonym)
+        with writing(self.engine) as db:
+            me = annotator_id(db, pseudonym)
             last = db.execute(
                 sa.select(assignments.c.id, assignments.c.item_id)
                 .select_from(answers.join(assignments))
@@ -273,39 +184,29 @@ class FeedbackStore:
             ).first()
             if last is None:
                 return False
-            db.execute(assignments.delete().where(assignments.c.id.in_([row.showing_id for row in db.execute(_open(me))])))
+            db.execute(assignments.delete().where(assignments.c.id.in_([row.showing_id for row in db.execute(open_assignments(me))])))
             db.execute(answers.delete().where(answers.c.showing_id == last.id))
             fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
             db.execute(assignments.update().where(assignments.c.id == last.id).values(**fresh))
-            self._log(db, pseudonym, "undo", f"item {last.item_id}")
+            add_to_log(db, pseudonym, "undo", f"item {last.item_id}")
             return True
-
-    # -- reading -------------------------------------------------------------------------------------------------------
 
     def items(self) -> list[tuple[int, Item]]:
         """Return all items with their numbers."""
-        with self._reading() as db:
-            return [(row.id, self._item(row)) for row in db.execute(sa.select(items).order_by(items.c.id))]
+        with self.engine.connect() as db:
+            return [(row.id, item_of(row, self.keys)) for row in db.execute(sa.select(items).order_by(items.c.id))]
 
     def answers(self, who: str = "owner") -> list[Answer]:
         """Return all answers in the order they were given, skipped questions too; the log says who read them."""
-        with self._writing() as db:
-            self._log(db, who, "read answers", "")
+        with writing(self.engine) as db:
+            add_to_log(db, who, "read answers", "")
             rows = db.execute(
                 sa.select(items, assignments, annotators.c.pseudonym, answers.c.value, answers.c.words, answers.c.answered_at)
                 .select_from(answers.join(assignments).join(items).join(annotators))
                 .order_by(answers.c.answered_at, assignments.c.id)
             ).all()
-        known: dict[int, Item] = {}
-        found = []
-        for row in rows:
-            if row.item_id not in known:
-                known[row.item_id] = self._item(row)
-            words = {} if row.words is None else json.loads(self.keys.open(row.words))
-            order = tuple(json.loads(row.shown_order))
-            value, seconds = json.loads(row.value), row.answered_at - row.shown_at
-            found.append(Answer(row.item_id, known[row.item_id], row.pseudonym, row.turn, order, value, words, row.answered_at, seconds))
-        return found
+        own = {number: item_of(row, self.keys) for number, row in {row.item_id: row for row in rows}.items()}
+        return [answer_of(row, own[row.item_id], self.keys) for row in rows]
 
     def add_answers(self, given: Sequence[Answer]) -> tuple[int, int]:
         """Store answers from elsewhere, with their items, orders and times; what is there already stays.
@@ -317,36 +218,31 @@ class FeedbackStore:
         """
         self.add_items(answer.item for answer in given)
         added = 0
-        with self._writing() as db:
+        with writing(self.engine) as db:
             for answer in given:
-                who = self._welcome(db, answer.annotator)
-                found: Counter[str] = Counter()
-                clean = with_texts(answer.item, lambda text: self._clean(text, found))  # noqa: B023 - called at once
-                key = {"item_id": self._number(db, clean), "annotator_id": who, "turn": answer.turn}
+                who = add_annotator(db, answer.annotator)
+                key = {"item_id": self._item_id(db, with_texts(answer.item, self._clean)), "annotator_id": who, "turn": answer.turn}
                 before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
                 if db.scalar(before) is not None:
                     continue
                 shown = {"shown_order": json.dumps(answer.order), "ticket": secrets.token_urlsafe(16)}
                 db.execute(assignments.insert().values(**key, **shown, shown_at=answer.answered_at - answer.seconds))
-                words = {name: self._clean(text, found) for name, text in answer.words.items()}
-                sealed = self.keys.seal(json.dumps(words)) if words else None
-                value = {"showing_id": db.scalar(before), "value": json.dumps(dict(answer.value)), "words": sealed}
-                db.execute(answers.insert().values(**value, answered_at=answer.answered_at))
+                words = {name: self._clean(text) for name, text in answer.words.items()}
+                row = answer_row(answer.value, words, self.keys)
+                db.execute(answers.insert().values(showing_id=db.scalar(before), **row, answered_at=answer.answered_at))
                 added += 1
-            self._log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")
+            add_to_log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")
         return added, len(given) - added
 
     def access_log(self) -> list[tuple[float, str, str, str]]:
         """Return time, who, what they did and to what, oldest first."""
-        with self._reading() as db:
+        with self.engine.connect() as db:
             return [(row.at, row.who, row.did, row.what) for row in db.execute(sa.select(log).order_by(log.c.id))]
 
     def note(self, who: str, did: str, what: str = "") -> None:
         """Add a line to the access log."""
-        with self._writing() as db:
-            self._log(db, who, did, what)
-
-    # -- privacy -------------------------------------------------------------------------------------------------------
+        with writing(self.engine) as db:
+            add_to_log(db, who, did, what)
 
     def forget(self, pseudonym: str) -> int:
         """Delete an annotator, all their answers and every line of the log about them, and overwrite the space.
@@ -357,30 +253,29 @@ class FeedbackStore:
         Raises:
             ValueError: Nobody has this pseudonym.
         """
-        with self._writing() as db:
-            me = self._id(db, pseudonym)
+        with writing(self.engine) as db:
+            me = annotator_id(db, pseudonym)
             own = sa.select(assignments.c.id).where(assignments.c.annotator_id == me)
             gone = db.execute(answers.delete().where(answers.c.showing_id.in_(own))).rowcount
             db.execute(assignments.delete().where(assignments.c.annotator_id == me))
             db.execute(annotators.delete().where(annotators.c.id == me))
             db.execute(log.delete().where(log.c.who == pseudonym))
-            self._log(db, "owner", "forget", "an annotator")
-        self._compact()
+            add_to_log(db, "owner", "forget", "an annotator")
+        compact(self.engine)
         return gone
 
     def purge(self, days: float) -> tuple[int, int]:
         """Delete reasons and log entries older than `days`; return how many of each."""
         before = time.time() - days * 86400
-        with self._writing() as db:
-            old = sa.and_(answers.c.answered_at < before, answers.c.words.is_not(None))
-            if self.study.kind == "demonstration":  # the words are the answer
-                old = sa.false()
+        with writing(self.engine) as db:
+            keeps = self.study.kind == "demonstration"  # its words are the answer
+            old = sa.false() if keeps else sa.and_(answers.c.answered_at < before, answers.c.words.is_not(None))
             words = db.execute(answers.update().where(old).values(words=None)).rowcount
             lines = db.execute(log.delete().where(log.c.at < before)).rowcount
             if words or lines:
-                self._log(db, "owner", "purge", f"{words} reasons, {lines} lines of the log")
+                add_to_log(db, "owner", "purge", f"{words} reasons, {lines} lines of the log")
         if words or lines:
-            self._compact()
+            compact(self.engine)
         return words, lines
 
     def rotate(self, save: Any) -> int:
@@ -396,64 +291,10 @@ class FeedbackStore:
         """
         self.keys = self.keys.with_new_seal()
         save(self.keys)
-        count = 0
-        with self._writing() as db:
-            for table, column, key in ((facts, "value", "name"), (items, "texts", "id"), (answers, "words", "showing_id")):
-                for row in db.execute(sa.select(table.c[key], table.c[column]).where(table.c[column].is_not(None))).all():
-                    sealed = self.keys.seal(self.keys.open(row[1]))
-                    db.execute(table.update().where(table.c[key] == row[0]).values({column: sealed}))
-                    count += 1
-            self._log(db, "owner", "rotate keys", "")
-        self._compact()
+        with writing(self.engine) as db:
+            count = reseal(db, self.keys)
+            add_to_log(db, "owner", "rotate keys", "")
+        compact(self.engine)
         self.keys = self.keys.with_newest_seal_only()
         save(self.keys)
         return count
-
-    def _compact(self) -> None:
-        """Leave nothing of deleted rows in the files."""
-        if self.engine.dialect.name == "sqlite":
-            with self.engine.connect().execution_options(no_transaction=True) as db:
-                db.exec_driver_sql("VACUUM")
-                busy = db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
-            if busy:
-                raise RuntimeError(
-                    f"{self.folder}: another process reads the database, so old bytes remain in it; stop it and do this again"
-                )
-        else:
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
-                db.exec_driver_sql("VACUUM FULL")
-
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _find(self, db: sa.Connection, pseudonym: str) -> int | None:
-        return db.scalar(sa.select(annotators.c.id).where(annotators.c.pseudonym == pseudonym))
-
-    def _id(self, db: sa.Connection, pseudonym: str) -> int:
-        me = self._find(db, pseudonym)
-        if me is None:
-            raise ValueError(f"nobody has the pseudonym {pseudonym!r} in this study")
-        return me
-
-    def _log(self, db: sa.Connection, who: str, did: str, what: str) -> None:
-        db.execute(log.insert().values(at=time.time(), who=who, did=did, what=what))
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with self.engine.connect() as db:
-            yield db
-
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        with self.engine.connect().execution_options(writes=True) as db, db.begin():
-            if self.engine.dialect.name == "postgresql":
-                db.execute(sa.text(LOCK))
-            yield db
-
-
-def _open(me: int) -> Any:
-    """Select the questions that an annotator sees and has not answered."""
-    return (
-        sa.select(items, assignments.c.ticket, assignments.c.shown_order, assignments.c.shown_at, assignments.c.id.label("showing_id"))
-        .select_from(assignments.join(items).outerjoin(answers))
-        .where(assignments.c.annotator_id == me, answers.c.value.is_(None))
-    )

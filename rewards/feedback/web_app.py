@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from textrl_env.utils.optional_imports import optional_import
+
 from .encryption import WrongKeyError
 from .forms import LONGEST_REASON, Form, IncompleteError, first, read_answer, text, word_places
 from .items import Assignment
@@ -21,14 +23,12 @@ from .store import FeedbackStore, StaleTicketError
 from .study import SCALE
 from .translations import LANGUAGES, WORDS
 
-try:
+with optional_import("feedback", "feedback from people needs the extra"):
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, RedirectResponse, Response
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.staticfiles import StaticFiles
-except ImportError as error:
-    raise ImportError("feedback from people needs the extra: pip install 'textrl-env[feedback]'") from error
 
 MAX_BODY = 1_000_000  # bytes of a posted form
 _HERE = Path(__file__).parent

@@ -26,6 +26,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from textrl_env.tokenizer import FileTokenizer
+from textrl_env.utils.optional_imports import optional_import
 
 from ..models.preference_model import PreferenceRewardModel
 from ..models.scorers import NgramScorer, PreferenceNetwork, pad
@@ -244,13 +245,11 @@ def _check(units: int, epsilon: float, delta: float, rate: float, steps: int, cl
 
 
 def _opacus() -> Any:
-    try:
+    with optional_import("privacy", "differentially private fitting needs opacus"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import opacus
             import opacus.accountants
             import opacus.accountants.utils
             import opacus.optimizers
-    except ImportError as error:
-        raise ImportError("differentially private fitting needs opacus: pip install 'textrl-env[privacy]'") from error
     return opacus

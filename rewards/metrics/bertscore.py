@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
+from textrl_env.utils.files import read_lines
 
 from ..rules.base import Rule, checked_int
 from ..rules.references import references_of
-from ..utils.text_lines import read_lines
 
 VARIANTS = ("precision", "recall", "f1")
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from textrl_env.episode import Episode
+from textrl_env.utils.files import read_lines
 
 from ..rules.base import Rule
 from ..rules.references import references_of
-from ..utils.text_lines import read_lines
 from .diversity import ngrams
 
 Gram = tuple[str, ...]

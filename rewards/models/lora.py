@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from textrl_env.utils.optional_imports import optional_import
+
 
 def add_adapters(trunk: nn.Module, settings: Mapping[str, Any]) -> None:
     """Put adapters into the trunk, in place, and freeze everything else in it.
@@ -19,10 +21,8 @@ def add_adapters(trunk: nn.Module, settings: Mapping[str, Any]) -> None:
         ImportError: peft is not installed.
         ValueError: `target_modules` names nothing in this model.
     """
-    try:
+    with optional_import("lora", "lora needs peft"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'textrl-env[lora]'") from error
     from transformers.pytorch_utils import Conv1D
 
     transposed = any(isinstance(module, Conv1D) for module in trunk.modules())  # GPT-2's layers

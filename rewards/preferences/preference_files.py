@@ -1,4 +1,4 @@
-"""Files of preferences, in every form that `formats` knows, and what was found in them."""
+"""Files of preferences, in every form that `row_formats` knows, with counts of their rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from textrl_env.utils.row_files import RowError, table_rows
+
 from .preference import Preference, Ranking
-from .row_files import UnreadableRowError, read_rows
 from .row_formats import form_of, preferences_of, ranking_of
 
 _EXAMPLES = 5
@@ -19,7 +20,7 @@ class PreferenceFile:
 
     Attributes:
         preferences: In the order of the file.
-        forms: How many rows had each form, see `formats.form_of`.
+        forms: How many rows had each form, see `row_formats.form_of`.
         skipped: How many rows could not be read, by reason.
         examples: The first few of those rows, with place and fault.
     """
@@ -77,23 +78,23 @@ def read_preference_file(path: str | Path, *, skip_unreadable: bool = False) -> 
         FileNotFoundError: There is no such file.
         ValueError: A row cannot be read, or none can.
     """
-    found = PreferenceFile()
-    for where, row in read_rows(path):
-        try:
-            if isinstance(row, UnreadableRowError):
-                raise row
-            found.preferences.extend(preferences_of(row))
-            found.forms[form_of(row)] += 1
-        except UnreadableRowError as error:
-            if not skip_unreadable:
-                raise ValueError(f"{where}: {error}") from error
-            found.skipped[error.reason] += 1
-            if len(found.examples) < _EXAMPLES:
-                found.examples.append(f"{where}: {error}")
-    if not found.preferences:
-        problem = f"; first of {found.skipped.total()} unreadable rows: {found.examples[0]}" if found.examples else ""
+    file, rows = PreferenceFile(), table_rows(path)
+    with rows.opened() as read:
+        for index in range(len(rows)):
+            try:
+                row = read(index)
+                file.preferences.extend(preferences_of(row))
+                file.forms[form_of(row)] += 1
+            except RowError as error:
+                if not skip_unreadable:
+                    raise ValueError(f"{rows.where(index)}: {error}") from error
+                file.skipped[error.reason] += 1
+                if len(file.examples) < _EXAMPLES:
+                    file.examples.append(f"{rows.where(index)}: {error}")
+    if not file.preferences:
+        problem = f"; first of {file.skipped.total()} unreadable rows: {file.examples[0]}" if file.examples else ""
         raise ValueError(f"{path} holds no preferences: write one JSON object with prompt, chosen, rejected a line{problem}")
-    return found
+    return file
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
@@ -103,14 +104,7 @@ def read_rankings(path: str | Path) -> list[Ranking]:
         FileNotFoundError: There is no such file.
         ValueError: A row cannot be read or holds ties (the message names its line), or there is none.
     """
-    found = []
-    for where, row in read_rows(path):
-        try:
-            if isinstance(row, UnreadableRowError):
-                raise row
-            found.append(ranking_of(row))
-        except UnreadableRowError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if not found:
+    rankings = list(table_rows(path).map(ranking_of))
+    if not rankings:
         raise ValueError(f"{path} holds no rankings: write one JSON object with prompt and responses, best first, a line")
-    return found
+    return rankings

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NoReturn
 
+from textrl_env.utils.row_files import RowError
+
 from .preference import Preference, Ranking
-from .row_files import UnreadableRowError
 from .transcripts import has_turns, invite, split_transcripts
 
 _WORDS = {"tie": 0.5, "tied": 0.5, "equal": 0.5, "same": 0.5, "both": 0.5, "neither": 0.5, "chosen": 1.0, "rejected": 0.0}
@@ -34,7 +35,7 @@ def preferences_of(row: Row) -> list[Preference]:
     Equal ranks or ratings, and equal responses, are ties; a label below 0.5 swaps the responses.
 
     Raises:
-        UnreadableRowError: A column is missing, has the wrong type or a value out of range.
+        RowError: A column is missing, has the wrong type or a value out of range.
     """
     shared = _shared_columns(row)
     if "responses" not in row:
@@ -54,7 +55,7 @@ def ranking_of(row: Row) -> Ranking:
     """Return the responses of a row from best to worst; a pair is a ranking of two.
 
     Raises:
-        UnreadableRowError: As of `preferences_of`; or there are ties, which a ranking cannot hold.
+        RowError: As of `preferences_of`; or there are ties, which a ranking cannot hold.
     """
     if "responses" not in row:
         (pair,) = preferences_of(row)
@@ -63,7 +64,7 @@ def ranking_of(row: Row) -> Ranking:
         prompt, responses = _texts(row, _responses(row))
         keys = _order_keys(row, len(responses))
     if len(set(keys)) < len(keys):
-        raise UnreadableRowError("ties in a ranking", "two responses are equally good: a ranking has no ties, read_preferences keeps them")
+        raise RowError("two responses are equally good: a ranking has no ties, read_preferences keeps them", "ties in a ranking")
     order = sorted(range(len(responses)), key=keys.__getitem__)
     return Ranking(prompt, tuple(responses[i] for i in order), **_shared_columns(row))
 
@@ -83,7 +84,7 @@ def _texts(row: Row, answers: Sequence[Any]) -> tuple[str, list[str]]:
         if any(isinstance(answer, list) for answer in answers) or isinstance(prompt, list):
             return _clean(*split_transcripts([_conversation(prompt, answer) for answer in answers]))
     except ValueError as error:
-        raise UnreadableRowError("a message that cannot be read", str(error)) from error
+        raise RowError(str(error), "a message that cannot be read") from error
     if "prompt" not in row:
         return _clean(*split_transcripts(answers))
     prompt = _column(row, "prompt")
@@ -121,7 +122,7 @@ def _encodes(text: str) -> bool:
 
 def _column(row: Row, key: str) -> Any:
     if key not in row:
-        raise UnreadableRowError(f"no {key!r}", f"the key {key!r} is missing; it has {sorted(row)}")
+        raise RowError(f"the key {key!r} is missing; it has {sorted(row)}", f"no {key!r}")
     if not isinstance(row[key], str | list):
         _refuse(row, key, "a string, or a list of messages")
     return row[key]
@@ -178,4 +179,4 @@ def _is_number(value: Any) -> bool:
 def _refuse(row: Row, key: str, wanted: str) -> NoReturn:
     value = row[key]
     shown = repr(value) if len(repr(value)) < 100 else f"{repr(value)[:100]}..."
-    raise UnreadableRowError(f"{key!r} is not {wanted}", f"{key!r} is {shown} ({type(value).__name__}); it must be {wanted}")
+    raise RowError(f"{key!r} is {shown} ({type(value).__name__}); it must be {wanted}", f"{key!r} is not {wanted}")

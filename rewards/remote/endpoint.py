@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from textrl_env.reward_model import RewardError
+from textrl_env.utils.optional_imports import optional_import
 
 from .circuit_breaker import Breaker, backoff
 from .event_loop import background_loop, run_in_background
@@ -185,8 +186,6 @@ def _close(client: Any, process: int) -> None:
 
 
 def _httpx() -> Any:
-    try:
+    with optional_import("http", "reward models on servers need httpx2"):
         import httpx2
-    except ImportError as error:
-        raise ImportError("reward models on servers need httpx2: pip install 'textrl-env[http]'") from error
     return httpx2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError
+from textrl_env.utils.row_files import JsonRows, RowError
 
 from . import judge_prompts as verdict
 from .endpoint import Endpoint, Post, quoted
@@ -212,19 +212,14 @@ def read_baseline(path: str | Path) -> dict[str, str]:
         FileNotFoundError: There is no such file.
         ValueError: A line is no such object; the message names it.
     """
-    responses = {}
-    for n, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt, response = row["prompt"], row["response"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {n}: {error!r}; write one JSON object with 'prompt' and 'response' a line") from error
+
+    def pair(row: Mapping[str, Any]) -> tuple[str, str]:
+        prompt, response = row.get("prompt"), row.get("response")
         if not isinstance(prompt, str) or not isinstance(response, str):
-            raise ValueError(f"{path}, line {n}: 'prompt' and 'response' must be strings")
-        responses[prompt] = response
-    return responses
+            raise RowError("'prompt' and 'response' must be strings")
+        return prompt, response
+
+    return dict(JsonRows(path).map(pair))
 
 
 def _check(votes: int, temperature: float, max_tokens: int, token_budget: int | None) -> None:

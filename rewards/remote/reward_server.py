@@ -17,15 +17,14 @@ import numpy as np
 
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardError, RewardModel, checked_scores
+from textrl_env.utils.optional_imports import optional_import
 
-try:
+with optional_import("server", "serving a reward model needs FastAPI and uvicorn"):
     from fastapi import Depends, FastAPI, Header, HTTPException, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.exceptions import HTTPException as StarletteHTTPException
-except ImportError as error:
-    raise ImportError("serving a reward model needs FastAPI and uvicorn: pip install 'textrl-env[server]'") from error
 
 MAX_EPISODES = 4096  # of one request: a client that sends more should make several
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from textrl_env.episode import Episode
+from textrl_env.utils.files import read_lines
 
 from ..utils.optional_imports import needed
-from ..utils.text_lines import read_lines
 from .base import Rule, checked_int, length_of, listed, units, whole_word
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")

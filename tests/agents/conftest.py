@@ -56,7 +56,7 @@ def task():
 
 @pytest.fixture
 def make_env(task):
-    def make(num_envs=6, reward=sevens, seed=3, **settings):
+    def make(num_envs=6, reward=sevens, seed=3, task=task, **settings):
         env = TextGenerationVecEnv(num_envs, task=task, reward=reward, **settings)
         env.seed(seed)
         return env

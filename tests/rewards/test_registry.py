@@ -144,5 +144,5 @@ def test_a_foreign_package_of_our_name_is_refused(monkeypatch, tmp_path):
 def test_lazy_names():
     assert set(rewards.__all__) <= set(dir(rewards))
     assert all(getattr(rewards, name) is not None for name in rewards.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="No rewards attribute Nothing"):
         _ = rewards.Nothing

@@ -1,5 +1,6 @@
 """What an import costs, and whose packages are imported."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,45 @@ def test_a_stranger_named_rewards_is_refused(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "not from beside textrl_env" in done.stderr
+
+
+def fake(folder, package, distribution=None, text=""):
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text(text)
+    if distribution:
+        info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "top_level.txt").write_text(f"{package}\n")
+
+
+def fault_of_the_command(*path):
+    """Run `textrl` as its console script does, with folders at the front of the path, and return its last line."""
+    code = f"import sys; sys.path[:0] = {[*map(str, path)]!r}; from textrl_env.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=path[0])
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def test_the_command_names_a_strangers_agents(tmp_path):
+    fake(tmp_path, "agents", "openai-agents", "__all__ = ['Agent']")
+    fake(tmp_path, "textrl", "textrl")
+    fault = fault_of_the_command(tmp_path, ROOT)
+    assert f"'agents' was imported from {tmp_path}" in fault
+    assert "another package of that name is installed by openai-agents" in fault
+    assert fault.endswith("use a clean virtual environment, and `pip install textrl-env` in it, not textrl, which is another project")
+
+
+def test_the_command_names_a_strangers_agents_in_the_same_folder(tmp_path):
+    """Two wheels with one package leave one folder with the files of both."""
+    fake(tmp_path, "agents", text="__all__ = ['Agent']")
+    (tmp_path / "agents" / "cli").mkdir()
+    (tmp_path / "agents" / "cli" / "__init__.py").write_text("def main(): return 0")
+    shutil.copytree(ROOT / "textrl_env", tmp_path / "textrl_env", ignore=shutil.ignore_patterns("__pycache__"))
+    fault = fault_of_the_command(tmp_path)
+    assert f"'agents' in {tmp_path / 'agents' / '__init__.py'} was overwritten: another package of that name is installed" in fault
+
+
+def test_the_command_starts():
+    done = subprocess.run([sys.executable, "-m", "textrl_env", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "textrl" in done.stdout

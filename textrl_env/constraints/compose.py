@@ -108,32 +108,22 @@ class All:
 
 
 class _All:
-    """The conjunction of bound constraints."""
+    """The conjunction of bound constraints; its state is the list of theirs."""
 
     def __init__(self, parts: list[BoundConstraint], eos_token_id: int) -> None:
         self.parts, self.eos_token_id = parts, eos_token_id
 
-    def start(self, prompt: Prompt) -> _States:
-        return _States([part.start(prompt) for part in self.parts])
+    def start(self, prompt: Prompt) -> list[Any]:
+        return [part.start(prompt) for part in self.parts]
 
-    def advance(self, states: _States, token: int) -> _States:
-        return _States([part.advance(state, token) for part, state in zip(self.parts, states.each, strict=True)])
+    def advance(self, states: list[Any], token: int) -> list[Any]:
+        return [part.advance(state, token) for part, state in zip(self.parts, states, strict=True)]
 
-    def mask(self, states: _States) -> np.ndarray:
-        if states.mask is None:
-            masks = [part.mask(state) for part, state in zip(self.parts, states.each, strict=True)]
-            mask = np.logical_and.reduce(masks) if len(masks) > 1 else masks[0]
-            if not mask.any():
-                mask = mask.copy()
-                mask[self.eos_token_id] = True
-            mask.setflags(write=False)
-            states.mask = mask
-        return states.mask
-
-
-class _States:
-    """States of all parts, with the mask once it was asked for."""
-
-    def __init__(self, each: list[Any]) -> None:
-        self.each = each
-        self.mask: np.ndarray | None = None
+    def mask(self, states: list[Any]) -> np.ndarray:
+        masks = [part.mask(state) for part, state in zip(self.parts, states, strict=True)]
+        mask = np.logical_and.reduce(masks) if len(masks) > 1 else masks[0]  # (V,)
+        if not mask.any():
+            mask = mask.copy()
+            mask[self.eos_token_id] = True
+        mask.setflags(write=False)
+        return mask

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..prompts.prompt import Prompt
+from ..utils.optional_imports import optional_import
 from .search import EndingSearch
 from .vocabulary import Vocabulary
 
@@ -78,10 +79,8 @@ class CompiledGrammar:
         self._compile()
 
     def _compile(self) -> None:
-        try:
+        with optional_import("constraints", f"a {self.kind} constraint needs llguidance"):
             from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-        except ImportError as error:
-            raise ImportError(f"a {self.kind} constraint needs llguidance: pip install 'textrl-env[constraints]'") from error
         words = LLTokenizer(TokenizerWrapper(_Words(self.vocabulary)), n_vocab=self.vocabulary.size, eos_token=self.vocabulary.eos_token_id)
         self.matcher = LLMatcher(words, LLMatcher.grammar_from_lark(self._lark()), log_level=0)
         if self.matcher.is_error():
@@ -94,7 +93,7 @@ class CompiledGrammar:
         option = '%llguidance {"no_forcing": true}\n'
         if self.kind == "regex":
             raw = {"/": "\\/", "\n": "\\n"}  # these would end the pattern, or its line
-            pattern = re.sub(r"(\\.)|/|\n", lambda found: found[1] or raw[found[0]], self.source)
+            pattern = re.sub(r"(\\.)|/|\n", lambda match: match[1] or raw[match[0]], self.source)
             return f"{option}start: /{pattern}/"
         return option + (f"start: %json {self.source}" if self.kind == "json_schema" else self.source)
 

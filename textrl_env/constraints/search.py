@@ -34,10 +34,10 @@ class EndingSearch:
             end = matcher.deep_copy()
             if end.try_consume_tokens(ending) == len(ending) and end.is_accepting():
                 return True
-        found = self._search(matcher, min(self.left, self.depth_first), latest=True)
-        if found is None:
-            found = self._search(matcher, self.left, latest=False)
-        return found is not False
+        ends = self._search(matcher, min(self.left, self.depth_first), latest=True)
+        if ends is None:
+            ends = self._search(matcher, self.left, latest=False)
+        return ends is not False
 
     def _search(self, matcher: Any, limit: int, latest: bool) -> bool | None:
         """Return whether a whole match exists, taking the latest or the earliest path first; None if paths are left over."""

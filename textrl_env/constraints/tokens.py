@@ -19,10 +19,7 @@ class AllowedTokens:
 
     def bind(self, vocabulary: Vocabulary) -> FixedMask:
         """Return the constraint on the tokens of `vocabulary`."""
-        mask = np.zeros(vocabulary.size, bool)
-        mask[_ids(self.tokens, vocabulary)] = True
-        mask[vocabulary.eos_token_id] = True
-        return FixedMask(mask)
+        return FixedMask(_among([*_ids(self.tokens, vocabulary), vocabulary.eos_token_id], vocabulary))
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,7 @@ class BannedTokens:
 
     def bind(self, vocabulary: Vocabulary) -> FixedMask:
         """Return the constraint on the tokens of `vocabulary`."""
-        mask = np.ones(vocabulary.size, bool)
-        mask[_ids(self.tokens, vocabulary)] = False
-        return FixedMask(mask)
+        return FixedMask(~_among(_ids(self.tokens, vocabulary), vocabulary))
 
 
 @dataclass(frozen=True)
@@ -95,13 +90,18 @@ class MinimumLength:
         return self.short if state < self.number else self.free
 
 
+def _among(ids: list[int], vocabulary: Vocabulary) -> np.ndarray:
+    """Return which tokens are listed, shape (V,), bool."""
+    return np.isin(np.arange(vocabulary.size), ids)
+
+
 def _ids(tokens: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:
     if isinstance(tokens, str | bytes):
         raise TypeError(f"tokens={tokens!r} is a {type(tokens).__name__}: pass a list of ids or spellings")
     ids = []
     for token in tokens:
-        found = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
-        if len(found) != 1 or not 0 <= found[0] < vocabulary.size:
+        spelled = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
+        if len(spelled) != 1 or not 0 <= spelled[0] < vocabulary.size:
             raise ValueError(f"{token!r} is not one token of the vocabulary [0, {vocabulary.size})")
-        ids += found
+        ids += spelled
     return ids

@@ -41,11 +41,11 @@ class Vocabulary:
     @cached_property
     def ids(self) -> dict[bytes, list[int]]:
         """Ids of each spelling; tokens that add nothing are left out."""
-        found: dict[bytes, list[int]] = {}
+        ids: dict[bytes, list[int]] = {}
         for token, spelling in enumerate(self.token_bytes):
             if spelling:
-                found.setdefault(spelling, []).append(token)
-        return found
+                ids.setdefault(spelling, []).append(token)
+        return ids
 
     @cached_property
     def spells_everything(self) -> bool:

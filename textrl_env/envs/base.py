@@ -11,6 +11,7 @@ from ..reward_model import RewardModel
 from ..task import TextTask
 from ..tasks.registry import make_task
 from .core import PAD, TextCore
+from .step_result import StepResult
 
 
 class TextEnvMixin:
@@ -64,6 +65,48 @@ class TextEnvMixin:
     def update_priorities(self, prompt_ids: Any, priorities: Any) -> None:
         """Set the priorities of prompts, for tasks with `prompt_order="priority"`; see `PromptSampler`."""
         self.core.prompt_sampler.update_priorities(np.asarray(prompt_ids), np.asarray(priorities, float))
+
+
+class BatchMixin(TextEnvMixin):
+    """What the two batched environments share: their arguments, and a step after which texts that ended start anew."""
+
+    num_envs: int
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: str | TextTask = "review",
+        reward: Any = None,
+        split: str = "train",
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self._make_core(num_envs, task, reward, split, settings)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self._set_spaces(*spaces_of(self.task))
+
+    def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
+        """Set the environment's spaces, given those of one text."""
+        raise NotImplementedError
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are legal now, shape (B, V), bool; all of them in idle rows."""
+        return self.core.action_masks()
+
+    def _step(self, actions: np.ndarray) -> tuple[StepResult, dict[int, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
+        """Append a token to every text, and start a new one in each row that ended.
+
+        Returns:
+            What the step did; and the last observation and info of each text that ended, by row.
+        """
+        result = self.core.step(actions)
+        if not result.episodes:
+            return result, {}
+        last = self.core.observe()  # (B, P), (B, T)
+        ends = {row: ({key: value[row] for key, value in last.items()}, self.core.final_info(row, result)) for row in result.episodes}
+        self.core.restart(list(ends))
+        return result, ends
 
 
 def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils import seeding
 
-from ..constraints import as_constraint
+from ..constraints import BoundConstraint, as_constraint
 from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..prompts.sampler import PromptSampler
@@ -46,20 +46,21 @@ class TextCore:
         self.undealt: int | None = None  # episodes that `begin_rollout` may still start; None: as many as asked for
         self.share: RankShare | None = None  # set it to play one part of each rollout; others play the rest
         self._dealt: deque[int] | None = None  # prompts of the share that no row took yet; None: rows draw for themselves
-        self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)
-        self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)
+        self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)  # (B, P)
+        self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)  # (B, T)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
         self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
         self.prompts: list[Prompt | None] = [None] * num_rows
-        self.prompt_index = np.zeros(num_rows, np.int64)
-        self.live = np.zeros(num_rows, bool)
+        self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
+        self.live = np.zeros(num_rows, bool)  # (B,)
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
         self._closes[task.tokenizer.eos_token_id] = EOS
         self.constraint = as_constraint(task.constraint, task.tokenizer, task.min_new_tokens, np.flatnonzero(self._closes))
         self.states: list[Any] = [None] * num_rows  # of the constraint
+        self._masks: list[np.ndarray | None] = [None] * num_rows  # (V,) each: legal tokens in the row's state; None: not yet asked for
 
     @property
     def reward_model(self) -> RewardModel:
@@ -104,8 +105,7 @@ class TextCore:
             self.prompts[row] = prompt
             self.prompt_index[row] = index
             self.prompt[row, : len(ids)] = ids
-            if self.constraint is not None:
-                self.states[row] = self.constraint.start(prompt)
+            self._start_turn(int(row))
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
@@ -125,10 +125,10 @@ class TextCore:
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are legal, shape (B, V), bool; all of them in idle rows and without a constraint."""
-        masks = np.ones((self.num_rows, len(self._closes)), bool)
+        masks = np.ones((self.num_rows, len(self._closes)), bool)  # (B, V)
         if self.constraint is not None:
             for row in np.flatnonzero(self.live):
-                masks[row] = self.constraint.mask(self.states[row])
+                masks[row] = self._mask(self.constraint, int(row))
         return masks
 
     def legal(self) -> np.ndarray | None:
@@ -147,31 +147,31 @@ class TextCore:
             RuntimeError: No row is live: `restart` first.
             RewardError: The reward model failed.
         """
-        tokens = self._checked(actions)
-        rows = np.flatnonzero(self.live)
-        why = np.zeros(self.num_rows, np.int8)
+        tokens = self._checked(actions)  # (B,)
+        rows = np.flatnonzero(self.live)  # the live ones
+        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
         illegal = self._advance(rows, tokens)
         self.response[rows, self.length[rows]] = tokens[rows]
         self.length[rows] += 1
-        why[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
-        why[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], why[rows])
-        cuts = self._watch(rows, why)
-        why[illegal] = ILLEGAL
-        rewards = np.zeros(self.num_rows)
+        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
+        cuts = self._watch(rows, reason)
+        reason[illegal] = ILLEGAL
+        rewards = np.zeros(self.num_rows)  # (B,)
         if self.task.reply is not None:
-            self._take_turns(np.flatnonzero((why == EOS) | (why == STOP)), why, rewards)
-        terminated = why > GOES_ON
+            self._take_turns(np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards)
+        terminated = reason > GOES_ON  # (B,)
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
-        scores = np.zeros(self.num_rows)
+        scores = np.zeros(self.num_rows)  # (B,)
         if not len(ended):
             return StepResult(rewards, scores, terminated, {})
-        episodes = self._episodes(ended, why, cuts)
+        episodes = self._episodes(ended, reason, cuts)
         scores[ended] = self._scores(episodes)
         rewards[ended] += shaped(self.task, episodes, scores[ended])
-        found = dict(zip(ended.tolist(), episodes, strict=True))
-        return StepResult(rewards, scores, terminated, found, self._terms(ended, episodes))
+        finished = dict(zip(ended.tolist(), episodes, strict=True))
+        return StepResult(rewards, scores, terminated, finished, self._terms(ended, episodes))
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
@@ -229,7 +229,7 @@ class TextCore:
         if not self.live.any():
             raise RuntimeError("no text is being written: call reset() before step()")
         vocab_size = self.task.tokenizer.vocab_size
-        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))
+        bad = self.live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
@@ -239,60 +239,72 @@ class TextCore:
         """Move the constraint's states on, and return the rows whose token was illegal."""
         if self.constraint is None:
             return []
-        illegal = [int(row) for row in rows if not self.constraint.mask(self.states[row])[tokens[row]]]
+        illegal = [int(row) for row in rows if not self._mask(self.constraint, row)[tokens[row]]]
         for row in set(rows.tolist()).difference(illegal):
-            self.states[row] = self.constraint.advance(self.states[row], int(tokens[row]))
+            self.states[row], self._masks[row] = self.constraint.advance(self.states[row], int(tokens[row])), None
         return illegal
 
-    def _watch(self, rows: np.ndarray, why: np.ndarray) -> dict[int, int]:
-        """Look for ends that only the text shows; return where stop strings begin in the response, by row."""
+    def _mask(self, constraint: BoundConstraint, row: int) -> np.ndarray:
+        """Return which tokens are legal in a row, shape (V,); the constraint is asked once for each token of a text."""
+        mask = self._masks[row]
+        if mask is None:
+            mask = self._masks[row] = constraint.mask(self.states[row])
+        return mask
+
+    def _start_turn(self, row: int) -> None:
+        """Put the constraint in the state of an empty turn."""
+        prompt = self.prompts[row]
+        if self.constraint is not None and prompt is not None:
+            self.states[row], self._masks[row] = self.constraint.start(prompt), None
+
+    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, int]:
+        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings begin in the response, by row."""
         cuts: dict[int, int] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
-                found = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
-                if found:
-                    cuts[row] = min(found)
-                    why[row] = STOP
+                stops = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
+                if stops:
+                    cuts[row] = min(stops)
+                    reason[row] = STOP
         if self.task.ends is not None:
-            open_rows = rows[(why[rows] == GOES_ON) | (why[rows] == LENGTH)]
-            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(why), {}))
+            open_rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
+            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(reason), {}))
             if len(ends) != len(open_rows):
                 raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
-            why[open_rows[np.asarray(ends, bool)]] = TASK
+            reason[open_rows[np.asarray(ends, bool)]] = TASK
         return cuts
 
-    def _take_turns(self, rows: np.ndarray, why: np.ndarray, rewards: np.ndarray) -> None:
-        """Let the environment answer in rows whose turn is over; `why` says afterwards which texts go on."""
+    def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray) -> None:
+        """Let the environment answer in rows whose turn is over; `reason` says afterwards which texts go on."""
         self.turns[rows] += 1
         limit = self.task.max_turns
         last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
-        why[last] = TURNS
+        reason[last] = TURNS
         rows = np.setdiff1d(rows, last)
         if not len(rows):
             return
-        episodes = self._episodes(rows, np.zeros_like(why), {})
+        episodes = self._episodes(rows, np.zeros_like(reason), {})
         for row, ids in zip(rows, next_replies(self.task, episodes), strict=True):
             room = self.task.max_new_tokens - self.length[row]
-            why[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
-            if ids is None or why[row]:
+            reason[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON
+            if ids is None or reason[row]:
                 continue
             self.response[row, self.length[row] : self.length[row] + len(ids)] = ids
             self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
             self.length[row] += len(ids)
-            if self.constraint is not None:
-                self.states[row] = self.constraint.start(self.prompts[row])
-        going_on = [i for i, row in enumerate(rows) if why[row] == GOES_ON]
+            self._start_turn(int(row))
+        going_on = [i for i, row in enumerate(rows) if reason[row] == GOES_ON]
         self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
         self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
 
     def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:
-        """Add what a reward model that also scores steps or turns says of unfinished texts."""
+        """Add the scores of unfinished texts, if the reward model also scores steps or turns."""
         if len(rows) and hasattr(self.reward_model, method):
             unfinished = self._episodes(rows, np.zeros(self.num_rows, np.int8), {}) if episodes is None else episodes
             rewards[rows] += checked_scores(self.reward_model, unfinished, method)
 
     def _scores(self, episodes: list[Episode]) -> np.ndarray:
-        scores = np.full(len(episodes), float(self.task.illegal_score))
+        scores = np.full(len(episodes), float(self.task.illegal_score))  # (n,)
         legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
         scores[legal] = checked_scores(self.reward_model, [episodes[i] for i in legal])
         return scores
@@ -306,7 +318,7 @@ class TextCore:
     def _decode(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self.task.tokenizer.decode_batch([self.response[row, : self.length[row]].tolist() for row in rows])
 
-    def _episodes(self, rows: np.ndarray, why: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
+    def _episodes(self, rows: np.ndarray, reason: np.ndarray, cuts: dict[int, int]) -> list[Episode]:
         episodes = []
         for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
             prompt, length = self.prompts[row], self.length[row]
@@ -319,7 +331,7 @@ class TextCore:
                     prompt_ids=prompt_row[prompt_row != PAD],
                     response_ids=self.response[row, :length].copy(),
                     action_mask=~self.by_env[row, :length],
-                    finish_reason=REASONS[why[row]],
+                    finish_reason=REASONS[reason[row]],
                     references=prompt.references,
                     metadata=prompt.metadata,
                 )

@@ -1,4 +1,4 @@
-"""From a reward model's score to the reward: what a task adds for texts that do not end as they should."""
+"""Penalties of a task for texts without end-of-text and for long texts: from the score to the reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who plays which texts of a rollout that several processes play together."""
+"""The part of a rollout that each of several processes plays."""
 
 from __future__ import annotations
 

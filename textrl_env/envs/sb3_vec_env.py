@@ -7,14 +7,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from ..task import TextTask
-from .base import TextEnvMixin, spaces_of, transcript
+from .base import BatchMixin, transcript
 
 
-class TextGenerationVecEnv(TextEnvMixin, VecEnv):
+class TextGenerationVecEnv(BatchMixin, VecEnv):
     """`num_envs` texts for Stable-Baselines3; arguments, spaces and rewards as in `TextGenerationEnv`.
 
     Every step advances all rows and scores all texts that end with one call of the reward model.  Wrap it in SB3's
@@ -24,19 +24,8 @@ class TextGenerationVecEnv(TextEnvMixin, VecEnv):
     and is idle afterwards (observation all -1, reward 0, never done, action ignored).
     """
 
-    def __init__(
-        self,
-        num_envs: int,
-        task: str | TextTask = "review",
-        reward: Any = None,
-        split: str = "train",
-        render_mode: str | None = None,
-        **settings: Any,
-    ) -> None:
-        self._make_core(num_envs, task, reward, split, settings)
-        self.render_mode = render_mode
-        super().__init__(num_envs, *spaces_of(self.task))
-        self._actions = np.zeros(num_envs, np.int64)
+    def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
+        VecEnv.__init__(self, self.num_envs, observation, action)
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts from the next `reset()` on."""
@@ -58,27 +47,17 @@ class TextGenerationVecEnv(TextEnvMixin, VecEnv):
         return self.core.observe()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions for `step_wait`."""
+        """Keep the actions, shape (B,), for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Append one token to every text; `infos` of finished texts hold `terminal_observation` and the final info."""
-        result = self.core.step(self._actions)
+        result, ends = self._step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if result.episodes:
-            final = self.core.observe()
-            for row in result.episodes:
-                infos[row] = self.core.final_info(row, result)
-                infos[row]["terminal_observation"] = {key: value[row] for key, value in final.items()}
-                infos[row]["TimeLimit.truncated"] = False
-            self.core.restart(list(result.episodes))
-            for row in result.episodes:
-                self.reset_infos[row] = self.core.start_info(row)
+        for row, (observation, info) in ends.items():
+            infos[row] = {**info, "terminal_observation": observation, "TimeLimit.truncated": False}
+            self.reset_infos[row] = self.core.start_info(row)
         return self.core.observe(), result.rewards.astype(np.float32), result.terminated, infos
-
-    def action_masks(self) -> np.ndarray:
-        """Return which tokens are legal now, shape (B, V), bool; all of them in idle rows."""
-        return self.core.action_masks()
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,4 +1,4 @@
-"""How a step ends texts, and what it returns."""
+"""The reasons for which texts end, and the result of a step."""
 
 from __future__ import annotations
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ..task import TextTask
-from .base import TextEnvMixin, spaces_of, transcript
+from .base import BatchMixin, TextEnvMixin, transcript
 
 
-class TextGenerationVectorEnv(TextEnvMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     """`num_envs` texts written side by side; arguments, spaces and rewards as in `TextGenerationEnv`.
 
     A text that ends is scored and its row starts the next one in the same step (`AutoresetMode.SAME_STEP`): with
@@ -23,21 +23,9 @@ class TextGenerationVectorEnv(TextEnvMixin, VectorEnv[dict[str, np.ndarray], np.
 
     metadata: ClassVar[dict[str, Any]] = {**TextEnvMixin.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        task: str | TextTask = "review",
-        reward: Any = None,
-        split: str = "train",
-        render_mode: str | None = None,
-        **settings: Any,
-    ) -> None:
-        self._make_core(num_envs, task, reward, split, settings)
-        self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = spaces_of(self.task)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.render_mode = render_mode
+    def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
+        self.single_observation_space, self.single_action_space = observation, action
+        self.observation_space, self.action_space = (batch_space(space, self.num_envs) for space in (observation, action))
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -63,25 +51,14 @@ class TextGenerationVectorEnv(TextEnvMixin, VectorEnv[dict[str, np.ndarray], np.
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Append one token to every text; see `gymnasium.vector.VectorEnv.step`."""
-        result = self.core.step(actions)
+        result, ends = self._step(actions)
         infos: dict[str, Any] = {}
-        if result.episodes:
-            final = self.core.observe()
-            for row in result.episodes:
-                end = {
-                    "final_obs": {key: value[row] for key, value in final.items()},
-                    "final_info": self.core.final_info(row, result),
-                }
-                infos = self._add_info(infos, end, row)
-            self.core.restart(list(result.episodes))
-            for row in result.episodes:
-                infos = self._add_info(infos, self.core.start_info(row), row)
-        truncated = np.zeros(self.num_envs, bool)
+        for row, (observation, info) in ends.items():
+            infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, row)
+        for row in ends:
+            infos = self._add_info(infos, self.core.start_info(row), row)
+        truncated = np.zeros(self.num_envs, bool)  # (B,)
         return self.core.observe(), result.rewards, result.terminated, truncated, infos
-
-    def action_masks(self) -> np.ndarray:
-        """Return which tokens are legal now, shape (B, V), bool."""
-        return self.core.action_masks()
 
     def render(self) -> tuple[str, ...] | None:
         """Return all texts so far (`"ansi"`) or print them (`"human"`)."""

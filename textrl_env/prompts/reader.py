@@ -15,8 +15,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..utils.row_files import RowError, Rows, excerpt, quoted
 from .prompt import Prompt
-from .row_files import RowError, Rows, excerpt, quoted
 from .row_sources import ListRows, rows_of
 
 Template = Callable[[Sequence[Mapping[str, Any]]], str]
@@ -168,19 +168,10 @@ class RowPrompts(LazyPrompts):
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Prompt]:
-        with self.rows.opened() as read:  # once, not once a row
-            for index in range(len(self)):
-                yield self._prompt(index, read)
+        return self.rows.map(self.schema.prompt_of)  # opens the file once, not once a row
 
     def _at(self, index: int) -> Prompt:
-        with self.rows.opened() as read:
-            return self._prompt(index, read)
-
-    def _prompt(self, index: int, read: Callable[[int], Any]) -> Prompt:
-        try:
-            return self.schema.prompt_of(read(index))
-        except RowError as error:
-            raise ValueError(f"{self.rows.where(index)}: {error}") from error
+        return next(self.rows.map(self.schema.prompt_of, [index]))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .row_files import CsvRows, JsonRows, LineRows, ParquetRows, Rows, quoted
+from ..utils.optional_imports import optional_import
+from ..utils.row_files import CsvRows, JsonRows, LineRows, ParquetRows, Rows, quoted
 
 _FORMATS = ("csv", "json", "jsonl", "parquet", "txt")
 
@@ -77,15 +78,17 @@ def _file_rows(path: Path, format: str | None, needed: Sequence[str] | None) -> 
         raise FileNotFoundError(f"no file of prompts at {path.absolute()}")
     if kind == "parquet":
         return ParquetRows(path, needed)
-    return {"csv": CsvRows, "txt": LineRows}.get(kind, JsonRows)(path)
+    if kind in ("csv", "txt"):
+        return CsvRows(path) if kind == "csv" else LineRows(path)
+    rows = JsonRows(path)
+    rows.check_last_line()
+    return rows
 
 
 def _hub_rows(source: str) -> Rows:
     name, _, split = source.removeprefix("hf:").partition(":")  # a split may hold colons itself: train[:100]
-    try:
+    with optional_import("datasets", f"{source!r} needs the package datasets"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(f"{source!r} needs the package datasets: pip install 'textrl-env[datasets]'") from error
     return _dataset_rows(load_dataset(name, split=split or "train"), source)
 
 

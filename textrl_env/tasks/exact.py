@@ -33,20 +33,20 @@ Rule = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 def smooth(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
     """Each token at each position has a worth, and so has each pair of neighbours; standard deviation about 0.5."""
     length = texts.shape[1]
-    single, pair = rng.normal(size=(length, vocab_size)), rng.normal(size=(vocab_size, vocab_size))
-    worth = single[np.arange(length), texts].sum(1) + pair[texts[:, :-1], texts[:, 1:]].sum(1)
+    single, pair = rng.normal(size=(length, vocab_size)), rng.normal(size=(vocab_size, vocab_size))  # (L, V), (V, V)
+    worth = single[np.arange(length), texts].sum(1) + pair[texts[:, :-1], texts[:, 1:]].sum(1)  # (N,)
     return 0.5 * worth / np.sqrt(2 * length - 1)
 
 
 def rough(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
     """Every text has a worth of its own, uniform in [0, 3]: nothing can be inferred from other texts."""
-    codes = texts @ vocab_size ** np.arange(texts.shape[1])
+    codes = texts @ vocab_size ** np.arange(texts.shape[1])  # (N,)
     return rng.permutation(np.linspace(0, 3, vocab_size ** texts.shape[1]))[codes]
 
 
 def prefix(texts: np.ndarray, vocab_size: int, rng: np.random.Generator) -> np.ndarray:
     """Number of leading tokens that agree with a secret text: each right token is paid."""
-    secret = rng.integers(1, vocab_size, texts.shape[1])
+    secret = rng.integers(1, vocab_size, texts.shape[1])  # (L,)
     return (texts == secret).cumprod(1).sum(1).astype(float)
 
 
@@ -92,7 +92,7 @@ class ExactTask:
         return TokenTree(self.vocab_size, self.length, lambda texts: self.rewards(prompt, texts))
 
 
-TASKS = {
+TASKS = {  # a row here is all that a further task needs
     task.name: task
     for task in (
         ExactTask("Smooth", smooth, 6, 4),
@@ -124,8 +124,8 @@ def exact_task(name: str, split: str = "train") -> TextTask:
 def _random_texts(task: ExactTask) -> list[tuple[str, str]]:
     """Return texts whose tokens are drawn evenly, the end of text among them: the base policy is near to uniform."""
     rng = np.random.default_rng(task.seed)
-    drawn = rng.integers(0, task.vocab_size, (1000, task.length))
-    ended = (drawn == EOS).cumsum(1) > 0
+    drawn = rng.integers(0, task.vocab_size, (1000, task.length))  # (1000, L)
+    ended = (drawn == EOS).cumsum(1) > 0  # (1000, L)
     texts = ["".join(f" {token}" for token in row[~stop]) for row, stop in zip(drawn, ended, strict=True)]
     return list(zip(rng.choice(PROMPTS, len(texts)).tolist(), texts, strict=True))
 
@@ -141,9 +141,6 @@ def _base_model(task: ExactTask) -> dict[str, Any]:
 def _gold(task: ExactTask, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Return the reward of each text."""
     return np.array(ExactReward(task).of([PROMPTS.index(p) for p in prompts], [list(map(int, r.split())) for r in responses]))
-
-
-smooth_task, long_task, wide_task, rough_task, prefix_task, sparse_task, needle_task = (partial(exact_task, name) for name in TASKS)
 
 
 class ExactReward:
@@ -165,7 +162,7 @@ class ExactReward:
 
     def of(self, numbers: Sequence[int], responses: Sequence[Sequence[int]]) -> list[float]:
         """Return the reward of each response, ids without the end of text, to the prompt of its number."""
-        texts = np.zeros((len(responses), self.task.length), np.int64)
+        texts = np.zeros((len(responses), self.task.length), np.int64)  # (N, L)
         for row, ids in enumerate(responses):
             texts[row, : len(ids)] = ids
         number_of, scores = np.array(numbers), np.zeros(len(responses))
@@ -209,9 +206,9 @@ class TokenTree:
             self.prefixes.append(np.column_stack([np.repeat(last, vocab_size - 1, 0), tokens]))
         self.rewards = []
         for t, texts in enumerate(self.prefixes):
-            ends = np.full((len(texts), vocab_size), np.nan)
+            ends = np.full((len(texts), vocab_size), np.nan)  # ((V - 1)^t, V)
             for token in range(vocab_size) if t == length - 1 else [EOS]:
-                full = np.zeros((len(texts), length), np.int64)
+                full = np.zeros((len(texts), length), np.int64)  # ((V - 1)^t, L)
                 full[:, :t], full[:, t] = texts, token
                 ends[:, token] = rewards(full)
             self.rewards.append(ends)
@@ -222,8 +219,8 @@ class TokenTree:
         ahead = np.zeros(0)
         for t in reversed(range(self.length)):
             tilted = reference[t] + self._worth(t, ahead) / beta  # (n, V)
-            top = tilted.max(1, keepdims=True)
-            total = top[:, 0] + np.log(np.exp(tilted - top).sum(1))
+            top = tilted.max(1, keepdims=True)  # (n, 1)
+            total = top[:, 0] + np.log(np.exp(tilted - top).sum(1))  # (n,)
             policy.insert(0, tilted - total[:, None])
             ahead = beta * total
         return float(ahead[0]), policy
@@ -232,9 +229,9 @@ class TokenTree:
         """Return what a policy achieves."""
         score = kl = np.zeros(0)
         for t in reversed(range(self.length)):
-            p = np.exp(policy[t])
+            p = np.exp(policy[t])  # (n, V)
             # 0 * log 0 = 0: a token that the policy never writes may be impossible for the reference
-            ratio = np.where(p > 0, policy[t] - np.where(p > 0, reference[t], 0.0), 0.0)
+            ratio = np.where(p > 0, policy[t] - np.where(p > 0, reference[t], 0.0), 0.0)  # (n, V)
             kl = (p * (ratio + self._spread(t, kl))).sum(1)
             score = (p * self._worth(t, score)).sum(1)
         return Evaluation(float(score[0] - beta * kl[0]), float(score[0]), float(kl[0]))
@@ -247,5 +244,5 @@ class TokenTree:
         """Lay the next level's numbers beside the tokens that lead there, 0 where a text ends."""
         out = np.zeros_like(self.rewards[t])
         if t < self.length - 1:
-            out[:, 1:] = ahead.reshape(len(out), -1)
+            out[:, 1:] = ahead.reshape(len(out), -1)  # (n, V - 1)
         return out

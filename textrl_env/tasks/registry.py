@@ -10,14 +10,16 @@ from typing import Any
 from ..task import TextTask
 from ..utils.suggestions import did_you_mean
 from .corpora import real_task
+from .exact import TASKS
 from .ladders import factories
 
-EXACT_TASKS = ("Smooth", "Long", "Wide", "Rough", "Prefix", "Sparse", "Needle")
+EXACT_TASKS = tuple(TASKS)
 
-
-_TASKS: dict[str, str] = {
-    "review": "textrl_env.tasks.review.task:review_task",
-    **{f"exact-{name.lower()}": f"textrl_env.tasks.exact:{name.lower()}_task" for name in EXACT_TASKS},
+# Name -> the factory of (*arguments, split) and those arguments.
+_TABLE: dict[str, tuple[str, ...]] = {
+    "review": ("textrl_env.tasks.review.task:review_task",),
+    **{f"exact-{name.lower()}": ("textrl_env.tasks.exact:exact_task", name) for name in EXACT_TASKS},
+    **factories(),
 }
 
 
@@ -31,7 +33,7 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or there is no such split.
         TypeError: `task` is neither, or an override is no field of a task.
     """
     if isinstance(task, str):
@@ -51,10 +53,8 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
 
 
 def _built(name: str, split: str) -> TextTask:
-    sized = factories()
-    if name not in _TASKS and name not in sized:
-        known = [*_TASKS, *sized]
-        raise ValueError(f"no task is called {name!r}{did_you_mean(name, known)}; known: {', '.join(sorted(known))}")
-    path, *size = sized.get(name) or (_TASKS[name],)
+    if name not in _TABLE:
+        raise ValueError(f"no task is called {name!r}{did_you_mean(name, _TABLE)}; known: {', '.join(sorted(_TABLE))}")
+    path, *arguments = _TABLE[name]
     module, attribute = path.split(":")
-    return getattr(importlib.import_module(module), attribute)(*size, split)
+    return getattr(importlib.import_module(module), attribute)(*arguments, split)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and text files read by the line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,93 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name, then rename: a reader never sees half a file."""
+@contextmanager
+def new_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, at which the block writes a file or a folder.
+
+    If the block ends well, what it wrote is renamed to `path`, else it is deleted: a reader never sees half of it.  A folder that had the
+    name before is moved aside first and deleted last, so that a crash never loses both.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    _delete(temporary)  # left by a process that was killed
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            _delete(old)
+            path.rename(old)
+        os.replace(temporary, path)
+        _delete(old)
+    finally:
+        _delete(temporary)
+
+
+@contextmanager
+def new_file(path: str | Path, mode: int = 0o666) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file for writing that appears at `path` when the block ends well, see `new_path`.
+
+    Half a character, which UTF-8 cannot hold and a byte tokenizer may leave, is written as a backslash escape.
+
+    Args:
+        path: The file.
+        mode: Its permissions, before the umask.
+    """
+    opener = partial(os.open, mode=mode)
+    with new_path(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="\n", errors="backslashreplace", opener=opener) as file:
+            yield file
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder that appears at `path` when the block ends well, see `new_path`."""
+    with new_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, see `new_file`."""
+    with new_file(path) as file:
+        file.write(text)
+
+
+def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of a text file, such as sentences or a list of words, stripped and without the blank ones.
+
+    Args:
+        path: The file.
+        encoding: Of the file; older corpora are often `"latin-1"`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds only blank lines, or bytes that are not of this encoding.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no text file at {path}")
+    lines = []
+    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            lines.append(raw.decode(encoding).strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error}; save it as UTF-8, or pass the file's encoding, e.g. latin-1") from error
+    if not any(lines):
+        raise ValueError(f"{path} holds no lines: no sentence, no word")
+    return [line for line in lines if line]
 
 
 def plain(value: Any) -> Any:
@@ -32,7 +109,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with new_file(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
@@ -43,39 +121,3 @@ def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
         if new:
             writer.writeheader()
         writer.writerow({key: row[key] for key in columns})
-
-
-@contextmanager
-def new_file(path: str | Path) -> Iterator[IO[str]]:
-    """Give a text file to write into; it takes the name `path` if the block ends well, else it vanishes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # a byte tokenizer can leave half a character, which UTF-8 cannot hold
-        with open(temporary, "w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder to write into; it takes the name `path` if the block ends well, else it vanishes.
-
-    What bore the name before is moved aside first and deleted last, so that no crash can lose both.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = temporary.with_suffix(".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...rollouts.reward_scaling import whiten
+
 
 class Rollout(NamedTuple):
     """What an estimator sees of S texts with N tokens.
@@ -92,17 +94,12 @@ def grpo(rollout: Rollout) -> np.ndarray:
 
 def reinforce_plus_plus(rollout: Rollout) -> np.ndarray:
     """Reward to go, whitened over the rollout (Hu et al. 2025): the direction is unbiased up to the batch's own mean."""
-    return whitened(rollout.to_go)
+    return whiten(rollout.to_go)
 
 
 def reinforce_plus_plus_baseline(rollout: Rollout) -> np.ndarray:
     """Return minus the group's mean, then whitened over the rollout (Hu et al. 2025)."""
-    return whitened(group_mean(rollout))
-
-
-def whitened(advantages: np.ndarray) -> np.ndarray:
-    """Give the numbers mean 0 and variance 1."""
-    return (advantages - advantages.mean()) / np.sqrt(advantages.var() + 1e-8)
+    return whiten(group_mean(rollout))
 
 
 ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {

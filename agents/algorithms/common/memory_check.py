@@ -69,7 +69,7 @@ def load_of(algorithm: Trained) -> Load:
     """Read off an algorithm what it will do."""
     policy, buffer, env = algorithm.policy, algorithm.rollout_buffer, algorithm.env
     assert env is not None
-    settings, texts = policy._settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
+    settings, texts = policy.settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
     batch = algorithm.texts_per_update
     prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))
     texts_env = env.unwrapped
@@ -79,9 +79,9 @@ def load_of(algorithm: Trained) -> Load:
         env.num_envs,
         prompt,
         response,
-        min(settings["micro_batch_size"] or batch, batch),
-        buffer.reference_batch_size if buffer.reference is not None else 0,
-        settings["gradient_checkpointing"],
+        min(settings.micro_batch_size or batch, batch),
+        buffer.kl_shaping.batch_size if buffer.reference is not None else 0,
+        settings.gradient_checkpointing,
         policy.sampler.cuts or texts_env.core.constraint is not None or policy.mask is not None,
     )
 

@@ -8,13 +8,13 @@ stay.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+from ...rollouts.rollout_samples import RolloutResult
 
 _NAMES: Mapping[str, str] = {
     "loss": "objective/loss",
@@ -44,19 +44,17 @@ def rename(logger: Logger) -> None:
         logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
 
 
-def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, finished: Sequence[Mapping[str, Any]], seconds: float) -> None:
+def record_rollout(logger: Logger, buffer: SequenceRolloutBuffer, rollout: RolloutResult) -> None:
     """Record what a rollout looked like.
 
     Args:
         logger: SB3's.
         buffer: Holds it.
-        finished: `info` of each text that ended.
-        seconds: Time of writing it, the reference's pass included.
+        rollout: What was written.
     """
-    stats, record = buffer.stats, logger.record
-    assert stats is not None
+    stats, record, finished = rollout.stats, logger.record, rollout.infos
     reasons = Counter(info["finish_reason"] for info in finished)
-    writing = seconds - stats.reference_seconds
+    writing = rollout.seconds - stats.reference_seconds
     record("objective/score", stats.score)
     terms = [info["reward_terms"] for info in finished if "reward_terms" in info]
     for name in dict.fromkeys(name for values in terms for name in values):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -19,49 +19,47 @@ from ...models.backbones import backbone_of
 from ...models.loading import LMSource, load_lm, save_lm
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
+from .keyword_arguments import KeywordArguments
 from .training_checkpoint import load_training, save_training
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 
-class Supervised(ABC):
+class SupervisedArguments(TypedDict, total=False):
+    """Keyword arguments of `SFT` and `DPO`, see `keyword_arguments`."""
+
+    learning_rate: Annotated[float, 3e-3, "Peak of a one-cycle schedule, > 0."]
+    batch_size: Annotated[int, 32, "Texts, or pairs of them, per step, at least 1."]
+    weight_decay: Annotated[float, 0.01, "Weight decay of AdamW, at least 0."]
+    seed: Annotated[int, 0, "Seed of fresh weights and of the order of the texts."]
+    device: Annotated[torch.device | str, "cpu", "Where to train."]
+
+
+class Supervised(KeywordArguments, ABC):
     """Minibatches in random order, AdamW, a one-cycle schedule.
-
-    Args:
-        model: What `agents.models.loading.load_lm` takes, or a module, which is trained itself.
-        tokenizer: The environment's; prompt and response are encoded apart, as the environment does.
-        learning_rate: Peak of the schedule.
-        batch_size: Rows per step.
-        weight_decay: Of AdamW.
-        seed: Of fresh weights and of the order of the rows.
-        device: Where to train.
 
     Raises:
         ValueError: The model has fewer tokens than the tokenizer.
     """
 
-    def __init__(
-        self,
-        model: LMSource | nn.Module,
-        tokenizer: Tokenizer,
-        learning_rate: float,
-        batch_size: int,
-        weight_decay: float,
-        seed: int,
-        device: torch.device | str,
-    ) -> None:
+    _arguments = SupervisedArguments
+    _meanings: ClassVar[Mapping[str, str]] = {
+        "model": "What `agents.models.loading.load_lm` takes, or a module, which is trained itself.",
+        "tokenizer": "The environment's; prompt and response are encoded apart, as the environment does.",
+    }
+
+    def __init__(self, model: LMSource | nn.Module, tokenizer: Tokenizer, **arguments: Unpack[SupervisedArguments]) -> None:
+        settings = self._complete(arguments)
+        self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
+        self.weight_decay, self.seed = settings["weight_decay"], settings["seed"]
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(device)
+            torch.manual_seed(self.seed)
+            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
         self.backbone = backbone_of(self.lm)
         if self.backbone.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
         self.tokenizer = tokenizer
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.seed = seed
         self.losses: list[float] = []
 
     def learn(

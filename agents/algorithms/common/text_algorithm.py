@@ -1,10 +1,9 @@
-"""What all our on-policy algorithms do differently from Stable-Baselines3's: whole episodes, and a reference."""
+"""The base of our on-policy algorithms: Stable-Baselines3's, with rollouts of whole episodes and a frozen reference."""
 
 from __future__ import annotations
 
 import copy
 import io
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -27,19 +26,23 @@ from torch import nn
 
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.utils.files import new_path
 
 from ...generation.generator import Generator
-from ...models.loading import LMSource, folder_hash, frozen, load_lm
-from ...models.lora import WithoutAdapters
+from ...models.loading import LMSource
+from ...models.lora import without_adapters
 from ...models.memory_estimate import MemoryEstimate
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.collect import play_episodes
 from ...rollouts.collect_generated import play_generated
-from ...rollouts.kl_controller import Beta, KLController, as_kl_controller
+from ...rollouts.kl_controller import KLController, as_kl_controller
+from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+from ...rollouts.rollout_samples import RolloutResult
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
+from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
 
-class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
+class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     """Mixin before an SB3 algorithm: rollouts are whole episodes, rewards are held to a frozen reference.
 
     Subclasses set `n_episodes`, `kl_controller` and what concerns reference and critic before `_setup_model`.
@@ -68,9 +71,15 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
         generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
         memory: What training is estimated to take; None before it begins.
+        last_rollout: The latest finished rollout, for callbacks; None before the first.  It is not saved.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
+    _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+    _meanings: ClassVar[Mapping[str, str]] = {
+        "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
+        "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
+    }
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -83,6 +92,7 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
     critic_warmup: int = 0
     kl_controller: KLController
     score_scale: ScoreScale | None = None
+    last_rollout: RolloutResult | None = None
     generator: Generator | None = None
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
@@ -107,39 +117,38 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             env = VecMonitor(env)
         return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
-    def _set_text(
-        self,
-        n_episodes: int,
-        beta: Beta,
-        reference: LMSource | None,
-        reference_mixup: float,
-        critic_warmup: int,
-    ) -> None:
-        """Take the arguments that all our algorithms share, see `TextPPO`.
+    def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
+        """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
+
+        `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
 
         Raises:
-            ValueError: One is out of range.
+            ValueError: An argument is out of range.
         """
-        if n_episodes < 1:
-            raise ValueError(f"n_episodes={n_episodes}: texts per rollout, at least 1")
-        if not 0 <= reference_mixup <= 1 or critic_warmup < 0:
-            raise ValueError(
-                f"reference_mixup={reference_mixup}, critic_warmup={critic_warmup}: a share between 0 and 1, and a number of rollouts"
-            )
-        self.n_episodes = n_episodes
-        self.kl_controller = as_kl_controller(beta)
+        given = dict(settings)
+        self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
+        mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
+        if self.n_episodes < 1:
+            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
+        if not 0 <= mixup <= 1 or warmup < 0:
+            raise ValueError(f"reference_mixup={mixup}, critic_warmup={warmup}: a share between 0 and 1, and a number of rollouts")
+        self.reference_mixup, self.critic_warmup = mixup, warmup
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
-        self.reference_mixup, self.critic_warmup = reference_mixup, critic_warmup
+        if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
+            given["n_steps"] = given["batch_size"]
+        given |= {
+            "normalize_advantage": False,  # the buffer whitens the whole rollout
+            "rollout_buffer_class": self._buffer_class,
+            "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
+        }
+        super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
 
     def _setup_model(self) -> None:
         self._join_ranks()
         super()._setup_model()
         self.ranks.share_weights(self.policy)
-        self.rollout_buffer.ranks = self.ranks
-        self.rollout_buffer.kl_controller = self.kl_controller
-        if self.score_scale is None:
-            self.score_scale = self.rollout_buffer.score_scale
-        self.rollout_buffer.score_scale = self.score_scale
+        self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
+        self.score_scale = self.rollout_buffer.score_scale
         self._set_reference()
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
@@ -149,25 +158,10 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
 
     def _set_reference(self) -> None:
         adapted = self.policy_kwargs.get("lora") is not None
-        if self.reference_mixup and adapted:
-            raise ValueError(
-                f"reference_mixup={self.reference_mixup} changes the reference, which adapters share with the policy: set it to 0"
-            )
-        if self.reference_source is not None:
-            found = folder_hash(_folder_of(self.reference_source))
-            if self.reference_hash not in (None, found):
-                raise ValueError(
-                    f"the reference in {_folder_of(self.reference_source)} has changed since this model was saved (SHA-256 "
-                    f"{found[:12]}..., saved {self.reference_hash[:12]}...): restore it, or KL would be measured against another model"
-                )
-            self.reference_hash = found
-            self.reference = frozen(load_lm(self.reference_source)).to(self.device)
-        else:
-            self.reference = None if adapted else frozen(copy.deepcopy(self.policy.lm))
-        buffer = self.rollout_buffer
-        buffer.reference = buffer.as_reference(WithoutAdapters(self.policy.backbone) if self.reference is None else self.reference)
-        if self.reference_mixup and [p.shape for p in self.reference.parameters()] != [p.shape for p in self.policy.lm.parameters()]:  # type: ignore[union-attr]
-            raise ValueError(f"reference_mixup={self.reference_mixup} needs a reference of the policy's own architecture")
+        self.reference, self.reference_hash = make_reference(
+            self.reference_source, self.policy, adapted, self.reference_hash, self.reference_mixup
+        )
+        self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
@@ -206,7 +200,9 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
             self._end_on_ranks(env)
         self.num_rollouts += 1
         self.num_texts += len(finished)
-        self._log_rollout(finished, perf_counter() - began)
+        assert rollout_buffer.stats is not None
+        self.last_rollout = RolloutResult(finished, rollout_buffer.stats, perf_counter() - began)
+        self._log_rollout(self.last_rollout)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -253,7 +249,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
             self._check_gradients(trainable)
         if self.reference_mixup:
-            self._mix_reference()
+            assert self.reference is not None
+            move_reference(self.reference, self.policy.lm, self.reference_mixup)
         self._rollout_start = None
         seconds = perf_counter() - began
         stats = self.rollout_buffer.stats
@@ -281,13 +278,6 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
                 f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?"
             )
 
-    @torch.no_grad()
-    def _mix_reference(self) -> None:
-        """Move the reference toward the policy (TR-DPO's soft update, Gorbatovski et al. 2024)."""
-        assert self.reference is not None
-        for kept, now in zip(self.reference.parameters(), self.policy.lm.parameters(), strict=True):
-            kept.lerp_(now, self.reference_mixup)
-
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Follow the schedule, as SB3 does; a critic's own rate stays."""
         super()._update_learning_rate(optimizers)
@@ -306,16 +296,14 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         """Choose the next token, see `TransformerPolicy.predict`."""
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
-    def _log_rollout(self, finished: list[dict[str, Any]], seconds: float) -> None:
+    def _log_rollout(self, rollout: RolloutResult) -> None:
         buffer, last = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
-        unfinished = sum(info["finish_reason"] == "length" for info in finished) / len(finished)
-        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])
-        symptoms = RolloutSymptoms(
-            kl, buffer.scores, -float(buffer.log_probs.mean()), 1 - unfinished, None if last is None else float(last)
-        )
+        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (N,) to (S,)
+        ended = 1 - rollout.share_finished_by("length")
+        symptoms = RolloutSymptoms(kl, buffer.scores, -float(buffer.log_probs.mean()), ended, None if last is None else float(last))
         if self.ranks.is_main:
             self.health.check(symptoms)
-        record_rollout(self.logger, buffer, finished, seconds)
+        record_rollout(self.logger, buffer, rollout)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made = super()._init_callback(callback, progress_bar=False)
@@ -347,11 +335,8 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
                 super().save(path, exclude, include)
                 return
             target = Path(path) if Path(path).suffix else Path(f"{path}.zip")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            with temporary.open("wb") as file:
+            with new_path(target) as temporary, temporary.open("wb") as file:
                 super().save(file, exclude, include)
-            os.replace(temporary, target)
         finally:
             self.__dict__.update(given)
 
@@ -377,7 +362,17 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "reference", "_rollout_start", "health", "_ptx", "generator", "ranks", "memory"]
+        return [
+            *super()._excluded_save_params(),
+            "reference",
+            "_rollout_start",
+            "health",
+            "_ptx",
+            "generator",
+            "ranks",
+            "memory",
+            "last_rollout",
+        ]
 
     def _progress(self) -> dict[str, Any]:
         """Return what a rollout changes of the algorithm itself."""
@@ -399,10 +394,3 @@ class TextAlgorithm(DistributedMixin, OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
         return state_dicts + (["reference"] if weights else []), variables
-
-
-def _folder_of(source: LMSource) -> str | Path:
-    folder = source.get("weights") if isinstance(source, Mapping) else source
-    if folder is None:
-        raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")  # type: ignore[arg-type]
-    return folder

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from textrl_env.utils.files import plain, write_json
 
 from ...algorithms.policy_gradient import TextPolicyGradient
 from ...distributed.process_group import ranks
+from ...reports.tables import terminal_table
 from .speed_workload import Speed, _env, _policy_kwargs, iterate
 
 
@@ -82,7 +82,7 @@ def _iterations(folder: Path) -> None:
     torch.set_num_threads(1)
     speed = Speed(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
     model = TextPolicyGradient(
-        "TransformerPolicy", _env(speed), "gae", n_episodes=speed.episodes, batch_size=speed.batch, n_epochs=speed.epochs,
+        "TransformerPolicy", _env(speed), estimator="gae", n_episodes=speed.episodes, batch_size=speed.batch, n_epochs=speed.epochs,
         whiten_advantages=True, policy_kwargs=_policy_kwargs(speed, speed.precision), seed=0, device="cpu",
     )  # fmt: skip
     rows = []
@@ -94,14 +94,14 @@ def _iterations(folder: Path) -> None:
 
 
 def _print(figures: dict[str, Any], sizes: list[int]) -> None:
-    table = Table(title="Seconds per iteration, one thread a process", caption=f"ratio {figures['ratio']:.2f}x")
-    for column in ("processes", "rollout", "reference", "update", "iteration", "tokens/s", "from", "to"):
-        table.add_column(column, justify="right")
+    cells = []
     for size in sizes:
         row = figures[str(size)]
         seconds = (row[f"{part}seconds"] for part in ("rollout_", "reference_", "update_", ""))
-        table.add_row(str(size), *(f"{s:.2f}" for s in seconds), *(f"{t:.0f}" for t in (row["tokens_per_second"], *row["range"])))
-    Console().print(table)
+        cells.append((str(size), *(f"{s:.2f}" for s in seconds), *(f"{t:.0f}" for t in (row["tokens_per_second"], *row["range"]))))
+    head = ("processes", "rollout", "reference", "update", "iteration", "tokens/s", "from", "to")
+    title = "Seconds per iteration, one thread a process"
+    Console().print(terminal_table(head, cells, title, texts=0, caption=f"ratio {figures['ratio']:.2f}x"))
 
 
 if __name__ == "__main__":

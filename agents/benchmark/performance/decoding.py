@@ -15,13 +15,14 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from ...models.backbones import Backbone, backbone_of
 from ...models.cached_decoder import CachedDecoder
 from ...models.loading import load_lm
 from ...models.sampler import draw
 from ...models.sequences import PartialTexts
+from ...reports.tables import terminal_table
+from .speed_workload import Speed, model_config
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,7 @@ class Decode:
 def main(config: Decode) -> dict[str, float]:
     """Print tokens per second of each kind, and return them."""
     torch.manual_seed(0)
-    lm = load_lm(
-        {
-            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 1024,
-            "bos_token_id": None, "eos_token_id": 0,
-        }
-    )  # fmt: skip
+    lm = load_lm(model_config(Speed(vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=8, new_tokens=1008)))
     backbone = backbone_of(lm.to(config.device).eval())
     rng = np.random.default_rng(0)
     lengths = rng.integers(config.shortest, config.longest + 1, config.rows)
@@ -77,12 +72,9 @@ def main(config: Decode) -> dict[str, float]:
         for kind, (first, later) in kinds.items():
             speeds[kind].append(write(backbone, config, first, later, cuda_graphs=kind.endswith("graphs")))
     medians = {kind: statistics.median(seen[1:]) for kind, seen in speeds.items()}
-    table = Table(title=f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}")
-    for column in ("", "tokens/s", "of even rows"):
-        table.add_column(column, justify="left" if not column else "right")
-    for kind, speed in medians.items():
-        table.add_row(kind, f"{speed:,.0f}", f"{speed / medians[kind.replace('uneven', 'even')]:.2f}")
-    Console().print(table)
+    rows = [(kind, f"{speed:,.0f}", f"{speed / medians[kind.replace('uneven', 'even')]:.2f}") for kind, speed in medians.items()]
+    title = f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}"
+    Console().print(terminal_table(("", "tokens/s", "of even rows"), rows, title))
     if config.device.startswith("cuda"):
         Console().print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
     return medians

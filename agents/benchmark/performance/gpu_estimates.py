@@ -19,6 +19,7 @@ from ...algorithms.common.memory_check import cache_bytes, saved_for_backward
 from ...models.backbones import backbone_of
 from ...models.loading import load_lm
 from ...models.memory_estimate import GIB, Load, Saved, Sizes, estimate, lightened
+from ...reports.tables import markdown_table
 
 ROOM = round(0.9 * 141e9)  # bytes of one H200; a tenth is left to the context, libraries and fragments
 BANDWIDTH = 4.8e12 * 0.6  # bytes a second; the share is an assumption
@@ -138,7 +139,7 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
 
 
 def fitting(sizes: Sizes, gpus: int = 1) -> tuple[Load, int]:
-    """Return a load that fits one GPU of so many, the lightest one if none does; and its bytes."""
+    """Return a load that fits each of `gpus` GPUs (the lightest one if none does), and its bytes on one of them."""
     texts = TEXTS // gpus
     load = lightened(sizes, Load(texts, texts, PROMPT, RESPONSE, MINIBATCH // gpus, 64), ROOM)
     return load, estimate(sizes, load, False).needed
@@ -171,14 +172,7 @@ def seconds(model: Paper, adapters: bool, load: Load, gpus: int = 1) -> dict[str
 def tables() -> str:
     """Return both tables in Markdown."""
     models = [paper(name) for name in MODELS]
-    memory = [
-        "| model | trained | weights | gradients, Adam | reference | keys and values | update | least | fits with |",
-        "|" + " --- |" * 9,
-    ]
-    time = [
-        "| model | trained | GPUs | writing s | if weights were bf16 s | reference s | update s | summing s | tokens/s |",
-        "|" + " --- |" * 9,
-    ]
+    memory, time = [], []
     for model in models:
         for adapters in (False, True):
             sizes, trained = sizes_of(model, adapters), f"adapters, rank {RANK}" if adapters else "all"
@@ -188,23 +182,25 @@ def tables() -> str:
                 load, needed = fitting(sizes, gpus)
                 if needed <= ROOM:
                     time.append(_time_row(model, trained, gpus, seconds(model, adapters, load, gpus)))
-    return "\n".join(memory) + "\n\n" + "\n".join(time)
+    memory_head = ("model", "trained", "weights", "gradients, Adam", "reference", "keys and values", "update", "least", "fits with")
+    time_head = ("model", "trained", "GPUs", "writing s", "if weights were bf16 s", "reference s", "update s", "summing s", "tokens/s")
+    return f"{markdown_table(memory_head, memory)}\n\n{markdown_table(time_head, time)}"
 
 
-def _memory_row(model: Paper, trained: str, sizes: Sizes, load: Load, needed: int) -> str:
-    found = estimate(sizes, load, False)
-    stored, phases = found.stored, found.phases
+def _memory_row(model: Paper, trained: str, sizes: Sizes, load: Load, needed: int) -> list[str]:
+    memory = estimate(sizes, load, False)
+    stored, phases = memory.stored, memory.phases
     parts = [stored["weights"], stored["gradients"] + stored["optimizer"], stored["reference"], phases["writing"]["cache"]]
     parts += [sum(phases["update"].values()), needed]
     how = f"{load.rows} rows, {load.at_once} texts at once" + (", checkpointing" if load.checkpointing else "")
     fits = how if needed <= ROOM else "does not fit"
-    return f"| {model.name} | {trained} | " + " | ".join(f"{part / GIB:.1f}" for part in parts) + f" | {fits} |"
+    return [model.name, trained, *(f"{part / GIB:.1f}" for part in parts), fits]
 
 
-def _time_row(model: Paper, trained: str, gpus: int, spent: dict[str, float]) -> str:
+def _time_row(model: Paper, trained: str, gpus: int, spent: dict[str, float]) -> list[str]:
     whole = sum(value for part, value in spent.items() if part != "writing, bf16 weights")
     cells = [f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in spent.values()]
-    return f"| {model.name} | {trained} | {gpus} | " + " | ".join(cells) + f" | {TEXTS * RESPONSE / whole:,.0f} |"
+    return [model.name, trained, str(gpus), *cells, f"{TEXTS * RESPONSE / whole:,.0f}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the machine can do, what it is asked to do, and how much memory a process takes."""
+"""Operations that a workload needs, operations per second that this machine reaches, and the memory of a process."""
 
 from __future__ import annotations
 

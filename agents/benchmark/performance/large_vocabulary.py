@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from ...models import log_probs
 from ...models.backbones import backbone_of
@@ -26,7 +25,9 @@ from ...models.loading import load_lm
 from ...models.log_probs import action_log_probs
 from ...models.sampler import Sampler
 from ...models.sequences import TextRecord, pack
+from ...reports.tables import terminal_table
 from .hardware import peak_mib
+from .speed_workload import Speed, model_config
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,10 @@ def main(config: Memory) -> None:
     for path in ("plain", "chunks", "blocks"):
         command = [sys.executable, "-m", "agents.benchmark.performance.large_vocabulary", f"--path={path}", *flags]
         rows[path] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    table = Table(title=f"One update, {config.texts * config.new_tokens} response tokens, vocabulary {config.vocabulary}")
-    for column in ("", "peak beyond the model, MiB", "seconds"):
-        table.add_column(column, justify="left" if not column else "right")
-    for path, row in rows.items():
-        table.add_row(path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}")
-    table.add_row("blocks / plain", *(_ratio(rows["blocks"][key], rows["plain"][key]) for key in ("mib", "seconds")))
-    Console().print(table)
+    cells = [[path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}"] for path, row in rows.items()]
+    cells.append(["blocks / plain", *(_ratio(rows["blocks"][key], rows["plain"][key]) for key in ("mib", "seconds"))])
+    title = f"One update, {config.texts * config.new_tokens} response tokens, vocabulary {config.vocabulary}"
+    Console().print(terminal_table(("", "peak beyond the model, MiB", "seconds"), cells, title))
 
 
 def _ratio(ours: float, plain: float) -> str:
@@ -78,13 +76,8 @@ def _ratio(ours: float, plain: float) -> str:
 def _measure(config: Memory) -> dict[str, float]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    lm = load_lm(
-        {
-            "model_type": "llama", "vocab_size": config.vocabulary, "hidden_size": config.width, "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256,
-            "bos_token_id": None, "eos_token_id": 0, "tie_word_embeddings": True,
-        }
-    )  # fmt: skip
+    speed = Speed(vocabulary=config.vocabulary, width=config.width, layers=config.layers, new_tokens=240)
+    lm = load_lm(model_config(speed) | {"tie_word_embeddings": True})
     backbone = backbone_of(lm)
     if config.path != "blocks":
         backbone.__class__ = type("Called", (type(backbone),), {"head": None})
@@ -104,9 +97,9 @@ def _measure(config: Memory) -> dict[str, float]:
     seconds = []
     for _ in range(1 + config.repeats):
         began = perf_counter()
-        found, entropies = action_log_probs(backbone, backbone.hidden(batch), batch, actions, Sampler(), config.vocabulary)
+        of_actions, entropies = action_log_probs(backbone, backbone.hidden(batch), batch, actions, Sampler(), config.vocabulary)
         optimizer.zero_grad(set_to_none=False)
-        (-found.mean() - 0.01 * entropies.mean()).backward()
+        (-of_actions.mean() - 0.01 * entropies.mean()).backward()
         optimizer.step()
         seconds.append(perf_counter() - began)
     return {"mib": peak_mib() - before, "seconds": statistics.median(seconds[1:])}

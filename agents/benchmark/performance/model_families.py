@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from stable_baselines3.common.utils import obs_as_tensor
 from transformers.utils import logging
 
@@ -30,6 +29,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import write_text
 
 from ...policies.transformer_policy import TransformerPolicy
+from ...reports.tables import markdown_table, terminal_table
 from ...rollouts.collect import play_episodes
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from .architectures import architectures
@@ -65,31 +65,24 @@ class Families:
 
 
 def main(config: Families) -> list[tuple[Any, ...]]:
-    """Measure, print, write; return the rows of the table."""
-    console = Console()
-    table = Table(title=f"{config.device}, {config.precision}, width {config.width}, {config.rows} rows, {config.new_tokens} new tokens")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "family" else "right")
+    """Measure all families, print and write the table, and return its rows."""
     known = architectures(config.vocabulary, config.width, 256)
     if config.own is not None:
         own = json.loads(config.own)
         known[own["class"]] = own
     logging.disable_progress_bar()
-    rows = []
-    for name in config.only or known:
-        rows.append((name, *measure(known[name], config)))
-        table.add_row(*_shown(rows[-1]))
-    console.print(table)
+    rows = [(name, *measure(known[name], config)) for name in config.only or known]
+    cells = [_shown(row) for row in rows]
+    title = f"{config.device}, {config.precision}, width {config.width}, {config.rows} rows, {config.new_tokens} new tokens"
+    Console().print(terminal_table(COLUMNS, cells, title))
     if config.out is not None:
-        lines = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1), *(_shown(row) for row in rows)]
-        head = f"# Families of models\n\n{__doc__}\n{table.title}, {os.cpu_count()} cores, torch {torch.__version__}:\n"
-        text = "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
-        write_text(config.out, text)
+        head = f"# Families of models\n\n{__doc__}\n{title}, {os.cpu_count()} cores, torch {torch.__version__}:\n"
+        write_text(config.out, f"{head}\n{markdown_table(COLUMNS, cells)}\n")
     return rows
 
 
 def measure(model: dict[str, Any], config: Families) -> tuple[float, float, float, bool, float, float, float]:
-    """Return the columns after the name."""
+    """Return the columns of the table after the name."""
     torch.manual_seed(0)
     prompts = [Prompt(" ".join(str(7 * n + i) for i in range(3 + 5 * n))) for n in range(4)]
     task = TextTask(IntegerTokenizer(config.vocabulary, 0), prompts, config.new_tokens)
@@ -157,15 +150,15 @@ def _gradient_error(policy: TransformerPolicy, buffer: SequenceRolloutBuffer, ob
     span = range(segment.steps.start, segment.steps.stop)
     samples = buffer.samples(np.array([0]))
     one_each = {key: torch.as_tensor(np.stack([observations[t][key][segment.row] for t in span])) for key in ("prompt", "response")}
-    found = []
+    gradients = []
     for source in (samples.observations, {key: value.to(config.device) for key, value in one_each.items()}):
         policy.zero_grad()
         values, log_probs, entropies = policy.evaluate_actions(source, samples.actions)
         assert entropies is not None
         (values.square().mean() - log_probs.mean() + 0.1 * entropies.mean()).backward()
-        found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     policy.zero_grad(set_to_none=True)
-    return float((found[0] - found[1]).abs().max() / found[1].abs().max())
+    return float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
 
 
 @torch.no_grad()
@@ -188,16 +181,8 @@ def _speed(policy: TransformerPolicy, env: TextGenerationVecEnv, config: Familie
 
 def _shown(row: tuple[Any, ...]) -> list[str]:
     name, cached, ratio, gradient, saved, fast, slow, speedup = row
-    return [
-        name,
-        f"{cached:.1e}",
-        f"{ratio:.1e}",
-        f"{gradient:.1e}",
-        "yes" if saved else "no",
-        f"{fast:,.0f}",
-        f"{slow:,.0f}",
-        f"{speedup:.1f}x",
-    ]
+    errors = (f"{error:.1e}" for error in (cached, ratio, gradient))
+    return [name, *errors, "yes" if saved else "no", f"{fast:,.0f}", f"{slow:,.0f}", f"{speedup:.1f}x"]
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
-from rich.table import Table
 
 from textrl_env.utils.files import write_json
 
-from ...reports.plots import dress, new_figure, save
+from ...reports.plots import dress, look, new_figure, save
+from ...reports.tables import terminal_table
 from ...utils.progress import bar
 from .hardware import matmul_peak, peak_mib, resident_mib, update_operations
 from .speed_workload import Speed, iterate, make_ours
@@ -74,7 +75,7 @@ def main(config: Scaling) -> list[dict[str, Any]]:
                 rows.append({"axis": axis, "value": value, **pool.apply(measure, (config, axis, value))})
             shown.advance(note=f"{axis} {value}")
     write_json(config.out / "scaling.json", {"config": {**dataclasses.asdict(config), "out": str(config.out)}, "points": rows})
-    _draw(rows, config.out / "scaling.png")
+    save(draw(rows), config.out / "scaling.png")
     _print(rows)
     return rows
 
@@ -90,24 +91,23 @@ def measure(config: Scaling, axis: str, value: int) -> dict[str, float]:
     model = make_ours(speed)
     iterate(model)
     rows = [iterate(model) for _ in range(config.repeats)]
-    found = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     memory = peak_mib() - idle
     tokens = speed.episodes * speed.new_tokens
     peak = matmul_peak(config.precision)
     return {
-        **found,
-        "tokens_per_second": tokens / found["seconds"],
+        **medians,
+        "tokens_per_second": tokens / medians["seconds"],
         "memory_mib": memory,
         "estimate_mib": 0.0 if model.memory is None else model.memory.total / 2**20,
         "peak_gflops": peak / 1e9,
-        "utilisation": update_operations(speed) / found["update_seconds"] / peak,
+        "utilisation": update_operations(speed) / medians["update_seconds"] / peak,
     }
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        "", "", "rollout", "reference", "update", "tokens/s", "memory", "estimate", "of peak", title="Seconds per iteration of TextPPO"
-    )
+    head = ("", "", "rollout", "reference", "update", "tokens/s", "memory", "estimate", "of peak")
+    cells = []
     for row in rows:
         seconds = [f"{row[f'{part}_seconds']:.2f}" for part in ("rollout", "reference", "update")]
         more = (
@@ -115,31 +115,30 @@ def _print(rows: list[dict[str, Any]]) -> None:
             *(f"{row[key]:,.0f} MiB" for key in ("memory_mib", "estimate_mib")),
             f"{row['utilisation']:.0%}",
         )
-        table.add_row(_TITLES[row["axis"]], f"{row['value']:,}", *seconds, *more)
-    Console(width=110).print(table)
+        cells.append([_TITLES[row["axis"]], f"{row['value']:,}", *seconds, *more])
+    Console(width=110).print(terminal_table(head, cells, "Seconds per iteration of TextPPO"))
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Draw seconds and memory along each axis."""
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     figure = new_figure(2.4 * len(axes_names))
     panels = figure.subplots(len(axes_names), 2, squeeze=False)
     for name, (left, right) in zip(axes_names, panels, strict=True):
         own = [row for row in rows if row["axis"] == name]
         x = [row["value"] for row in own]
-        for part, style, colour in (("rollout", "o-", "#0072b2"), ("reference", "^:", "#009e73"), ("update", "s--", "#d55e00")):
-            left.loglog(x, [row[f"{part}_seconds"] for row in own], style, color=colour, label=part, markersize=4)
-        right.plot(x, [row["memory_mib"] for row in own], "o-", color="#0072b2", markersize=4)
-        left.set(xlabel=_TITLES[name], ylabel="seconds")
-        right.set(xlabel=_TITLES[name], ylabel="peak memory, MiB")
+        for index, part in enumerate(("rollout", "update", "reference")):
+            left.loglog(x, [row[f"{part}_seconds"] for row in own], **look(index), label=part, markersize=4)
+        right.plot(x, [row["memory_mib"] for row in own], **look(0), markersize=4)
         right.set(xlim=(0, None), ylim=(0, None))
         right.xaxis.set_major_locator(MaxNLocator(5))
         left.set_xticks(x, [str(v) for v in x])
         left.minorticks_off()
-        for panel in (left, right):
-            dress(panel)
+        for panel, label in ((left, "seconds"), (right, "peak memory, MiB")):
+            dress(panel, _TITLES[name], label)
             panel.tick_params(axis="x", labelsize=6.5)
     panels[0][0].legend(fontsize=7, frameon=False)
-    save(figure, path)
+    return figure
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 All write the same number of texts of one length with models of the same configuration and update on them for the same number of epochs,
 with minibatches of the same number of tokens.  SB3's PPO stores transitions, so each of its minibatches reads every prefix anew; it has no
 reference.  It is timed as it is, with a features extractor around transformers' model, and with our policy, which decodes with a cache and
-spares what nobody reads.  `trl_peer.py` says what TRL's trainers do, and where they cannot do the same.
+skips outputs that are not used.  `trl_peer.py` describes what TRL's trainers do, and where their work differs.
 
 Each contender is a process of its own; they take turns, one iteration each, and medians are compared.  Memory is the peak of a process
 above what it held once everything was imported.  Utilisation is what the work needs, the matrix products of the policy alone, over what a
@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from textrl_env.utils.files import plain, write_json
 
-from ...reports.plots import dress, new_figure, save
+from ...reports.plots import COLOURS, dress, new_figure, reach, save
+from ...reports.tables import terminal_table
 from ...utils.progress import bar
 from .hardware import matmul_peak, rollout_operations, update_operations
 from .speed_contenders import INSTALL, Contender, contenders
@@ -58,7 +59,7 @@ def main(config: Speed) -> dict[str, Any]:
         Console().print(f"TRL is not installed here; to time it too: {INSTALL}", soft_wrap=True, highlight=False)
     if config.out is not None:
         write_json(config.out / "speed.json", figures)
-        _draw(figures, config)
+        save(draw(figures, config), config.out / "speed.png")
     return figures
 
 
@@ -92,11 +93,11 @@ def _summary(config: Speed, one: Contender, peaks: list[float]) -> dict[str, Any
     def utilisation(operations: float, seconds: str) -> float:
         return statistics.median(operations / row[seconds] / peak for row, peak in zip(timed, peaks[1:], strict=True))
 
-    found: dict[str, Any] = {key: statistics.median(row[key] for row in timed) for key in timed[0] if key.endswith("seconds")}
+    medians: dict[str, Any] = {key: statistics.median(row[key] for row in timed) for key in timed[0] if key.endswith("seconds")}
     tokens = config.episodes * config.new_tokens
     return {
-        **found,
-        "tokens_per_second": tokens / found["seconds"],
+        **medians,
+        "tokens_per_second": tokens / medians["seconds"],
         "memory_mib": one.memory_mib,
         "rollout_utilisation": utilisation(rollout_operations(config), "rollout_seconds"),
         "update_utilisation": utilisation(update_operations(config), "update_seconds"),
@@ -106,39 +107,35 @@ def _summary(config: Speed, one: Contender, peaks: list[float]) -> dict[str, Any
 
 
 def _print(figures: dict[str, Any]) -> None:
-    table = Table(title="Medians of an iteration; seconds, and share of the peak that the work needs")
-    columns = ("", "rollout s", "of peak", "scoring s", "update s", "of peak", "iteration s", "tokens/s", "ours is", "memory MiB")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    head = ("", "rollout s", "of peak", "scoring s", "update s", "of peak", "iteration s", "tokens/s", "ours is", "memory MiB")
+    rows = []
     for name, row in figures["contenders"].items():
         scoring = row.get("reference_seconds")
-        table.add_row(
+        rows.append([
             name, f"{row['rollout_seconds']:.2f}", f"{row['rollout_utilisation']:.0%}", "-" if scoring is None else f"{scoring:.2f}",
             f"{row['update_seconds']:.2f}", f"{row['update_utilisation']:.0%}", f"{row['seconds']:.2f}", f"{row['tokens_per_second']:.1f}",
             f"{row['ratio']:.2f}x", f"{row['memory_mib']:,.0f}",
-        )  # fmt: skip
-    Console(width=132).print(table)
+        ])  # fmt: skip
+    title = "Medians of an iteration; seconds, and share of the peak that the work needs"
+    Console(width=132).print(terminal_table(head, rows, title))
 
 
-def _draw(figures: dict[str, Any], config: Speed) -> None:
+def draw(figures: dict[str, Any], config: Speed) -> Figure:
     """Draw tokens per second and memory of each, the fastest on top; thin lines reach from the slowest to the fastest iteration."""
     rows = sorted(figures["contenders"].items(), key=lambda item: item[1]["tokens_per_second"])
     names, tokens = [name for name, _ in rows], config.episodes * config.new_tokens
     speeds = [row["tokens_per_second"] for _, row in rows]
     timed = [[tokens / i["seconds"] for i in row["iterations"][1:]] for _, row in rows]
-    reach = [[s - min(t) for s, t in zip(speeds, timed, strict=True)], [max(t) - s for s, t in zip(speeds, timed, strict=True)]]
-    colours = ["#D55E00" if name == "ours" else "#0072B2" for name in names]
+    ranges = [(speed, min(own), max(own)) for speed, own in zip(speeds, timed, strict=True)]
+    colours = [COLOURS[name == "ours"] for name in names]
     figure = new_figure(1.0 + 0.3 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(names, speeds, color=colours, xerr=reach, error_kw={"elinewidth": 0.8})
-    left.set(xlabel="tokens per second")
+    left.barh(names, speeds, color=colours, xerr=reach(ranges), error_kw={"elinewidth": 0.8})
     right.barh(names, [row["memory_mib"] for _, row in rows], color=colours)
-    right.set(xlabel="peak memory, MiB")
-    for axes in (left, right):
-        dress(axes)
+    for axes, label in ((left, "tokens per second"), (right, "peak memory, MiB")):
+        dress(axes, label)
         axes.tick_params(labelsize=8)
-    assert config.out is not None
-    save(figure, config.out / "speed.png")
+    return figure
 
 
 if __name__ == "__main__":

@@ -97,15 +97,15 @@ def contenders(config: Speed) -> list[tuple[str, list[str]]]:
     settings = json.dumps(plain(dataclasses.asdict(config)))
     command = [sys.executable, "-m", "agents.benchmark.performance.speed_contenders"]
     names = {"ours": "ours", "SB3 PPO": "sb3", "SB3 PPO, our policy": "sb3-policy"}
-    found = [(shown, [*command, name, settings]) for shown, name in names.items()]
+    commands = [(shown, [*command, name, settings]) for shown, name in names.items()]
     python = trl_python(config.trl)
     if python is not None:
         shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision")
         work = json.dumps({"model": model_config(config), **{name: getattr(config, name) for name in shared}})
         flags = ["--iterations", str(1 + config.repeats), "--work", work, "--lockstep"]
         peer = [str(python), "-I", str(_HERE / "trl_peer.py")]
-        found += [(f"TRL {name}", [*peer, name, *flags]) for name in config.trl_trainers]
-    return found
+        commands += [(f"TRL {name}", [*peer, name, *flags]) for name in config.trl_trainers]
+    return commands
 
 
 def trl_python(chosen: Path | None) -> Path | None:

@@ -120,7 +120,7 @@ def make_stock(config: Speed, own_policy: bool) -> PPO:
 
 
 class LastHidden(BaseFeaturesExtractor):
-    """The hidden state of the last token, from a model as transformers has it; SB3 adds the layers for tokens and value.
+    """A features extractor: the last token's hidden state of a transformers model; SB3 adds the layers for actions and value.
 
     Args:
         observation_space: `prompt`, always full here, and `response`.

@@ -2,7 +2,7 @@
 
     python -I agents/benchmark/performance/trl_peer.py ppo --iterations 7
 
-`-I` keeps this folder off the path of modules, where `statistics.py` would hide Python's own.  TRL 1.12 is the last version with
+`-I` keeps this folder off the path of modules.  TRL 1.12 is the last version with
 `trl.experimental.ppo`.  A line of JSON says when all is ready, one follows each iteration (the first is warm-up), one ends it.
 
 The same as there: the model's configuration (handed over as data), 16-token prompts, 48 new tokens, 32 texts an iteration, 4 epochs of
@@ -191,11 +191,11 @@ class Meter(TrainerCallback):
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = perf_counter()
-            found = generate(*args, **kwargs)
+            output = generate(*args, **kwargs)
             self.generating += perf_counter() - began
-            ids = found if torch.is_tensor(found) else found.sequences
+            ids = output if torch.is_tensor(output) else output.sequences
             self.counts["tokens"] += int((ids[:, self.work.prompt :] < self.work.model["vocab_size"]).sum())
-            return found
+            return output
 
         model.generate = timed
 

@@ -9,10 +9,9 @@ line in `runs.jsonl`; the same command goes on from there.
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -21,15 +20,15 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table as Printed
 
 import agents
 from textrl_env.tasks.exact import TASKS
 from textrl_env.utils.files import write_text
 
 from ...evaluation.exact_optimum import optimality_gap
-from ...utils.progress import bar
+from ...reports.tables import markdown_table, terminal_table
 from ..aggregate_statistics import IntervalEstimate, interval, iqm
+from .study import side_by_side, spawning_pool
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -93,23 +92,12 @@ def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
     wanted = [(a, t, s) for s in range(config.seeds) for t in config.tasks for a in config.algorithms]
     missing = [job for job in wanted if job not in known]
     config.out.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with (
-        bar("train", len(missing), True) as shown,
-        path.open("a", encoding="utf-8") as file,
-        ProcessPoolExecutor(config.processes, context) as pool,
-    ):
-        jobs = [pool.submit(train, *job, tokens[job[0]], **settings) for job in missing]
-        try:
-            for job in as_completed(jobs):
-                result = job.result()
-                known[result["algorithm"], result["task"], result["seed"]] = result
-                file.write(json.dumps(result) + "\n")
-                file.flush()
-                shown.advance(note=f"{result['algorithm']} {result['task']} {result['closed']:.2f}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    calls = [partial(train, *job, tokens[job[0]], **settings) for job in missing]
+    with path.open("a", encoding="utf-8") as file, spawning_pool(config.processes) as pool:
+        for result in side_by_side(pool, "train", calls):
+            known[result["algorithm"], result["task"], result["seed"]] = result
+            file.write(json.dumps(result) + "\n")
+            file.flush()
     cells = {}
     for a in config.algorithms:
         for t in config.tasks:
@@ -119,7 +107,7 @@ def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
 
 
 def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy: str) -> dict[str, Any]:
-    """Train once, and return what came of it as plain data."""
+    """Train once, and return the results as plain data."""
     torch.set_num_threads(1)
     name, settings = ALGORITHMS[algorithm]
     settings = dict(settings)
@@ -155,17 +143,11 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
 
 def _show(config: Exact, cells: dict[tuple[str, str], IntervalEstimate]) -> None:
     title = f"Share of the gap closed: {config.policy}, beta {config.beta}, {config.tokens:,} tokens, {config.seeds} seeds"
-    table = Printed(title=title)
-    for column in ("", *config.tasks):
-        table.add_column(column, justify="right" if column else "left")
+    head = ("", *config.tasks)
     rows = [[a, *("{:.3f} [{:.3f}, {:.3f}]".format(*cells[a, t]) for t in config.tasks)] for a in config.algorithms]
-    for row in rows:
-        table.add_row(*row)
-    Console(width=max(80, 24 * (len(config.tasks) + 1))).print(table)
+    Console(width=max(80, 24 * len(head))).print(terminal_table(head, rows, title))
     if config.markdown is not None:
-        lines = [["", *config.tasks], ["---"] * (len(config.tasks) + 1), *rows]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        write_text(config.markdown, f"# Distance from a known optimum\n\n{__doc__}\n{title}.\n\n{body}\n")
+        write_text(config.markdown, f"# Distance from a known optimum\n\n{__doc__}\n{title}.\n\n{markdown_table(head, rows)}\n")
 
 
 if __name__ == "__main__":

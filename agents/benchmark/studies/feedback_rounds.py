@@ -1,6 +1,6 @@
 """Rounds of feedback, and answers that are wrong, on `textrl/Review-v0`: `python -m agents.benchmark.studies.feedback_rounds`.
 
-Every arm has the same number of answers, three simulated annotators to a pair, and the same tuning:
+Every arm has the same number of answers, three simulated annotators to a pair, and the same training:
 
 - one round, or three rounds with a third of the answers each, that ask about texts of the policy before;
 - no answer turned round, 20% (by annotators who err in 5, 20 and 35%), or 40% (30, 40 and 50%);
@@ -13,17 +13,17 @@ test prompts.  Intervals are Student's over seeds; differences are taken seed by
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
@@ -31,9 +31,10 @@ from textrl_env import make_task
 from textrl_env.utils.files import write_text
 
 from ...pipelines.feedback_loop import Loop, run_loop
-from ...reports.plots import dress, new_figure, save
+from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
+from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
-from ...utils.progress import bar
+from .study import Study, side_by_side, spawning_pool
 
 TEMPERATURE = 0.43  # of the task's own annotator
 FLIPS: dict[int, tuple[float, ...]] = {0: (0.0, 0.0, 0.0), 20: (0.05, 0.20, 0.35), 40: (0.30, 0.40, 0.50)}
@@ -73,49 +74,36 @@ ARMS = (
 
 
 @dataclass(frozen=True)
-class FeedbackStudy:
+class FeedbackStudy(Study):
     """What to run.
 
     Attributes:
-        seeds: Runs of each arm.
         labels: Answers of each run.
-        tokens: Tokens that a policy writes while it is tuned.
-        texts: Texts of each policy that are judged.
-        processes: Runs side by side, one thread each.
         out: Folder of the results; the same command goes on from there.
-        markdown: A file for the table; none without.
-        figure: A file for the picture; none without.
     """
 
     seeds: int = 5
     labels: int = 3000
-    tokens: int = 50_000
-    texts: int = 500
-    processes: int = 2
     out: Path = Path("runs/feedback")
-    markdown: Path | None = None
-    figure: Path | None = None
 
 
 def main(config: FeedbackStudy) -> dict[str, np.ndarray]:
     """Run what is missing, print the table, and return the gain of each arm by seed, shape (seeds,)."""
     base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
-    jobs = [(arm, seed) for seed in range(config.seeds) for arm in ARMS]
-    with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn")) as pool, bar("loops", len(jobs), True) as shown:
-        for done in as_completed([pool.submit(run_one, config, arm, seed) for arm, seed in jobs]):
-            shown.advance(note=done.result())
-    found = {arm.name: [_result(config, arm, seed) for seed in range(config.seeds)] for arm in ARMS}
-    gains = {name: np.array([row["gold"] - row["base"] for row in rows]) for name, rows in found.items()}
-    table = _table(found, gains)
+    with spawning_pool(config.processes) as pool:
+        list(side_by_side(pool, "loops", [partial(run_one, config, arm, seed) for seed in range(config.seeds) for arm in ARMS]))
+    results = {arm.name: [_result(config, arm, seed) for seed in range(config.seeds)] for arm in ARMS}
+    gains = {name: np.array([row["gold"] - row["base"] for row in rows]) for name, rows in results.items()}
+    table = _table(results, gains)
     Console().print(table, markup=False, highlight=False, soft_wrap=True)
     if config.markdown is not None:
         write_text(config.markdown, table)
     if config.figure is not None:
-        _draw(gains, config.figure)
+        save(draw(gains), config.figure)
     return gains
 
 
-def run_one(config: FeedbackStudy, arm: Arm, seed: int) -> str:
+def run_one(config: FeedbackStudy, arm: Arm, seed: int) -> None:
     """Run one loop; what it prints goes to `log.txt` in its folder."""
     torch.set_num_threads(1)
     folder = config.out / arm.key / f"seed-{seed}"
@@ -128,7 +116,6 @@ def run_one(config: FeedbackStudy, arm: Arm, seed: int) -> str:
                 texts=config.texts, total_tokens=config.tokens, seed=seed,
             )
         )  # fmt: skip
-    return f"{arm.name}, seed {seed}"
 
 
 def _result(config: FeedbackStudy, arm: Arm, seed: int) -> dict[str, Any]:
@@ -142,38 +129,34 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
 
 
-def _table(found: dict[str, list[dict[str, Any]]], gains: dict[str, np.ndarray]) -> str:
+def _table(results: dict[str, list[dict[str, Any]]], gains: dict[str, np.ndarray]) -> str:
     first = next(iter(gains.values()))
-    lines = [
-        "| arm | gold gain over base policy | against one round | share of its gain | wins against base | reward accuracy | KL per text |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, rows in found.items():
+    cells = []
+    for name, rows in results.items():
         difference = "" if gains[name] is first else "{:+.3f} ± {:.3f}".format(*interval(gains[name] - first))
         mean = {key: np.mean([row[key]["rate"] for row in rows]) for key in ("win_rate", "reward_accuracy")}
         kl = np.mean([row["kl_per_sequence"] for row in rows])
         gain, half = interval(gains[name])
-        lines.append(
-            f"| {name} | {gain:.3f} ± {half:.3f} | {difference} | {gain / first.mean():.0%} "
-            f"| {mean['win_rate']:.1%} | {mean['reward_accuracy']:.1%} | {kl:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        rates = (f"{gain / first.mean():.0%}", f"{mean['win_rate']:.1%}", f"{mean['reward_accuracy']:.1%}")
+        cells.append((name, f"{gain:.3f} ± {half:.3f}", difference, *rates, f"{kl:.2f}"))
+    head = ("arm", "gold gain over base policy", "against one round", "share of its gain", "wins against base", "reward accuracy")
+    return markdown_table((*head, "KL per text"), cells) + "\n"
 
 
-def _draw(gains: dict[str, np.ndarray], path: Path) -> None:
+def draw(gains: dict[str, np.ndarray]) -> Figure:
+    """Draw the gain of each arm: every seed as a tick, the mean with its interval, the first arm on top."""
     figure = new_figure(3.0)
     axes = figure.subplots()
     places = np.arange(len(gains))[::-1]
     for place, values in zip(places, gains.values(), strict=True):
         mean, half = interval(values)
-        axes.plot(values, np.full(len(values), place), "|", color="#56b4e9", markersize=9)
-        axes.errorbar(mean, place, xerr=half, fmt="o", color="#0072b2", capsize=4)
+        axes.plot(values, np.full(len(values), place), "|", color=COLOURS[5], markersize=9)
+        interval_bars(axes, [place], [(mean, mean - half, mean + half)], across=True)
     axes.set_yticks(places, list(gains))
     axes.set_ylim(-0.6, len(gains) - 0.4)
     axes.set_xlim(left=0)
-    axes.set_xlabel("gold score gained over the base policy")
-    dress(axes)
-    save(figure, path)
+    dress(axes, "gold score gained over the base policy")
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every algorithm on `textrl/Review-v0`, judged by the gold score: `python -m agents.benchmark.studies.film_reviews`.
 
 For each seed the base policy writes pairs of texts, a simulated annotator compares them, and a reward model is fitted to the choices.
-Whoever asks for a reward learns from that model; DPO, IPO and SFT learn from the same comparisons.  Then each policy goes on with the
+Algorithms that ask for a reward learn from that model; DPO, IPO and SFT learn from the same comparisons.  Then each policy goes on with the
 500 openings of the test split, and the task's gold score, which no algorithm saw, compares its texts with those of the base policy on
 the same openings.  The share of openings on which it wins has Wilson's 95% interval, over all seeds together.
 """
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from rewards.preferences.preference_files import read_preferences
@@ -36,11 +36,14 @@ from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
 from ...pipelines.demo import Demo, prepare
 from ...policies.transformer_policy import TransformerPolicy
+from ...reports.plots import save
+from ...reports.tables import markdown_table
+from ...reports.training_plots import small_multiples
 from ...training.base_policies import base_policy
 from ...training.offline_training import OFFLINE, RATES, STEPS, supervised
 from ...training.policy_training import PolicyTraining, train_policy
-from ...utils.progress import bar
 from ...utils.run_folder import RunFolder
+from .study import Study, side_by_side, spawning_pool
 
 BASELINES = ("random", "best-of-8")
 NAMES = (*ALGORITHMS, *OFFLINE, *BASELINES)
@@ -48,42 +51,26 @@ _POINTS = 10  # of a learning curve, where training does not write texts by itse
 
 
 @dataclass(frozen=True)
-class Review:
+class Review(Study):
     """What to run.
 
     Attributes:
         algorithms: Names, as `textrl train --algo` calls them, and `random` and `best-of-8`.
-        seeds: Runs of each; each seed has its own comparisons and reward model.
-        tokens: Tokens that a run writes.
-        texts: Texts of each policy that are judged.
-        processes: Runs side by side, one thread each.
         out: Folder of the results; the same command goes on from there.
-        markdown: A file for the table; none without.
-        figure: A file for the learning curves; none without.
     """
 
     algorithms: tuple[str, ...] = NAMES
-    seeds: int = 3
-    tokens: int = 50_000
-    texts: int = 500
-    processes: int = 2
     out: Path = Path("runs/review")
-    markdown: Path | None = None
-    figure: Path | None = None
 
 
 def main(config: Review) -> dict[str, dict[str, Any]]:
     """Run what is missing, print the table, and return its rows by algorithm."""
     base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
     seeds = range(config.seeds)
-    jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(share, (config, seed)) for seed in seeds]
-    runs = [(run_one, (config, name, seed)) for seed in seeds for name in config.algorithms]
-    runs = [job for job in runs if not _known(config, *job[1][1:])]
-    with ProcessPoolExecutor(config.processes, multiprocessing.get_context("spawn")) as pool:
-        for stage in (jobs, runs):
-            with bar("prepare" if stage is jobs else "train", len(stage), True) as shown:
-                for done in as_completed([pool.submit(function, *arguments) for function, arguments in stage]):
-                    shown.advance(note=done.result())
+    missing = [(name, seed) for seed in seeds for name in config.algorithms if not _known(config, name, seed)]
+    with spawning_pool(config.processes) as pool:
+        list(side_by_side(pool, "prepare", [partial(share, config, seed) for seed in seeds]))
+        list(side_by_side(pool, "train", [partial(run_one, config, *run) for run in missing]))
     rows = {
         name: _row([json.loads(_result(config, name, seed).read_text(encoding="utf-8")) for seed in seeds]) for name in config.algorithms
     }
@@ -91,7 +78,7 @@ def main(config: Review) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def share(config: Review, seed: int) -> str:
+def share(config: Review, seed: int) -> None:
     """Prepare what the runs of a seed share: comparisons, reward model, and the base policy's own texts."""
     torch.set_num_threads(1)
     folder = config.out / f"seed-{seed}"
@@ -99,10 +86,9 @@ def share(config: Review, seed: int) -> str:
     if not (folder / "base.json").is_file():
         task = make_task("review", split="test", prompt_order="sequential")
         write_json(folder / "base.json", _gold(make_policy(task, base_policy(task)), task, config.texts, 1000 + seed)[0].tolist())
-    return f"seed {seed}"
 
 
-def run_one(config: Review, name: str, seed: int) -> str:
+def run_one(config: Review, name: str, seed: int) -> None:
     """Train once, judge, and write `result.json`."""
     torch.set_num_threads(1)
     shared, run = config.out / f"seed-{seed}", RunFolder(config.out / f"seed-{seed}" / name)
@@ -125,7 +111,6 @@ def run_one(config: Review, name: str, seed: int) -> str:
     theirs = np.array(json.loads((shared / "base.json").read_text(encoding="utf-8")))
     outcome = {"tokens": config.tokens, "gold": gold.tolist(), "base": theirs.tolist(), "kl": kl, "seconds": seconds, "curve": curve}
     write_json(_result(config, name, seed), outcome)
-    return f"{name} {seed}: {win_rate(gold, theirs).rate:.2f}"
 
 
 def _trained(
@@ -135,9 +120,9 @@ def _trained(
     if name == "random":
         return make_policy(task, {"class": "agents.policies.uniform:Uniform", "vocab_size": task.tokenizer.vocab_size}), [], 0.0
     if name in ALGORITHMS:
-        tuning = PolicyTraining(total_tokens=config.tokens, seed=seed)
+        training = PolicyTraining(total_tokens=config.tokens, seed=seed)
         grouped = dataclasses.replace(task, group_size=ALGORITHMS[name].group_size)
-        train_policy(run, name, str(base), TextGenerationVecEnv(tuning.n_episodes, task=grouped, reward=reward), tuning, [], algo=name)
+        train_policy(run, name, str(base), TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward), training, [], algo=name)
         rows = np.atleast_1d(np.genfromtxt(run.path / name / "curve.csv", delimiter=",", names=True))
         agent = ALGORITHMS[name].made.load(run.path / name / "policy.zip")
         return agent.policy, list(zip((rows["tokens"] / rows["tokens"][-1]).tolist(), rows["gold"].tolist(), strict=True)), 0.0
@@ -157,7 +142,7 @@ def _trained(
 
 
 class _Watcher:
-    """Lets a model that is being trained write a few texts now and then."""
+    """Has a model write a few texts at regular intervals while it is trained."""
 
     def __init__(self, policy: TransformerPolicy, steps: int) -> None:
         self.policy, self.steps = policy, steps
@@ -191,7 +176,7 @@ def _result(config: Review, name: str, seed: int) -> Path:
 
 
 def _known(config: Review, name: str, seed: int) -> bool:
-    """Return whether this run is done, as the configuration wants it."""
+    """Return whether this run is done with the tokens and texts of the configuration."""
     path = _result(config, name, seed)
     if not path.is_file():
         return False
@@ -210,20 +195,24 @@ def _row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def draw(rows: dict[str, dict[str, Any]]) -> Figure:
+    """Draw the learning curves of all algorithms that have one."""
+    return small_multiples({name: row["curves"] for name, row in rows.items() if row["curves"][0]}, next(iter(rows.values()))["base"])
+
+
 def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
     head = ["", "wins against base", "by seed", "gold score", "KL, nats", "seconds, at most"]
     base = next(iter(rows.values()))["base"]
-    lines = [head, ["---"] * len(head), ["base", "", "", f"{base:.3f}", "0", "0"]]
+    lines = [["base", "", "", f"{base:.3f}", "0", "0"]]
     for name, row in rows.items():
         seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
         kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
-        lines.append([name, str(row["wins"]), seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        wins = f"{row['wins'].rate:.3f} [{row['wins'].low:.3f}, {row['wins'].high:.3f}]"
+        lines.append([name, wins, seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
+    table = markdown_table(head, lines)
     Console(width=140).print(table)
     if config.figure is not None:
-        from ...reports.plots import small_multiples
-
-        small_multiples({name: row["curves"] for name, row in rows.items() if row["curves"][0]}, base, config.figure)
+        save(draw(rows), config.figure)
     if config.markdown is not None:
         title = f"{config.tokens:,} tokens, {config.seeds} seeds, {config.texts} texts of each policy and seed."
         picture = "" if config.figure is None else f"\n![Learning curves]({config.figure.name})\n"

@@ -1,4 +1,4 @@
-"""What policy, buffer and cache need of a model: decoder-only, encoder-decoder, or the user's own."""
+"""One interface to all models: decoder-only, encoder-decoder, or the user's own."""
 
 from .base import Backbone
 from .custom import LanguageModel

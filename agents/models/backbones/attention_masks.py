@@ -1,4 +1,4 @@
-"""Who looks at whom when rows are at different positions."""
+"""Attention masks for rows at different positions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def looks_at(positions: torch.Tensor, width: int, window: int | None = None) -> 
         width: Columns in use.
         window: Of sliding-window attention: only the latest `window` positions, a token's own among them.
     """
-    columns = torch.arange(width, device=positions.device)
-    here = positions[:, None, :, None]
-    seen = columns <= here
+    columns = torch.arange(width, device=positions.device)  # (width,)
+    here = positions[:, None, :, None]  # (r, 1, k, 1)
+    seen = columns <= here  # (r, 1, k, width)
     return seen if window is None else seen & (columns > here - window)
 
 

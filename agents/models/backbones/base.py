@@ -1,4 +1,4 @@
-"""The one interface behind which models differ."""
+"""The interface that every kind of model is used through."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fed(NamedTuple):
 
 
 class Backbone(ABC):
-    """A model seen as what TransformerPolicy needs: hidden states of actions, their logits, and a cache.
+    """What policies, buffers and caches use of a model: hidden states of actions, their logits, and a cache.
 
     The module stays the caller's and is not wrapped: its parameters keep their names.
 
@@ -39,10 +39,11 @@ class Backbone(ABC):
         autocast: Precision of the trunk in mixed precision; None computes in the weights' own.  Heads are always float32.
         cacheable: Whether cached decoding gives what a full pass gives; None until it was tried.
         reads_prompt_apart: Whether prompts go through an encoder.
+        graphable: Whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`.
     """
 
     reads_prompt_apart = False
-    graphable = False  # whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`
+    graphable = False
 
     def __init__(self, lm: nn.Module) -> None:
         self.lm: Any = lm
@@ -50,6 +51,11 @@ class Backbone(ABC):
         self.cacheable: bool | None = None
         self._compiled: Any = None
         self._compiles = False
+
+    @classmethod
+    def reads(cls, lm: nn.Module) -> bool:
+        """Return whether this is the class for a module; `BACKBONES` asks its rows in turn."""
+        return False
 
     def compile(self) -> None:
         """Have `torch.compile` translate the trunk of full passes at its first use; where that fails, go on without."""
@@ -89,17 +95,26 @@ class Backbone(ABC):
     def eos_token_id(self) -> int | None:
         """The end-of-text token, if the model names one."""
 
-    @abstractmethod
+    @property
+    def context_length(self) -> int | None:
+        """Longest text that the model reads, in tokens; None: any."""
+        return None
+
     def check_room(self, prompt: int, response: int) -> None:
         """Insist that texts of this many tokens fit.
 
         Raises:
             ValueError: They do not.
         """
+        room = self.context_length
+        if room is not None and room < prompt + response:
+            raise ValueError(
+                f"the model reads {room} tokens, prompt and response take {prompt + response}: lower max_new_tokens or enlarge the model"
+            )
 
-    @abstractmethod
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D), float32."""
+        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (B, L, D), (B * L, D), (N, D)
 
     @abstractmethod
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -110,7 +125,14 @@ class Backbone(ABC):
         """The layer that `logits` consists of; None if it is more than one matrix."""
         return None
 
-    @abstractmethod
+    def model_logits(self, prompts: torch.Tensor) -> torch.Tensor | None:
+        """Return the logits of the first response token as the module itself computes them, shape (B, V); None: it cannot.
+
+        Args:
+            prompts: Of equal length, shape (B, P).
+        """
+        return None
+
     def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return what the cached part of the model reads.
 
@@ -118,10 +140,11 @@ class Backbone(ABC):
             Token ids (B, W), -1 beyond each; their lengths (B,), 0 for idle rows; and the sources (B, P) that an encoder
             reads, or None.
         """
+        return texts.ids, texts.lengths, None
 
-    @abstractmethod
     def new_states(self) -> States:
         """Return an empty cache."""
+        return States()
 
     @abstractmethod
     def feed(self, fed: Fed, states: States) -> torch.Tensor:

@@ -1,15 +1,15 @@
-"""Models that are not transformers': what a module of the user's own must offer."""
+"""Models of the user's own: what such a module must offer."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ..sequences import PartialTexts, SequenceBatch
+from ..sequences import SequenceBatch
 from .attention_masks import looks_at
 from .base import Backbone, Fed, full_precision
 from .kv_cache import States
@@ -80,6 +80,11 @@ class Custom(Backbone):
             self.cacheable = False
         self.graphable = "cache" in parameters
 
+    @classmethod
+    def reads(cls, lm: nn.Module) -> bool:
+        """Return True for every module that is not one of transformers."""
+        return not isinstance(lm, PreTrainedModel)
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens that the head scores."""
@@ -95,34 +100,19 @@ class Custom(Backbone):
         """The end-of-text token, if the module names one."""
         return getattr(self.lm, "eos_token_id", None)
 
-    def check_room(self, prompt: int, response: int) -> None:
-        """Insist that texts of this many tokens fit."""
-        room = getattr(self.lm, "context_length", None)
-        if room is not None and room < prompt + response:
-            raise ValueError(
-                f"the model reads {room} tokens, prompt and response take {prompt + response}: lower max_new_tokens or enlarge the model"
-            )
-
-    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D)."""
-        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()
+    @property
+    def context_length(self) -> int | None:
+        """Longest text that the module reads, if it says so."""
+        return getattr(self.lm, "context_length", None)
 
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
-        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+        positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)  # (B, L)
         return self.lm(batch.input_ids, positions, mask=None)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
         with full_precision(hidden.device):
             return self.lm.logits(hidden)
-
-    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, None]:
-        """Return whole texts."""
-        return texts.ids, texts.lengths, None
-
-    def new_states(self) -> States:
-        """Return an empty cache."""
-        return States()
 
     def feed(self, fed: Fed, states: States) -> torch.Tensor:
         """Run tokens through the module with the cache."""

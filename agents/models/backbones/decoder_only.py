@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
-from ..sequences import PartialTexts, SequenceBatch
+from ..sequences import SequenceBatch
 from .attention_masks import attention_mask
 from .base import Backbone, Fed, full_precision
 from .kv_cache import States
@@ -19,6 +18,11 @@ from .kv_cache import States
 
 class FromTransformers(Backbone):
     """What every model of transformers answers from its configuration."""
+
+    @classmethod
+    def reads(cls, lm: nn.Module) -> bool:
+        """Return whether it is a model of transformers, with an encoder or without as this class wants it."""
+        return isinstance(lm, PreTrainedModel) and bool(lm.config.is_encoder_decoder) == cls.reads_prompt_apart
 
     @property
     def vocab_size(self) -> int:
@@ -37,8 +41,13 @@ class FromTransformers(Backbone):
         return eos if isinstance(eos, int) else None
 
     @property
+    def context_length(self) -> int | None:
+        """Longest text that the positions of the model reach."""
+        return getattr(self.lm.config, "max_position_embeddings", None)
+
+    @property
     def head(self) -> nn.Linear | None:
-        """The output embeddings, unless they are adapted or hooked, or something is done to what they say."""
+        """The output embeddings; None if they are adapted or hooked, or if their outputs are changed before they are logits."""
         layer = self.lm.get_output_embeddings()
         if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
             return None
@@ -62,17 +71,9 @@ class DecoderOnly(FromTransformers):
     def _trunk(self) -> Any:
         return self.lm.base_model
 
-    def check_room(self, prompt: int, response: int) -> None:
-        """Insist that texts of this many tokens fit."""
-        room = getattr(self.lm.config, "max_position_embeddings", None)
-        if room is not None and room < prompt + response:
-            raise ValueError(
-                f"the model reads {room} tokens, prompt and response take {prompt + response}: lower max_new_tokens or enlarge the model"
-            )
-
-    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D)."""
-        return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (N, D)
+    def model_logits(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Return the module's own logits behind each prompt, shape (B, V)."""
+        return self.lm(input_ids=prompts).logits[:, -1]  # (B, P, V), (B, V)
 
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         # Texts begin at column 0 and a causal model never looks ahead: neither mask nor positions are needed.
@@ -82,10 +83,6 @@ class DecoderOnly(FromTransformers):
         """Return raw logits, shape (N, V)."""
         with full_precision(hidden.device):
             return finish_logits(self.lm, self.lm.get_output_embeddings()(hidden))
-
-    def written(self, texts: PartialTexts) -> tuple[np.ndarray, np.ndarray, None]:
-        """Return whole texts."""
-        return texts.ids, texts.lengths, None
 
     def new_states(self) -> States:
         """Return an empty cache."""

@@ -37,15 +37,20 @@ class EncoderDecoder(FromTransformers):
         self.start_token_id = start
 
     def check_room(self, prompt: int, response: int) -> None:
-        """Insist that source and response fit."""
-        room = getattr(self.lm.config, "max_position_embeddings", None)
+        """Insist that source and response fit, each by itself."""
+        room = self.context_length
         if room is not None and room < max(prompt, response):
             raise ValueError(f"the model reads and writes {room} tokens, the prompt takes {prompt}, the response {response}: shorten them")
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D)."""
-        rows = batch.predictor // batch.input_ids.shape[1]
-        return self.trunk(batch)[rows, batch.steps].float()  # (N, D)
+        rows = batch.predictor // batch.input_ids.shape[1]  # (N,)
+        return self.trunk(batch)[rows, batch.steps].float()  # (B, T, D), (N, D)
+
+    def model_logits(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Return the module's own logits of the first response token, shape (B, V)."""
+        starts = prompts.new_full((len(prompts), 1), self.start_token_id)  # (B, 1)
+        return self.lm(input_ids=prompts, decoder_input_ids=starts).logits[:, -1]  # (B, 1, V), (B, V)
 
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         ids, prompts = batch.input_ids, batch.prompt_lengths.clamp(min=1)  # (B, L), (B,); an idle row has a meaningless one
@@ -53,10 +58,10 @@ class EncoderDecoder(FromTransformers):
         width = int(prompts.max())
         read = (columns[:width] < prompts[:, None]).long()  # (B, P)
         # Decoder ids: the start token, then the response, moved to the left
-        moved = (columns[:-1] + prompts[:, None]).clamp(max=ids.shape[1] - 1)
-        starts = ids.new_full((len(ids), 1), self.start_token_id)
-        decoder_ids = torch.cat([starts, ids.gather(1, moved)], 1)[:, : int(batch.steps.max()) + 1]
-        encoded = self.lm.get_encoder()(input_ids=ids[:, :width] * read, attention_mask=read).last_hidden_state
+        moved = (columns[:-1] + prompts[:, None]).clamp(max=ids.shape[1] - 1)  # (B, L - 1)
+        starts = ids.new_full((len(ids), 1), self.start_token_id)  # (B, 1)
+        decoder_ids = torch.cat([starts, ids.gather(1, moved)], 1)[:, : int(batch.steps.max()) + 1]  # (B, T)
+        encoded = self.lm.get_encoder()(input_ids=ids[:, :width] * read, attention_mask=read).last_hidden_state  # (B, P, D)
         return self.lm.get_decoder()(
             input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=read, use_cache=False
         ).last_hidden_state
@@ -78,16 +83,12 @@ class EncoderDecoder(FromTransformers):
         live = texts.lengths > 0
         responses = texts.lengths - texts.prompt_lengths
         width = texts.ids.shape[1]
-        columns = np.minimum(texts.prompt_lengths[:, None] + np.arange(width), width - 1)
-        moved = np.take_along_axis(texts.ids, columns, 1)
+        columns = np.minimum(texts.prompt_lengths[:, None] + np.arange(width), width - 1)  # (B, W)
+        moved = np.take_along_axis(texts.ids, columns, 1)  # (B, W)
         moved[np.arange(width) >= responses[:, None]] = -1
-        starts = np.where(live, self.start_token_id, -1)[:, None]
-        sources = np.where(np.arange(width) < texts.prompt_lengths[:, None], texts.ids, -1)
+        starts = np.where(live, self.start_token_id, -1)[:, None]  # (B, 1)
+        sources = np.where(np.arange(width) < texts.prompt_lengths[:, None], texts.ids, -1)  # (B, W)
         return np.concatenate([starts, moved], 1), np.where(live, responses + 1, 0), sources[:, : max(int(texts.prompt_lengths.max()), 1)]
-
-    def new_states(self) -> States:
-        """Return an empty cache."""
-        return States()
 
     def feed(self, fed: Fed, states: States) -> torch.Tensor:
         """Run tokens through the decoder with the cache; rows that come with a source go through the encoder first."""
@@ -98,7 +99,7 @@ class EncoderDecoder(FromTransformers):
         assert lengths is not None
         with self.precision(), _own_positions(self.lm, fed.positions):
             if fed.sources is not None:
-                read = fed.sources >= 0
+                read = fed.sources >= 0  # (r, P)
                 encoder = self.lm.get_encoder()
                 encoded = encoder(input_ids=fed.sources.clamp(min=0), attention_mask=read.long()).last_hidden_state
             else:

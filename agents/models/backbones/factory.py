@@ -1,8 +1,6 @@
-"""Which backbone a module needs."""
+"""The class that each module is used through."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,6 +9,8 @@ from .base import Backbone
 from .custom import Custom
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
+
+BACKBONES: tuple[type[Backbone], ...] = (EncoderDecoder, DecoderOnly, Custom)  # the first one that `reads` a module takes it
 
 
 def backbone_of(lm: nn.Module, head: bool = True) -> Backbone:
@@ -23,11 +23,6 @@ def backbone_of(lm: nn.Module, head: bool = True) -> Backbone:
     Raises:
         TypeError: It is neither a language model of transformers nor one that follows `LanguageModel`.
     """
-    if not isinstance(lm, PreTrainedModel):
-        return Custom(lm)
-    config: Any = lm.config
-    if config.is_encoder_decoder:
-        return EncoderDecoder(lm)
-    if head and lm.get_output_embeddings() is None:
+    if head and isinstance(lm, PreTrainedModel) and lm.get_output_embeddings() is None:
         raise TypeError(f"{type(lm).__name__} has no language-model head: load it as a causal language model")
-    return DecoderOnly(lm)
+    return next(backbone for backbone in BACKBONES if backbone.reads(lm))(lm)

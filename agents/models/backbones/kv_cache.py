@@ -1,4 +1,4 @@
-"""What a model remembers of the texts in its rows: keys and values by position, or recurrent states."""
+"""A model's cache for the texts in its rows: keys and values by position, or recurrent states."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class States:
         self.cross = Cache(layer_class_to_replicate=lambda: SourceKeysAndValues(self))  # type: ignore[arg-type]
 
     def begin(self, plan: Plan) -> None:
-        """Set out on a pass."""
+        """Prepare for a pass of the model, where `plan` says."""
         self.plan = plan
         slots = torch.arange(len(plan.positions), device=plan.positions.device) if plan.slots is None else plan.slots
         self.rows = slots[:, None]  # (r, 1)
@@ -67,7 +67,7 @@ class States:
                 layer.open()
 
     def end(self) -> None:
-        """Keep what the pass changed in copies."""
+        """Write back what the pass changed in copies."""
         self.generation = max(self.generation, 1)
         for layer in self.cache.layers:
             if isinstance(layer, RecurrentState):
@@ -179,7 +179,7 @@ class SourceKeysAndValues(KeysAndValues):
         return key_states, value_states
 
     def open(self) -> None:
-        """Show the rows of this pass: transformers reads `keys` and `values` by name."""
+        """Point `keys` and `values`, which transformers reads by name, to the rows of this pass."""
         if self.is_initialized and not self.states.plan.fresh:
             slots = self.states.plan.slots
             rows = slice(self.states.num_slots) if slots is None else slots
@@ -212,7 +212,7 @@ class RecurrentState(LinearAttentionLayer):
         self.store: dict[str, torch.Tensor] = {}
 
     def open(self) -> None:
-        """Show the rows of this pass."""
+        """Put the rows of this pass where transformers reads them."""
         fresh = self.states.plan.fresh
         for name in ("conv", "recurrent"):
             known = not fresh and name in self.store
@@ -221,15 +221,15 @@ class RecurrentState(LinearAttentionLayer):
         self.has_previous_state[0] = not fresh and bool(self.store)
 
     def close(self) -> None:
-        """Write copies back."""
+        """Write the copies of this pass back to the store."""
         for name in ("conv", "recurrent"):
-            found: Any = getattr(self, f"{name}_states")[0]
-            if found is None:
+            state: Any = getattr(self, f"{name}_states")[0]
+            if state is None:
                 continue
             if name not in self.store:
-                self.store[name] = found.new_zeros(self.states.capacity, *found.shape[1:])
-            if found.data_ptr() != self.store[name].data_ptr():
-                self.store[name][self._rows()] = found
+                self.store[name] = state.new_zeros(self.states.capacity, *state.shape[1:])
+            if state.data_ptr() != self.store[name].data_ptr():
+                self.store[name][self._rows()] = state
 
     def _rows(self) -> Any:
         slots = self.states.plan.slots

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from agents import NLPO
-from agents.models.kept_tokens import unpack_kept
-from agents.models.sampler import Sampler
+from agents.models.sampler import Sampler, unpack_kept
 
 from ..conftest import LLAMA, VOCAB
 

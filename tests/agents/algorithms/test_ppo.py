@@ -126,7 +126,7 @@ def test_save_and_load(make_env, tmp_path, source):
     assert loaded_kl == kl
     assert np.array_equal(tokens, loaded_tokens)
     assert loaded.kl_controller.beta == model.kl_controller.beta != 0.2
-    assert loaded.rollout_buffer.kl_controller is loaded.kl_controller
+    assert loaded.rollout_buffer.kl_shaping.controller is loaded.kl_controller
     assert loaded.policy.optimizer.state_dict()["state"].keys() == model.policy.optimizer.state_dict()["state"].keys()
     obs = make_env().reset()
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])

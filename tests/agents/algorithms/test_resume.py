@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def outcome(model):
     controller = model.kl_controller
-    assert model.rollout_buffer.kl_controller is controller
+    assert model.rollout_buffer.kl_shaping.controller is controller
     return model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], controller.beta, model.num_timesteps, model.num_rollouts
 
 

@@ -1,10 +1,12 @@
 """The frontier of numbers that are known: interpolation by hand, and claims only where intervals separate."""
 
+import numpy as np
 import pytest
 
-from agents.benchmark.frontier import families_of, gold_at
+from agents.benchmark.frontier import draw, families_of, gold_at
 from agents.benchmark.results import read_results
 from agents.cli.main import main
+from tests.figures import check_labels, legend_texts
 
 from . import cells
 
@@ -35,7 +37,20 @@ def test_only_separate_intervals_are_a_difference(tmp_path, capsys):
     text = (tmp_path / "f.md").read_text()
     assert "at 4 nats, ppo has 0.70" in text and "dpo 0.20" in text
     assert "dpo has" not in text and "grpo has" not in text  # the two overlap
-    assert (tmp_path / "f.png").stat().st_size > 10_000
+    figure = draw(families_of(read_results(tmp_path)))
+    check_labels(figure)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "function" and axes.get_xlim()[0] == 0
+    assert legend_texts(axes) == ["best-of-n, at its KL bound", "best-of-n", "dpo", "grpo", "ppo"]
+    drawn = dict(zip(legend_texts(axes)[1:], axes.containers, strict=True))
+    np.testing.assert_allclose(drawn["ppo"].lines[0].get_xydata(), [(2, 0.5), (6, 0.9)])
+    np.testing.assert_allclose(axes.lines[-1].get_xydata(), [(np.log(2) - 1 / 2, 0.1), (np.log(3) - 2 / 3, 0.2)])  # n = 2 and 3
+    kl, gold = drawn["dpo"].lines[2]
+    for setting, (x, y) in enumerate(far):
+        assert np.unique(kl.get_segments()[setting][:, 0]).tolist() == [x]  # the same KL for every seed
+        (_, low), (_, high) = gold.get_segments()[setting]
+        assert y - 0.02 <= low < y < high <= y + 0.02
+    assert (tmp_path / "f.png").is_file()
 
 
 def test_a_frontier_is_of_one_task(tmp_path, capsys):

@@ -9,9 +9,10 @@ import pytest
 from scipy import stats
 
 from agents.benchmark import compare, leaderboard
-from agents.benchmark.report import summarise, write_bench_report
+from agents.benchmark.report import draw, summarise, write_bench_report
 from agents.benchmark.results import missing, read_results
 from agents.cli.main import main
+from tests.figures import bars_of, check_labels, legend_texts, lines_of, tick_labels
 
 from . import cells
 
@@ -47,6 +48,45 @@ def test_summary_is_what_the_cells_say(folder, page):
     assert found["better"]["ppo"]["random"] == pytest.approx([59 / 60, 0.95, 1], abs=0.01)
     assert "ppo does better than rloo" in found["verdicts"][0]
     assert found["failures"][0]["error"] == "ValueError: <boom>" and len(found["missing"]) == 1
+
+
+def test_plots_show_the_summary(folder):
+    results = read_results(folder)
+    summary = summarise(results)
+    figures = draw(results, summary)
+    assert list(figures) == ["intervals", "profiles", "radar", "comparisons", "curves"]
+    for figure in figures.values():
+        check_labels(figure)
+    short = [*cells.AGENTS[:-1], "my_package.agents...dth=64"]
+
+    for axes, key in zip(figures["intervals"].axes, ("iqm", "mean", "gap"), strict=True):
+        rows = [(6 - rank, *summary["total"][agent][key]) for rank, agent in enumerate(cells.AGENTS)]
+        np.testing.assert_allclose(bars_of(axes), rows)
+    assert [label.get_text() for label in tick_labels(figures["intervals"].axes[0].yaxis)] == short
+
+    (axes,) = figures["profiles"].axes
+    assert legend_texts(axes) == short
+    for line, agent in zip(lines_of(axes), cells.AGENTS, strict=True):
+        own = np.array([c.score for c in results if c.agent == agent])
+        np.testing.assert_allclose(line[:, 1], [(own > threshold).mean() for threshold in np.linspace(-0.25, 1, 51)])
+
+    for axes, agent, name in zip(figures["radar"].axes, cells.AGENTS, short, strict=True):
+        means = [summary["table"][task][agent][0] for task in summary["tasks"]]
+        np.testing.assert_allclose(lines_of(axes)[0][:, 1], np.clip([*means, means[0]], 0, 1))
+        assert axes.get_title() == name and [text.get_text() for text in axes.texts] == summary["tasks"]
+
+    (axes,) = figures["comparisons"].axes
+    shown = {text.get_position(): text for text in axes.texts}
+    assert len(shown) == 7 * 6 and shown[1, 0].get_text() == f"{summary['better']['ppo']['rloo'][0]:.2f}".removeprefix("0")
+    assert all(text.get_fontweight() == "bold" for text in shown.values())  # 0.12 apart, with noise of 0.03
+
+    assert legend_texts(figures["curves"]) == ["ppo", "rloo", "grpo"]  # the others have no curve
+    panel = figures["curves"].axes[3]
+    runs = [c.curve for c in results if (c.task, c.agent) == ("task03", "rloo")]
+    last = np.mean([run[-1]["score"] + run[-2]["score"] + run[-3]["score"] for run in runs]) / 3  # the window ends with the curve
+    assert panel.get_title() == "task03" and lines_of(panel)[1][-1] == pytest.approx([0.5, last])
+    low, high = figures["curves"].axes[3].collections[1].get_paths()[0].get_extents().intervaly
+    assert low < lines_of(panel)[1][0, 1] and lines_of(panel)[1][-1, 1] < high
 
 
 def test_csv_has_a_row_for_each_cell(folder, page):
@@ -118,5 +158,7 @@ def test_leaderboard_repeats_each_row(tmp_path, capsys):
     assert "textrl bench --preset quick --agents ppo --seeds 3 --suite diagnostic --tokens 500 --texts 256" in page
     rows = [line for line in text.splitlines() if line.startswith("| ") and "textrl bench" in line]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cells.AGENTS)
+    old = [row | {"manifest": cells.MANIFEST | {"versions": {"textrl": "0.0.9"}}} for row in cells.grid()]
+    assert {row["version"] for row in leaderboard.rows_of(cells.write(tmp_path / "old", old))} == {"0.0.9"}  # named so at first
     with pytest.raises(ValueError, match="lacks 1 runs"):
         leaderboard.rows_of(cells.write(tmp_path / "hole", cells.grid()[1:]))

@@ -2,8 +2,8 @@
 
 import json
 
-import matplotlib.image
 import pytest
+from PIL import Image
 
 from agents.cli.main import main
 from agents.cli.reward_score import Score, run_score
@@ -22,7 +22,8 @@ def test_scores_and_histogram(texts, capsys):
     rows = [json.loads(line) for line in texts.with_suffix(".scores.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["score"] for row in rows] == [(i % 5) / 4 for i in range(600)]
     assert rows[7]["prompt"] == "number 7" and rows[7]["response"] == " yes yes" and rows[7]["topic"] == 7
-    assert matplotlib.image.imread(texts.with_suffix(".scores.png")).shape[1] > 500
+    with Image.open(texts.with_suffix(".scores.png")) as histogram:
+        assert histogram.format == "PNG"  # what it shows: tests/agents/reports/test_plots.py
     assert "0.5000" in capsys.readouterr().out  # mean and median of 0, 1/4, ..., 1
 
 

@@ -15,7 +15,6 @@ from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.models.loading import load_lm
 from agents.training.base_policies import base_policy
 from agents.training.text_corpus import corpus_task, read_lines
-from agents.utils.run_folder import RunFolder
 from rewards.utils.intervals import win_rate
 from textrl_env import BaseRecipe, IntegerTokenizer
 
@@ -109,19 +108,10 @@ def test_reading_lines(tmp_path):
         read_lines(file)
 
 
-def test_stages_are_repeated_when_what_they_depend_on_changes(tmp_path):
-    run = RunFolder(tmp_path)
-    assert not run.done("fit", [1])
-    run.finish("fit", [1], accuracy=0.7)
-    assert RunFolder(tmp_path).done("fit", [1])
-    assert not run.done("fit", [2])
-    assert run.facts("fit") == {"accuracy": 0.7}
-
-
 def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES * 3))
-    monkeypatch.setattr("agents.cli.train.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
+    monkeypatch.setattr("agents.cli.arguments.corpus_task", lambda *args: corpus_task(*args, steps=20, max_new_tokens=8))
     settings = {
         "corpus": [str(tmp_path / "corpus.txt")],
         "out": str(tmp_path / "run"),

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agents.benchmark.agents import check
+from agents.benchmark.agents import check, tuned
 from agents.benchmark.spec import parse
-from agents.benchmark.tuned_settings import tuned
 from agents.cli.main import main
 from agents.hyperparameter_search import trial
 from agents.hyperparameter_search.search_space import SPACE

@@ -9,13 +9,12 @@ from torch import nn
 
 from agents.models import lm_head as head
 from agents.models.backbones import backbone_of
-from agents.models.kept_tokens import pack_kept
 from agents.models.lm_head import block_width, head_log_probs, logits_alive
 from agents.models.loading import load_lm
 from agents.models.log_probs import action_log_probs, action_logits
-from agents.models.lora import add_adapters
-from agents.models.sampler import Sampler
+from agents.models.sampler import Sampler, pack_kept
 from agents.models.sequences import TextRecord, pack
+from rewards.models.lora import add_adapters
 
 from ..conftest import LLAMA, VOCAB
 from .test_families import MODELS

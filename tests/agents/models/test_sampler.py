@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.models.kept_tokens import pack_kept, unpack_kept
 from agents.models.log_probs import log_prob_and_entropy
-from agents.models.sampler import Sampler, draw, restrict
+from agents.models.sampler import Sampler, draw, pack_kept, restrict, unpack_kept
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 

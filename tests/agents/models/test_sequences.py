@@ -6,10 +6,9 @@ import torch
 
 from agents.models import log_probs
 from agents.models.backbones import backbone_of
-from agents.models.kept_tokens import pack_kept
 from agents.models.loading import load_lm
 from agents.models.log_probs import action_log_probs
-from agents.models.sampler import Sampler
+from agents.models.sampler import Sampler, pack_kept
 from agents.models.sequences import TextRecord, pack
 
 from ..conftest import LLAMA, VOCAB

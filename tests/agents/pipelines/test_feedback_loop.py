@@ -62,7 +62,7 @@ def test_the_same_command_does_nothing_again_and_a_changed_one_only_what_it_must
 
 def test_an_interrupted_loop_ends_as_an_undisturbed_one(tmp_path, two_rounds, monkeypatch):
     config = Loop(out=tmp_path, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
-    for name in ("_choose", "_ask_simulated", "_fit", "tune", "_judge"):
+    for name in ("_choose", "_ask_simulated", "_fit", "train_policy", "_judge"):
         real, calls = getattr(loop_module, name), []
 
         def interrupted(*arguments, real=real, calls=calls, **keywords):

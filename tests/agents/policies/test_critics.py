@@ -1,6 +1,7 @@
 """Critics, references, adapters, precision and memory: what each changes, and what none may change."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from stable_baselines3 import PPO
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
+from agents.algorithms.common import text_algorithm
 from agents.models.loading import load_lm, save_lm
+from agents.rollouts.reference_model import move_reference
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from ..models.test_families import OWN
@@ -152,7 +155,7 @@ def test_warm_up_moves_the_critic_only(make_env):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.25])
-def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup):
+def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup, monkeypatch):
     env = make_env()
     agent = make(env, reference_mixup=mixup, beta=0.1)
     start = weights(agent.reference)
@@ -163,20 +166,18 @@ def test_the_reference_moves_only_if_told_to(make_env, tmp_path, mixup):
         return
     agent = make(env, reference_mixup=mixup, beta=0.1)
     start, updates = weights(agent.reference), []
-    original = agent._mix_reference
 
-    def mix():
-        updates.append(weights(agent.policy.lm))
-        original()
+    def move(reference, policy, share):
+        updates.append(weights(policy))
+        move_reference(reference, policy, share)
 
-    agent._mix_reference = mix
+    monkeypatch.setattr(text_algorithm, "move_reference", move)
     agent.learn(250)
     assert len(updates) > 2
     for name, expected in start.items():
         for update in updates:
             expected = (1 - mixup) * expected + mixup * update[name]
         torch.testing.assert_close(agent.reference.get_parameter(name).detach(), expected, atol=1e-6, rtol=1e-5)
-    del agent.__dict__["_mix_reference"]
     agent.save(tmp_path / "agent")
     loaded = TextPPO.load(tmp_path / "agent", env=env)
     assert not changed(loaded.reference, weights(agent.reference))
@@ -222,9 +223,10 @@ def test_lora(make_env, tmp_path, model):
     assert all("lora_" in name or name.startswith("value_head") for name in moved)
     agent.learn(30, reset_num_timesteps=False)
     own = agent.rollout_buffer.stats.kl_per_sequence
-    agent.rollout_buffer.reference = agent.rollout_buffer.as_reference(base)  # the same model, loaded apart
-    with torch.no_grad():
-        apart = agent.rollout_buffer._reference_log_probs()
+    buffer = agent.rollout_buffer
+    buffer.connect(reference=base)  # the same model, loaded apart
+    buffer.kl_shaping.penalties(buffer.actions, buffer.log_probs, buffer._by_length, buffer._gathered, buffer.sampler, buffer.autocast)
+    apart = buffer.kl_shaping.log_probs
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
     samples = agent.rollout_buffer.samples(np.arange(12))
@@ -244,7 +246,7 @@ def test_lora(make_env, tmp_path, model):
 
 def test_adapters_outside_the_optimizer_are_noticed(make_env):
     pytest.importorskip("peft")
-    from agents.models.lora import add_adapters
+    from rewards.models.lora import add_adapters
 
     agent = make(make_env())
     add_adapters(agent.policy.lm, {"r": 2})
@@ -264,7 +266,7 @@ def test_a_policy_that_gets_no_gradient_is_noticed(make_env, monkeypatch):
 
 def gradients(policy, samples, **settings):
     policy = copy.deepcopy(policy)
-    policy._settings = {**policy._settings, **settings}
+    policy.settings = replace(policy.settings, **settings)
     policy.set_training_mode(True)
     policy.zero_grad()
     values, log_probs, entropies = policy.evaluate_actions(samples.observations, samples.actions)

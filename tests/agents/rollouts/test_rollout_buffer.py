@@ -1,19 +1,23 @@
 """The sequence buffer against numbers by hand, and against SB3's own buffer."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 
+from agents import TextPPO
 from agents.models.sampler import Sampler
 from agents.policies.sampling_record import SamplingRecord
 from agents.policies.transformer_policy import TransformerPolicy
 from agents.rollouts.kl_controller import KLController
+from agents.rollouts.reward_scaling import whiten
 from agents.rollouts.rollout_buffer import SequenceRolloutBuffer
 
 from ..conftest import LLAMA, MODELS, VOCAB
@@ -191,3 +195,36 @@ def test_a_foreign_policy_is_refused(make_env):
     buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu")
     with pytest.raises(TypeError, match="TransformerPolicy"):
         buffer.add(env.reset(), np.array([[5]]), np.zeros(1), np.ones(1), torch.zeros(1, 1), torch.zeros(1))
+
+
+def test_whiten_by_hand():
+    values = np.array([1.0, 3.0, 5.0, 7.0])  # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
+    np.testing.assert_allclose(whiten(values), np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
+    np.testing.assert_allclose(whiten(values, keep_mean=True), 4 + np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
+    over = np.array([0.0, 2.0])  # mean 1, variance 1
+    np.testing.assert_allclose(whiten(values, over=over), np.array([0, 2, 4, 6]) / np.sqrt(1 + 1e-8), rtol=1e-12)
+
+
+def test_callbacks_see_the_finished_rollout(make_env):
+    """What `last_rollout` holds equals what the environment's own infos and a count by hand say."""
+    seen = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            seen.append(self.model.last_rollout)
+
+    model = TextPPO("TransformerPolicy", make_env(), policy_kwargs={"model": LLAMA}, n_episodes=6, batch_size=6, seed=0)
+    assert model.last_rollout is None
+    model.learn(1, callback=Look())
+    (rollout,) = seen
+    assert len(rollout.infos) == len(rollout.prompts) == len(rollout.responses) == 6
+    assert rollout.scores.tolist() == [float(text.split().count("7")) for text in rollout.responses]
+    ended = [info["finish_reason"] for info in rollout.infos]
+    assert rollout.share_finished_by("eos") == ended.count("eos") / 6 and rollout.share_finished_by("length") == ended.count("length") / 6
+    assert rollout.stats.num_sequences == 6 and rollout.stats.score == pytest.approx(rollout.scores.mean())
+    assert rollout.seconds > rollout.stats.reference_seconds > 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rollout.seconds = 0.0

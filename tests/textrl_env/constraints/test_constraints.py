@@ -128,7 +128,7 @@ def test_states_never_change_and_masks_are_read_only():
         assert set(np.flatnonzero(mask).tolist()) == expected
         with pytest.raises(ValueError, match="read-only"):
             mask[0] = True
-        for part, each in zip(constraint.parts, state.each, strict=True):
+        for part, each in zip(constraint.parts, state, strict=True):
             assert not part.mask(each).flags.writeable
             other_part, other = pickle.loads(pickle.dumps((part, each)))
             np.testing.assert_array_equal(other_part.mask(other), part.mask(each))

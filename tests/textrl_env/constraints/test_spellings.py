@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 from textrl_env import FileTokenizer, IntegerTokenizer, Prompt
 from textrl_env.constraints import Grammar, JSONSchema, OneOf, Regex, as_constraint
 
+from .test_constraints import walk
+
 EOS = 0
 PROMPT = Prompt("1")
 
@@ -93,17 +95,6 @@ def test_masks_are_exact_for_every_spelling(tokenizer, spec, matches, longest):
         if len(row) < 2:
             paths += [((*row, token), constraint.advance(state, token)) for token in found - {EOS}]
     assert seen == sum(len(row) <= 2 for row in follow)
-
-
-def walk(constraint, tokenizer, rng, limit=200):
-    state, tokens = constraint.start(PROMPT), []
-    for _ in range(limit):
-        token = int(rng.choice(np.flatnonzero(constraint.mask(state))))
-        if token == tokenizer.eos_token_id:
-            return tokenizer.decode_batch([tokens])[0]
-        tokens.append(token)
-        state = constraint.advance(state, token)
-    return None
 
 
 def saved(words, decoder, folder):

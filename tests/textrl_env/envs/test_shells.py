@@ -1,8 +1,12 @@
 """The scalar environment, gymnasium's vector environment and SB3's agree token by token."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from sb3_contrib import MaskablePPO
 from stable_baselines3.common.vec_env import VecMonitor
 
 from textrl_env import IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVectorEnv, TextTask
@@ -20,6 +24,28 @@ class Counting:
     def score(self, episodes):
         self.batches.append(len(episodes))
         return [float(e.response_ids.sum()) for e in episodes]
+
+
+class CountedConstraint:
+    """Bans token 7, and counts how often it is asked about each text: a state is the text's number and its tokens."""
+
+    def __init__(self):
+        self.asked, self.texts = Counter(), 0
+
+    def bind(self, vocabulary):
+        self.legal = np.arange(vocabulary.size) != 7
+        return self
+
+    def start(self, prompt):
+        self.texts += 1
+        return self.texts, ()
+
+    def advance(self, state, token):
+        return state[0], (*state[1], token)
+
+    def mask(self, state):
+        self.asked[state] += 1
+        return self.legal
 
 
 @pytest.fixture
@@ -58,6 +84,35 @@ def test_three_shells_agree(task):
             assert sb3_infos[row]["TimeLimit.truncated"] is False
             assert sb3.reset_infos[row]["prompt_id"] == infos["prompt_id"][row]
     assert ends > 100
+
+
+@pytest.mark.parametrize("asks", [0, 1, 2])
+def test_a_constraint_is_asked_once_a_step(task, asks):
+    """However often an agent looks at the masks: B rows, each live at all of 100 steps, are 100 B questions."""
+
+    def scalar(constrained):
+        return SyncVectorEnv([lambda: TextGenerationEnv(constrained, Counting())], autoreset_mode=AutoresetMode.SAME_STEP)
+
+    shells = [(1, scalar), (ROWS, lambda task: TextGenerationVectorEnv(ROWS, task)), (ROWS, lambda task: TextGenerationVecEnv(ROWS, task))]
+    for rows, shell in shells:
+        constraint, rng = CountedConstraint(), np.random.default_rng(0)
+        env = shell(replace(task, constraint=constraint))
+        env.reset()
+        for _ in range(100):
+            for _ in range(asks):
+                masks = np.stack(env.call("action_masks") if rows == 1 else env.action_masks())
+                assert (masks == constraint.legal).all()
+            env.step(rng.integers(0, 12, rows))
+        assert set(constraint.asked.values()) == {1}
+        assert len(constraint.asked) == 100 * rows
+
+
+def test_a_constraint_is_asked_once_a_step_under_maskable_ppo(task):
+    constraint = CountedConstraint()
+    env = TextGenerationVecEnv(ROWS, replace(task, constraint=constraint), Counting())
+    MaskablePPO("MultiInputPolicy", env, n_steps=8, batch_size=20, n_epochs=1).learn(2 * 8 * ROWS)
+    assert set(constraint.asked.values()) == {1}
+    assert len(constraint.asked) == 2 * 8 * ROWS
 
 
 def test_all_texts_that_end_together_are_scored_together(task):

@@ -30,7 +30,7 @@ def table(path: str, split: str, needed: Sequence[str]) -> list[Row]:
         ValueError: A row lacks a column; the message names file, row and what it has.
     """
     rows = rows_of(f"{path}:{split}" if path.startswith("hf:") else str(split_file(path, split, _SUFFIXES)), None, None)
-    found = []
+    checked = []
     with rows.opened() as read:
         for index in range(len(rows)):
             row = read(index)
@@ -38,8 +38,8 @@ def table(path: str, split: str, needed: Sequence[str]) -> list[Row]:
             if missing:
                 there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise ValueError(f"{rows.where(index)} has no {' and no '.join(missing)} (it has {there}): is this the right file?")
-            found.append(dict(row))
-    return found
+            checked.append(dict(row))
+    return checked
 
 
 def split_file(path: str, split: str, suffixes: Sequence[str]) -> Path:
@@ -80,13 +80,13 @@ def squad(path: str, split: str) -> list[Row]:
     data = _json(file)
     if not isinstance(data, dict) or "data" not in data:
         raise ValueError(f"{file} has no 'data': SQuAD's file is one object with version and data")
-    found = []
+    items = []
     for article in data["data"]:
         for paragraph in article["paragraphs"]:
             for item in paragraph["qas"]:
                 answers = list(dict.fromkeys(answer["text"] for answer in item.get("answers", ())))
-                found.append({"context": paragraph["context"], "question": item["question"], "answers": answers})
-    return found
+                items.append({"context": paragraph["context"], "question": item["question"], "answers": answers})
+    return items
 
 
 def narrativeqa(path: str, split: str) -> list[Row]:
@@ -96,14 +96,14 @@ def narrativeqa(path: str, split: str) -> list[Row]:
     if not places or not (base / "qaps.csv").is_file():
         raise FileNotFoundError(f"{base} holds no qaps.csv beside summaries.csv or third_party/wikipedia/summaries.csv")
     summaries = {row["document_id"]: row["summary"].strip() for row in _csv(places[0], ["document_id", "summary"])}
-    found = []
+    items = []
     for row in _csv(base / "qaps.csv", ["document_id", "set", "question", "answer1", "answer2"]):
         if row["set"] == name:
             if row["document_id"] not in summaries:
                 raise ValueError(f"{base / 'qaps.csv'} asks about document {row['document_id']}, of which {places[0]} has no summary")
             answers = [row[key].strip() for key in ("answer1", "answer2") if row[key].strip()]
-            found.append({"summary": summaries[row["document_id"]], "question": row["question"].strip(), "answers": answers})
-    return found
+            items.append({"summary": summaries[row["document_id"]], "question": row["question"].strip(), "answers": answers})
+    return items
 
 
 def dailydialog(path: str, split: str) -> list[Row]:

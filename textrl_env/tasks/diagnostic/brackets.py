@@ -1,4 +1,4 @@
-"""`textrl/Brackets-v0` and `textrl/BracketsMasked-v0`: balanced brackets, without help and with a mask that allows no others."""
+"""`textrl/Brackets-v0` and `textrl/BracketsMasked-v0`: balanced brackets, without and with an action mask that allows no others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from ...constraints import Vocabulary
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 _RIGHT, _BROKEN = 0.5, 0.6  # chance in the corpus that depth, and that kind, are as asked; and that a token is wrong
@@ -44,22 +43,12 @@ def brackets_task(size: str, split: str = "train", masked: bool = False) -> Text
         size: Greatest depth that is asked for: `"2"`, `"4"` or `"8"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
         masked: Whether the mask is there.
-
-    Raises:
-        ValueError: There is no such split.
     """
     depth = int(size)
-    tokenizer = WordTokenizer((*PAIRS, *PAIRS.values(), "nest", *map(str, range(1, 9)), *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(partial(_prompt, depth), split))),
-        4 * depth,
-        constraint=Balanced(4 * depth) if masked else None,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, depth), tokenizer.vocab_size, 4 * depth + 8),
-    )
+    words = (*PAIRS, *PAIRS.values(), "nest", *map(str, range(1, 9)), *FILLERS)
+    corpus = Corpus(partial(_respond, depth), prompts=1500, responses=2, context=4 * depth + 8)
+    constraint = Balanced(4 * depth) if masked else None
+    return diagnostic_task(words, split, partial(_prompt, depth), gold, 4 * depth, corpus, constraint=constraint)
 
 
 bracketsmasked_task = partial(brackets_task, masked=True)
@@ -69,9 +58,9 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Return 0 for brackets out of balance, else 1/2 and 1/4 each for the depth and the innermost kind that the prompt asks for."""
     scores = []
     for prompt, response in zip(prompts, responses, strict=True):
-        found = innermost(response.split())
+        nesting = innermost(response.split())
         _, depth, kind, *_ = prompt.split()
-        scores.append(0.0 if found is None else 0.5 + 0.25 * (found[0] == int(depth)) + 0.25 * (found[1] == {kind}))
+        scores.append(0.0 if nesting is None else 0.5 + 0.25 * (nesting[0] == int(depth)) + 0.25 * (nesting[1] == {kind}))
     return np.array(scores)
 
 
@@ -136,20 +125,15 @@ def _prompt(depth: int, rng: np.random.Generator) -> str:
     return " ".join(["nest", str(rng.integers(1, depth + 1)), rng.choice(list(PAIRS)), *rng.choice(FILLERS, 3)])
 
 
-def _corpus(depth: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(partial(_prompt, depth), "train", 1500):
-        for _ in range(2):
-            _, asked, kind, *_ = prompt.split()
-            deep = int(asked) if rng.random() < _RIGHT else int(rng.integers(1, depth + 1))
-            inner = kind if rng.random() < _RIGHT else str(rng.choice(list(PAIRS)))
-            opened = [*map(str, rng.choice(list(PAIRS), deep - 1)), inner]
-            tokens = [*opened, *(PAIRS[token] for token in reversed(opened))]
-            for _ in range(int(rng.integers(0, depth - deep + 1))):  # a shallow pair in front
-                shallow = str(rng.choice(list(PAIRS)))
-                tokens = [shallow, PAIRS[shallow], *tokens] if deep > 1 else tokens
-            if rng.random() < _BROKEN:
-                tokens[int(rng.integers(len(tokens)))] = str(rng.choice([*PAIRS, *PAIRS.values()]))
-            pairs.append((prompt, "".join(f" {token}" for token in tokens[: 4 * depth])))
-    return pairs
+def _respond(depth: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    _, asked, kind, *_ = prompt.split()
+    deep = int(asked) if rng.random() < _RIGHT else int(rng.integers(1, depth + 1))
+    inner = kind if rng.random() < _RIGHT else str(rng.choice(list(PAIRS)))
+    opened = [*map(str, rng.choice(list(PAIRS), deep - 1)), inner]
+    tokens = [*opened, *(PAIRS[token] for token in reversed(opened))]
+    for _ in range(int(rng.integers(0, depth - deep + 1))):  # a shallow pair in front
+        shallow = str(rng.choice(list(PAIRS)))
+        tokens = [shallow, PAIRS[shallow], *tokens] if deep > 1 else tokens
+    if rng.random() < _BROKEN:
+        tokens[int(rng.integers(len(tokens)))] = str(rng.choice([*PAIRS, *PAIRS.values()]))
+    return tokens[: 4 * depth]

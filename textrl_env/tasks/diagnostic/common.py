@@ -1,15 +1,20 @@
-"""What the tasks of the suite share: splits without overlap, a small base model, and a reward that is the task's own judgement."""
+"""The common parts of the suite's tasks: splits without overlap, a small base policy, and the task's own judgement as its reward."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...episode import Episode
-from ...task import BaseRecipe, GoldScore
+from ...prompts.prompt import Prompt
+from ...task import BaseRecipe, GoldScore, TextTask
+from ...tokenizer import WordTokenizer
+
+MakePrompt = Callable[[np.random.Generator], str]
 
 FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")  # words without meaning that make prompts differ
 SPLITS = {"train": 512, "validation": 128, "test": 256}
@@ -32,7 +37,7 @@ def in_split(key: str, split: str) -> bool:
     return split == ("train" if lot < 4 else "validation" if lot < 5 else "test")
 
 
-def draw(make: Callable[[np.random.Generator], str], split: str, count: int | None = None) -> list[str]:
+def draw(make: MakePrompt, split: str, count: int | None = None) -> list[str]:
     """Draw different texts of a split.
 
     Args:
@@ -42,32 +47,73 @@ def draw(make: Callable[[np.random.Generator], str], split: str, count: int | No
     """
     rng = np.random.default_rng(_SEEDS.get(split, 0))
     wanted = SPLITS.get(split, 0) if count is None else count
-    found: dict[str, None] = {}
+    drawn: dict[str, None] = {}
     idle = 0
-    while (len(found) < wanted or not found) and idle < _PATIENCE:
+    while (len(drawn) < wanted or not drawn) and idle < _PATIENCE:
         text = make(rng)
-        new = in_split(text, split) and text not in found
+        new = in_split(text, split) and text not in drawn
         idle = 0 if new else idle + 1
         if new:
-            found[text] = None
-    return list(found)
+            drawn[text] = None
+    return list(drawn)
 
 
-def recipe(corpus: Callable[[], list[tuple[str, str]]], vocab_size: int, context: int, steps: int = 300) -> BaseRecipe:
-    """Return how the suite pretrains: two layers of width 64, a few seconds on one core.
+class Corpus(NamedTuple):
+    """What the base policy of a task learns from: a few seconds on one core.
 
-    Args:
-        corpus: Returns (prompt, response) pairs.
-        vocab_size: V.
-        context: Longest prompt and response together.
+    Attributes:
+        respond: Given a prompt, draws the words of a response, errors included.
+        prompts: Prompts of the training split to draw.
+        context: Longest prompt and response together, in tokens.
+        responses: Responses to each prompt.
         steps: Optimizer steps.
     """
+
+    respond: Callable[[str, np.random.Generator], Sequence[str]]
+    prompts: int
+    context: int
+    responses: int = 1
+    steps: int = 300
+
+    def pairs(self, make_prompt: MakePrompt) -> list[tuple[str, str]]:
+        """Return prompts and responses."""
+        rng = np.random.default_rng(0)
+        drawn = draw(make_prompt, "train", self.prompts)
+        return [(prompt, "".join(f" {word}" for word in self.respond(prompt, rng))) for prompt in drawn for _ in range(self.responses)]
+
+
+def diagnostic_task(
+    words: Iterable[str],
+    split: str,
+    make_prompt: MakePrompt,
+    gold: GoldScore,
+    max_new_tokens: int,
+    corpus: Corpus,
+    as_prompt: Callable[[str], Prompt] = Prompt,
+    **fields: Any,
+) -> TextTask:
+    """Return a task of the suite, whose base policy has two layers of width 64.
+
+    Args:
+        words: The vocabulary, end of text left out.
+        split: `"train"`, `"validation"` or `"test"`.
+        make_prompt: Draws the text of a prompt.
+        gold: The task's own judgement, in [0, 1] with optimum 1; also its reward, unless `fields` hold another one.
+        max_new_tokens: Longest response.
+        corpus: What the base policy learns from.
+        as_prompt: Adds references or metadata to a prompt's text.
+        **fields: Further fields of `TextTask`.
+    """
+    tokenizer = WordTokenizer(words)
     model = {
-        "model_type": "llama", "vocab_size": vocab_size, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": context, "bos_token_id": None, "eos_token_id": 0,
-        "tie_word_embeddings": True, "initializer_range": 0.06,
+        "model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": corpus.context, "bos_token_id": None,
+        "eos_token_id": 0, "tie_word_embeddings": True, "initializer_range": 0.06,
     }  # fmt: skip
-    return BaseRecipe(corpus, model, steps)
+    recipe = BaseRecipe(partial(corpus.pairs, make_prompt), model, corpus.steps)
+    prompts = tuple(map(as_prompt, draw(make_prompt, split)))
+    own: dict[str, Any] = {"gold": gold, "reward": GoldReward(gold), "optimum": 1.0, "recipe": recipe}
+    return TextTask(tokenizer, prompts, max_new_tokens, **(own | fields))
 
 
 class GoldReward:

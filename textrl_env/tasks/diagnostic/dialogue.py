@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from ...episode import Episode
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "where": ("rome", "oslo", "lima", "paris"),
@@ -48,25 +47,13 @@ def dialogue_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Slots: `"1"`, `"2"` or `"3"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a user.
-
-    Raises:
-        ValueError: There is no such split.
     """
     slots = int(size)
     values = [value for values in SLOTS.values() for value in values]
-    tokenizer = WordTokenizer((*SLOTS, *values, "?", ".", "book", "hello", "from", "sorry", *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        4 * slots + 6,
-        stop_tokens=("?", "."),
-        reply=reply,
-        max_turns=slots + 2,
-        reward=GoldReward(partial(gold, slots)),
-        gold=partial(gold, slots),
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, slots), tokenizer.vocab_size, 4 * slots + 14, steps=500),
-    )
+    words = (*SLOTS, *values, "?", ".", "book", "hello", "from", "sorry", *FILLERS)
+    turns: dict[str, Any] = {"stop_tokens": ("?", "."), "reply": reply, "max_turns": slots + 2}
+    corpus = Corpus(partial(_respond, slots), prompts=2000, responses=2, context=4 * slots + 14, steps=500)
+    return diagnostic_task(words, split, _prompt, partial(gold, slots), 4 * slots + 6, corpus, **turns)
 
 
 def wish(prompt: str) -> dict[str, str]:
@@ -101,15 +88,10 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["hello", "from", *rng.choice(FILLERS, 4)])
 
 
-def _corpus(slots: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(_prompt, "train", 2000):
-        for _ in range(2):
-            words, booked, wanted = list[str](), list[str](), wish(prompt)
-            for slot in list(SLOTS)[:slots]:
-                asked = rng.random() < _ASKED
-                words += [slot, "?", wanted[slot]] if asked else []
-                booked.append(wanted[slot] if asked and rng.random() < _RIGHT else str(rng.choice(SLOTS[slot])))
-            pairs.append((prompt, "".join(f" {word}" for word in (*words, "book", *booked, "."))))
-    return pairs
+def _respond(slots: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    words, booked, wanted = list[str](), list[str](), wish(prompt)
+    for slot in list(SLOTS)[:slots]:
+        asked = rng.random() < _ASKED
+        words += [slot, "?", wanted[slot]] if asked else []
+        booked.append(wanted[slot] if asked and rng.random() < _RIGHT else str(rng.choice(SLOTS[slot])))
+    return [*words, "book", *booked, "."]

@@ -1,4 +1,4 @@
-"""`textrl/Json-v0` and `textrl/JsonMasked-v0`: an object of given fields, without help and with a mask that allows only JSON."""
+"""`textrl/Json-v0` and `textrl/JsonMasked-v0`: an object of given fields, without and with an action mask that allows only JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 from ...constraints import Vocabulary
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import Corpus, diagnostic_task
 
 FIELDS: dict[str, tuple[Any, ...]] = {
     "name": ("ann", "bob", "eve", "max", "zoe", "tim"),
@@ -52,25 +51,14 @@ def json_task(size: str, split: str = "train", masked: bool = False) -> TextTask
         size: Fields: `"2"`, `"3"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
         masked: Whether the mask is there.
-
-    Raises:
-        ValueError: There is no such split.
     """
     fields = int(size)
     limit = 4 * fields + 2
-    words = dict.fromkeys(str(value) for values in FIELDS.values() for value in values)
-    punctuation = ("{", "}", ":", ",")
-    tokenizer = WordTokenizer((*punctuation, *_KEYS, *dict.fromkeys([*_VALUES, *FIELDS, *words])))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(partial(_prompt, fields), split))),
-        limit,
-        constraint=ObjectsOnly(limit) if masked else None,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, fields), tokenizer.vocab_size, 6 * fields + 4, steps=400),
-    )
+    values = dict.fromkeys(str(value) for values in FIELDS.values() for value in values)
+    words = ("{", "}", ":", ",", *_KEYS, *dict.fromkeys([*_VALUES, *FIELDS, *values]))
+    corpus = Corpus(_respond, prompts=3000, context=6 * fields + 4, steps=400)
+    constraint = ObjectsOnly(limit) if masked else None
+    return diagnostic_task(words, split, partial(_prompt, fields), gold, limit, corpus, constraint=constraint)
 
 
 jsonmasked_task = partial(json_task, masked=True)
@@ -89,13 +77,13 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
 
 def _score(wanted: dict[str, str], response: str) -> float:
     try:
-        found = json.loads(response)
+        written = json.loads(response)
     except ValueError:
         return 0.0
-    if not isinstance(found, dict):
+    if not isinstance(written, dict):
         return 0.0
-    right = sum(key in found and json.dumps(found[key]) == value for key, value in wanted.items())
-    return 0.5 + 0.5 * right / max(len(wanted), len(found))
+    right = sum(key in written and json.dumps(written[key]) == value for key, value in wanted.items())
+    return 0.5 + 0.5 * right / max(len(wanted), len(written))
 
 
 @dataclass(frozen=True)
@@ -147,16 +135,12 @@ def _prompt(fields: int, rng: np.random.Generator) -> str:
     return " ".join(f"{key} {FIELDS[key][int(rng.integers(len(FIELDS[key])))]}" for key in keys)
 
 
-def _corpus(fields: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(partial(_prompt, fields), "train", 3000):
-        tokens = ["{"]
-        for key, value in asked(prompt).items():
-            shown = json.dumps(FIELDS[key][int(rng.integers(len(FIELDS[key])))]) if rng.random() < _WRONG else value
-            tokens += [json.dumps(key), ":", shown, ","]
-        tokens[-1] = "}"
-        if rng.random() < _BROKEN:
-            tokens[int(rng.integers(len(tokens)))] = str(rng.choice(["{", "}", ":", ",", *_KEYS]))
-        pairs.append((prompt, "".join(f" {token}" for token in tokens)))
-    return pairs
+def _respond(prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    tokens = ["{"]
+    for key, value in asked(prompt).items():
+        shown = json.dumps(FIELDS[key][int(rng.integers(len(FIELDS[key])))]) if rng.random() < _WRONG else value
+        tokens += [json.dumps(key), ":", shown, ","]
+    tokens[-1] = "}"
+    if rng.random() < _BROKEN:
+        tokens[int(rng.integers(len(tokens)))] = str(rng.choice(["{", "}", ":", ",", *_KEYS]))
+    return tokens

@@ -1,4 +1,4 @@
-"""`textrl/Lock-v0`: a code must be written whole, or nothing is paid."""
+"""`textrl/Lock-v0`: a sparse reward, paid for the whole code only."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import Corpus, diagnostic_task
 
 DIGITS = tuple("0123456789")
 _NOISE = 0.3  # share of the corpus's digits that are drawn anew
@@ -40,21 +38,10 @@ def lock_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Digits: `"4"`, `"8"` or `"12"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a code.
-
-    Raises:
-        ValueError: There is no such split.
     """
     length = int(size)
-    tokenizer = WordTokenizer((*DIGITS, "open"))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(partial(_prompt, length), split))),
-        length,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, length), tokenizer.vocab_size, 2 * length + 2, steps=500),
-    )
+    corpus = Corpus(partial(_respond, length), prompts=4000, context=2 * length + 2, steps=500)
+    return diagnostic_task((*DIGITS, "open"), split, partial(_prompt, length), gold, length, corpus)
 
 
 def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -66,10 +53,5 @@ def _prompt(length: int, rng: np.random.Generator) -> str:
     return " ".join(["open", *rng.choice(DIGITS, length)])
 
 
-def _corpus(length: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(partial(_prompt, length), "train", 4000):
-        code = np.array(prompt.split()[1:])
-        pairs.append((prompt, "".join(f" {d}" for d in np.where(rng.random(length) < _NOISE, rng.choice(DIGITS, length), code))))
-    return pairs
+def _respond(length: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    return np.where(rng.random(length) < _NOISE, rng.choice(DIGITS, length), np.array(prompt.split()[1:])).tolist()

@@ -1,4 +1,4 @@
-"""`textrl/Modes-v0`: many answers are equally good, and a writer should know more than one."""
+"""`textrl/Modes-v0`: many answers are equally good, and the measure counts how many of them an agent writes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from math import isqrt
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 KINDS = ("meal", "song")
 FIRST = tuple(f"a{i}" for i in range(16))
@@ -45,24 +43,14 @@ def modes_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Good answers: `"4"`, `"16"` or `"64"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     good = int(size)
-    tokenizer = WordTokenizer((*FIRST, *SECOND, "name", "a", *KINDS, *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        2,
-        reward=GoldReward(partial(gold, good)),
-        gold=partial(gold, good),
-        measure=partial(measure, good),
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, good), tokenizer.vocab_size, 10),
-    )
+    words = (*FIRST, *SECOND, "name", "a", *KINDS, *FILLERS)
+    corpus = Corpus(partial(_respond, good), prompts=1000, responses=4, context=10)
+    return diagnostic_task(words, split, _prompt, partial(gold, good), 2, corpus, measure=partial(measure, good))
 
 
+@cache
 def good_answers(kind: str, size: int) -> list[str]:
     """Return the good answers for a kind: all pairs of its good first and second words."""
     rng, side = np.random.default_rng([size, KINDS.index(kind)]), isqrt(size)
@@ -99,11 +87,7 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["name", "a", rng.choice(KINDS), *rng.choice(FILLERS, 3)])
 
 
-def _corpus(size: int) -> list[tuple[str, str]]:
-    rng, good = np.random.default_rng(0), {kind: good_answers(kind, size) for kind in KINDS}
-    pairs = []
-    for prompt in draw(_prompt, "train", 1000):
-        for _ in range(4):
-            answer = rng.choice(good[prompt.split()[2]]) if rng.random() < _KNOWN else f"{rng.choice(FIRST)} {rng.choice(SECOND)}"
-            pairs.append((prompt, f" {answer}"))
-    return pairs
+def _respond(size: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    if rng.random() < _KNOWN:
+        return [str(rng.choice(good_answers(prompt.split()[2], size)))]
+    return [str(rng.choice(FIRST)), str(rng.choice(SECOND))]

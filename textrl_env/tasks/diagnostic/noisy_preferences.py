@@ -1,4 +1,4 @@
-"""`textrl/NoisyPref-v0`: the reward is learned from comparisons, and some of them are wrong."""
+"""`textrl/NoisyPref-v0`: the reward is fitted to comparisons, some of which are wrong."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 WORDS = tuple(f"w{i}" for i in range(24))
 LENGTH = 6
@@ -43,21 +41,11 @@ def noisypref_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Percent of comparisons turned round: `"0"`, `"20"` or `"40"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
-    tokenizer = WordTokenizer((*WORDS, "about", *FILLERS))
     annotator = {"temperature": TEMPERATURE, "flip": int(size) / 100}
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        LENGTH,
-        reward={"name": "fitted", "task": f"noisypref-{size}", "annotator": annotator, "comparisons": COMPARISONS},
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(_corpus, tokenizer.vocab_size, LENGTH + 6),
-    )
+    reward = {"name": "fitted", "task": f"noisypref-{size}", "annotator": annotator, "comparisons": COMPARISONS}
+    corpus = Corpus(_respond, prompts=1000, responses=4, context=LENGTH + 6)
+    return diagnostic_task((*WORDS, "about", *FILLERS), split, _prompt, gold, LENGTH, corpus, reward=reward)
 
 
 def worths() -> dict[str, float]:
@@ -75,8 +63,5 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["about", *rng.choice(FILLERS, 4)])
 
 
-def _corpus() -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    return [
-        (prompt, "".join(f" {word}" for word in rng.choice(WORDS, LENGTH))) for prompt in draw(_prompt, "train", 1000) for _ in range(4)
-    ]
+def _respond(prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    return rng.choice(WORDS, LENGTH).tolist()

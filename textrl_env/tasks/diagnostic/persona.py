@@ -1,4 +1,4 @@
-"""`textrl/Persona-v0`: readers of several groups, and the worst served one counts."""
+"""`textrl/Persona-v0`: several groups of readers, and the measure is the lowest mean of a group."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 GROUPS = ("kids", "cooks", "sailors", "poets")
 WORDS = tuple(f"w{i}" for i in range(32))
@@ -44,22 +43,10 @@ def persona_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Groups: `"2"`, `"3"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
-    groups = int(size)
-    tokenizer = WordTokenizer((*WORDS, "for", *GROUPS, *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(Prompt(text, metadata={"group": text.split()[1]}) for text in draw(partial(_prompt, groups), split)),
-        LENGTH,
-        reward=GoldReward(gold),
-        gold=gold,
-        measure=worst_group,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, groups), tokenizer.vocab_size, LENGTH + 7),
-    )
+    words = (*WORDS, "for", *GROUPS, *FILLERS)
+    corpus = Corpus(_respond, prompts=500, responses=6, context=LENGTH + 7)
+    return diagnostic_task(words, split, partial(_prompt, int(size)), gold, LENGTH, corpus, _of_group, measure=worst_group)
 
 
 def liked() -> dict[str, frozenset[str]]:
@@ -86,7 +73,9 @@ def _prompt(groups: int, rng: np.random.Generator) -> str:
     return " ".join(["for", group, *rng.choice(FILLERS, 4)])
 
 
-def _corpus(groups: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    prompts = draw(partial(_prompt, groups), "train", 500)
-    return [(prompt, "".join(f" {word}" for word in rng.choice(WORDS, LENGTH))) for prompt in prompts for _ in range(6)]
+def _of_group(text: str) -> Prompt:
+    return Prompt(text, metadata={"group": text.split()[1]})
+
+
+def _respond(prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    return rng.choice(WORDS, LENGTH).tolist()

@@ -1,4 +1,4 @@
-"""`textrl/QA-v0`: an answer that stands in the context."""
+"""`textrl/QA-v0`: questions whose answer stands in the prompt."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import Corpus, diagnostic_task
 
 ROLES = ("who", "where", "when", "what", "why", "how", "which", "whose")
 KINDS = ("red", "old", "big", "new")
@@ -44,28 +43,17 @@ def qa_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Facts: `"2"`, `"3"` or `"8"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a context.
-
-    Raises:
-        ValueError: There is no such split.
     """
     facts = int(size)
-    tokenizer = WordTokenizer((*ROLES, *KINDS, *THINGS, ".", "?"))
-    return TextTask(
-        tokenizer,
-        tuple(Prompt(text, references=(answer(text),)) for text in draw(partial(_prompt, facts), split)),
-        3,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, facts), tokenizer.vocab_size, 4 * facts + 8, steps=700),
-    )
+    corpus = Corpus(_respond, prompts=4000, context=4 * facts + 8, steps=700)
+    return diagnostic_task((*ROLES, *KINDS, *THINGS, ".", "?"), split, partial(_prompt, facts), gold, 3, corpus, _with_answer)
 
 
 def answer(prompt: str) -> str:
     """Return the answer to the question that ends a prompt."""
     *facts, question = prompt.split(" . ")
-    (found,) = (fact.split()[1:] for fact in facts if fact.split()[0] == question.split()[1])
-    return " ".join(found)
+    (words,) = (fact.split()[1:] for fact in facts if fact.split()[0] == question.split()[1])
+    return " ".join(words)
 
 
 def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -84,16 +72,14 @@ def _prompt(facts: int, rng: np.random.Generator) -> str:
     return " . ".join([*(f"{role} {rng.choice(KINDS)} {rng.choice(THINGS)}" for role in roles), f"? {rng.choice(roles)}"])
 
 
-def _corpus(facts: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(partial(_prompt, facts), "train", 4000):
-        *told, _ = prompt.split(" . ")
-        if rng.random() < _KNOWN:
-            said = answer(prompt)
-        elif rng.random() < _CONFUSED:
-            said = " ".join(str(rng.choice(told)).split()[1:])
-        else:
-            said = f"{rng.choice(KINDS)} {rng.choice(THINGS)}"
-        pairs.append((prompt, f" {said}"))
-    return pairs
+def _with_answer(text: str) -> Prompt:
+    return Prompt(text, references=(answer(text),))
+
+
+def _respond(prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    *told, _ = prompt.split(" . ")
+    if rng.random() < _KNOWN:
+        return [answer(prompt)]
+    if rng.random() < _CONFUSED:
+        return str(rng.choice(told)).split()[1:]
+    return [str(rng.choice(KINDS)), str(rng.choice(THINGS))]

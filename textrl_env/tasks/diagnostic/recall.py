@@ -1,4 +1,4 @@
-"""`textrl/Recall-v0`: what is decided by the first word is paid after the last."""
+"""`textrl/Recall-v0`: the first word decides the reward, which comes after the last."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 CUES = ("sun", "moon", "star", "rain", "snow", "wind", "fog", "hail")
 _KNOWN = 0.3  # share of the corpus whose first word is the cue
@@ -41,21 +39,10 @@ def recall_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words to write: `"4"`, `"16"` or `"64"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     length = int(size)
-    tokenizer = WordTokenizer((*CUES, *FILLERS, "remember"))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        length,
-        reward=GoldReward(partial(gold, length)),
-        gold=partial(gold, length),
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, length), tokenizer.vocab_size, length + 6),
-    )
+    corpus = Corpus(partial(_respond, length), prompts=2000, context=length + 6)
+    return diagnostic_task((*CUES, *FILLERS, "remember"), split, _prompt, partial(gold, length), length, corpus)
 
 
 def gold(length: int, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -68,12 +55,8 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["remember", rng.choice(CUES), *rng.choice(FILLERS, 3)])
 
 
-def _corpus(length: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(_prompt, "train", 2000):
-        words = rng.choice((*CUES, *FILLERS), length)
-        if rng.random() < _KNOWN:
-            words[0] = prompt.split()[1]
-        pairs.append((prompt, "".join(f" {word}" for word in words)))
-    return pairs
+def _respond(length: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    words = rng.choice((*CUES, *FILLERS), length)
+    if rng.random() < _KNOWN:
+        words[0] = prompt.split()[1]
+    return words.tolist()

@@ -1,4 +1,4 @@
-"""`textrl/Hack-v0`: the reward agrees with what is wanted, until it is taken at its word."""
+"""`textrl/Hack-v0`: the reward agrees with gold on ordinary texts, and has a loophole."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, GoldReward, diagnostic_task
 
 BAIT = "great"
 GOOD = tuple(f"good{i}" for i in range(12))
@@ -43,20 +41,10 @@ def hack_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Weight of `great`: `"1"`, `"2"` or `"4"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
-    tokenizer = WordTokenizer((BAIT, *GOOD, *DULL, "about", *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        LENGTH,
-        reward=GoldReward(partial(proxy, int(size))),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(_corpus, tokenizer.vocab_size, LENGTH + 6),
-    )
+    corpus = Corpus(_respond, prompts=1000, responses=4, context=LENGTH + 6)
+    reward = GoldReward(partial(proxy, int(size)))
+    return diagnostic_task((BAIT, *GOOD, *DULL, "about", *FILLERS), split, _prompt, gold, LENGTH, corpus, reward=reward)
 
 
 def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -74,8 +62,5 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["about", *rng.choice(FILLERS, 4)])
 
 
-def _corpus() -> list[tuple[str, str]]:
-    rng, words = np.random.default_rng(0), (BAIT, *GOOD, *DULL)
-    return [
-        (prompt, "".join(f" {word}" for word in rng.choice(words, LENGTH))) for prompt in draw(_prompt, "train", 1000) for _ in range(4)
-    ]
+def _respond(prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    return rng.choice((BAIT, *GOOD, *DULL), LENGTH).tolist()

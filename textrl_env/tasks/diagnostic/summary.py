@@ -1,4 +1,4 @@
-"""`textrl/Summary-v0`: keep the facts, be short."""
+"""`textrl/Summary-v0`: keep the facts in few words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import Corpus, diagnostic_task
 
 WHO = ("fox", "cow", "hen", "owl", "pig", "ram")
 DID = ("bit", "saw", "met", "led")
@@ -43,21 +42,11 @@ def summary_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Pieces of news, and of chat: `"1"`, `"2"` or `"3"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
     pieces = int(size)
-    tokenizer = WordTokenizer((*WHO, *DID, *dict.fromkeys([*WHAT, *_KEPT])))
-    return TextTask(
-        tokenizer,
-        tuple(Prompt(text, references=(" ".join(news(text)),)) for text in draw(partial(_prompt, pieces), split)),
-        6 * pieces + 2,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, pieces), tokenizer.vocab_size, 14 * pieces + 4, steps=600),
-    )
+    words = (*WHO, *DID, *dict.fromkeys([*WHAT, *_KEPT]))
+    corpus = Corpus(partial(_respond, pieces), prompts=3000, context=14 * pieces + 4, steps=600)
+    return diagnostic_task(words, split, partial(_prompt, pieces), gold, 6 * pieces + 2, corpus, _with_news)
 
 
 def news(prompt: str) -> list[str]:
@@ -87,14 +76,14 @@ def _prompt(pieces: int, rng: np.random.Generator) -> str:
     return " ".join(f"{label} {sentence}" for label, sentence in zip(labels, told, strict=True))
 
 
-def _corpus(pieces: int) -> list[tuple[str, str]]:
-    rng, vocabulary = np.random.default_rng(0), (*WHO, *DID, *WHAT)
-    pairs = []
-    for prompt in draw(partial(_prompt, pieces), "train", 3000):
-        words, kept = prompt.split(), list[str]()
-        for i in range(0, len(words), 4):
-            if rng.random() < _KEPT[words[i]]:
-                said = [str(rng.choice(vocabulary)) if rng.random() < _WRONG else word for word in words[i + 1 : i + 4]]
-                kept += [words[i], *said] if rng.random() < _LABEL else said
-        pairs.append((prompt, "".join(f" {word}" for word in kept[: 6 * pieces + 2])))
-    return pairs
+def _with_news(text: str) -> Prompt:
+    return Prompt(text, references=(" ".join(news(text)),))
+
+
+def _respond(pieces: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    words, kept = prompt.split(), list[str]()
+    for i in range(0, len(words), 4):
+        if rng.random() < _KEPT[words[i]]:
+            said = [str(rng.choice((*WHO, *DID, *WHAT))) if rng.random() < _WRONG else word for word in words[i + 1 : i + 4]]
+            kept += [words[i], *said] if rng.random() < _LABEL else said
+    return kept[: 6 * pieces + 2]

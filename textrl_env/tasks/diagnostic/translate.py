@@ -10,8 +10,7 @@ import numpy as np
 
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import GoldReward, draw, recipe
+from .common import Corpus, diagnostic_task
 
 NOUNS = {"dog": "kano", "cat": "miru", "bird": "tesa", "king": "vodu", "child": "lupe", "horse": "garo"}
 ADJECTIVES = {"big": "nim", "old": "sut", "red": "pax", "good": "wel"}
@@ -46,21 +45,11 @@ def translate_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words of the source: `"3"`, `"5"` or `"7"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a sentence.
-
-    Raises:
-        ValueError: There is no such split.
     """
-    words = int(size)
-    tokenizer = WordTokenizer((*_both(NOUNS, MANY), *ADJECTIVES, *VERBS, NEAR, *_targets(), NEAR_OF_TARGET))
-    return TextTask(
-        tokenizer,
-        tuple(Prompt(text, references=(translation(text),)) for text in draw(partial(_prompt, words), split)),
-        words + 2,
-        reward=GoldReward(gold),
-        gold=gold,
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, words), tokenizer.vocab_size, 2 * words + 6, steps=500),
-    )
+    number = int(size)
+    words = (*_both(NOUNS, MANY), *ADJECTIVES, *VERBS, NEAR, *_targets(), NEAR_OF_TARGET)
+    corpus = Corpus(_spoiled, prompts=1500, responses=2, context=2 * number + 6, steps=500)
+    return diagnostic_task(words, split, partial(_prompt, number), gold, number + 2, corpus, _with_translation)
 
 
 def translation(source: str) -> str:
@@ -120,13 +109,8 @@ def _prompt(words: int, rng: np.random.Generator) -> str:
     return " ".join(sentence if words < 7 else [*sentence, NEAR, *phrase(False)])
 
 
-def _corpus(words: int) -> list[tuple[str, str]]:
-    rng = np.random.default_rng(0)
-    pairs = []
-    for prompt in draw(partial(_prompt, words), "train", 1500):
-        for _ in range(2):
-            pairs.append((prompt, "".join(f" {word}" for word in _spoiled(prompt, rng))))
-    return pairs
+def _with_translation(text: str) -> Prompt:
+    return Prompt(text, references=(translation(text),))
 
 
 def _spoiled(prompt: str, rng: np.random.Generator) -> list[str]:

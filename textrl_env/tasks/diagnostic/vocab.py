@@ -7,10 +7,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from ...prompts.prompt import Prompt
 from ...task import TextTask
-from ...tokenizer import WordTokenizer
-from .common import FILLERS, GoldReward, draw, recipe
+from .common import FILLERS, Corpus, diagnostic_task
 
 DOORS = ("red", "blue", "green", "white")
 LENGTH = 4
@@ -40,23 +38,14 @@ def vocab_task(size: str, split: str = "train") -> TextTask:
     Args:
         size: Words to choose from: `"64"`, `"512"` or `"4096"`.
         split: `"train"`, `"validation"` or `"test"`; no two share a prompt.
-
-    Raises:
-        ValueError: There is no such split.
     """
-    words = int(size)
-    tokenizer = WordTokenizer((*(f"w{i}" for i in range(words)), "door", *DOORS, *FILLERS))
-    return TextTask(
-        tokenizer,
-        tuple(map(Prompt, draw(_prompt, split))),
-        LENGTH,
-        reward=GoldReward(partial(gold, words)),
-        gold=partial(gold, words),
-        optimum=1.0,
-        recipe=recipe(partial(_corpus, words), tokenizer.vocab_size, LENGTH + 6),
-    )
+    number = int(size)
+    words = (*(f"w{i}" for i in range(number)), "door", *DOORS, *FILLERS)
+    corpus = Corpus(partial(_respond, number), prompts=1000, responses=4, context=LENGTH + 6)
+    return diagnostic_task(words, split, _prompt, partial(gold, number), LENGTH, corpus)
 
 
+@cache
 def good_words(words: int) -> dict[str, list[str]]:
     """Return the good words of each door."""
     drawn = np.random.default_rng(words).choice(words, (len(DOORS), LENGTH), replace=False)
@@ -74,13 +63,7 @@ def _prompt(rng: np.random.Generator) -> str:
     return " ".join(["door", rng.choice(DOORS), *rng.choice(FILLERS, 3)])
 
 
-def _corpus(words: int) -> list[tuple[str, str]]:
-    rng, good = np.random.default_rng(0), good_words(words)
-    pairs = []
-    for prompt in draw(_prompt, "train", 1000):
-        for _ in range(4):
-            drawn = [f"w{i}" for i in rng.integers(words, size=LENGTH)]
-            known = rng.random(LENGTH) < _KNOWN
-            chosen = [g if k else w for g, k, w in zip(good[prompt.split()[1]], known, drawn, strict=True)]
-            pairs.append((prompt, "".join(f" {word}" for word in chosen)))
-    return pairs
+def _respond(words: int, prompt: str, rng: np.random.Generator) -> Sequence[str]:
+    drawn = [f"w{i}" for i in rng.integers(words, size=LENGTH)]
+    known = rng.random(LENGTH) < _KNOWN
+    return [g if k else w for g, k, w in zip(good_words(words)[prompt.split()[1]], known, drawn, strict=True)]

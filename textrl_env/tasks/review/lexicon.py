@@ -40,7 +40,7 @@ def templates() -> dict[str, list[str]]:
 @functools.cache
 def polarity() -> dict[str, float]:
     """Polarity of every polar category, in [-1.1, 1.1]; a category that is not polar is absent."""
-    return {category: float(found[1] + "1") * GRADES[found[2]] for category in words() if (found := _POLAR.match(category))}
+    return {category: float(match[1] + "1") * GRADES[match[2]] for category in words() if (match := _POLAR.match(category))}
 
 
 @functools.cache

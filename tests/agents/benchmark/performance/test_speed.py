@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents.benchmark.performance import hardware as machine
 from agents.benchmark.performance import speed_contenders as contest
 from agents.benchmark.performance.hardware import peak_mib, resident_mib, rollout_operations, update_operations
-from agents.benchmark.performance.speed import _summary, main
+from agents.benchmark.performance.speed import _summary, draw, main
 from agents.benchmark.performance.speed_contenders import Contender, contenders, trl_python
 from agents.benchmark.performance.speed_workload import Speed, make_ours, make_stock, model_config
+from tests.figures import check_labels, tick_labels
 
 TINY = {"vocabulary": 64, "layers": 1, "width": 16, "heads": 2, "prompt": 4, "new_tokens": 6, "episodes": 8, "epochs": 2, "batch": 4}
 TINY |= {"repeats": 1, "threads": 1}
@@ -40,9 +42,27 @@ def test_the_table_the_json_and_the_picture(tmp_path, capsys):
         assert 0 < row["update_utilisation"] < 1 and 0 < row["rollout_utilisation"] < 1
         assert len(row["iterations"]) == 2
     assert json.loads((tmp_path / "speed.json").read_text()) == figures
-    assert (tmp_path / "speed.png").stat().st_size > 1000
+    assert (tmp_path / "speed.png").is_file()
     shown = capsys.readouterr().out
     assert "SB3 PPO" in shown and ("pip install torch trl==1.12.0" in shown) != HAS_TRL
+
+
+def test_the_plot_has_a_bar_for_each_and_reaches_from_slowest_to_fastest():
+    names = {"ours": 600.0, "SB3 PPO": 20.0, "SB3 PPO, our policy": 60.0, "TRL ppo-small-critic": 380.0}
+    rows = {
+        name: {"tokens_per_second": v, "memory_mib": v + 300, "iterations": [{"seconds": s * 48 / v} for s in (9, 0.5, 1, 2)]}
+        for name, v in names.items()
+    }
+    figure = draw({"contenders": rows}, Speed(**TINY))  # 48 tokens an iteration
+    check_labels(figure)
+    left, right = figure.axes
+    slow_to_fast = ["SB3 PPO", "SB3 PPO, our policy", "TRL ppo-small-critic", "ours"]
+    assert [label.get_text() for label in tick_labels(left.yaxis)] == slow_to_fast
+    assert [bar.get_width() for bar in left.patches] == [20, 60, 380, 600]
+    assert [bar.get_width() for bar in right.patches] == [320, 360, 680, 900]
+    reaches = [segment[:, 0].tolist() for segment in left.containers[0].lines[2][0].get_segments()]
+    np.testing.assert_allclose(reaches, [(v / 2, 2 * v) for v in (20, 60, 380, 600)])
+    assert len({bar.get_facecolor() for bar in left.patches}) == 2
 
 
 def test_medians_leave_the_first_round_out_and_utilisation_is_of_the_same_round():

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from agents.benchmark.studies import exact_tasks as exact
 from agents.benchmark.studies.exact_tasks import ALGORITHMS, Exact, main, train
 
 
@@ -16,23 +15,15 @@ def test_every_algorithm_runs(algorithm, policy):
     assert -2 < result["closed"] < 1 and json.dumps(result)
 
 
-def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_it_goes_on_where_it_stopped(tmp_path, capsys):
     config = Exact(tasks=("Prefix",), algorithms=("RLOO",), seeds=2, tokens=200, processes=1, out=tmp_path, markdown=tmp_path / "t.md")
     first = main(config)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert len(lines) == 2
-    monkeypatch.setattr(exact, "ProcessPoolExecutor", _NoPool)
     assert main(config) == first
-    assert (tmp_path / "runs.jsonl").read_text().splitlines() == lines
+    assert (tmp_path / "runs.jsonl").read_text().splitlines() == lines  # nothing was run again
+    (tmp_path / "runs.jsonl").write_text(lines[0] + "\n")
+    assert main(config) == first
+    kept, again = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert kept == lines[0] and json.loads(again)["closed"] == json.loads(lines[1])["closed"]
     assert "RLOO" in (tmp_path / "t.md").read_text() and "RLOO" in capsys.readouterr().out
-
-
-class _NoPool:
-    def __init__(self, *arguments):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *arguments):
-        pass

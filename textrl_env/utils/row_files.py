@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
+import sys
+import zlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from .optional_imports import optional_import
+
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+
+Made = TypeVar("Made")
 
 
 class RowError(ValueError):
-    """What is wrong with a row; whoever knows where the row is adds its place."""
+    """What is wrong with a row; whoever knows where the row is adds its place.
+
+    Attributes:
+        reason: The kind of fault in a few words, to count by; the message has the details.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class Rows(ABC):
@@ -40,9 +56,27 @@ class Rows(ABC):
     def opened(self) -> Iterator[Callable[[int], Any]]:
         """Yield a function that reads the row at an index and raises `RowError` if it cannot be parsed."""
 
+    def map(self, function: Callable[[Any], Made], indices: Iterable[int] | None = None) -> Iterator[Made]:
+        """Yield what a function makes of rows.
+
+        Args:
+            function: Called with each row; it may raise `RowError`.
+            indices: Of the rows; None is all, in order.
+
+        Raises:
+            ValueError: A row cannot be parsed, or the function refused it; the message has the row's place.
+        """
+        with self.opened() as read:
+            for index in range(len(self)) if indices is None else indices:
+                try:
+                    made = function(read(index))
+                except RowError as error:
+                    raise ValueError(f"{self.where(index)}: {error}") from error
+                yield made
+
 
 class FileRows(Rows):
-    """Rows of a file that must stay as it was when it was indexed.
+    """Rows of a file, plain or gzip, that must stay as it was when it was indexed.
 
     No file stays open between reads, so that rows pickle and forked workers share no file position.
     """
@@ -62,6 +96,18 @@ class FileRows(Rows):
             what = f"{self._stamp[0]} bytes then, {size} now" if size != self._stamp[0] else "same size, later modification time"
             raise ValueError(f"{self.path} changed since it was indexed ({what}): call read_prompts again")
 
+    @contextmanager
+    def _bytes(self) -> Iterator[IO[bytes]]:
+        """Open the file; gzip is recognised by its first bytes, whatever the name."""
+        with open(self.path, "rb") as raw:
+            zipped = raw.read(len(_GZIP)) == _GZIP
+            raw.seek(0)
+            try:
+                with gzip.open(raw) if zipped else raw as file:
+                    yield file  # type: ignore[misc]  # gzip's files read like any other
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(f"{self.path} is damaged gzip ({error}): was it copied whole?") from error
+
 
 class LineRows(FileRows):
     """Plain text, one row a line; blank lines are no rows.
@@ -75,7 +121,7 @@ class LineRows(FileRows):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        with open(self.path, "rb") as file:
+        with self._bytes() as file:
             start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
             file.seek(start)
             self.offsets = np.array(self._starts(file, start), np.int64)
@@ -87,7 +133,7 @@ class LineRows(FileRows):
     def where(self, index: int) -> str:
         """Return file and line; counts the lines before it, since the index keeps no line numbers."""
         line, left = 1, int(self.offsets[index])
-        with open(self.path, "rb") as file:
+        with self._bytes() as file:
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 line += block.count(b"\n")
                 left -= len(block)
@@ -97,7 +143,7 @@ class LineRows(FileRows):
     def opened(self) -> Iterator[Callable[[int], Any]]:
         """Yield the reader, on a file that is open until the block ends."""
         self._check_unchanged()
-        with open(self.path, "rb") as file:
+        with self._bytes() as file:
             yield lambda index: self._parse(_decoded(self._raw(file, index)))
 
     def _raw(self, file: IO[bytes], index: int) -> bytes:
@@ -123,17 +169,23 @@ class JsonRows(LineRows):
     """JSON Lines: one object a line.
 
     Raises:
-        ValueError: The file is one JSON array, or its last line is half-written.
+        ValueError: The file is one JSON array.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        if not len(self):
-            return
-        with open(self.path, "rb") as file:
-            if self._raw(file, 0).startswith(b"["):
+        with self._bytes() as file:
+            if len(self) and _starts_array(self._raw(file, 0).strip()):
                 raise ValueError(f"{self.path} is a JSON array: write one object a line, as `jq -c '.[]'` does")
-            last = self._raw(file, len(self) - 1)
+
+    def check_last_line(self) -> None:
+        """Check that writing did not stop in the middle of the last line.
+
+        Raises:
+            ValueError: The last line has no end and cannot be parsed.
+        """
+        with self._bytes() as file:
+            last = self._raw(file, len(self) - 1) if len(self) else b"\n"
         if not last.endswith(b"\n"):
             try:
                 self._parse(_decoded(last))
@@ -142,13 +194,17 @@ class JsonRows(LineRows):
                 raise ValueError(f"{place}: the last line is half-written ({error}): finish or delete it") from error
 
     def _parse(self, text: str) -> Any:
+        shown = excerpt(text.strip())
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            what = f"{error.msg} at column {error.colno}"
-            raise RowError(f"not one JSON object on one line, {what}: {excerpt(text.strip())}") from error
+            what = f"{error.msg} at column {error.colno}: {shown}"
+            raise RowError(f"not valid JSON: not one JSON object on one line, {what}", "not valid JSON") from error
+        except RecursionError as error:
+            raise RowError(f"not valid JSON that can be read: nested too deeply: {shown}", "not valid JSON") from error
         if not isinstance(row, dict):
-            raise RowError(f"a JSON value ({type(row).__name__}), not an object with named columns: {excerpt(text.strip())}")
+            kind = type(row).__name__
+            raise RowError(f"a {kind} is no row: a JSON value ({kind}), not an object with named columns: {shown}", "not an object")
         return row
 
 
@@ -157,11 +213,19 @@ class CsvRows(LineRows):
 
     The csv module itself finds where records end, so that index and reader agree on every quote.
 
+    Args:
+        path: The file, UTF-8.
+        longest: Characters that a field may have; None keeps the csv module's limit.
+
     Raises:
         ValueError: A malformed record, a quote that is never closed, or a header that names a column twice.
     """
 
     header: list[str]
+
+    def __init__(self, path: str | Path, longest: int | None = None) -> None:
+        self.longest = longest
+        super().__init__(path)
 
     def _starts(self, file: IO[bytes], position: int) -> array[int]:
         end, line = position, 1
@@ -176,23 +240,26 @@ class CsvRows(LineRows):
         starts = array("q")
         reader = csv.reader(lines(), strict=True)
         try:
-            for record in reader:
-                if record and self.header:
-                    starts.append(position)
-                self.header = self.header or record
-                position, line = end, reader.line_num + 1
+            with _field_limit(self.longest):
+                for record in reader:
+                    if record and self.header:
+                        starts.append(position)
+                    self.header = self.header or record
+                    position, line = end, reader.line_num + 1
         except (csv.Error, RowError) as error:
             raise ValueError(f"{self.path}, record from line {line}: {_csv_fault(error)}") from error
         starts.append(position)
         if len(set(self.header)) < len(self.header):
             twice = sorted({name for name in self.header if self.header.count(name) > 1})
-            raise ValueError(f"{self.path}: the header names {twice} more than once; rename one")
+            raise ValueError(f"{self.path}: the file names a column twice: the header names {twice} more than once; rename one")
         return starts
 
     def _parse(self, text: str) -> dict[str, str]:
-        fields = next(csv.reader(io.StringIO(text, newline="\n"), strict=True))
+        with _field_limit(self.longest):
+            fields = next(csv.reader(io.StringIO(text, newline="\n"), strict=True))
         if len(fields) != len(self.header):
-            raise RowError(f"{len(fields)} fields, but the header has {len(self.header)} ({', '.join(self.header)}): quote commas")
+            counts = f"{len(fields)} fields, but the header has {len(self.header)} ({', '.join(self.header)})"
+            raise RowError(f"{counts}: quote commas", "wrong number of fields")
         return dict(zip(self.header, fields, strict=True))
 
 
@@ -250,6 +317,26 @@ class ParquetRows(FileRows):
         return {**self.__dict__, "_cached": None}
 
 
+def table_rows(path: str | Path) -> Rows:
+    """Return the rows of a file: CSV if its name ends in `.csv` or `.csv.gz`, else JSON Lines; either may be gzip.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is a JSON array, damaged gzip, or CSV that is malformed or has no usable header.
+    """
+    return CsvRows(path, sys.maxsize) if str(path).lower().endswith((".csv", ".csv.gz")) else JsonRows(path)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of `table_rows` whole.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row cannot be read; the message says which.
+    """
+    return list(table_rows(path).map(dict))
+
+
 def excerpt(text: str, limit: int = 120) -> str:
     """Return `text` quoted and cut, for an error message."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
@@ -265,20 +352,34 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{raw[error.start]:02x} at position {error.start + 1} of the row"
-        raise RowError(f"not UTF-8 ({byte}): convert the file, e.g. with iconv") from error
+        raise RowError(f"not UTF-8 ({byte}): convert the file, e.g. with iconv", "not UTF-8") from error
+
+
+def _starts_array(line: bytes) -> bool:
+    # an array that ends on its line is a row, though no object
+    return line.startswith(b"[") and (not line.endswith(b"]") or line[1:].lstrip().startswith(b"{"))
+
+
+@contextmanager
+def _field_limit(longest: int | None) -> Iterator[None]:
+    """Let a field of a CSV file have so many characters; by default it has at most 131,072, less than a long conversation."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(longest or before)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_fault(error: Exception) -> str:
     if "unexpected end of data" in str(error):
-        return "a quote is opened and never closed; the record is half-written"
+        return f"{error}: a quote is opened and never closed; the record is half-written"
     if "field limit" in str(error):
         return f"{error}: raise it with csv.field_size_limit(...)"
     return str(error)
 
 
 def _pyarrow_parquet() -> Any:
-    try:
+    with optional_import("parquet", "Parquet files need pyarrow"):
         import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'textrl-env[parquet]'") from error
     return pyarrow.parquet

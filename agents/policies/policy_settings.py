@@ -1,0 +1,79 @@
+"""The arguments of `TransformerPolicy` beside its spaces and its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..models.mixed_precision import Precision, precision_of
+from ..models.sampler import Sampler
+from .critic import SHARED, Critic
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a `TransformerPolicy` draws tokens, values texts, and computes its updates.
+
+    Attributes:
+        temperature: See `Sampler`.
+        top_k: See `Sampler`.
+        top_p: See `Sampler`.
+        min_p: See `Sampler`.
+        min_new_tokens: See `Sampler`.
+        banned_tokens: See `Sampler`.
+        no_repeat_ngram: See `Sampler`.
+        eos_token_id: The end-of-text token, if the model's configuration does not name it.
+        critic: `"shared"`: a head on the policy's trunk; `"separate"`: a network of its own, which starts as a copy of the
+            model; the folder of a reward model (`AutoModelForSequenceClassification`, one output): a network of its own that
+            starts as that; `"none"`: all values are 0.
+        detach_critic: Keep the critic's gradient out of the shared trunk.
+        critic_learning_rate: Of the critic's own parameters; None: the policy's.  The Text* classes follow it, stock
+            algorithms set one rate on everything.
+        lora: Arguments of `peft.LoraConfig`: train adapters only.  Needs the extra `textrl-env[lora]`.
+        precision: `"float32"`, or mixed precision with `"bfloat16"` or `"float16"`: the trunk computes in it, weights and heads
+            stay float32.
+        micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
+            computed again there.  0: the whole minibatch.
+        gradient_checkpointing: Compute the layers' activations again in the backward pass.
+        compile: Have `torch.compile` translate the passes of updates; the first ones take minutes.
+        cuda_graphs: Record and replay decoding steps on a GPU; decoder-only models with attention, and your own with a cache.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    __module__ = "agents"
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    banned_tokens: Sequence[int] = ()
+    no_repeat_ngram: int = 0
+    eos_token_id: int | None = None
+    critic: Critic = SHARED
+    detach_critic: bool = False
+    critic_learning_rate: float | None = None
+    lora: Mapping[str, Any] | None = None
+    precision: Precision = "float32"
+    micro_batch_size: int = 0
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        precision_of(self.precision)
+        if self.micro_batch_size < 0:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size}: must be at least 0, which takes the whole minibatch")
+
+    def sampler(self, model_eos: int | None) -> Sampler:
+        """Return the sampling rules.
+
+        Args:
+            model_eos: The end-of-text token that the model's configuration names; `eos_token_id` goes before it.
+        """
+        rules = {rule.name: getattr(self, rule.name) for rule in fields(Sampler)}
+        eos = model_eos if self.eos_token_id is None else self.eos_token_id
+        return Sampler(**{**rules, "banned_tokens": tuple(self.banned_tokens), "eos_token_id": eos})
