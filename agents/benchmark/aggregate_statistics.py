@@ -84,8 +84,7 @@ def interval(statistic: Callable[..., Any], *agents: Runs, resamples: int = RESA
 
 def profile_band(runs: Runs, thresholds: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of the pointwise 95% intervals of `profile`, shape (len(thresholds),) each."""
-    (samples,) = _samples([runs], resamples, seed)
-    drawn = profile(samples, thresholds)  # (R, len(thresholds))
+    drawn = profile(_samples([runs], resamples, seed)[0], thresholds)  # (R, len(thresholds))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return low, high
 

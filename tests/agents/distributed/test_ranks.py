@@ -25,7 +25,7 @@ from agents.models.loading import load_lm, save_lm
 from agents.rollouts.merge_ranks import RankRecording, merge
 from textrl_env import make_task
 
-from . import ranked
+from . import stepped
 from .ranked import CASES, COMMON, ROLLOUTS, learn, make, make_env
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +55,7 @@ def run(command, timeout=240, check=True, **environment):
 def two_ranks(tmp_path_factory):
     """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
     folder = tmp_path_factory.mktemp("two")
-    run(torchrun("tests.agents.distributed.ranked", folder, "exact", "steps", "whole", "refused", "broken", "stopped"))
+    run(torchrun("tests.agents.distributed.ranked", folder))
     return folder
 
 
@@ -113,14 +113,14 @@ def test_the_joined_rollout_is_what_one_process_records(exact):
 def test_a_step_of_several_is_one_on_the_sum_of_their_gradients(request, tmp_path, size, monkeypatch):
     folder = tmp_path if size == 3 else request.getfixturevalue("two_ranks")
     if size == 3:
-        run(torchrun("tests.agents.distributed.ranked", folder, "steps", size=3))
-    monkeypatch.setattr(ranked, "ranks", lambda: SimpleNamespace(size=size))
-    parameters = ranked.parameters_of()
+        run(torchrun("tests.agents.distributed.stepped", folder, size=3))
+    monkeypatch.setattr(stepped, "ranks", lambda: SimpleNamespace(size=size))
+    parameters = stepped.parameters_of()
     optimizer = torch.optim.Adam(parameters, lr=0.1)
     expected = []
     for number in range(4):
         for i, parameter in enumerate(parameters):
-            parts = [ranked.gradient_of(rank, number, i) for rank in range(size)]
+            parts = [stepped.gradient_of(rank, number, i) for rank in range(size)]
             parameter.grad = sum(part for part in parts if part is not None) if i != 2 else None
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.5)
         assert norm > 1.5
