@@ -1,4 +1,4 @@
-"""Who started this process, and whether that does what it was asked for."""
+"""Checks of the program that launched this process: torchrun is supported, `accelerate launch` only as far as it works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _TORCHRUN = "torchrun --nproc-per-node N -m agents.cli train ..."
 
 
 def check_launcher() -> None:
-    """Refuse launchers that would do less than they were asked for.
+    """Refuse a launcher whose settings would have no effect.
 
     Raises:
         ValueError: `accelerate launch` started one process, or asked for sharded models.

@@ -1,8 +1,8 @@
-"""Several processes that train one policy together: who they are, how they talk, and what happens when one is gone.
+"""Several processes (ranks) that train one policy together: their communication, and errors when one of them is gone.
 
 `torchrun` starts them, Hugging Face Accelerate joins them: gloo on CPUs, NCCL on GPUs.  All hold the same weights and the same whole
 rollout; each writes a part of the texts, and computes the gradient of a part of each minibatch.  A process that was not started by
-torchrun is the only rank there is, and nothing here does anything.
+torchrun is the only rank, and nothing here has any effect.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class _Group(Ranks):
             signal.signal(signal.SIGTERM, self._ended)  # torchrun sends it to those that are left
 
     def gather(self, value: Any) -> list[Any]:
-        found: list[Any] = [None] * self.size
+        gathered: list[Any] = [None] * self.size
         with self._together():
-            torch.distributed.all_gather_object(found, value)
-        return found
+            torch.distributed.all_gather_object(gathered, value)
+        return gathered
 
     def broadcast(self, value: Any) -> Any:
         box = [value]
@@ -97,7 +97,7 @@ class _Group(Ranks):
         return super().step(optimizer, parameters, max_norm)
 
     def _add_gradients(self, parameters: list[nn.Parameter]) -> None:
-        # One flat vector, and at its end who has a gradient: Adam moves on by momentum where there are zeros instead of none
+        # One flat vector that ends with which parameters have a gradient: Adam moves by momentum where a gradient is zero instead of None
         reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
         flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
         with self._together():
@@ -171,7 +171,7 @@ def _alive(process: int) -> bool:
 
 
 def tell_others(message: str, interrupted: bool = False) -> bool:
-    """Leave word of why this process ends, if it has found others; return whether it is the first to tell the user so."""
+    """Tell the other ranks, if there are any, why this process ends; return whether it is the first to tell the user so."""
     if not ranks.cache_info().currsize:
         return True
     ranks().fail(_INTERRUPTED if interrupted else message)
@@ -180,7 +180,7 @@ def tell_others(message: str, interrupted: bool = False) -> bool:
 
 @lru_cache(maxsize=1)
 def ranks() -> Ranks:
-    """Return this process's rank; at the first call the ranks that torchrun started find each other.
+    """Return this process's rank; the first call connects the ranks that torchrun started.
 
     Raises:
         ValueError: See `check_launcher`.

@@ -1,4 +1,4 @@
-"""The ranks of one training: what they tell each other, and the error when they disagree."""
+"""The ranks of one training: the data they exchange, and the error when they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AGAIN = "the same command goes on from the last checkpoint"
 
 
 class RankError(OSError):
-    """The ranks cannot go on together: one is gone or failed, or they do not hold the same.
+    """The ranks cannot go on together: one is gone or failed, or their weights or settings differ.
 
     Attributes:
         told: Whether another rank tells the user why.
@@ -25,7 +25,7 @@ class RankError(OSError):
 
 
 class Ranks:
-    """This process among those that train together; of size 1 by itself, when all methods return at once.
+    """This process among those that train together.  In a training of one process, `size` is 1 and no method waits.
 
     Attributes:
         rank: Number of this process, in [0, size).
@@ -53,7 +53,7 @@ class Ranks:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0, then on the others, which find what it made."""
+        """Run the block on rank 0, then on the others: they can use the files that rank 0 made."""
         yield
 
     def share_weights(self, module: nn.Module) -> None:
@@ -79,10 +79,10 @@ class Ranks:
         return True
 
     def fail(self, message: str) -> None:
-        """Leave word of why this rank ends, for those that will miss it."""
+        """Store why this rank ends, for the error messages of the others."""
 
     def check_equal(self, what: Mapping[str, Any]) -> None:
-        """Insist that all ranks hold the same.
+        """Check that all ranks hold the same.
 
         Args:
             what: Names, and a module or plain data of each.
@@ -102,7 +102,7 @@ class Ranks:
                     )
 
     def total(self, notes: Mapping[str, float]) -> dict[str, float]:
-        """Join what the ranks note of their parts of a minibatch: the least of `..._min`, the greatest of `..._max`, else the sum.
+        """Combine the ranks' numbers of a minibatch: the least of `..._min`, the greatest of `..._max`, the sum of all others.
 
         Raises:
             FloatingPointError: Something is NaN on a rank, on all ranks alike.

@@ -1,4 +1,4 @@
-"""A Ray cluster as our commands use it: joined or started here, quiet, and a process of its own for each piece of work."""
+"""Ray clusters for our commands: connecting to one or starting one, and running each task in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cluster(address: str, processes: int | None = None) -> Iterator[Any]:
 
 
 def room(ray: Any) -> int:
-    """Return how many pieces of work go on at a time: the cores of the cluster."""
+    """Return how many tasks run at a time: the number of the cluster's cores."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 

@@ -1,4 +1,4 @@
-"""How strongly the policy is held to its reference."""
+"""The coefficient of the KL penalty, beta: fixed, adaptive or on a schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KLController:
         self.beta = float(beta)
 
     def update(self, kl_per_sequence: float, num_episodes: int) -> None:
-        """Learn how far the last rollout was from the reference; a fixed coefficient ignores it.
+        """Take note of the KL of the last rollout; a fixed coefficient ignores it.
 
         Args:
             kl_per_sequence: Mean over texts of the summed log(pi / pi_ref), in nats.
@@ -31,7 +31,7 @@ class KLController:
         """
 
     def follow(self, progress_remaining: float) -> None:
-        """Learn how much of the training is left, from 1 to 0, before a rollout; only a schedule cares."""
+        """Take note of how much of the training is left, from 1 to 0, before a rollout; only a schedule uses it."""
 
     def state_dict(self) -> dict[str, float]:
         """Return what a checkpoint must hold."""

@@ -1,6 +1,6 @@
 """KL to a reference for other people's agents: the reference's log-probability as a reward.
 
-Each step's reward becomes `reward + beta * log pi_ref(token | text)`.  An agent that says how likely its token was
+Each step's reward becomes `reward + beta * log pi_ref(token | text)`.  An agent that gives its own log-probability
 (`env.log_probs = ...` before `step`) also gets `- beta * log pi(token | text)`; together that is the k1 estimator, and a text
 sums to `score - beta * log(pi / pi_ref)`, what `SequenceRolloutBuffer` gives our own agents.  A step or reset consumes
 `log_probs`: set them before each step.  Set them on the wrapper itself, or from outside further wrappers with
@@ -16,7 +16,7 @@ The bonus of PPO and A2C (`ent_coef`) is part of the *loss*: it holds up the ent
 no credit for reaching states in which entropy, and so the bonus, is large.  Both end at `pi = softmax(Q / beta)`, where a text
 that goes on is worth `beta * logsumexp(Q / beta)` to the one and `E_pi[Q]`, without the entropy ahead, to the other: another
 policy.  J(pi) = E[R] - beta * KL of both on tasks that can be enumerated (3 tokens, texts of 3, random rewards and reference,
-beta 0.5), by backward induction and by exact gradient ascent (test_reference_kl.py):
+beta 0.5), by backward induction and by exact gradient ascent (test_reference_kl_wrappers.py):
 
     draw of rewards and reference                       0       1       2       3
     optimum, beta * log E_ref[exp(R / beta)]        0.668   0.525   1.089   2.943

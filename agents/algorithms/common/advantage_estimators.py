@@ -1,4 +1,4 @@
-"""From the rewards of a rollout to the advantages of its tokens: what critic-free methods differ in.
+"""Estimators of the advantages of a rollout's tokens, in which critic-free methods differ.
 
 Returns are those that the buffer holds: with KL in the reward, a text's return is score - beta * sum log(pi / pi_ref), and an
 estimator that is unbiased for it follows the exact gradient of the KL-regularised return.
@@ -15,7 +15,7 @@ from ...rollouts.reward_scaling import whiten
 
 
 class Rollout(NamedTuple):
-    """What an estimator sees of S texts with N tokens.
+    """Input of an estimator: S texts with N tokens.
 
     Attributes:
         rewards: Of each token, shape (N,).
@@ -39,8 +39,8 @@ class Rollout(NamedTuple):
     @property
     def to_go(self) -> np.ndarray:
         """Sum of the rewards from each token on, shape (N,)."""
-        total = np.cumsum(self.rewards)
-        ends = np.repeat(total[self.offsets[1:] - 1], self.lengths)
+        total = np.cumsum(self.rewards)  # (N,)
+        ends = np.repeat(total[self.offsets[1:] - 1], self.lengths)  # (N,)
         return ends - total + self.rewards
 
     @property
@@ -49,11 +49,11 @@ class Rollout(NamedTuple):
         return np.diff(self.offsets)
 
     def spread(self, per_text: np.ndarray) -> np.ndarray:
-        """Give each token its text's number."""
+        """Give each token the number of its text: (S,) to (N,)."""
         return np.repeat(per_text, self.lengths)
 
     def group_sums(self, per_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each text the sum over its group, and how many texts that has."""
+        """Return for each text the sum over its group and the group's size, shape (S,) each."""
         size = int(self.groups.max()) + 1
         sums, counts = np.bincount(self.groups, per_text, size), np.bincount(self.groups, minlength=size)
         return sums[self.groups], counts[self.groups]

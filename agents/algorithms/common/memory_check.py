@@ -1,4 +1,4 @@
-"""What a policy and its training will take: measured on short texts before the training begins, and held against what is free."""
+"""The memory that a training needs: estimated from passes over short texts before it begins, and compared with what is free."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...utils.free_memory import available
 
 
 class Trained(Protocol):
-    """What is asked of an algorithm: its models, what they play, and how many texts at once."""
+    """What the estimate reads of an algorithm: its models, its environment, and how many texts they take at once."""
 
     policy: Any
     rollout_buffer: Any
@@ -65,7 +65,7 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
 
 
 def load_of(algorithm: Trained) -> Load:
-    """Read off an algorithm what it will do."""
+    """Return the numbers of texts and tokens that an algorithm will handle at once."""
     policy, buffer, env = algorithm.policy, algorithm.rollout_buffer, algorithm.env
     assert env is not None
     settings, texts = policy.settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
@@ -135,11 +135,11 @@ def saved_for_backward(backbone: Backbone, length: int) -> Saved:
 def _saved_bytes(backbone: Backbone, length: int) -> int:
     """Return the bytes that one text of `length` tokens leaves for the backward pass, the weights themselves not counted."""
     weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters()}
-    found: dict[int, torch.Tensor] = {}  # holds the tensors: an address that is free again would be taken for the same one
+    saved: dict[int, torch.Tensor] = {}  # holds the tensors: an address that is free again would be taken for the same one
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
-            found[tensor.untyped_storage().data_ptr()] = tensor
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     context = max(1, length // 2)
@@ -147,7 +147,7 @@ def _saved_bytes(backbone: Backbone, length: int) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), backbone.precision():
         out = backbone._run_trunk(pack([text], backbone.device))
     del out
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def cache_bytes(backbone: Backbone) -> tuple[int, int, int]:

@@ -36,7 +36,7 @@ _NAMES: Mapping[str, str] = {
 
 
 def rename(logger: Logger) -> None:
-    """Give what Stable-Baselines3 recorded under `train/` the names of this vocabulary."""
+    """Rename what Stable-Baselines3 recorded under `train/`."""
     for name in [name for name in logger.name_to_value if name.startswith("train/")]:
         value, excluded = logger.name_to_value.pop(name), logger.name_to_excluded.pop(name, ())
         short = name.removeprefix("train/")

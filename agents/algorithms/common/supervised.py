@@ -123,13 +123,13 @@ class Supervised(KeywordArguments, ABC):
 
     def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
         """Restore what was saved, and return how many steps it had taken."""
-        found = load_training(folder, self.lm, course)
-        if found is None:
+        saved = load_training(folder, self.lm, course)
+        if saved is None:
             return 0
-        if found.get("of") != facts["of"]:
+        if saved.get("of") != facts["of"]:
             raise ValueError(f"{folder} is a checkpoint of other texts or settings: delete it to start over")
-        self.losses = found["losses"]
-        return int(found["steps"])
+        self.losses = saved["losses"]
+        return int(saved["steps"])
 
     @torch.inference_mode()
     def evaluate(self, texts: Sequence[Any]) -> float:

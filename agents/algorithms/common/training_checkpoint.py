@@ -1,4 +1,4 @@
-"""A training in a folder: weights, optimizer and generator as safetensors, all else as JSON; nothing in it is run as code."""
+"""Checkpoints of supervised training: weights, optimizer and generator as safetensors, all else as JSON; loading runs no code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save_training(folder: Path, lm: nn.Module, facts: dict[str, Any], steps: tup
 
 
 def load_training(folder: Path, lm: nn.Module, steps: tuple[Optimizer, LRScheduler] | None = None) -> dict[str, Any] | None:
-    """Undo `save_training`, torch's generator included.
+    """Restore what `save_training` saved, torch's generator included.
 
     Returns:
         The facts; None if there is no checkpoint.
