@@ -20,7 +20,7 @@ demo: $(VENV)/.base
 	$(VENV)/bin/textrl demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow $(ARGS)

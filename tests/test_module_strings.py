@@ -61,7 +61,9 @@ def test_the_walk_finds_what_is_known_to_be_named():
         "agents.benchmark.performance.speed_contenders",  # run with -m
         "agents.benchmark.studies.exact_tasks",  # said to be run with -m
     } <= set(code)
-    assert {"agents.cli:main", "textrl_env.reward_warnings.RewardWarning", "agents.reports", "agents.benchmark.studies"} <= set(project)
+    assert {"textrl_env.__main__:main", "textrl_env.reward_warnings.RewardWarning", "agents.reports", "agents.benchmark.studies"} <= set(
+        project
+    )
     with pytest.raises(ModuleNotFoundError):
         find("agents.no_such.module")
     with pytest.raises(AttributeError):
@@ -79,7 +81,7 @@ def test_what_a_string_names_is_there(name):
 
 
 def test_tables_whose_strings_are_put_together_name_what_is_there():
-    paths = [path for path, _ in factories().values()] + list(registry._TASKS.values())
+    paths = [path for path, _ in factories().values()] + [path for path, *_ in registry._TABLE.values()]
     assert len(paths) > 20
     for path in paths:
         assert callable(find(path))
@@ -88,7 +90,7 @@ def test_tables_whose_strings_are_put_together_name_what_is_there():
 
 
 def test_commands_have_their_configuration_and_function():
-    for module, configuration, function in COMMANDS.values():
+    for module, configuration, function, _ in COMMANDS.values():
         assert callable(find(f"{module}:{configuration}")) and callable(find(f"{module}:{function}"))
 
 
@@ -107,3 +109,11 @@ def test_names_that_packages_load_lazily_are_there():
         package = import_module(".".join(folder.relative_to(ROOT).parts))
         for name in package.__all__:
             assert getattr(package, name) is not None
+
+
+@pytest.mark.parametrize("stub", sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("__init__.pyi")))
+def test_no_exported_name_is_that_of_a_file_beside_it(stub):
+    """Importing the file would put the module in the name's place: `rewards.preferences.agreement` was a function, or a module."""
+    names = re.findall(r"^from \S+ import \w+ as (\w+)$", (ROOT / stub).read_text(encoding="utf-8"), re.M)
+    beside = {path.stem for path in (ROOT / stub).parent.iterdir()}
+    assert names and not beside & set(names)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 import rewards
 from agents.algorithms.sft import SFT
@@ -19,12 +20,19 @@ DOCS = [(Path(__file__).resolve().parents[1] / "docs" / name).read_text(encoding
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(DOCS), re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache folder for base policies that learned for 15 steps."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=[re.sub(r"\W+", " ", s)[:40].strip() for s in SNIPPETS])
-def test_snippet(snippet, tmp_path, monkeypatch):
-    learn = SFT.learn
+def test_snippet(snippet, cache, tmp_path, monkeypatch):
+    pretrain, learn = SFT.learn, OnPolicyAlgorithm.learn
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 15, *args, **kwargs))
+    monkeypatch.setenv("TEXTRL_CACHE", str(cache))
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: pretrain(self, texts, 15, *args, **kwargs))
+    monkeypatch.setattr(OnPolicyAlgorithm, "learn", lambda self, total_timesteps, **more: learn(self, min(total_timesteps, 500), **more))
     exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
 
 

@@ -23,7 +23,7 @@ from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
 from .aggregate_statistics import (
     IntervalEstimate,
-    improvement_interval,
+    improvement,
     interval,
     iqm,
     mean,
@@ -77,7 +77,7 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     scores = scores_of(cells)
     total = {a: {name: list(interval(f, scores[a])) for name, f in (("iqm", iqm), ("mean", mean), ("gap", optimality_gap))} for a in agents}
     order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
-    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
+    better = {a: {b: list(interval(improvement, scores[a], scores[b])) for b in order if b != a} for a in order}
     table = {t: {a: list(mean_interval(scores[a][i])) if len(scores[a][i]) else None for a in order} for i, t in enumerate(tasks)}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..preferences.agreement import Label, LabelEstimate, Level, dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
+from ..preferences.rater_agreement import Label, LabelEstimate, Level, dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
 from ..utils.intervals import Rate, wilson
 from .forms import word_places
 from .items import Answer

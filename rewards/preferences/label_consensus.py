@@ -10,8 +10,8 @@ from functools import partial
 
 from textrl_env.reward_warnings import RewardWarning
 
-from .agreement import Label, LabelEstimate, dawid_skene, krippendorff_alpha, rating_matrix
 from .preference import Preference
+from .rater_agreement import Label, LabelEstimate, dawid_skene, krippendorff_alpha, rating_matrix
 
 LOW_ALPHA = 0.2  # below it answers have little in common; Krippendorff asks for 0.667 before conclusions are drawn
 

@@ -1,8 +1,11 @@
 """Small texts of integers, and tiny models with random but not trivial weights."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -40,6 +43,19 @@ MODELS = {"llama": LLAMA, "gpt2": GPT2}
 def sevens(prompts, completions):
     """Reward: how many sevens were written."""
     return [float(c.split().count("7")) for c in completions]
+
+
+@pytest.fixture(scope="session")
+def small_reviews_cache(tmp_path_factory):
+    """A cache folder with the base policy of `small_reviews.small_task`: built once, for all workers of pytest-xdist."""
+    from .small_reviews import build
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "small-reviews"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTRL_CACHE", str(folder))
+        build()
+    return folder
 
 
 @pytest.fixture(autouse=True)

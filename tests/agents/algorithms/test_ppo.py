@@ -71,7 +71,7 @@ def test_learns_and_leaves_the_reference_alone(make_env):
         def _on_rollout_end(self):
             scores.append(self.model.rollout_buffer.stats.score)
 
-    model.learn(5000, callback=Watch())
+    model.learn(3000, callback=Watch())
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 1
     assert all(torch.equal(before[k], v) for k, v in model.reference.state_dict().items())
     assert all(not torch.equal(policy_before[k], v) for k, v in model.policy.state_dict().items())
@@ -114,7 +114,7 @@ def test_save_and_load(make_env, tmp_path, source):
     if source == "reference folder":
         kwargs["reference"] = given
     model = make(make_env(), given, **kwargs)
-    model.learn(2000)
+    model.learn(500)
     model.save(tmp_path / "model")
     assert not list(tmp_path.glob(".*"))
     if source == "folder":

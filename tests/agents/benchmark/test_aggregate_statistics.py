@@ -91,5 +91,12 @@ def test_profile_band_holds_the_profile():
     assert (high - low).max() > 0.1
 
 
-def test_comparing_all_samples_at_once_is_the_same():
-    assert ours.improvement_interval(A, B, resamples=300) == pytest.approx(ours.interval(ours.improvement, A, B, resamples=300))
+@pytest.mark.parametrize(("statistic", "agents"), [("iqm", 1), ("optimality_gap", 1), ("mean", 1), ("improvement", 2)])
+def test_all_samples_at_once_are_the_samples_one_by_one(statistic, agents):
+    statistic, agents = getattr(ours, statistic), [A, B][:agents]
+    drawn, rng = [], np.random.default_rng(0)
+    samples = [[task[rng.integers(len(task), size=(300, len(task)))] for task in runs] for runs in agents]
+    for i in range(300):
+        drawn.append(statistic(*([task[i] for task in runs] for runs in samples)))
+    expected = (statistic(*agents), *np.quantile(drawn, [0.025, 0.975]))
+    assert ours.interval(statistic, *agents, resamples=300) == pytest.approx(expected)

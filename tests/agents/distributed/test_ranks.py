@@ -25,7 +25,7 @@ from agents.models.loading import load_lm, save_lm
 from agents.rollouts.merge_ranks import RankRecording, merge
 from textrl_env import make_task
 
-from . import ranked
+from . import stepped
 from .ranked import CASES, COMMON, ROLLOUTS, learn, make, make_env
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,10 +52,20 @@ def run(command, timeout=240, check=True, **environment):
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exact")
-    run(torchrun("tests.agents.distributed.ranked", "exact", folder))
-    return lambda case: [pickle.loads((folder / f"{case}-{rank}.pickle").read_bytes()) for rank in (0, 1)]
+def two_ranks(tmp_path_factory):
+    """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
+    folder = tmp_path_factory.mktemp("two")
+    run(torchrun("tests.agents.distributed.ranked", folder))
+    return folder
+
+
+@pytest.fixture
+def exact(two_ranks):
+    return lambda case: found_by(two_ranks, case)
+
+
+def found_by(folder, name, size=2):
+    return [pickle.loads((folder / f"{name}-{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,21 +110,23 @@ def test_the_joined_rollout_is_what_one_process_records(exact):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_step_of_several_is_one_on_the_sum_of_their_gradients(tmp_path, size, monkeypatch):
-    run(torchrun("tests.agents.distributed.ranked", "steps", tmp_path, size=size))
-    monkeypatch.setattr(ranked, "ranks", lambda: SimpleNamespace(size=size))
-    parameters = ranked.parameters_of()
+def test_a_step_of_several_is_one_on_the_sum_of_their_gradients(request, tmp_path, size, monkeypatch):
+    folder = tmp_path if size == 3 else request.getfixturevalue("two_ranks")
+    if size == 3:
+        run(torchrun("tests.agents.distributed.stepped", folder, size=3))
+    monkeypatch.setattr(stepped, "ranks", lambda: SimpleNamespace(size=size))
+    parameters = stepped.parameters_of()
     optimizer = torch.optim.Adam(parameters, lr=0.1)
     expected = []
     for number in range(4):
         for i, parameter in enumerate(parameters):
-            parts = [ranked.gradient_of(rank, number, i) for rank in range(size)]
+            parts = [stepped.gradient_of(rank, number, i) for rank in range(size)]
             parameter.grad = sum(part for part in parts if part is not None) if i != 2 else None
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.5)
         assert norm > 1.5
         optimizer.step()
         expected.append((float(norm), [p.detach().clone() for p in parameters], copy.deepcopy(optimizer.state_dict()["state"])))
-    results = [pickle.loads((tmp_path / f"steps-{rank}.pickle").read_bytes()) for rank in range(size)]
+    results = found_by(folder, "steps", size)
     for found, said, left_over in results:
         assert not left_over
         assert found["nowhere"] == "NoneType"
@@ -154,39 +166,35 @@ def test_joining_gives_back_what_was_cut_apart():
     np.testing.assert_array_equal(whole.kept, kept)
 
 
-def test_trained_saved_and_loaded_by_two(tmp_path):
-    run(torchrun("tests.agents.distributed.ranked", "whole", tmp_path))
+def test_trained_saved_and_loaded_by_two(two_ranks):
     for seed in (3, None):
-        first, second = (pickle.loads((tmp_path / f"whole-{seed}-{rank}.pickle").read_bytes()) for rank in (0, 1))
+        first, second = found_by(two_ranks, f"whole-{seed}")
         assert first == second
         assert first[0] == first[1]  # what was loaded goes on as what was not
-    loaded = TextPolicyGradient.load(tmp_path / "3.zip", env=make_env(1), device="cpu")
+    loaded = TextPolicyGradient.load(two_ranks / "3.zip", env=make_env(1), device="cpu")
     loaded.learn(200, reset_num_timesteps=False)  # in one process
     assert loaded.num_texts == 16 * loaded.num_rollouts
 
 
-def test_what_ranks_cannot_do_is_refused(tmp_path):
-    run(torchrun("tests.agents.distributed.ranked", "refused", tmp_path))
-    first, second = (pickle.loads((tmp_path / f"refused-{rank}.pickle").read_bytes()) for rank in (0, 1))
+def test_what_ranks_cannot_do_is_refused(two_ranks):
+    first, second = found_by(two_ranks, "refused")
     assert first == second and len(first) == 4
     parts = ("TextPPO trains in one process", "at most 1 processes instead of 2", "changes while it scores", "rank 1 holds other weights")
     for said, part in zip(first, parts, strict=True):
         assert part in said
 
 
-def test_a_loss_that_is_no_number_stops_all(tmp_path):
-    run(torchrun("tests.agents.distributed.ranked", "broken", tmp_path))
-    assert [(tmp_path / f"broken-{rank}").read_text() for rank in (0, 1)] == [
+def test_a_loss_that_is_no_number_stops_all(two_ranks):
+    assert [(two_ranks / f"broken-{rank}").read_text() for rank in (0, 1)] == [
         "loss is NaN or infinite on rank 1: lower learning_rate or max_grad_norm"
     ] * 2
 
 
-def test_one_rank_stops_all(tmp_path):
-    run(torchrun("tests.agents.distributed.ranked", "stopped", tmp_path))
-    for rank in (0, 1):
-        assert pickle.loads((tmp_path / f"stopped-{rank}.pickle").read_bytes()) == [(2, 32), (2, 32), {"length": "too long"}]
-    assert (tmp_path / "watch" / "alarms.txt").read_text() == "length: too long\n"
-    assert len((tmp_path / "watch" / "reward_hacking.csv").read_text().splitlines()) == 3
+def test_one_rank_stops_all(two_ranks):
+    for found in found_by(two_ranks, "stopped"):
+        assert found == [(2, 32), (2, 32), {"length": "too long"}]
+    assert (two_ranks / "watch" / "alarms.txt").read_text() == "length: too long\n"
+    assert len((two_ranks / "watch" / "reward_hacking.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("algo", ["a2c", "trpo", "nlpo", "maskable-ppo", "dpo"])

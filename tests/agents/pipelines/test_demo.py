@@ -1,7 +1,6 @@
 """The whole loop in small: it is interrupted, goes on, and makes texts better by the annotator's true taste."""
 
 import csv
-import dataclasses
 import json
 
 import numpy as np
@@ -10,23 +9,15 @@ import pytest
 import agents.pipelines.demo
 from agents.pipelines.demo import Demo, run_demo
 from agents.training.callbacks import CurveCallback
-from textrl_env import make_task
+
+from ..small_reviews import small_task
 
 
-@pytest.fixture
-def small_base(tmp_path, monkeypatch):
-    """A base policy of 300 steps, cached in a folder of the test's own."""
-
-    def make_small(*args, **kwargs):
-        task = make_task(*args, **kwargs)
-        return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, steps=300))
-
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(agents.pipelines.demo, "make_task", make_small)
-
-
-def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_base, tmp_path, monkeypatch, capsys):
-    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=24_000, n_episodes=64, batch_size=16, test_texts=300)
+def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
+    monkeypatch.setattr(agents.pipelines.demo, "make_task", small_task)
+    monkeypatch.setattr(agents.pipelines.demo, "HELD_OUT_PAIRS", 200)
+    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=16_000, n_episodes=64, batch_size=16, test_texts=200)
     record = CurveCallback._on_rollout_end
 
     def interrupted(self):

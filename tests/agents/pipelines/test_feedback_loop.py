@@ -12,7 +12,17 @@ from rewards import read_preferences
 from rewards.feedback.store import FeedbackStore
 from textrl_env import make_task
 
+from ..small_reviews import small_task
+
 SMALL = {"labels": 60, "total_tokens": 1500, "texts": 24, "n_episodes": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_base(small_reviews_cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
+        patch.setattr(loop_module, "make_task", small_task)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +115,6 @@ def test_uncertainty_chooses_among_more(tmp_path):
 
 def test_bad_settings(tmp_path, capsys):
     assert main(["loop", "--out", str(tmp_path), "--rounds", "0"]) == 2 and "rounds=0" in capsys.readouterr().err
-    assert main(["loop", "--out", str(tmp_path), "--annotators", "{"]) == 2
-    assert main(["loop", "--out", str(tmp_path), "--annotators", '{"flip": 2}', "--labels", "20"]) == 2
+    assert main(["loop", "--out", str(tmp_path), "--annotators", "{", "--texts", "24"]) == 2
+    assert main(["loop", "--out", str(tmp_path), "--annotators", '{"flip": 2}', "--labels", "20", "--texts", "24"]) == 2
     assert main(["loop", "--out", str(tmp_path), "--labels", "5"]) == 2

@@ -194,11 +194,10 @@ def test_long_prompts_are_cut_as_told():
 
 
 def test_a_tokenizer_must_have_an_end_of_text_token():
-    class NoEnd(IntegerTokenizer):
-        eos_token_id = None
-
+    tokenizer = IntegerTokenizer(10)
+    tokenizer.eos_token_id = None
     with pytest.raises(ValueError, match="eos_token_id=None"):
-        TextTask(NoEnd(10), [Prompt("1")], 3)
+        TextTask(tokenizer, [Prompt("1")], 3)
 
 
 def test_an_unknown_setting_gets_a_hint():

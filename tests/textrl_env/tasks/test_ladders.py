@@ -1,5 +1,7 @@
 """What holds for every task of the diagnostic suite."""
 
+from functools import cache
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +10,11 @@ from gymnasium.utils.env_checker import check_env
 from textrl_env import LADDERS, make_task
 
 NAMES = [f"{ladder.name.lower()}-{size}" for ladder in LADDERS for size in ladder.sizes]
+
+
+@cache
+def corpus_of(name):
+    return tuple(make_task(name).recipe.corpus())
 
 
 @pytest.mark.parametrize("ladder", LADDERS, ids=lambda ladder: ladder.name)
@@ -27,7 +34,7 @@ def test_splits_share_no_prompt_and_every_prompt_fits(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_is_in_the_vocabulary_and_keeps_off_the_other_splits(name):
     task = make_task(name)
-    pairs = task.recipe.corpus()
+    pairs = corpus_of(name)
     held_out = {p.text for split in ("validation", "test") for p in make_task(name, split=split).prompts}
     assert not held_out & {prompt for prompt, _ in pairs}
     lengths = [len(row) for row in task.tokenizer.encode_batch([response for _, response in pairs])]
@@ -37,7 +44,7 @@ def test_corpus_is_in_the_vocabulary_and_keeps_off_the_other_splits(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_corpus_scores_below_the_optimum_and_within_range(name):
     task = make_task(name)
-    pairs = task.recipe.corpus()[:512]
+    pairs = corpus_of(name)[:512]
     prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
     gold = np.asarray(task.gold(prompts, responses))
     assert gold.shape == (len(pairs),)

@@ -63,5 +63,6 @@ def review_task(name: str = "train") -> TextTask:
     )
 
 
+@cache
 def _corpus() -> list[tuple[str, str]]:
     return [(review.opening, review.body) for review in split("train", _CORPUS_SIZE)]

@@ -1,25 +1,20 @@
 """The work of `agents.benchmark.studies.film_reviews` in small, as the processes of its pool run it."""
 
-import dataclasses
 import functools
 from unittest.mock import patch
 
 import agents.pipelines.demo
 from agents.benchmark.studies import film_reviews
 from agents.pipelines.demo import Demo
-from textrl_env import make_task
+
+from ...small_reviews import small_task
 
 STEPS = {"sft": 10, "dpo": 10, "expert-iteration": 2}
 _share, _run_one = film_reviews.share, film_reviews.run_one
 
 
-def small_task(*args, **kwargs):
-    task = make_task(*args, **kwargs)
-    return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, steps=200))
-
-
 def in_small(function):
-    """Have a function see a base policy of 200 steps, 200 pairs and short trainings."""
+    """Have a function see a base policy of 300 steps, 200 pairs and short trainings."""
 
     @functools.wraps(function)
     def small(*arguments):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rewards import Preference
-from rewards.preferences.agreement import dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
 from rewards.preferences.label_consensus import agreement, consensus, warn_of_disagreement
+from rewards.preferences.rater_agreement import dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
 from textrl_env.reward_warnings import RewardWarning
 
 N = math.nan

@@ -1,0 +1,108 @@
+"""What `textrl train` makes of its settings: used, filled in, or refused with the reason, before any work begins."""
+
+import json
+
+import pytest
+import yaml
+
+from agents.algorithms.registry import ALGORITHMS
+from agents.cli import train as command
+from agents.cli.main import main
+from agents.training.policy_training import PolicyTraining, _new
+from agents.utils.run_folder import fingerprint
+from textrl_env import make_task
+
+from ..conftest import LLAMA
+
+PAIR = {"prompt": "the", "chosen": " good", "rejected": " bad"}
+
+
+def goes_on(folder, algo, depends_on, *flags):
+    """Whether a run that was finished with these circumstances is taken as finished; there is no model "m" to train."""
+    (folder / "stages.json").write_text(json.dumps({algo: {"fingerprint": fingerprint(depends_on)}}))
+    return main(["train", "--algo", algo, "--model", "m", "--out", str(folder), *flags]) == 0
+
+
+def rules():
+    return {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "eos_token_id": make_task("review").tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
+    assert goes_on(tmp_path, algo, [["m", "vader"], rules(), algo, None, 8.0, 110_000, 128, 32, 5e-4, 0])
+    assert not goes_on(tmp_path, algo, [["m", "vader"], rules(), algo, None, 8.0, 110_000, 128, 32, 3e-4, 0])
+
+
+@pytest.mark.parametrize(
+    ("algo", "preferences", "steps", "rate"),
+    [
+        ("sft", False, 1400, 3e-3), ("sft", True, 400, 3e-4), ("dpo", True, 300, 2e-4), ("ipo", True, 300, 2e-4),
+        ("expert-iteration", False, 12, 3e-4),
+    ],
+)  # fmt: skip
+def test_runs_at_default_settings_go_on_without_playing(tmp_path, algo, preferences, steps, rate):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if preferences else []
+    pairs = command.read_preferences(tmp_path / "pairs.jsonl")
+    given = fingerprint([str(pair) for pair in pairs]) if preferences else None
+    assert goes_on(tmp_path, algo, [["m", "review", [], "vader", given], algo, steps, rate, 0.1, 0], *flags)
+
+
+@pytest.mark.parametrize("algo", ["sft", "dpo", "ipo", "expert-iteration"])
+def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, algo):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo in ("dpo", "ipo") else []
+    used = []
+    monkeypatch.setattr(command, "learn_offline", lambda *arguments: used.append(arguments[6]))
+    assert main(["train", "--algo", algo, "--model", "m", "--out", str(tmp_path), "--learning-rate", "5e-4", *flags]) == 0
+    assert [config.learning_rate for config in used] == [5e-4]
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["learning_rate"] == 5e-4 and saved["steps"] == used[0].steps and saved["total_tokens"] is None
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--seed", "1"]) == 0  # a run's own settings are settings
+    assert used[1].seed == 1 and used[1].steps == used[0].steps
+
+
+SFT = "--learning-rate, --preferences, --seed, --steps"
+PPO = ("--batch-size, --beta, --held-out, --kl-target, --learning-rate, --micro-batch-size, --min-new-tokens, --n-episodes, --precision, "
+       "--seed, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--algo sft --total-tokens 110000", f"leave out --total-tokens, which --algo sft does not use; its settings are {SFT}"),
+        ("--algo sft --beta 0.1 --temperature 0.5 --n-episodes 9",
+         f"leave out --beta, --n-episodes, --temperature, which --algo sft does not use; its settings are {SFT}"),
+        ("--algo ppo --preferences p.jsonl", f"leave out --preferences, which --algo ppo does not use; its settings are {PPO}"),
+        ("--steps 5", f"leave out --steps, which --algo ppo does not use; its settings are {PPO}"),
+        ("--algo a2c --batch-size 32",
+         f"leave out --batch-size, which --algo a2c does not use; its settings are {PPO.replace('--batch-size, ', '')}"),
+        ("--algo dapo --kl-target 8",
+         f"leave out --kl-target, which --algo dapo does not use; its settings are {PPO.replace('--kl-target, ', '')}"),
+        ("--algo expert-iteration --stop-at-alarm",
+         "leave out --stop-at-alarm, which --algo expert-iteration does not use; its settings are --learning-rate, --seed, --steps"),
+        ("--beta 0.1 --kl-target 4", "--kl-target 4 steers an adaptive beta, and --beta 0.1 is fixed: leave one of them out"),
+        ("--corpus x.txt --task recall", "--corpus and --task recall: the files are learned instead of a task; leave one of them out"),
+        ("--algo sft --steps 0", "steps=0: must be above 0"),
+        ("--algo sft --learning-rate 0", "learning_rate=0.0: must be above 0"),
+        ("--total-tokens 0", "total_tokens=0: must be above 0"),
+        ("--n-episodes -1", "n_episodes=-1: must be above 0"),
+        ("--beta -1", "beta=-1.0: must be 0 or above"),
+        ("--learning-rate nan", "learning_rate=nan: must be above 0"),
+        ("--algo ipo", "--algo ipo learns from preferences: pass --preferences FILE"),
+        ("--held-out vadre", "--held-out vadre: no reward model is called 'vadre' (did you mean 'vader'?); known: "),
+    ],
+)  # fmt: skip
+def test_what_would_be_ignored_is_refused(tmp_path, monkeypatch, capsys, flags, line):
+    monkeypatch.setattr(command, "base_policy", None)  # no work begins
+    assert main(["train", "--out", str(tmp_path / "run"), *flags.split()]) == 2
+    err = capsys.readouterr().err
+    assert err == f"error: {line}\n" or (line.endswith("known: ") and err.startswith(f"error: {line}"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(None, 0.0), (0.25, 0.25)])
+def test_a_given_beta_comes_before_that_of_the_algorithm(make_env, beta, expected):
+    env = make_env(8, group_size=4)
+    algorithm = _new(ALGORITHMS["dapo"], LLAMA, env, PolicyTraining(beta=beta, n_episodes=8, batch_size=8), None)
+    assert algorithm.kl_controller.beta == expected
