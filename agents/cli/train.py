@@ -126,7 +126,7 @@ def run_train(config: Train) -> None:
     if together.is_main:
         write_yaml(run.path / "config.yaml", dataclasses.asdict(dataclasses.replace(config, **settings)))
     if isinstance(training, OfflineTraining):
-        _offline(config, training, run, task, pairs)
+        _offline(config, training, run, task, pairs, reward)
         console.print(f"model: {run.path / config.algo / 'model'}")
         return
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
@@ -178,11 +178,13 @@ def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
 
 
-def _offline(config: Train, training: OfflineTraining, run: RunFolder, task: TextTask, pairs: Sequence[Preference] | None) -> None:
+def _offline(
+    config: Train, training: OfflineTraining, run: RunFolder, task: TextTask, pairs: Sequence[Preference] | None, reward: Any
+) -> None:
     data: Any = pairs
     model: Any = config.model
     if config.algo == "expert-iteration":
-        data = as_reward_model(reward_of(config.reward))
+        data = as_reward_model(reward)
     elif config.algo == "sft" and pairs is not None:
         data = [(pair.prompt, pair.chosen) for pair in pairs]
     elif config.algo == "sft" and task.recipe is not None:  # as a base policy is made

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import rewards
 from textrl_env.utils.never_copied import NeverCopied
 
 
 class BaseReward(NeverCopied):
-    """A reward model that is exported as `rewards.Name`, is never copied, and is shown with its public attributes."""
+    """A reward model that is never copied and is shown with its public attributes; what is exported has the module `rewards`."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.__module__.startswith("rewards."):  # a user's own subclass keeps its module
+        if cls.__module__.startswith("rewards.") and cls.__name__ in dir(rewards):
             cls.__module__ = "rewards"  # pickles survive a move of the file
 
     def __repr__(self) -> str:

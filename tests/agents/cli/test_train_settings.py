@@ -23,12 +23,6 @@ def goes_on(folder, algo, depends_on, *flags):
     return main(["train", "--algo", algo, "--model", "m", "--out", str(folder), *flags]) == 0
 
 
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch):
-    """A model that is not there is looked for on the hub, with retries of half a minute where there is no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
 def rules():
     return {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "eos_token_id": make_task("review").tokenizer.eos_token_id}
 
