@@ -1,6 +1,29 @@
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and one worker a core: more threads only spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not there is looked for on the hub, with 20 s of retries without a network
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if mark := item.get_closest_marker("reports"):
+            item.user_properties.append(("report", mark.args[0]))  # a marker without its line of description fails here
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After `pytest -m reports`, print what each test of a reported fault shows, in a line."""
+    if "reports" not in config.option.markexpr:
+        return
+    outcomes: dict[str, set[str]] = {}
+    for outcome in ("passed", "failed", "skipped", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, line in report.user_properties:
+                if name == "report":
+                    outcomes.setdefault(line, set()).add(outcome)
+    terminalreporter.section("faults that were reported, and what holds now")
+    for line, seen in sorted(outcomes.items()):
+        terminalreporter.write_line(f"{'/'.join(sorted(seen)):8} {line}")
