@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.fitting.reward_evaluation import judge
 from rewards.metrics.diversity import distinct_n
 from rewards.utils.intervals import win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
@@ -119,15 +120,7 @@ def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path) -> dic
     model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
     seconds = perf_counter() - began
-    return {"seconds": seconds, "train_accuracy": report.train_accuracy, "held_out_accuracy": accuracy(model, held_out)}
-
-
-def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
-    """Return the share of pairs whose chosen text scores higher, ties counting one half."""
-    chosen, rejected = (
-        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
-    )
-    return win_rate(chosen, rejected).rate
+    return {"seconds": seconds, "train_accuracy": report.train_accuracy, "held_out_accuracy": judge(model, held_out).accuracy().rate}
 
 
 def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:

@@ -196,8 +196,10 @@ def _fit(config: Loop, folder: Path, own: RunFolder, number: int, task: TextTask
     model, report = fit_preference_model(data, tokenizer=_tokenizer(task), trunk=None, seed=config.seed)
     model.normalise([Episode.from_text(p.prompt, text) for p in given[:1000] for text in (p.chosen, p.rejected)])
     model.save(own.path / "reward")
-    alpha = agreement(given)
-    return {"held_out_accuracy": report.held_out_accuracy, "answers": len(given), "alpha": None if np.isnan(alpha) else alpha}
+    Console().print(f"reward model: {report}", highlight=False, markup=False)
+    measured = {"held_out_accuracy": report.held_out_accuracy, "alpha": agreement(given)}
+    interval = {"held_out_interval": report.held_out_interval, "held_out": report.n_held_out}
+    return {"answers": len(given), **interval, **{name: None if np.isnan(value) else value for name, value in measured.items()}}
 
 
 def _ensemble(config: Loop, task: TextTask, given: Sequence[Preference]) -> list[PreferenceRewardModel]:
@@ -255,7 +257,7 @@ def _judge(
         ours, base_gold = task.gold(texts.prompts, texts.responses), task.gold(texts.prompts, theirs)
         margins, truth = texts.scores - base_scores, ours - base_gold
         decided = truth != 0
-        right = ((margins > 0) == (truth > 0))[decided]
+        right = np.where(margins == 0, 0.5, (margins > 0) == (truth > 0))[decided]
         facts |= {
             "gold": float(ours.mean()),
             "gold_error": float(ours.std(ddof=1) / np.sqrt(len(ours))),
