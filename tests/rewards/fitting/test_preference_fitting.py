@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from rewards import Preference, PreferenceRewardModel, Ranking, RewardWarning, fit_preference_model
 from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows
 from rewards.fitting.losses import bradley_terry_loss, plackett_luce_loss
+from rewards.fitting.preference_fitting import _differences
 from rewards.fitting.scorer_training import fit_scorer
 from rewards.preferences.leak_free_split import hold_out
 from textrl_env.episode import Episode
@@ -222,6 +223,27 @@ def test_ties_do_not_count_for_the_accuracy(tokenizer):
     assert report.held_out_interval[0] < 0.85  # of about 10 pairs, not 20
     _, report = fit_preference_model([Preference("", f" w1 {i}", f" w2 {i}", 0.5) for i in range(20)], tokenizer=tokenizer, trunk=None)
     assert report.held_out_accuracy == 0.5 and report.held_out_interval == (0.0, 1.0)
+
+
+@pytest.mark.reports("A blend of n-grams and a transformer heeds soft labels: it is no worse than saying nothing, or than n-grams alone")
+def test_blend_of_soft_labels(tokenizer):
+    pairs, _ = noisy_world(500, [3.0])
+    soft = [Preference(p.prompt, p.chosen, p.rejected, 0.6) for p in pairs]
+    settings = {"tokenizer": tokenizer, "ngram_buckets": 64, "epochs": 4, "learning_rate": 0.01, "validation": 0.2}
+    _, alone = fit_preference_model(soft, trunk=None, **settings)
+    _, blended = fit_preference_model(soft, trunk=TINY, **settings)
+    least = -0.6 * math.log(0.6) - 0.4 * math.log(0.4)
+    assert least <= blended.held_out_loss < min(math.log(2), alone.held_out_loss + 0.005)
+
+
+@pytest.mark.reports("Groups that heed the score less count less in the blend of two scorers, as they do in each")
+def test_blend_heeds_the_scales_of_groups(tokenizer):
+    pairs = PairRows([ids(1), ids(1)], [ids(2), ids(2)], group=torch.tensor([0, 1]))
+    scorer, scales = Bag(4), AnnotatorScales(2)
+    scorer.weight.data = torch.tensor([0.0, 3.0, 1.0, 0.0])
+    scales.log_scale.data = torch.tensor([1.0, -1.0])
+    assert _differences(scorer, pairs, CPU, scales).tolist() == pytest.approx([2 * math.e, 2 / math.e])
+    assert _differences(scorer, pairs, CPU, None).tolist() == [2.0, 2.0]
 
 
 @pytest.mark.reports("The held-out accuracy of a reward model is that on texts which it never saw, however often texts recur")
