@@ -200,7 +200,7 @@ def common_gen(path: str, split: str, columns: Columns = None) -> list[Row]:
     grouped: dict[tuple[str, ...], list[str]] = {}
     for row in table(path, split, ["concepts|concept_set"], columns):
         given = row["concepts"].split("#") if isinstance(row["concepts"], str) else row["concepts"]
-        scenes = next((row[name] for name in ("references", "targets", "target", "scene") if row.get(name)), [])
+        scenes: str | list[str] = next((row[name] for name in ("references", "targets", "target", "scene") if row.get(name)), [])
         concepts = tuple(re.sub(r"_[A-Z]+$", "", concept) for concept in given)
         grouped.setdefault(concepts, []).extend([scenes] if isinstance(scenes, str) else scenes)
     return [{"concepts": list(concepts), "targets": list(dict.fromkeys(scenes))} for concepts, scenes in grouped.items()]
