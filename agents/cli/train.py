@@ -50,7 +50,8 @@ class Train:
         algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
             `expert-iteration` on the policy's own best texts; all others play the environment.
         task: Name of a task.
-        corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
+        corpus: Text files, one sentence a line, or tables with a column `text`, instead of a task: a tokenizer and a base model are
+            trained on them.
         model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
             policy, pretrained at first use and cached.
         reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`

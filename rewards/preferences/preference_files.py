@@ -50,7 +50,7 @@ class PreferenceFile:
 
 
 def read_preferences(path: str | Path) -> list[Preference]:
-    r"""Read preferences from JSON Lines (plain or gzip) or from CSV with a header.
+    r"""Read preferences from JSON Lines, from CSV with a header (`.csv`, `.tsv`; either may be gzip) or from Parquet.
 
     Each row has one of these forms, told by its columns:
 

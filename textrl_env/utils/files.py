@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+from .row_files import BOM, GZIP, TABLES, RowError, kind_of, table_rows
 
 
 @contextmanager
@@ -76,18 +79,21 @@ def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
     """Return the lines of a text file, such as sentences or a list of words, stripped and without the blank ones.
 
     Args:
-        path: The file.
+        path: The file, plain or gzip.  Of a table (`row_files.TABLES`) it is the column `text`, or the only one.
         encoding: Of the file; older corpora are often `"latin-1"`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds only blank lines, or bytes that are not of this encoding.
+        ValueError: It holds only blank lines, or bytes that are not of this encoding; or a table has several columns and none is `text`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no text file at {path}")
-    lines = []
-    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    if kind_of(path) in TABLES:
+        return _column(path)
+    lines, content = [], path.read_bytes()
+    content = gzip.decompress(content) if content.startswith(GZIP) else content
+    for number, raw in enumerate(content.removeprefix(BOM).split(b"\n"), start=1):
         try:
             lines.append(raw.decode(encoding).strip())
         except UnicodeDecodeError as error:
@@ -95,6 +101,19 @@ def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
     if not any(lines):
         raise ValueError(f"{path} holds no lines: no sentence, no word")
     return [line for line in lines if line]
+
+
+def _column(path: Path) -> list[str]:
+    def text_of(row: Any) -> str:
+        name = "text" if "text" in row or len(row) != 1 else next(iter(row))
+        if not isinstance(row.get(name), str):
+            raise RowError(f"its texts must be in a column called 'text', and it has {', '.join(row)}: rename one, or write a text a line")
+        return row[name].strip()
+
+    lines = [text for text in table_rows(path).map(text_of) if text]
+    if not lines:
+        raise ValueError(f"{path} holds no texts")
+    return lines
 
 
 def plain(value: Any) -> Any:
