@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from .preference import Preference, Ranking
+from .preference import Preference, Ranking, words_of
 
 _LEAST = 1 / 4  # of what was asked for: where texts hang together so much that not even this can be cut out, nothing is held out
 _TEMPLATE = 0.2  # of all comparisons: a prompt of more of them is a question to nobody in particular
@@ -64,8 +64,8 @@ def hold_out(comparisons: Sequence[Preference | Ranking], order: Sequence[int], 
         sides = _whole(keys, order, wanted) or _cut(keys, order, wanted)
         if sides:
             held, kept = ([i for i in order if i in side] for side in sides)
-            seen = {_words(comparisons[i].prompt) for i in kept} - {""}
-            apart = seen.isdisjoint(_words(comparisons[i].prompt) for i in held)
+            seen = {words_of(comparisons[i].prompt) for i in kept} - {""}
+            apart = seen.isdisjoint(words_of(comparisons[i].prompt) for i in held)
             return Split(held, kept, len(order) - len(held) - len(kept), apart)
     return None
 
@@ -80,18 +80,14 @@ def overlapping(train: Sequence[Preference | Ranking], test: Sequence[Preference
     return [i for i, own in enumerate(keys[len(train) :]) if not known.isdisjoint(own)]
 
 
-def _words(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def _keys(comparisons: Sequence[Preference | Ranking], most: float) -> list[set[Key]]:
     """Return what each comparison may share with others; prompts of more than `most` comparisons are left out."""
-    prompts = [_words(c.prompt) for c in comparisons]
+    prompts = [words_of(c.prompt) for c in comparisons]
     times = Counter(prompts)
     keys: list[set[Key]] = []
     for comparison, prompt in zip(comparisons, prompts, strict=True):
         responses = comparison.responses if isinstance(comparison, Ranking) else (comparison.chosen, comparison.rejected)
-        texts = {_words(text) for response in responses for text in (response, comparison.prompt + response)} - {""}
+        texts = {words_of(text) for response in responses for text in (response, comparison.prompt + response)} - {""}
         keys.append({("text", text) for text in texts} | ({("prompt", prompt)} if prompt and times[prompt] <= most else set()))
     return keys
 

@@ -17,6 +17,11 @@ from textrl_env.utils.files import new_file
 _DECIDED = 0.51
 
 
+def words_of(text: str) -> str:
+    """Return what counts of a text where it is asked whether two are the same: not case, nor white space."""
+    return " ".join(text.casefold().split())
+
+
 def is_decided(label: Any) -> Any:
     """Return whether labels, a number or an array, favour a side: 0.51 or more.
 
