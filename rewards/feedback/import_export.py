@@ -86,8 +86,8 @@ def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "gold" else v for k, v in row["item"].items()}
             item = Item(**fields)
             rest = {key: row[key] for key in ("annotator", "turn", "value", "words")}
-            when = {key: float(row.get(key) or 0) for key in ("answered_at", "seconds")}
-            answers.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest, **when))
+            rest |= {key: float(row.get(key) or 0) for key in ("answered_at", "seconds")}
+            answers.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"row {number} is no exported answer: it lacks {error}") from error
     return answers

@@ -194,9 +194,9 @@ def fit_preference_model(
         network.blend.copy_(blend_weights(torch.stack(differences, 1), label=pairs.label, margin=pairs.margin))
     sample = train.first(1000).evaluate(network, 64, device)
     blend = dict(zip(network.parts, network.blend.tolist(), strict=True))
-    measured, rate = _measure(network, pairs, device, names)
+    measured, accuracy = _measure(network, pairs, device, names)
     if validation:
-        _warn_of_split(split, len(preferences), rate)
+        _warn_of_split(split, len(preferences), accuracy)
     return model, FitReport(
         len(split.kept), len(split.held), split.dropped, sample[0], **measured, losses=losses, best_epochs=best_epochs,
         blend=blend, seconds=time.perf_counter() - started, prompts_apart=split.prompts_apart,

@@ -42,7 +42,7 @@ class JudgedComparisons:
 
     def decided(self) -> JudgedComparisons:
         """Return those that are no ties."""
-        rows = np.flatnonzero(is_decided(self.labels))
+        rows = np.flatnonzero(is_decided(self.labels)).tolist()
         return JudgedComparisons([self.pairs[i] for i in rows], self.margins[rows], self.longer[rows])
 
     def accuracy(self, rows: Any = slice(None)) -> Rate:

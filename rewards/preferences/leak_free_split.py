@@ -115,7 +115,8 @@ def _whole(keys: Sequence[set[Key]], order: Sequence[int], wanted: int) -> Sides
         if len(held) + len(rows) <= wanted:
             held.update(rows)
     if len(held) < wanted / 2:
-        held.update(min((rows for rows in together.values() if rows[0] not in held), key=len))
+        smallest = min((rows for rows in together.values() if rows[0] not in held), key=len)
+        held.update(smallest)
     return (held, set(order) - held) if wanted / 2 <= len(held) <= min(2 * wanted, len(order) - 1) else None
 
 
