@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...prompts.prompt import Prompt
@@ -129,16 +128,16 @@ CORPORA: Mapping[str, CorpusTask] = {
 
 
 def real_task(
-    name: str, path: str, tokenizer: str | Path | Tokenizer, split: str = "test", eos_token: str = "<eos>", **options: Any
+    name: str, path: str, tokenizer: Any, split: str = "test", eos_token: str | Sequence[str] | None = None, **options: Any
 ) -> TextTask:
     """Return a task on a public corpus.
 
     Args:
         name: A key of `CORPORA`.
         path: File or folder of the corpus in its authors' format, a table of JSON Lines, CSV or Parquet, or `hf:ID`.
-        tokenizer: The policy's, or its folder or `tokenizer.json`.
+        tokenizer: The policy's, or what `FileTokenizer` takes.
         split: `"train"`, `"validation"` or `"test"`; the corpus's own, but IMDB has no validation and takes every tenth training review.
-        eos_token: The token that ends a text, if `tokenizer` is a path.
+        eos_token: The token that ends a text, or several, see `FileTokenizer`; not for a `Tokenizer`, which knows its own.
         **options: Further arguments of the reader (`source` and `target` language), or fields of `TextTask`.
 
     Raises:
@@ -151,7 +150,10 @@ def real_task(
         raise ValueError(f"split={split!r}: choose 'train', 'validation' or 'test'")
     task = CORPORA[name]
     reading = {key: options.pop(key, default) for key, default in task.options.items()}
+    if isinstance(tokenizer, Tokenizer) and eos_token is not None:
+        raise ValueError(f"eos_token={eos_token!r}: the {type(tokenizer).__name__} says itself what ends a text; leave it out")
     own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token)
+    opening = len(getattr(own, "bos_ids", ()))  # beside the tokens that the protocol counts
     rows = task.read(str(path), split, **reading)
     if task.read is formats.imdb and split != "test":
         rows = [row for index, row in enumerate(rows) if (index % 10 == 0) == (split == "validation")]
@@ -159,6 +161,7 @@ def real_task(
     if not prompts:
         raise ValueError(f"{path} has no usable row for {name}, split {split}")
     settings: dict[str, Any] = {
-        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "over_long": task.cut, "reward": task.reward,
+        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens + opening, "over_long": task.cut,
+        "reward": task.reward,
     }  # fmt: skip
     return TextTask(own, prompts, **(settings | options))
