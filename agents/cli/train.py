@@ -173,9 +173,10 @@ def _flags(names: Sequence[str]) -> str:
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
     names = ["temperature", "top_k", "top_p", "min_new_tokens"]
+    ends = task.eos_token_ids
     # Left out at their defaults: runs that began before there were such flags go on
     names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
-    return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
+    return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
 
 
 def _offline(

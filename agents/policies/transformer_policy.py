@@ -14,13 +14,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from rewards.models.lora import add_adapters
+from textrl_env import TokenSpace
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
-from ..models.loading import LMSource, config_of, load_lm, save_lm, switch_off_dropout
+from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm, set_ends, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of, scale_gradients, scaled
-from ..models.sampler import draw, pack_kept, restrict
+from ..models.sampler import draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
@@ -41,7 +42,8 @@ class TransformerPolicy(ActorCriticPolicy):
         action_space: The environment's.
         lr_schedule: Given by the algorithm.
         model: See `agents.models.loading.load_lm`: a folder or hub id, an architecture as plain data with `model_type`, or the import
-            string of a class of your own.
+            string of a class of your own.  What ends a text, the environment says: it overwrites the `eos_token_id` of a dict with fresh
+            weights, and must name every end that a folder's `config.json` and `generation_config.json` name.
         use_sde: SB3 passes False; there is no state-dependent exploration over tokens.
         optimizer_class: Of the parameters; Adam by default.
         optimizer_kwargs: Its arguments; for Adam, eps 1e-5 and the fused implementation by default.
@@ -91,7 +93,9 @@ class TransformerPolicy(ActorCriticPolicy):
         self.lm = load_lm(self._source)
         self.backbone = backbone_of(self.lm)
         self._check_fit()
-        self.sampler = settings.sampler(self.backbone.eos_token_id)
+        ends = agreed_ends(self.lm, self._source, getattr(self.action_space, "eos_token_ids", None), ids_of(settings.eos_token_id))
+        set_ends(self.lm, ends)
+        self.sampler = settings.sampler(ends, getattr(self.action_space, "unused_ids", ()))
         if max(self.sampler.banned_tokens, default=0) >= self.vocab_size:
             raise ValueError(f"banned_tokens={self.sampler.banned_tokens}: ids go up to {self.vocab_size - 1}")
         # Built before the adapters: a critic of its own trains all its weights.
@@ -139,20 +143,27 @@ class TransformerPolicy(ActorCriticPolicy):
     def _check_fit(self) -> None:
         if self.backbone.vocab_size < self.vocab_size:
             raise ValueError(
-                f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size}: use the model's own tokenizer"
+                f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size} (the largest id + 1): use the model's "
+                "own tokenizer"
             )
         prompt, response = (self.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
         self.backbone.check_room(prompt, response)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the language model as transformers does, and a shared value head beside it (safetensors).
+        """Write the language model and the tokenizer as transformers does, and a shared value head beside them (safetensors).
 
         `AutoModelForCausalLM.from_pretrained` opens the folder, and so does `policy_kwargs={"model": folder}`, value head
-        included; for encoder-decoder models `AutoModelForSeq2SeqLM`.  Adapters are folded in.  Sampling rules and a critic of
-        its own are not part of it.
+        included; for encoder-decoder models `AutoModelForSeq2SeqLM`.  `config.json` and `generation_config.json` name the task's ends
+        of text, so that `generate` of transformers stops where the policy does; `AutoTokenizer.from_pretrained` opens the folder if
+        the task's tokenizer has `pretrained_files`, as those of this package have.  Adapters are folded in.  Sampling rules and a
+        critic of its own are not part of it.
         """
         beside = {VALUE_HEAD: self.value_head.state_dict()} if self.value_head is not None and self.value_trunk is None else {}
-        save_lm(self.lm, folder, beside)
+        save_lm(self.lm, folder, beside, self.tokenizer_files())
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Return the task's tokenizer as files by name, as transformers saves it; none if it is not known."""
+        return self.action_space.tokenizer_files() if isinstance(self.action_space, TokenSpace) else {}
 
     def architecture(self) -> dict[str, Any]:
         """Return the arguments that name models, as configurations instead of folders, which may move."""
