@@ -92,7 +92,7 @@ def _from_file(path: Path) -> PretrainedFiles:
         )
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer file at {path}")
+        raise FileNotFoundError(f"no tokenizer file at {path}; for one of the hub pass AutoTokenizer.from_pretrained({str(path)!r})")
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust side raises a bare Exception

@@ -128,7 +128,13 @@ CORPORA: Mapping[str, CorpusTask] = {
 
 
 def real_task(
-    name: str, path: str, tokenizer: Any, split: str = "test", eos_token: str | Sequence[str] | None = None, **options: Any
+    name: str,
+    path: str,
+    tokenizer: Any,
+    split: str = "test",
+    eos_token: str | Sequence[str] | None = None,
+    add_bos: bool | None = None,
+    **options: Any,
 ) -> TextTask:
     """Return a task on a public corpus.
 
@@ -138,6 +144,7 @@ def real_task(
         tokenizer: The policy's, or what `FileTokenizer` takes.
         split: `"train"`, `"validation"` or `"test"`; the corpus's own, but IMDB has no validation and takes every tenth training review.
         eos_token: The token that ends a text, or several, see `FileTokenizer`; not for a `Tokenizer`, which knows its own.
+        add_bos: Whether prompts begin with the beginning-of-text token, see `FileTokenizer`; likewise.
         **options: Further arguments of the reader (`source` and `target` language), or fields of `TextTask`.
 
     Raises:
@@ -150,9 +157,9 @@ def real_task(
         raise ValueError(f"split={split!r}: choose 'train', 'validation' or 'test'")
     task = CORPORA[name]
     reading = {key: options.pop(key, default) for key, default in task.options.items()}
-    if isinstance(tokenizer, Tokenizer) and eos_token is not None:
-        raise ValueError(f"eos_token={eos_token!r}: the {type(tokenizer).__name__} says itself what ends a text; leave it out")
-    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token)
+    if isinstance(tokenizer, Tokenizer) and (eos_token is not None or add_bos is not None):
+        raise ValueError(f"eos_token={eos_token!r}, add_bos={add_bos}: the {type(tokenizer).__name__} says both itself; leave them out")
+    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token, add_bos)
     opening = len(getattr(own, "bos_ids", ()))  # beside the tokens that the protocol counts
     rows = task.read(str(path), split, **reading)
     if task.read is formats.imdb and split != "test":
