@@ -118,7 +118,7 @@ def _plain(path: Path) -> dict[str, Any]:
 
 def _ends(config: Mapping[str, Any], backend: Any) -> list[int]:
     """Return the ends that a model's file names; a single id may be an architecture's default, which is the end of another tokenizer."""
-    named = config.get("eos_token_id")
+    named: Any = config.get("eos_token_id")
     if isinstance(named, list):
         return [i for i in named if backend.id_to_token(i) is not None]
     token = backend.get_added_tokens_decoder().get(named)

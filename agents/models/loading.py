@@ -158,8 +158,8 @@ def _named_ends(lm: nn.Module, source: LMSource) -> tuple[int, ...]:
     if isinstance(source, Mapping):
         ends = ends_of_model(lm)
         return ends if len(ends) > 1 else ()
-    default = ids_of(getattr(AutoConfig.for_model(lm.config.model_type), "eos_token_id", None))
-    return ends_of_model(lm, default)
+    assert isinstance(lm, PreTrainedModel)
+    return ends_of_model(lm, ids_of(getattr(AutoConfig.for_model(lm.config.model_type), "eos_token_id", None)))
 
 
 def set_ends(lm: nn.Module, ends: Sequence[int]) -> None:

@@ -42,7 +42,7 @@ class Item(BaseModel):
     prompt_ids: list[int] = []
     response_ids: list[int] = []
     action_mask: list[bool] = []
-    typed: list[list[int]] | None = None
+    typed: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
 
     def episode(self) -> Episode:
         """Return the record that reward models read."""

@@ -1,17 +1,21 @@
 """Where texts end: the task says it, and policy, sampler, generation, training and exports all follow."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from agents import DPO, SFT, ExpertIteration, SequenceRolloutBuffer, TextPPO, TransformerPolicy, generate, stream
+from agents import DPO, SFT, ExpertIteration, LocalDecoder, SequenceRolloutBuffer, TextPPO, TransformerPolicy, generate, stream
 from agents.evaluation.policy_texts import make_policy, write_texts
+from agents.generation.generator_process import ServedGenerator
 from agents.models.loading import load_lm
 from agents.models.sampler import LOG_ZERO, Sampler
+from agents.rollouts.reference_kl_wrappers import ReferenceKL
 from rewards.preferences.preference import Preference
-from textrl_env import FileTokenizer, IntegerTokenizer, Prompt, TextTask, WordTokenizer
+from textrl_env import FileTokenizer, IntegerTokenizer, Prompt, TextCore, TextGenerationEnv, TextTask, WordTokenizer
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ...textrl_env.test_tokenizer_files import WORDS, backend
@@ -169,3 +173,37 @@ def test_gaps_and_sizes():
     obs = {"prompt": torch.tensor([[1, 9]] * 200), "response": torch.full((200, 8), -1)}
     drawn, _, _ = policy(obs)
     assert set(drawn.tolist()) <= {0, 1, 2, 3, 4, 5, 9}
+
+
+@pytest.mark.reports("A generator, in this process or another, ends its texts at every end of the task")
+@pytest.mark.parametrize("generator", [LocalDecoder, lambda: ServedGenerator("local", sys.executable)])
+def test_generators_stop_at_each_end(generator):
+    for end in (0, 4):
+        env = TextGenerationVecEnv(4, task=task_of(), reward="length")
+        model = TextPPO("TransformerPolicy", env, n_episodes=4, batch_size=4, policy_kwargs={"model": LLAMA, "min_new_tokens": 2})
+        favour(model.policy, end)
+        model.generator = generator()
+        model.learn(4)
+        assert model.num_timesteps == 4 * 3  # two other tokens first, and then the end
+        if isinstance(model.generator, ServedGenerator):
+            model.generator.close()
+
+
+@pytest.mark.reports("A reference wrapper's sampler must withhold the environment's own ends")
+def test_a_reference_with_other_ends_is_refused():
+    env, reference = TextGenerationEnv(task_of(), reward="length"), load_lm(LLAMA)
+    with pytest.raises(ValueError, match=r"eos_token_id=0: the environment ends texts with \[0, 4\]"):
+        ReferenceKL(env, reference, 0.1, Sampler(min_new_tokens=2, eos_token_id=0))
+    ReferenceKL(env, reference, 0.1, Sampler(min_new_tokens=2, eos_token_id=[4, 0]))
+
+
+@pytest.mark.reports("An environment that replies may speak in special tokens, and what it only spells is text")
+def test_replies():
+    def turn(reply):
+        core = TextCore(task_of(reply=lambda episodes: [reply] * len(episodes), max_turns=2), 1, "length")
+        core.restart([0])
+        core.step(np.array([4]))
+        return core.observe()["response"][0].tolist()
+
+    assert turn("hello <s>") == [4, 1, 3, 3, -1, -1, -1, -1]  # "<" and "s>" are unknown words
+    assert turn(Prompt("hello <s>", typed=())) == [4, 1, 5, -1, -1, -1, -1, -1]
