@@ -46,7 +46,7 @@ class FileTokenizer(NeverCopied):
     Special tokens that are spelled in a text are text: only a chat template's, see `Prompt.typed`, are encoded as what they are.
 
     Args:
-        path: The JSON file, a folder that holds `tokenizer.json`, or a fast tokenizer of transformers.
+        path: The JSON file, a folder that holds `tokenizer.json`, a fast tokenizer of transformers, or a `tokenizers.Tokenizer`.
         eos_token: The token that ends a text, or several.  None: what the files beside it say, all of the `eos_token` of
             `tokenizer_config.json` and the `eos_token_id` of the model's `config.json` and `generation_config.json` (a single id counts
             where it is a special token, for architectures have defaults of their own); `<eos>` if they say nothing.

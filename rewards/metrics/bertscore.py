@@ -15,6 +15,7 @@ from textrl_env.control_tokens import ControlTokens, surroundings
 from textrl_env.episode import Episode
 from textrl_env.utils.files import read_lines
 
+from ..models.pretrained import check_ids
 from ..rules.base import Rule, checked_int
 from ..rules.references import references_of
 
@@ -106,6 +107,7 @@ class BertScoreReward(Rule):
     def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         opening, closing = self._around
         rows = [row[: self._max_tokens - len(opening) - len(closing)] for row in self._controls.encode(texts)]
+        check_ids(rows, self.model, self.path)
         special = [[1] * len(opening), [1] * len(closing)]
         return [{"input_ids": opening + row + closing, "special_tokens_mask": special[0] + [0] * len(row) + special[1]} for row in rows]
 

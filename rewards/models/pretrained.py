@@ -26,6 +26,19 @@ def whole_text(episode: Episode) -> tuple[str, Typed]:
     return text, None if episode.typed is None else (*episode.typed, (len(episode.prompt), len(text)))
 
 
+def check_ids(rows: Sequence[Sequence[int]], model: Any, path: str | Path) -> None:
+    """Insist that the model has an embedding for each token id of the rows.
+
+    Raises:
+        ValueError: It lacks one.
+    """
+    size, largest = model.get_input_embeddings().num_embeddings, max((max(row, default=0) for row in rows), default=0)
+    if largest >= size:
+        raise ValueError(
+            f"{path}: its tokenizer gives the id {largest}, its model has {size} embeddings: save the two that belong together"
+        )
+
+
 class Reading(TypedDict, total=False):
     """Arguments of `Checkpoint` that say how texts are read."""
 
@@ -95,6 +108,7 @@ class Checkpoint:
             if spans is not None:
                 rows[number] = self.controls.encode_template(texts[number], spans)
         rows = [[*(() if row[: len(self._opening)] == self._opening else self._opening), *row, *self._closing] for row in rows]
+        check_ids(rows, self.model, self.path)
         return [self._cut(row if eos is None or row[-1:] == [eos] else [*row, eos], len(self._opening)) for row in rows]
 
     def _cut(self, row: list[int], opening: int) -> list[int]:

@@ -39,9 +39,7 @@ class TokenSpace(spaces.Discrete):
 
     def tokenizer_files(self) -> dict[str, str]:
         """Return the tokenizer as transformers saves it, files by name; none of a tokenizer that has no such files."""
-        if self._files is None:
-            self._files = files_of(self._tokenizer)
-        return self._files
+        return files_of(self._tokenizer) if self._files is None else self._files
 
     def __repr__(self) -> str:
         return f"TokenSpace({self.n}, eos_token_ids={self.eos_token_ids})"

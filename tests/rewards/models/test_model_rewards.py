@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 import rewards
@@ -217,3 +218,17 @@ def test_special_tokens_in_texts_are_text(classifier, scalar, lm, encoder):
     assert (ids, n) == ([4, VOCAB["the"], 4, VOCAB["good"], *unknown], 4)
     bertscore = rewards.make("bertscore", path=encoder[0])
     assert bertscore._tokenize(["[SEP] film"]) == [{"input_ids": [2, 1, 1, 1, VOCAB["film"], 3], "special_tokens_mask": [1, 0, 0, 0, 0, 1]}]
+
+
+@pytest.mark.reports("A checkpoint whose tokenizer has ids that its model lacks says so")
+@pytest.mark.parametrize("name", ["classifier", "bertscore"])
+def test_a_tokenizer_that_is_larger_than_its_model(tmp_path, name):
+    save(tmp_path, "bert", AutoModelForSequenceClassification if name == "classifier" else AutoModel)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["poor"])
+    tokenizer.save_pretrained(tmp_path)
+    reward = rewards.make(name, path=tmp_path)
+    message = f"its tokenizer gives the id {len(VOCAB)}, its model has {len(VOCAB)} embeddings"
+    with pytest.raises(ValueError, match=message):
+        reward.score([Episode.from_text("the film", " poor", references=("good",))])
+    assert np.isfinite(reward.score([Episode.from_text("the film", " good", references=("good",))])).all()
