@@ -161,21 +161,36 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             settings["vf_coef"] = 0.0
             settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}
         if isinstance(env, str):
-            env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
+            env = gym.make(env, group_size=group_size if self._compares else 1)
         kl_reward = "none" if self.kl_in == "loss" else "full" if self.kl_estimator == "full" else "k1"
         self._construct(policy, env, settings, kl_reward=kl_reward)
+
+    @property
+    def _compares(self) -> str:
+        """Which setting compares the texts of a prompt with each other; empty: none does."""
+        if self.estimator in GROUPED:
+            return f"estimator={self.estimator!r}"
+        return "skip_equal_groups=True" if self.skip_equal_groups else ""
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
-        if self.estimator in GROUPED and self.env is not None:
+        self._check_groups()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Play another environment, as SB3 does; it must deal groups where texts are compared."""
+        super().set_env(env, force_reset)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self._compares and self.env is not None:
             texts = self.env.unwrapped
             assert isinstance(texts, (TextGenerationVecEnv, TextGenerationEnv))
             size = texts.core.task.group_size
             if size < 2 or self.n_episodes % size:
                 raise ValueError(
-                    f"estimator={self.estimator!r} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
+                    f"{self._compares} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
                     f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
                 )
 
@@ -183,18 +198,16 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """Count the texts of groups that all scored alike: as many are written again."""
         if not self.skip_equal_groups or len(finished) >= self.max_sampling_rounds * self.n_episodes:
             return 0
-        scores: dict[str, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         for info in finished:
-            scores.setdefault(info["prompt"], []).append(info["score"])
+            scores.setdefault(info["prompt_id"], []).append(info["score"])
         useful = sum(len(group) for group in scores.values() if max(group) > min(group))
         return max(0, self.n_episodes - useful)
 
     def _estimate(self) -> None:
         """Replace the buffer's advantages by the estimator's."""
         buffer = self.rollout_buffer
-        prompts = [s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments]
-        _, groups = np.unique(prompts, return_inverse=True)
-        groups = groups.reshape(-1)  # (S,); numpy 2.0 gave it the shape of its argument
+        _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
         rollout = Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         returns = rollout.returns  # (S,)

@@ -17,7 +17,7 @@ from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
-from .merge_ranks import RankRecording, merge
+from .merge_ranks import RankRecording, SegmentStart, merge
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
@@ -139,7 +139,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Forget the rollout."""
         self._steps: list[tuple[np.ndarray, ...]] = []  # (actions, rewards, starts, values, log_probs, live), each (E,)
         self._kept: list[np.ndarray] = []
-        self._openings: list[tuple[int, int, np.ndarray, int]] = []  # (row, step, context, response length)
+        self._openings: list[SegmentStart] = []
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
@@ -156,8 +156,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         episode_start: np.ndarray,
         value: torch.Tensor,
         log_prob: torch.Tensor,
+        prompt_ids: np.ndarray | None = None,
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
+
+        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,).
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`.
@@ -176,7 +179,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         lengths = (response >= 0).sum(1)  # (E,)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
-            self._openings.append((int(row), self.pos, context, int(lengths[row])))
+            prompt_id = -1 if prompt_ids is None else int(prompt_ids[row])
+            self._openings.append((int(row), self.pos, context, int(lengths[row]), prompt_id))
         for row in np.flatnonzero(live & ~opens & (lengths > self._lengths + 1)):  # more than the last action came: a dialogue
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
@@ -296,9 +300,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             ends[index] = min(next_start[row], int(idle[step, row]))
             next_start[row] = step
         self.segments = []
-        for index, (row, step, context, written) in enumerate(self._openings):
+        for index, (row, step, context, written, prompt_id) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
-            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
+            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies, prompt_id))
         self.trained = np.arange(len(self.segments))  # (S,)
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
