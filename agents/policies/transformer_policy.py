@@ -19,7 +19,7 @@ from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
 from ..models.loading import LMSource, config_of, load_lm, save_lm, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
-from ..models.mixed_precision import precision_of, scale_gradients, scaled
+from ..models.mixed_precision import precision_of
 from ..models.sampler import draw, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
@@ -115,8 +115,6 @@ class TransformerPolicy(ActorCriticPolicy):
         self.mask: LearnedMask | None = None  # NLPO's
         self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
-        if settings.precision == "float16":
-            scale_gradients(self)
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _backbones(self) -> list[Any]:
@@ -240,8 +238,7 @@ class TransformerPolicy(ActorCriticPolicy):
     def _score(self, batch: SequenceBatch, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self.backbone.hidden(batch)  # (N, D)
         log_probs, entropies = action_log_probs(self.backbone, hidden, batch, actions, self.sampler, self.vocab_size)
-        scores = self._values(hidden, batch), log_probs, entropies
-        return scaled(*scores) if self.settings.precision == "float16" else scores  # type: ignore[return-value]
+        return self._values(hidden, batch), log_probs, entropies
 
     def _values(self, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
         if self._value_backbone is not None:
