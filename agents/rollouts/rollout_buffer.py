@@ -50,7 +50,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl_reward: How KL shapes the rewards.  `"k1"`: each token's log(pi / pi_ref); `"full"`: the exact KL of each step's
             distribution, which is half of an objective only, see `TextPolicyGradient`, and needs `actor`; `"none"`: it is measured
             only, for losses that hold it down themselves.
-        whiten_rewards: Give the shaped rewards of a rollout's tokens variance 1, and leave their mean (Ziegler et al. 2019).
+        whiten_rewards: Give the shaped returns of a rollout's texts variance 1, and leave their mean, see `whiten_returns`.
         norm_reward: See `ScoreScale`.
         clip_reward: See `ScoreScale`.
 
@@ -64,7 +64,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward` or `clip_reward` is out of range.
+        ValueError: `kl_reward` or `clip_reward` is out of range; from `compute_returns_and_advantage`, `whiten_rewards` is on and the
+            rollout cuts a text.
     """
 
     __module__ = "agents"
@@ -203,6 +204,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
             dones: Whether each row's text ended at the last step, shape (E,).
         """
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
+        if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
+            raise ValueError(
+                "whiten_rewards=True needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts "
+                "are whole texts, or norm_reward=True"
+            )
         self._cut_segments(columns[-1])
         self._own = slice(0, len(self.segments))
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
@@ -214,9 +220,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.buffer_size = len(actions)
         self.full = True
         self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
-        self.scores = np.array([rewards[s.steps, s.row].sum() for s in self.segments])  # (S,)
+        self.scores = np.array([rewards[s.steps, s.row].sum(dtype=np.float64) for s in self.segments])  # (S,)
         assert self.sampler is not None
-        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each)
+        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each, self._offsets)
         shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
         self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
         for index, segment in enumerate(self.segments):

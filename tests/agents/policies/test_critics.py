@@ -227,7 +227,7 @@ def test_lora(make_env, tmp_path, model):
     own = agent.rollout_buffer.stats.kl_per_sequence
     buffer = agent.rollout_buffer
     buffer.connect(reference=base)  # the same model, loaded apart
-    tokens = RecordedTokens(buffer.log_probs, buffer.sampler, buffer.autocast, buffer._for_each)
+    tokens = RecordedTokens(buffer.log_probs, buffer.sampler, buffer.autocast, buffer._for_each, buffer._offsets)
     apart = buffer.kl_shaping.reference_log_probs(tokens)
     expected = (agent.rollout_buffer.log_probs - apart).sum() / len(agent.rollout_buffer.segments)
     assert own == pytest.approx(float(expected), abs=1e-4) and own != pytest.approx(0, abs=1e-3)
