@@ -20,7 +20,8 @@ from torch.nn import functional
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
-from ..models.log_probs import full_kl
+from ..models.log_probs import full_kl, in_parts
+from ..models.sequences import SequenceBatch
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
@@ -311,8 +312,13 @@ class TextPolicyGradient(TextAlgorithm, PPO):
     def _full_kl(self, samples: SequenceSamples) -> torch.Tensor:
         """Return KL(pi || pi_ref) at each token, shape (N,)."""
         buffer = self.rollout_buffer
-        assert buffer.sampler is not None and buffer.reference is not None
-        return full_kl(self.policy.backbone, buffer.reference, samples.observations, buffer.sampler, buffer.vocab_size)
+        sampler, reference = buffer.sampler, buffer.reference
+        assert sampler is not None and reference is not None
+
+        def score(batch: SequenceBatch) -> tuple[torch.Tensor]:
+            return (full_kl(self.policy.backbone, reference, batch, sampler, buffer.vocab_size),)
+
+        return self.policy.in_micro_batches(score, samples.observations)[0]
 
     def _ptx_loss(self) -> torch.Tensor | None:
         """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.
@@ -324,11 +330,17 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             texts = self.env.unwrapped
             assert isinstance(texts, TextGenerationVecEnv)
             self._ptx = SFT(self.policy.lm, texts.core.task.tokenizer)
-        drawn = [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
-        own = drawn[self.ranks.rank :: self.ranks.size]
-        if self.ranks.size == 1 or not own:
-            return self._ptx.loss_of(own) if own else None
-        return self._ptx.loss_of(own) * (self._ptx.num_targets(own) / self._ptx.num_targets(drawn))
+            self._ptx.backbone = self.policy.backbone  # with its precision
+        ptx, drawn = self._ptx, [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
+        own, whole = drawn[self.ranks.rank :: self.ranks.size], ptx.num_targets(drawn)
+        if not own:
+            return None
+
+        def summand(texts: Sequence[tuple[str, str]]) -> tuple[torch.Tensor]:
+            return (ptx.loss_of(texts)[None] * (ptx.num_targets(texts) / whole),)
+
+        size = self.policy.settings.micro_batch_size or len(own)
+        return in_parts(summand, [(own[start : start + size],) for start in range(0, len(own), size)])[0].sum()
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
         """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""

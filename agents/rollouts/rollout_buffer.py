@@ -64,8 +64,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward` or `clip_reward` is out of range; from `compute_returns_and_advantage`, `whiten_rewards` is on and the
-            rollout cuts a text.
+        ValueError: `kl_reward` or `clip_reward` is out of range.
     """
 
     __module__ = "agents"
@@ -148,6 +147,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.autocast: torch.dtype | None = None
         self.pos = 0
         self.full = False
+        self._finished = False
 
     def add(
         self,
@@ -164,12 +164,22 @@ class SequenceRolloutBuffer(RolloutBuffer):
         The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,).
 
         Raises:
-            TypeError: `log_prob` does not come from a `TransformerPolicy`.
+            TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
+            ValueError: The sampling rules changed within the rollout.
             FloatingPointError: A log-probability or value is NaN or infinite.
         """
         acting = getattr(log_prob, "acting", None)
         if not isinstance(acting, SamplingRecord):
-            raise TypeError("SequenceRolloutBuffer needs a TransformerPolicy: its log_probs carry the sampler that drew the tokens")
+            raise TypeError(
+                "log_prob does not say how its tokens were drawn: a TransformerPolicy attaches that to the tensor as `acting`, and "
+                "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
+                "(another policy needs another rollout_buffer_class)"
+            )
+        if self._steps and (acting.sampler, acting.autocast, acting.kept is None) != (self.sampler, self.autocast, not self._kept):
+            raise ValueError(
+                f"the sampling rules changed within a rollout, at step {self.pos}, to {acting.sampler}: an update would score its tokens "
+                "under one set of rules; change them between rollouts"
+            )
         self.sampler, self.autocast = acting.sampler, acting.autocast
         if acting.kept is not None:
             self._kept.append(acting.kept)
@@ -202,7 +212,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Args:
             last_values: Values of the states after the last step, shape (E,) or (E, 1).
             dones: Whether each row's text ended at the last step, shape (E,).
+
+        Raises:
+            RuntimeError: It was called before for this rollout.
+            ValueError: `whiten_rewards` is on, and the rollout cuts a text.
         """
+        if self._finished:
+            raise RuntimeError(
+                "compute_returns_and_advantage was called twice for one rollout: its KL would move beta and its scores the running scale "
+                "again; call reset() first, or change the advantages with set_advantages()"
+            )
+        self._finished = True
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
         if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
             raise ValueError(
