@@ -106,11 +106,11 @@ class KLShaping:
                 rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
         if self.whiten_rewards:
             rewards = whiten_returns(rewards, tokens.offsets).astype(np.float32)
-        k1 = kl.astype(np.float64)  # float32 would round away most of the small numbers that k3 is made of
+        precise = kl.astype(np.float64)  # k3 is a small difference of numbers near 1; NumPy's pairwise sum suffices for k1
         stats = RolloutStats(
-            kl_per_sequence=float(k1.sum()) / len(scores),
-            kl_per_token=float(k1.mean()),
-            kl_per_token_k3=float((np.expm1(-k1) + k1).mean()),
+            kl_per_sequence=float(kl.sum()) / len(scores),
+            kl_per_token=float(kl.mean()),
+            kl_per_token_k3=float((np.expm1(-precise) + precise).mean()),
             beta=beta,
             score=float(scores.mean()),
             shaped_return=float(rewards.sum(dtype=np.float64)) / len(scores),
