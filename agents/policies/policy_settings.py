@@ -33,8 +33,7 @@ class PolicySettings:
         critic_learning_rate: Of the critic's own parameters; None: the policy's.  The Text* classes follow it, stock
             algorithms set one rate on everything.
         lora: Arguments of `peft.LoraConfig`: train adapters only.  Needs the extra `textrl-env[lora]`.
-        precision: `"float32"`, or mixed precision with `"bfloat16"` or `"float16"`: the trunk computes in it, weights and heads
-            stay float32.
+        precision: `"float32"`, or mixed precision with `"bfloat16"`: the trunk computes in it, weights and heads stay float32.
         micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
             computed again there.  0: the whole minibatch.
         gradient_checkpointing: Compute the layers' activations again in the backward pass.
