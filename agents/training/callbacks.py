@@ -15,6 +15,7 @@ from textrl_env.task import GoldScore
 from textrl_env.utils.files import append_csv, told_when_full, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
+from .rewind_logs import naming
 
 CURVE = (
     "iteration", "texts", "tokens", "learned", "gold", "kl_per_sequence", "beta", "entropy", "length", "finished_by_eos",
@@ -101,13 +102,8 @@ def rewind_curve(folder: Path, tokens: int) -> None:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            text = rewound(file.read_text(encoding="utf-8"), tokens)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file} is empty or damaged ({error}): restore it, or delete it to go on from the checkpoint without its rows until now"
-            ) from error
-        write_text(file, text)
+        with naming(file):
+            write_text(file, rewound(file.read_text(encoding="utf-8"), tokens))
 
 
 def _samples_until(text: str, tokens: int) -> str:

@@ -91,6 +91,7 @@ def learn_offline(
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             whole.facts["loss"] = trainer.losses[-1]
+        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 

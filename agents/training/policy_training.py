@@ -109,6 +109,7 @@ def train_policy(
     checkpoint = run.path / stage / "policy.zip"
     inputs = {**depends_on, "model": model, "rules": rules, "algo": algo}
     inputs |= {field.name: getattr(config, field.name) for field in fields(PolicyTraining) if field.name != "total_tokens"}
+    outdated = [*outdated, f"evaluation-{stage}.*", f"groups-{stage}.json"]
     settings: dict[str, Any] = {"depends_on": inputs, "record": together.is_main, "makes": [f"{stage}/policy.zip"]}
     with run.stage(f"{stage} began", **settings) as start:
         asked = start.facts.get("total_tokens", config.total_tokens)
@@ -125,7 +126,7 @@ def train_policy(
     with run.stage(stage, **settings) as whole:
         if together.broadcast(whole.needed):
             if together.is_main:
-                run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json", *outdated])
+                run.remove(outdated)
                 if not resumes:
                     run.remove([f"{stage}/{name}" for name in _MADE])
             began = perf_counter()
@@ -134,6 +135,8 @@ def train_policy(
             else:
                 algorithm = _new(algorithm_of(algo), model, env, config, rules)
             _learn(algorithm, run.path / stage, env, config, watch)
+            if together.is_main:
+                run.remove(outdated)  # made of a checkpoint on the way
             whole.facts["seconds"] = perf_counter() - began
     together.wait()
 

@@ -131,6 +131,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        ValueError: The file is empty or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is empty or damaged ({error}): restore it, or run the command that wrote it again") from error
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line."""
     with new_file(path) as file:
