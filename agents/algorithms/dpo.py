@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from rewards.preferences.preference import Preference
 from textrl_env import Tokenizer
+from textrl_env.prompts.encoding import encode_prompts
 
+from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
@@ -70,11 +72,15 @@ class DPO(Supervised):
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
 
     def _encode(self, texts: Sequence[Preference]) -> list[Pair]:
-        columns = [[getattr(pair, name) for pair in texts] for name in ("prompt", "chosen", "rejected")]
-        rows = list(zip(*(self.tokenizer.encode_batch(column) for column in columns), strict=True))
+        prompts = encode_prompts(self.tokenizer, [pair.prompt for pair in texts])
+        chosen, rejected = (self.tokenizer.encode_batch([getattr(pair, name) for pair in texts]) for name in ("chosen", "rejected"))
+        rows = list(zip(prompts, chosen, rejected, strict=True))
         if any(not prompt for prompt, _, _ in rows):
             raise ValueError("a pair has an empty prompt: a policy needs at least one token to start from")
         return [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
 
     def _closed(self, ids: list[int]) -> list[int]:
         if self.max_new_tokens is not None and len(ids) >= self.max_new_tokens:

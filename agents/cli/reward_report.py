@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 from rich.console import Console
-from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from rewards import Preference, RewardWarning, fit_preference_model
 from rewards.fitting.calibration import reliability
@@ -21,6 +20,7 @@ from rewards.preferences.preference_files import PreferenceFile, read_preference
 from rewards.utils.intervals import Rate
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
@@ -30,6 +30,7 @@ from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
+_MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Report:
     Attributes:
         file: JSON Lines, CSV or Parquet, plain or gzip, in any form that `rewards.read_preferences` knows.
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
+        overwrite: Delete the report and the model that are in the folder, and make them anew.
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
         tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
@@ -49,6 +51,7 @@ class Report:
 
     file: Annotated[Path, tyro.conf.Positional] = Path("preferences.jsonl")
     out: Path = Path("runs/reward")
+    overwrite: bool = False
     trunk: bool = False
     tokenizer: Path | None = None
     max_tokens: int = 512
@@ -79,6 +82,21 @@ def run_report(config: Report) -> None:
     if sides.left_out:
         console.print(f"{sides.left_out} comparisons are left out: they share a text or a prompt with both sides", highlight=False)
     run = RunFolder(config.out)
+    names = ("file", "trunk", "tokenizer", "max_tokens", "test", "test_file", "seed")
+    with run.begin("reward report", config.overwrite, _MADE):
+        run.config = config
+        with run.stage("report", {name: getattr(config, name) for name in names}, makes=["reward", "report.html"]) as stage:
+            if stage.needed:
+                stage.facts["lines"] = _report(config, run, file, pairs, sides)
+        text, *doubted = run.facts("report")["lines"]
+        console.print(text, highlight=False, markup=False)
+        for doubt in doubted:
+            console.print(doubt, style="bold red", highlight=False, markup=False)
+    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+
+
+def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference], sides: _Sides) -> list[str]:
+    """Fit, judge and write the page; return the result in a sentence, and what makes it doubtful."""
     tokenizer = _tokenizer(config, run, pairs)
     curve = []
     settings: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": config.max_tokens, "seed": config.seed}
@@ -114,15 +132,11 @@ def run_report(config: Report) -> None:
     write_json(run.path / "report.json", facts)
     _write_page(run.path, facts, file.examples, judged, fit.temperature)
     length = facts["length_rule"]
-    console.print(
+    return [
         f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
         f"always taking the {length['takes']} response gives {length['rate']:.1%}",
-        highlight=False,
-        markup=False,
-    )
-    for doubt in facts["doubts"]:
-        console.print(doubt, style="bold red", highlight=False, markup=False)
-    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+        *facts["doubts"],
+    ]
 
 
 def _read(path: Path, least: int, console: Console) -> tuple[PreferenceFile, list[Preference]]:

@@ -11,7 +11,6 @@ import torch
 
 from textrl_env.episode import Episode
 from textrl_env.reward_warnings import RewardWarning
-from textrl_env.tokenizer import FileTokenizer
 
 from ..models.personal_model import PersonalRewardModel
 from ..models.preference_model import PreferenceRewardModel
@@ -29,7 +28,7 @@ _NONE_ASIDE = (
 def fit_personal_model(
     preferences: Sequence[Preference],
     *,
-    tokenizer: FileTokenizer,
+    tokenizer: Any,
     column: str = "group",
     pattern: str | None = None,
     least: int = 50,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 import os
@@ -15,6 +16,8 @@ from typing import IO, Any
 
 from .row_files import BOM, GZIP, TABLES, RowError, kind_of, table_rows
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def new_path(path: str | Path) -> Iterator[Path]:
@@ -22,13 +25,17 @@ def new_path(path: str | Path) -> Iterator[Path]:
 
     If the block ends well, what it wrote is renamed to `path`, else it is deleted: a reader never sees half of it.  A folder that had the
     name before is moved aside first and deleted last, so that a crash never loses both.
+
+    Raises:
+        OSError: There was no room on the disk; what was at `path` before is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     _delete(temporary)  # left by a process that was killed
     try:
-        yield temporary
+        with told_when_full(path, "what was there before is unchanged"):
+            yield temporary
         if temporary.is_dir() and path.exists():
             _delete(old)
             path.rename(old)
@@ -36,6 +43,23 @@ def new_path(path: str | Path) -> Iterator[Path]:
         _delete(old)
     finally:
         _delete(temporary)
+
+
+@contextmanager
+def told_when_full(path: Path, left: str) -> Iterator[None]:
+    """Name the file in the error of a write for which the disk has no room, and say what is left of it.
+
+    Raises:
+        OSError: There was no room.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has an exception of its own, with the number in its text
+        number = next((n for n in _FULL if getattr(error, "errno", None) == n or f"(os error {n})" in str(error)), None)
+        if number is None:
+            raise
+        message = f"{os.strerror(number)}: {path} could not be written, {left}; make room, and run the same command again"
+        raise OSError(number, message) from error
 
 
 @contextmanager
@@ -126,6 +150,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        ValueError: The file is empty or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is empty or damaged ({error}): restore it, or run the command that wrote it again") from error
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line."""
     with new_file(path) as file:
@@ -135,7 +171,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Append a row; a new file gets the header first."""
     new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with told_when_full(path, "its last row may be cut"), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
