@@ -138,7 +138,7 @@ def test_length_is_checked_both_ways(tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "taking the shorter response gives 100.0%" in page and facts["doubts"][0] in page
     noisy = [Preference("", p.chosen, p.rejected) if rng.random() < 0.8 else Preference("", p.rejected, p.chosen) for p in pairs]
-    facts = run(tmp_path, noisy)
+    facts = run(tmp_path, noisy, "--overwrite")
     assert facts["length_rule"]["rate"] == pytest.approx(0.8, abs=0.1) and len(facts["doubts"]) == 1
 
 
