@@ -64,6 +64,8 @@ def _build(source: LMSource) -> nn.Module:
         raise ValueError(
             f"{source} holds weights of {plain['class']}: pass model={{'class': {plain['class']!r}, 'weights': {str(source)!r}}}"
         )
+    if (Path(source) / "adapter_config.json").is_file():
+        raise ValueError(f"{source} holds adapters without their base model: fold them in (peft's merge_and_unload) and save that")
     # trust_remote_code stays off: loading a policy never runs code that came with a file.
     return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
 
