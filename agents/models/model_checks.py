@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +15,8 @@ from .sequences import SequenceBatch, TextRecord, pack
 
 _ROUNDING = 1e-4  # of the largest number; what is computed in another order differs by 1e-6 to 1e-5 of it
 _FAR = 64.0  # logits as large as a trained model's: a cap that fresh weights never reach shows
+
+_BEGINNING = 4  # tokens
 
 
 @torch.no_grad()
@@ -48,6 +51,34 @@ def check_model(backbone: Backbone) -> None:
             hook.remove()
         if not (_same(ours, own) and capped):
             raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")
+
+
+@torch.no_grad()
+def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
+    """Insist that texts of so many tokens fit, and that how a text begins is read the same, however long it or its neighbours become.
+
+    Some rotary positions (`rope_type` longrope, dynamic) change their scale beyond a length: what was written before it would be
+    scored otherwise in an update, and a text otherwise beside a longer one.
+
+    Raises:
+        ValueError: They do not fit, or the model reads them by their length.
+    """
+    backbone.check_room(prompt, response)
+    if not backbone.reads_prompt_apart:  # a threshold may lie within the prompt
+        prompt, response = min(prompt, _BEGINNING), response + prompt - min(prompt, _BEGINNING)
+    if response <= _BEGINNING:
+        return
+    ids = np.random.default_rng(0).integers(backbone.vocab_size, size=prompt + response)
+    one, two = (pack([TextRecord(ids[:prompt], ids[prompt : prompt + n], 0)], backbone.device) for n in (_BEGINNING, response))
+    short, long = backbone.hidden(one), backbone.hidden(two)[:_BEGINNING]  # (4, D) each
+    if torch.isfinite(short).all() and not _same(long, short):
+        settings = getattr(getattr(backbone.lm, "config", None), "rope_parameters", None) or {}
+        named = {key: settings[key] for key in ("rope_type", "original_max_position_embeddings") if key in settings}
+        raise ValueError(
+            f"{type(backbone.lm).__name__} reads the beginning of a text of {prompt + response} tokens otherwise than that of a short one "
+            f"(hidden states differ by {float((long - short).abs().max()):.2g}){f', {named}' if named else ''}: what is written early "
+            "would be scored otherwise in an update; shorten prompt and max_new_tokens, or take positions that do not depend on length"
+        )
 
 
 def _same(ours: torch.Tensor, theirs: torch.Tensor | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from rewards.models.lora import add_adapters
+from textrl_env.utils.suggestions import did_you_mean
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
 from ..models.loading import LMSource, config_of, load_lm, save_lm, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of, scale_gradients, scaled
+from ..models.model_checks import check_lengths
 from ..models.sampler import draw, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
@@ -73,6 +76,8 @@ class TransformerPolicy(ActorCriticPolicy):
             raise ValueError("use_sde=True explores continuous actions; tokens are discrete: leave it False")
         self.vocab_size = int(action_space.n)
         self._source = model
+        if unknown := sorted(settings.keys() - (known := {field.name for field in fields(PolicySettings)})):
+            raise TypeError(f"TransformerPolicy takes no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}; see PolicySettings")
         self.settings = PolicySettings(**settings)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
@@ -107,6 +112,7 @@ class TransformerPolicy(ActorCriticPolicy):
             add_adapters(self.lm, settings.lora)
             switch_off_dropout(self.lm)
         for backbone in self._backbones():
+            check_lengths(backbone, *(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
             backbone.autocast = precision_of(settings.precision)
             if settings.gradient_checkpointing:
                 backbone.checkpoint_layers()
@@ -118,6 +124,7 @@ class TransformerPolicy(ActorCriticPolicy):
         if settings.precision == "float16":
             scale_gradients(self)
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer.register_load_state_dict_pre_hook(_with_own_settings)
 
     def _backbones(self) -> list[Any]:
         return [self.backbone] if self._value_backbone is None else [self.backbone, self._value_backbone]
@@ -141,8 +148,6 @@ class TransformerPolicy(ActorCriticPolicy):
             raise ValueError(
                 f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size}: use the model's own tokenizer"
             )
-        prompt, response = (self.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
-        self.backbone.check_room(prompt, response)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model as transformers does, and a shared value head beside it (safetensors).
@@ -347,3 +352,10 @@ class TransformerPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+def _with_own_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Take moments out of a saved state, and the rest from the optimizer as it was built: a rate that was changed since would be lost."""
+    own = optimizer.state_dict()["param_groups"]
+    same = [sum(len(group["params"]) for group in groups) for groups in (own, saved["param_groups"])]
+    return {**saved, "param_groups": own} if same[0] == same[1] else saved

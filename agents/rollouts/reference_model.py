@@ -12,6 +12,7 @@ from torch import nn
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
+from ..models.model_checks import check_lengths
 from ..policies.transformer_policy import TransformerPolicy
 
 Reference = LMSource | nn.Module | Backbone
@@ -75,7 +76,7 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
     if backbone.vocab_size < vocab_size:
         raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
     try:
-        backbone.check_room(*(texts[key].shape[0] for key in ("prompt", "response")))
+        check_lengths(backbone, *(texts[key].shape[0] for key in ("prompt", "response")))
     except ValueError as error:
         raise ValueError(f"the reference does not fit: {error}") from error
     return backbone

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from agents import TextPPO
 from agents.benchmark.performance.architectures import architectures
 from agents.models.backbones import backbone_of
-from agents.models.loading import load_lm
+from agents.models.loading import load_lm, save_lm
 from agents.models.model_checks import check_model
 from agents.models.sequences import TextRecord, pack
+from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from .own_models import Recurrent
@@ -138,3 +140,45 @@ def test_what_is_done_to_logits_after_the_head_is_found(name, scale):
     lm.forward = changed
     with pytest.raises(ValueError, match="LlamaForCausalLM changes its logits after the output head"):
         check_model(backbone_of(lm))
+
+
+LONGROPE = {
+    **ATTENTION, "model_type": "phi3", "initializer_range": 0.3, "original_max_position_embeddings": 20,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 3.2,
+        "original_max_position_embeddings": 20,
+    },
+}  # fmt: skip
+
+
+def at_length(prompt, response):
+    return TextTask(IntegerTokenizer(VOCAB, 0), [Prompt(" ".join(["5"] * prompt)), Prompt("7")], max_new_tokens=response)
+
+
+@pytest.mark.reports("A model whose positions change their scale beyond a length is refused for texts that reach it, and used for others.")
+@pytest.mark.parametrize("where", ["policy", "reference", "critic"])
+def test_positions_that_depend_on_length(make_env, tmp_path, where):
+    save_lm(load_lm(LONGROPE), tmp_path / "longrope")
+    made = {
+        "policy": {"policy_kwargs": {"model": LONGROPE}},
+        "reference": {"policy_kwargs": {"model": LLAMA}, "reference": str(tmp_path / "longrope")},
+        "critic": {"policy_kwargs": {"model": LLAMA, "critic": LONGROPE}},
+    }[where]
+    for prompt, response in ((4, 18), (20, 2)):  # the last of 22 tokens is not read again
+        with pytest.raises(ValueError, match=r"a text of 22 tokens otherwise than.*'longrope', 'original_max_position_embeddings': 20"):
+            TextPPO("TransformerPolicy", make_env(task=at_length(prompt, response)), **made)
+    fits = TextPPO("TransformerPolicy", make_env(task=at_length(4, 17)), n_episodes=12, batch_size=12, n_epochs=1, seed=0, **made)
+    fits.learn(100)
+    assert abs(fits.logger.name_to_value["policy/approx_kl"]) < 1e-6 and fits.logger.name_to_value["policy/clip_fraction"] == 0
+
+
+@pytest.mark.reports("Other rescaled positions, which do not depend on length, are used.")
+@pytest.mark.parametrize("rope_type", ["linear", "yarn", "llama3", "dynamic"])
+def test_positions_that_do_not_depend_on_length(make_env, rope_type):
+    extra = {"yarn": {"original_max_position_embeddings": 16}, "llama3": {"original_max_position_embeddings": 16, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0}}  # fmt: skip
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, "factor": 4.0, **extra.get(rope_type, {})}
+    settings = {"policy_kwargs": {"model": {**LLAMA, "rope_parameters": rope}}}
+    TextPPO("TransformerPolicy", make_env(task=at_length(4, 60)), **settings)
+    with pytest.raises(ValueError, match="the model reads 64 tokens"):  # where dynamic scaling would begin
+        TextPPO("TransformerPolicy", make_env(task=at_length(4, 61)), **settings)
