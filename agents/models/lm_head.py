@@ -57,7 +57,7 @@ def head_log_probs(
         kept: Packed set of token ids that have a probability, shape (N, ceil(V / 8)), uint8; None: all.
         temperature: Logits are divided by it.
     """
-    bias = head.bias
+    bias: torch.Tensor | None = head.bias
     if temperature != 1:  # the two together have fewer numbers than the logits
         hidden, bias = hidden / temperature, None if bias is None else bias / temperature
     width = block_width(len(hidden), vocab_size, hidden.device.type == "cpu")
