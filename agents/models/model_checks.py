@@ -24,8 +24,7 @@ def check_model(backbone: Backbone) -> None:
     """Insist on what training relies on.
 
     Raises:
-        ValueError: The logits are not the head applied to the hidden states (some architectures scale or cap them in ways of
-            their own), or training mode makes the model random or another one.
+        ValueError: Training mode makes the model random or another one, or see `check_head`.
     """
     lm = backbone.lm
     batch = pack([TextRecord(torch.arange(min(3, backbone.vocab_size)).numpy(), torch.arange(2).numpy(), 0)], backbone.device)
@@ -41,16 +40,33 @@ def check_model(backbone: Backbone) -> None:
             f"{name} is random in training mode or computes something else there, and the ratios of an update would be noise: make its "
             f"dropout a torch.nn.Dropout, which is switched off here, or set it to 0{f' in its configuration, {named}' if named else ''}"
         )
-    prompt = batch.input_ids[:, : int(batch.prompt_lengths[0])]  # (1, P)
-    if (own := backbone.model_logits(prompt)) is not None:
-        ours = backbone.logits(hidden[:1])  # (1, V)
+    check_head(backbone)
+
+
+@torch.no_grad()
+def check_head(backbone: Backbone) -> None:
+    """Insist that the module's logits are its head applied to the hidden states, and what is known to come behind.
+
+    Raises:
+        ValueError: They are not: some architectures scale or cap them in ways of their own.
+    """
+    lm, prompt = backbone.lm, torch.arange(min(3, backbone.vocab_size), device=backbone.device)[None]  # (1, P)
+    trains = lm.training
+    lm.eval()
+    try:
+        if (own := backbone.model_logits(prompt)) is None:
+            return
+        hidden = backbone.hidden(pack([TextRecord(prompt[0].cpu().numpy(), np.arange(1), 0)], backbone.device))  # (1, D)
+        ours = backbone.logits(hidden)  # (1, V)
         hook = lm.get_output_embeddings().register_forward_hook(_far_apart)
         try:
-            capped = _same(backbone.logits(hidden[:1]), backbone.model_logits(prompt))
+            far_apart = _same(backbone.logits(hidden), backbone.model_logits(prompt))
         finally:
             hook.remove()
-        if not (_same(ours, own) and capped):
-            raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")
+    finally:
+        lm.train(trains)
+    if not (far_apart and _same(ours, own)):
+        raise ValueError(f"{type(lm).__name__} changes its logits after the output head in a way that TransformerPolicy does not know")
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from textrl_env import Tokenizer
 
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, load_lm, save_lm
+from ...models.model_checks import check_head
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
@@ -57,6 +58,7 @@ class Supervised(KeywordArguments, ABC):
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
         self.backbone = backbone_of(self.lm)
+        check_head(self.backbone)
         if self.backbone.vocab_size < tokenizer.vocab_size:
             raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
         self.tokenizer = tokenizer

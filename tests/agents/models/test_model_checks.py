@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents import TextPPO
+from agents import SFT, SequenceRolloutBuffer, TextPPO
 from agents.benchmark.performance.architectures import architectures
 from agents.models.backbones import backbone_of
 from agents.models.loading import load_lm, save_lm
@@ -182,3 +182,25 @@ def test_positions_that_do_not_depend_on_length(make_env, rope_type):
     TextPPO("TransformerPolicy", make_env(task=at_length(4, 60)), **settings)
     with pytest.raises(ValueError, match="the model reads 64 tokens"):  # where dynamic scaling would begin
         TextPPO("TransformerPolicy", make_env(task=at_length(4, 61)), **settings)
+
+
+@pytest.mark.reports("A module of one's own that is given as reference or to be trained is checked like one that is loaded.")
+def test_modules_that_are_passed_are_checked(make_env):
+    lm = load_lm(LLAMA)
+    forward = lm.forward
+
+    def capped(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = 30 * torch.tanh(out.logits / 30)
+        return out
+
+    lm.forward = capped
+    env = make_env()
+    with pytest.raises(ValueError, match="changes its logits after the output head"):
+        SequenceRolloutBuffer(8, env.observation_space, env.action_space, reference=lm)
+    with pytest.raises(ValueError, match="changes its logits after the output head"):
+        SFT(lm, IntegerTokenizer(VOCAB, 0))
+    del lm.forward
+    lm.train()
+    SFT(lm, IntegerTokenizer(VOCAB, 0))
+    assert lm.training and not lm.lm_head._forward_hooks  # left as it was
