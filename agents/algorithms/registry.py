@@ -17,7 +17,7 @@ class Algorithm:
         group_size: Texts for each prompt that it compares with each other; 1: it compares none.
         minibatches: Whether it splits a rollout into minibatches, and so takes `batch_size`.
         settings: Arguments that differ from the class's own defaults.
-        when_loaded: Attributes to set on a loaded checkpoint: one of PPO may be of another class, see `on_ranks`.
+        when_loaded: Arguments with which a checkpoint is loaded: one of PPO may be of another class, see `on_ranks`.
     """
 
     path: str
@@ -63,7 +63,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 _PPO_ON_RANKS = Algorithm(
     "policy_gradient:TextPolicyGradient",
     settings={"estimator": "gae", "n_epochs": 4, "whiten_advantages": True},
-    when_loaded={"estimator": "gae", "whiten": True, "rollout_buffer_kwargs": {"kl_reward": "k1"}},
+    when_loaded={"estimator": "gae", "whiten_advantages": True, "rollout_buffer_kwargs": {"whiten_advantages": False}},
 )
 
 

@@ -13,6 +13,8 @@ from .backbones.kv_cache import BLOCK, Plan, States
 from .cuda_graphs import GraphedSteps
 from .sequences import PartialTexts, one_action_each
 
+_PROMPTS, _SHORT = np.array([3, 1, 2]), 8  # of the texts that caches are tried on, in tokens
+
 Hidden = tuple[np.ndarray, torch.Tensor]  # rows of the caller, and the hidden state of the last token of each
 
 
@@ -56,8 +58,9 @@ class CachedDecoder:
         Returns:
             Shape (number of rows with tokens, D), float32.
         """
-        if backbone.cacheable is None:
-            check_cache(backbone)
+        longest = texts.ids.shape[1] - (int(texts.prompt_lengths.max()) - _PROMPTS[0] if backbone.reads_prompt_apart else 0)
+        if backbone.cacheable is not False and longest > backbone.tried:
+            check_cache(backbone, longest)
         live = np.flatnonzero(texts.lengths)  # (R,)
         if not backbone.cacheable:
             chosen = PartialTexts(*(column[live] for column in texts))
@@ -225,38 +228,55 @@ def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:
 
 
 @torch.no_grad()
-def check_cache(backbone: Backbone) -> None:
-    """Try whether cached decoding gives what full passes give, on three short texts; if not, warn and decode without a cache.
+def check_cache(backbone: Backbone, longest: int) -> None:
+    """Try whether cached decoding gives what full passes give; if not, warn and decode without a cache.
 
-    A model that ignores `position_ids`, or keeps a state that the cache does not know, would otherwise write with
-    probabilities that the update does not find again.
+    A model that ignores `position_ids`, attends to a window that the cache does not know, or keeps a state of its own, would
+    otherwise write with probabilities that the update does not find again.
+
+    Args:
+        backbone: The model.
+        longest: Tokens of the longest text to come; windows are met at the end of such a text, if it is not a short one anyway.
     """
-    backbone.cacheable = True
-    rng = np.random.default_rng(0)
-    prompts, width = np.array([3, 1, 2]), 8
-    tokens = rng.integers(backbone.vocab_size, size=(3, width))
-    decoder, autocast = CachedDecoder(), backbone.autocast
-    backbone.autocast = None
+    backbone.cacheable, backbone.tried = True, max(longest, _SHORT)
+    longest = min(longest, backbone.context_length or longest)
+    courses = [[_PROMPTS, _PROMPTS + 1, _PROMPTS + np.array([2, 4, 2])]]
+    if longest > _SHORT:
+        nearly = np.array([longest - 1, longest // 2, _PROMPTS[2]])
+        courses.append([nearly, nearly + 1])
+    tokens = np.random.default_rng(0).integers(backbone.vocab_size, size=(3, max(longest, _SHORT)))
+    autocast, backbone.autocast = backbone.autocast, None
     try:
-        for lengths in (prompts, prompts + 1, prompts + np.array([2, 4, 2])):
-            texts = PartialTexts(np.where(np.arange(width) < lengths[:, None], tokens, -1), lengths, prompts)
-            full, alone = (
-                backbone.hidden(one_action_each(part, backbone.device)) for part in (texts, PartialTexts(*(c[1:2] for c in texts)))
-            )
-            if not torch.isfinite(full).all():  # weights that are NaN say nothing; the policy complains of them
-                backbone.cacheable = None
-                return
-            # What rounding does: the same text in a larger batch.  A layer that is wrong differs by thousands of times as much.
-            rounding = max(float((full[1] - alone[0]).abs().max()), 1e-6 * float(full.abs().max()))
-            worst = float((decoder.last_hidden(backbone, texts) - full).abs().max())
-            if not worst < 30 * rounding:
-                raise ValueError(f"hidden states differ by {worst:.1g}, rounding alone by {rounding:.1g}")
+        for course in courses:
+            decoder = CachedDecoder()
+            for lengths in course:
+                texts = PartialTexts(np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1), lengths, _PROMPTS)
+                if not _agrees(decoder, backbone, texts):  # weights that are NaN say nothing; the policy complains of them
+                    backbone.cacheable, backbone.tried = None, 0
+                    return
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         backbone.cacheable = False
         warnings.warn(
             f"{type(backbone.lm).__name__} decodes without a cache, each token at the price of its whole text: cached passes do not give "
-            f"what full ones give ({error}); models that ignore position_ids are such",
+            f"what full ones give ({error}); models that ignore position_ids are such, and some with a sliding window",
             stacklevel=2,
         )
     finally:
         backbone.autocast = autocast
+
+
+def _agrees(decoder: CachedDecoder, backbone: Backbone, texts: PartialTexts) -> bool:
+    """Return whether hidden states with the cache are those of full passes; False if the latter are not finite.
+
+    Raises:
+        ValueError: They are not.
+    """
+    full, alone = (backbone.hidden(one_action_each(part, backbone.device)) for part in (texts, PartialTexts(*(c[1:2] for c in texts))))
+    if not torch.isfinite(full).all():
+        return False
+    # What rounding does: the same text in a larger batch.  A layer that is wrong differs by thousands of times as much.
+    rounding = max(float((full[1] - alone[0]).abs().max()), 1e-6 * float(full.abs().max()))
+    worst = float((decoder.last_hidden(backbone, texts) - full).abs().max())
+    if not worst < 30 * rounding:
+        raise ValueError(f"at {texts.lengths.max()} tokens hidden states differ by {worst:.1g}, rounding alone by {rounding:.1g}")
+    return True

@@ -43,6 +43,7 @@ def head_log_probs(
     withheld: torch.Tensor | None = None,
     banned: Sequence[int] = (),
     kept: torch.Tensor | None = None,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log p(action) and the exact entropy in nats of each row's distribution, shape (N,) each; both differentiable.
 
@@ -54,13 +55,17 @@ def head_log_probs(
         withheld: Pairs (row, token id) of probability 0, shape (2, M), int64.
         banned: Token ids of probability 0 in every row.
         kept: Packed set of token ids that have a probability, shape (N, ceil(V / 8)), uint8; None: all.
+        temperature: Logits are divided by it.
     """
+    bias: torch.Tensor | None = head.bias
+    if temperature != 1:  # the two together have fewer numbers than the logits
+        hidden, bias = hidden / temperature, None if bias is None else bias / temperature
     width = block_width(len(hidden), vocab_size, hidden.device.type == "cpu")
     blocks = _Blocks(actions, withheld, actions.new_tensor(banned), kept, vocab_size, width)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     keeps = learns and len(hidden) * vocab_size <= KEPT_AT_MOST
     with torch.autocast(hidden.device.type, enabled=False):
-        return _HeadLogProbs.apply(hidden, head.weight, head.bias, blocks, keeps)
+        return _HeadLogProbs.apply(hidden, head.weight, bias, blocks, keeps)
 
 
 class _Blocks:

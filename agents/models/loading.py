@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from textrl_env.utils.files import new_folder
 
-from .backbones import Backbone, backbone_of
+from .backbones import backbone_of
 from .lora import merged
+from .model_checks import check_model
 from .sampler import ids_of
-from .sequences import TextRecord, pack
 
 LMSource = str | Path | Mapping[str, Any]
 _OWN_CONFIG = "config.json"
+_RANDOM = re.compile("drop|jitter")  # layerdrop, drop_path, activation_dropout, router_jitter_noise, ...
 
 
 def load_lm(source: LMSource) -> nn.Module:
@@ -65,6 +68,8 @@ def _build(source: LMSource) -> nn.Module:
         raise ValueError(
             f"{source} holds weights of {plain['class']}: pass model={{'class': {plain['class']!r}, 'weights': {str(source)!r}}}"
         )
+    if (Path(source) / "adapter_config.json").is_file():
+        raise ValueError(f"{source} holds adapters without their base model: fold them in (peft's merge_and_unload) and save that")
     # trust_remote_code stays off: loading a policy never runs code that came with a file.
     return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
 
@@ -171,15 +176,15 @@ def set_ends(lm: nn.Module, ends: Sequence[int]) -> None:
 
 
 def switch_off_dropout(module: nn.Module) -> None:
-    """Set every dropout probability to 0.
+    """Set every probability of dropout, of leaving out a layer or a path, and every jitter to 0.
 
     SB3's `train()` puts the policy in training mode; with dropout on, the first ratio of an update is noise instead of 1.
     """
     for part in module.modules():
-        if isinstance(part, nn.Dropout):
+        if isinstance(part, _DropoutNd):
             part.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(part, name, None), float):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, float) and _RANDOM.search(name):
                 setattr(part, name, 0.0)
 
 
@@ -245,28 +250,3 @@ def save_lm(
             save_file(tensors, made / name)
         for name, text in (tokenizer or {}).items():
             (made / name).write_text(text, encoding="utf-8")
-
-
-@torch.no_grad()
-def check_model(backbone: Backbone) -> None:
-    """Insist on what training relies on.
-
-    Raises:
-        ValueError: The logits are not the head applied to the hidden states (some architectures scale or cap them in ways of
-            their own), or training mode makes the model random.
-    """
-    lm = backbone.lm
-    batch = pack([TextRecord(torch.arange(min(3, backbone.vocab_size)).numpy(), torch.arange(2).numpy(), 0)], backbone.device)
-    name = type(lm).__name__
-    lm.train()
-    with torch.random.fork_rng(devices=[]):
-        one, two = (backbone.hidden(batch) for _ in range(2))
-    lm.eval()
-    if not torch.equal(one, two):
-        raise ValueError(
-            f"{name} is random in training mode, and the ratios of an update would be noise: make its dropout a torch.nn.Dropout, "
-            "which is switched off here, or set it to 0"
-        )
-    expected = backbone.model_logits(batch.input_ids[:, : int(batch.prompt_lengths[0])])  # (1, V)
-    if expected is not None and not torch.allclose(expected[0], backbone.logits(one)[0], atol=1e-4):
-        raise ValueError(f"{name} changes its logits after the output head in a way that TransformerPolicy does not know")

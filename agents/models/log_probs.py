@@ -34,9 +34,8 @@ def action_log_probs(
     backward pass.  Either way memory does not grow with N beyond a limit.
     """
     if (head := backbone.head) is not None:
-        tempered = hidden if sampler.temperature == 1 else hidden / sampler.temperature
         withheld = sampler.withheld(batch.steps, batch.repeats)
-        return head_log_probs(head, tempered, actions, vocab_size, withheld, sampler.banned_tokens, batch.kept)
+        return head_log_probs(head, hidden, actions, vocab_size, withheld, sampler.banned_tokens, batch.kept, sampler.temperature)
 
     def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewards.models.lora import merge_adapters
+from rewards.models.lora import adapted_layers, merge_adapters
 
 from .backbones import Backbone
 
 
 def merged(lm: nn.Module) -> nn.Module:
     """Return a copy of the model with its adapters folded into the weights; the model itself if it has none."""
-    if not _adapted(lm):
+    if not adapted_layers(lm):
         return lm
     copied = copy.deepcopy(lm)
     merge_adapters(copied)
@@ -29,7 +29,7 @@ def merged(lm: nn.Module) -> nn.Module:
 @contextmanager
 def adapters_off(lm: nn.Module) -> Iterator[None]:
     """Make the model its base model for a while."""
-    layers = _adapted(lm)
+    layers = adapted_layers(lm).values()
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -53,7 +53,3 @@ def without_adapters(adapted: Backbone) -> Backbone:
     for name in ("hidden", "_run_trunk", "logits", "feed"):
         setattr(base, name, with_adapters_off(getattr(adapted, name)))
     return base
-
-
-def _adapted(lm: nn.Module) -> list[Any]:
-    return [module for module in lm.modules() if hasattr(module, "enable_adapters") and hasattr(module, "get_base_layer")]

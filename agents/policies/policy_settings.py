@@ -32,7 +32,9 @@ class PolicySettings:
         detach_critic: Keep the critic's gradient out of the shared trunk.
         critic_learning_rate: Of the critic's own parameters; None: the policy's.  The Text* classes follow it, stock
             algorithms set one rate on everything.
-        lora: Arguments of `peft.LoraConfig`: train adapters only.  Needs the extra `textrl-env[lora]`.
+        lora: Arguments of `peft.LoraConfig`: train adapters only, beside a base model that stays as it is, and is the reference unless
+            another is named.  Settings that train or change more, adapters of tied weights and dropout are refused.  Needs the extra
+            `textrl-env[lora]`.
         precision: `"float32"`, or mixed precision with `"bfloat16"`: the trunk computes in it, weights and heads stay float32.
         micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
             computed again there.  0: the whole minibatch.
@@ -68,6 +70,8 @@ class PolicySettings:
         precision_of(self.precision)
         if self.micro_batch_size < 0:
             raise ValueError(f"micro_batch_size={self.micro_batch_size}: must be at least 0, which takes the whole minibatch")
+        if dropout := (self.lora or {}).get("lora_dropout"):
+            raise ValueError(f"lora: lora_dropout={dropout}: dropout is off in a policy, its ratios would be noise: leave it out")
 
     def sampler(self, ends: Sequence[int], unused: Sequence[int] = ()) -> Sampler:
         """Return the sampling rules.

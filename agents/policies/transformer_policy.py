@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from rewards.models.lora import add_adapters
 from textrl_env import TokenSpace
+from textrl_env.utils.suggestions import did_you_mean
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
 from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm, set_ends, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
+from ..models.model_checks import check_lengths
 from ..models.sampler import draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
@@ -80,6 +83,8 @@ class TransformerPolicy(ActorCriticPolicy):
             raise ValueError("use_sde=True explores continuous actions; tokens are discrete: leave it False")
         self.vocab_size = int(action_space.n)
         self._source = model
+        if unknown := sorted(settings.keys() - (known := {field.name for field in fields(PolicySettings)})):
+            raise TypeError(f"TransformerPolicy takes no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}; see PolicySettings")
         self.settings = PolicySettings(**settings)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
@@ -116,6 +121,7 @@ class TransformerPolicy(ActorCriticPolicy):
             add_adapters(self.lm, settings.lora)
             switch_off_dropout(self.lm)
         for backbone in self._backbones():
+            check_lengths(backbone, *(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
             backbone.autocast = precision_of(settings.precision)
             if settings.gradient_checkpointing:
                 backbone.checkpoint_layers()
@@ -125,6 +131,7 @@ class TransformerPolicy(ActorCriticPolicy):
         self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer.register_load_state_dict_pre_hook(_with_own_settings)
 
     def _backbones(self) -> list[Any]:
         return [self.backbone] if self._value_backbone is None else [self.backbone, self._value_backbone]
@@ -149,8 +156,6 @@ class TransformerPolicy(ActorCriticPolicy):
                 f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size} (the largest id + 1): use the model's "
                 "own tokenizer"
             )
-        prompt, response = (self.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
-        self.backbone.check_room(prompt, response)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model and the tokenizer as transformers does, and a shared value head beside them (safetensors).
@@ -376,3 +381,10 @@ class TransformerPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+def _with_own_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Take moments out of a saved state, and the rest from the optimizer as it was built: a rate that was changed since would be lost."""
+    own = optimizer.state_dict()["param_groups"]
+    same = [sum(len(group["params"]) for group in groups) for groups in (own, saved["param_groups"])]
+    return {**saved, "param_groups": own} if same[0] == same[1] else saved

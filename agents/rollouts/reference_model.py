@@ -12,6 +12,7 @@ from torch import nn
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
+from ..models.model_checks import check_head, check_lengths
 from ..policies.transformer_policy import TransformerPolicy
 
 Reference = LMSource | nn.Module | Backbone
@@ -64,18 +65,19 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
 
     Raises:
         TypeError: The module is no language model.
-        ValueError: Its vocabulary or context is smaller than the environment's.
+        ValueError: Its vocabulary or context is smaller than the environment's, or its logits are changed in a way that is not known.
     """
     if isinstance(reference, nn.Module):
         if reference.training or any(p.requires_grad for p in reference.parameters()):
             reference = frozen(copy.deepcopy(reference))
+        check_head(backbone_of(reference))
     elif not isinstance(reference, Backbone):
         reference = frozen(load_lm(reference)).to(device)
     backbone = backbone_of(reference) if isinstance(reference, nn.Module) else reference
     if backbone.vocab_size < vocab_size:
         raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
     try:
-        backbone.check_room(*(texts[key].shape[0] for key in ("prompt", "response")))
+        check_lengths(backbone, *(texts[key].shape[0] for key in ("prompt", "response")))
     except ValueError as error:
         raise ValueError(f"the reference does not fit: {error}") from error
     return backbone

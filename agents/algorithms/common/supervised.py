@@ -20,6 +20,7 @@ from textrl_env.tokenizer import as_tokenizer, ends_of, files_of
 from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
+from ...models.model_checks import check_head
 from ...utils.interrupts import stop_request
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
@@ -61,6 +62,7 @@ class Supervised(KeywordArguments, ABC):
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
         self.backbone = backbone_of(self.lm)
+        check_head(self.backbone)
         self.tokenizer = as_tokenizer(tokenizer)
         if self.backbone.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(

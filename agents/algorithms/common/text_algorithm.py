@@ -41,6 +41,7 @@ from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
 from ...rollouts.text_vec_env import as_text_vec_env
 from ...utils.progress import TokenProgressBar
+from .changed_arguments import changed_attributes, vocabulary_hash
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
@@ -72,6 +73,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         kl_controller: Holds beta.
         score_scale: Holds the running moments of the scores, see `SequenceRolloutBuffer`.
         generator: Writes the texts instead of the policy, see `Generator`; None: the policy writes.  It is not saved.
+        vocabulary_hash: SHA-256 of what the tokens meant when it was saved, see `changed_arguments`.
         memory: Estimate of the memory that training takes; None before it begins.
     """
 
@@ -90,6 +92,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     last_rollout: RolloutResult | None = None
     reference_source: LMSource | None
     reference_hash: str | None = None
+    vocabulary_hash: str | None = None
     reference_mixup: float = 0.0
     critic_warmup: int = 0
     kl_controller: KLController
@@ -289,6 +292,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
         self.__dict__.update(kept)
         self.policy_kwargs = {**self.policy_kwargs, **self.policy.architecture()}
+        if self.env is not None:
+            self.vocabulary_hash = self.vocabulary_hash or vocabulary_hash(self.env)
         try:
             if not isinstance(path, (str, Path)):
                 super().save(path, exclude, include)
@@ -310,20 +315,45 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Load as SB3 does; `policy_kwargs` replaces single arguments of the saved policy, such as the temperature.
+        """Load as SB3 does; keyword arguments of the constructor replace what was saved.
+
+        Of `policy_kwargs` and `rollout_buffer_kwargs` only what they name is replaced, such as the temperature; what the file holds
+        weights of stays: `model`, `critic`, adapters, the reference.
 
         The file holds pickled data: load only files you trust.
 
         Raises:
-            ValueError: The file is damaged, or half of one.
+            TypeError: The class takes no such argument.
+            ValueError: An argument does not fit what the file holds, the environment is of another tokenizer or size, or the file is
+                damaged or half of one.
         """
         if isinstance(path, (str, Path)):
             _check_whole(Path(path))
-        if changed := kwargs.pop("policy_kwargs", None):
+        if kwargs:
             data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
             assert data is not None
-            custom_objects = {**(custom_objects or {}), "policy_kwargs": {**data["policy_kwargs"], **changed}}
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            kwargs = changed_attributes(cls, data, kwargs)
+            if "policy_kwargs" in kwargs:  # SB3 takes none that differ
+                custom_objects = {**(custom_objects or {}), "policy_kwargs": kwargs.pop("policy_kwargs")}
+        loaded = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if loaded.env is not None and loaded.vocabulary_hash not in (None, vocabulary_hash(loaded.env)):
+            raise ValueError("the environment's tokenizer is another than the policy learned with: its tokens mean other texts")
+        return loaded
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """Take over parameters as SB3 does.
+
+        Raises:
+            ValueError: They are those of another policy.
+        """
+        try:
+            super().set_parameters(*args, **kwargs)
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = " ".join(str(error).split())[:300]
+            raise ValueError(
+                "these are the parameters of another policy, or without a reference that it needs; policy_kwargs, reference and "
+                f"reference_mixup must be such as were saved ({first})"
+            ) from error
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_NOT_SAVED]

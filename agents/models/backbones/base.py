@@ -38,6 +38,7 @@ class Backbone(ABC):
         lm: The module.
         autocast: Precision of the trunk in mixed precision; None computes in the weights' own.  Heads are always float32.
         cacheable: Whether cached decoding gives what a full pass gives; None until it was tried.
+        tried: Tokens of the texts up to which that was tried.
         reads_prompt_apart: Whether prompts go through an encoder.
         graphable: Whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`.
     """
@@ -49,6 +50,7 @@ class Backbone(ABC):
         self.lm: Any = lm
         self.autocast: torch.dtype | None = None
         self.cacheable: bool | None = None
+        self.tried = 0
         self._compiled: Any = None
         self._compiles = False
 

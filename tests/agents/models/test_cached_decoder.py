@@ -1,10 +1,16 @@
 """Cached decoding equals full passes, whatever the rows do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
+from agents.models.backbones import backbone_of
+from agents.models.cached_decoder import CachedDecoder
+from agents.models.loading import load_lm
+from agents.models.sequences import PartialTexts
 from agents.policies.transformer_policy import TransformerPolicy
 
 from ..conftest import EOS, MODELS, VOCAB
@@ -118,8 +124,6 @@ def test_predict_does_not_disturb_a_rollout(make_env):
 
 def test_the_copies_of_a_prompt_are_read_once(task):
     """Two groups of four: two prompts go through the model, and every copy goes on by itself."""
-    from dataclasses import replace
-
     from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
     env = TextGenerationVecEnv(8, task=replace(task, group_size=4), reward=lambda completions: [0.0] * len(completions))
@@ -146,3 +150,49 @@ def texts_of_prompts(obs):
     from agents.models.sequences import texts_of
 
     return texts_of({key: torch.as_tensor(value) for key, value in obs.items()})
+
+
+WINDOW = {
+    "model_type": "gpt_neo", "vocab_size": VOCAB, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64,
+    "attention_types": [[["global", "local"], 1]], "window_size": 16, "bos_token_id": None, "eos_token_id": EOS, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.reports(
+    "Cached decoding is tried at the length of the task's texts: a window that it does not know is found, and the ratio is 1."
+)
+@pytest.mark.parametrize(("response", "cached"), [(10, True), (30, False)])
+def test_a_window_is_met_at_the_length_of_the_tasks_texts(make_env, task, recwarn, response, cached):
+    env = make_env(num_envs=5, task=replace(task, max_new_tokens=response))  # prompts take up to 6 tokens
+    policy = make_policy(env, WINDOW, banned_tokens=(EOS,))
+    worst, _ = play_and_compare(policy, env, steps=2 * response)
+    assert worst < 1e-5
+    assert policy.backbone.cacheable is cached
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == (not cached) and all(
+        "GPTNeoForCausalLM decodes without a cache" in line and "at 36 tokens" in line for line in said
+    )
+
+
+@pytest.mark.reports("A model that was tried on short texts is tried again when longer ones come.")
+def test_longer_texts_are_tried_again():
+    backbone, decoder = backbone_of(load_lm(WINDOW)), CachedDecoder()
+
+    def ask(width):
+        ids = np.full((1, width), -1)
+        ids[0, 0] = 3
+        decoder.last_hidden(backbone, PartialTexts(ids, np.array([1]), np.array([1])))
+        return backbone.cacheable
+
+    assert ask(6) and ask(16)
+    with pytest.warns(UserWarning, match=r"GPTNeo.*without a cache.*at 40 tokens"):
+        assert not ask(40)
+
+
+@pytest.mark.reports("For a task of short texts the try of cached decoding stays as short as it was: 8 tokens.")
+def test_short_tasks_are_tried_on_short_texts(monkeypatch):
+    backbone, widths = backbone_of(load_lm(MODELS["llama"])), []
+    hidden = backbone.hidden
+    monkeypatch.setattr(backbone, "hidden", lambda batch: (widths.append(batch.input_ids.shape[1]), hidden(batch))[1])
+    CachedDecoder().last_hidden(backbone, PartialTexts(np.array([[1, 2, -1, -1, -1, -1, -1]]), np.array([2]), np.array([1])))
+    assert len(widths) == 6 and max(widths) <= 8

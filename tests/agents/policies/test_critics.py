@@ -209,7 +209,7 @@ def test_lora(make_env, tmp_path, model):
     source = {"class": model["class"], "weights": str(tmp_path / "base")} if "class" in model else str(tmp_path / "base")
     base = load_lm(source)
     env = make_env()
-    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
+    lora = {"r": 4, "lora_alpha": 8}
     if model is GPT2:
         lora["target_modules"] = ["c_attn", "c_proj"]
     agent = TextPPO(

@@ -324,6 +324,14 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(tokenizer, tmp_path):
     assert PreferenceRewardModel.load(tmp_path / "reward").score(sample) == model.score(sample)
 
 
+@pytest.mark.reports("A reward model is not fitted with settings of lora whose saved folder would miss what was trained.")
+@pytest.mark.parametrize("setting", [{"modules_to_save": ["embed_tokens"]}, {"bias": "all"}, {"init_lora_weights": "pissa"}])
+def test_lora_that_trains_more_than_adapters_is_refused(tokenizer, setting):
+    pairs = [Preference(f"{i}", " w1", " w2") for i in range(10)]
+    with pytest.raises(ValueError, match=f"lora: {next(iter(setting))}="):
+        fit_preference_model(pairs, tokenizer=tokenizer, trunk=TINY, ngram_buckets=0, lora={"r": 2, **setting}, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
