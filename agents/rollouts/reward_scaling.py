@@ -6,7 +6,12 @@ import numpy as np
 
 
 def whiten(values: np.ndarray, keep_mean: bool = False) -> np.ndarray:
-    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019)."""
+    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019).
+
+    A single value stays as it is, as in SB3's PPO: it has no variance, and nothing would be learned from its difference to itself.
+    """
+    if len(values) < 2:
+        return values
     mean = values.mean()
     scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
     return scaled + mean if keep_mean else scaled
