@@ -121,6 +121,12 @@ def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
     return observation, spaces.Discrete(vocab_size)
 
 
+def refuse_options(options: Any) -> None:
+    """Raise ValueError for options of a reset, which would be dropped in silence."""
+    if options:
+        raise ValueError(f"reset(options={options!r}): a text environment has no such options; prompts and limits belong to its task")
+
+
 def transcript(prompt: str, response: str, outcome: str = "") -> str:
     """Return a text for a terminal: the prompt dim, the response plain, the outcome in brackets."""
     return f"\x1b[2m{prompt}\x1b[0m{response}{f'  [{outcome}]' if outcome else ''}"
