@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from ..reward_model import RewardModel
 from ..task import TextTask
-from ..tasks.registry import make_task
+from ..tasks.registry import unchecked_task
 from .core import PAD, TextCore
 from .step_result import StepResult
 
@@ -21,7 +21,7 @@ class TextEnvMixin:
     core: TextCore
 
     def _make_core(self, num_rows: int, task: str | TextTask, reward: Any, split: str, settings: dict[str, Any]) -> None:
-        self.core = TextCore(make_task(task, split=split, **settings), num_rows, reward)
+        self.core = TextCore(unchecked_task(task, split, settings), num_rows, reward)
 
     @property
     def task(self) -> TextTask:
