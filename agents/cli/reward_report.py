@@ -19,11 +19,11 @@ from rewards.preferences.preference_files import read_preference_file
 from rewards.utils.intervals import Rate
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
-from ..training.text_corpus import EOS, train_tokenizer
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
@@ -108,7 +108,7 @@ def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> F
     if config.tokenizer is not None:
         return FileTokenizer(config.tokenizer)
     file = run.path / "tokenizer.json"
-    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000))
+    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
     return FileTokenizer(file, EOS)
 
 
