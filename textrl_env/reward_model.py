@@ -8,11 +8,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .episode import Episode
+from .prompts.prompt import Prompt
+from .reward_needs import check_columns, check_references, see_prompts
 from .reward_warnings import watch
 from .utils.never_copied import NeverCopied
 from .utils.own_packages import load
@@ -61,6 +64,13 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "embedding": "rewards.models.embedding:EmbeddingReward",
 }
 
+# By name, so that a task can be checked without building its reward, which may be a large model; each checks the same in `see_prompts`.
+_COMPARE = frozenset({"exact_match", "numeric", "choice", "bleu", "chrf", "ter", "rouge", "meteor", "bertscore", "cider"})
+_INSIDE = MappingProxyType({  # arguments that are rewards themselves
+    **dict.fromkeys(("sum", "product", "minimum"), ("terms",)), "ensemble": ("members",), "gold_and_proxy": ("proxy", "gold"),
+    **dict.fromkeys(("clip", "threshold", "normalize", "debias_length", "improvement"), ("reward",)),
+})  # fmt: skip
+
 
 class RewardError(RuntimeError):
     """A reward model failed or returned something that is not one finite number per episode."""
@@ -87,16 +97,24 @@ class RewardFunction(NeverCopied):
         parameters = inspect.signature(function).parameters.values()
         self.function = function
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self._names = {p.name for p in named}
+        self._needed = [p.name for p in named if p.default is p.empty and p.name not in ("prompts", "completions", "references")]
+        self._known: list[str] = []  # columns that some prompt has, though none of a batch may
         if not self._takes_all and "completions" not in self._names:
             raise TypeError(
                 f"reward function {_name_of(function)} takes ({', '.join(sorted(self._names))}): write it as "
                 "f(prompts, completions, **columns) -> list of floats, or give an object with .score(episodes)"
             )
 
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the function needs a column that no prompt has."""
+        check_columns(f"reward function {_name_of(self.function)}", self._needed, prompts)
+        self._known = self._needed
+
     def score(self, episodes: Sequence[Episode]) -> Sequence[float]:
         """Call the function once for the whole batch."""
-        keys = dict.fromkeys(key for e in episodes for key in e.metadata)
+        keys = dict.fromkeys([*self._known, *(key for e in episodes for key in e.metadata)])
         columns: dict[str, list[Any]] = {key: [e.metadata.get(key) for e in episodes] for key in keys}
         columns["references"] = [e.references for e in episodes]
         columns["prompts"] = [e.prompt for e in episodes]
@@ -134,6 +152,29 @@ def as_reward_model(reward: Any) -> RewardModel:
         f"reward={reward!r} is a {type(reward).__name__}: pass a name from {list_rewards()}, a dict with 'name', "
         "an object with .score(episodes), or a function f(prompts, completions, **columns)"
     )
+
+
+def check_reward(reward: Any, prompts: Sequence[Prompt]) -> None:
+    """Insist on prompts that a reward can score texts of.
+
+    Args:
+        reward: Anything that `as_reward_model` accepts; what is named is not built.
+        prompts: Those of a task.
+
+    Raises:
+        ValueError: They lack what the reward needs.
+    """
+    if not isinstance(reward, (str, Mapping)):
+        see_prompts(as_reward_model(reward), prompts)
+        return
+    named = {"name": reward} if isinstance(reward, str) else reward
+    name = str(named.get("name"))
+    if name in _COMPARE or (name == "embedding" and named.get("against", "reference") == "reference"):
+        check_references(name, prompts)
+    for argument in _INSIDE.get(name, ()):
+        inner = named.get(argument, ())
+        for part in inner.values() if isinstance(inner, Mapping) and argument == "terms" else inner if argument == "members" else [inner]:
+            check_reward(part, prompts)
 
 
 def make_reward(name: str, **kwargs: Any) -> RewardModel:

@@ -57,7 +57,7 @@ class NLPO(TextPPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.policy.mask = LearnedMask(self.policy.lm, self.policy.vocab_size, self.mask_top_p, self.policy.sampler)
+        self.policy.mask = LearnedMask(self.policy.lm, self.policy.vocab_size, self.mask_top_p, self.policy.sampler.temperature)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True

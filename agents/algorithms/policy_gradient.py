@@ -15,15 +15,14 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional
-
-from textrl_env.envs.env import TextGenerationEnv
-from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..models.log_probs import full_kl, in_parts
 from ..models.sequences import SequenceBatch
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
+from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import ClippedArguments, WhiteningArguments
@@ -114,6 +113,10 @@ def check_arguments(settings: PolicyGradientArguments) -> None:
         raise ValueError(f"loss_aggregation={aggregation!r}: must be 'token', 'sequence' or 'budget'")
     if (dual_clip := settings["dual_clip"]) is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip={dual_clip}: a ratio above 1, usually 3")
+    if (n_episodes := settings["n_episodes"]) == 1 and (settings["whiten_advantages"] or estimator == "reinforce++"):
+        raise ValueError(
+            f"n_episodes={n_episodes}: whitened advantages compare the texts of a rollout, and one says nothing; write at least 2"
+        )
     if (rounds := settings["max_sampling_rounds"]) < 1 or (rounds > 1 and not settings["skip_equal_groups"]):
         raise ValueError(f"max_sampling_rounds={rounds}: at least 1, and more only with skip_equal_groups=True")
     if (ptx_coef := settings["ptx_coef"]) < 0 or (ptx_coef > 0 and not settings["ptx_texts"]):
@@ -177,23 +180,22 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         super()._setup_model()
         self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
-        self._check_groups()
+        if self.env is not None:
+            self._check_groups(self.env)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Play another environment, as SB3 does; it must deal groups where texts are compared."""
-        super().set_env(env, force_reset)
-        self._check_groups()
+        """Do what SB3 does, if the environment deals the groups that texts are compared in."""
+        wrapped = self._wrap_env(env, self.verbose)
+        self._check_groups(wrapped)
+        super().set_env(wrapped, force_reset)
 
-    def _check_groups(self) -> None:
-        if self._compares and self.env is not None:
-            texts = self.env.unwrapped
-            assert isinstance(texts, (TextGenerationVecEnv, TextGenerationEnv))
-            size = texts.core.task.group_size
-            if size < 2 or self.n_episodes % size:
-                raise ValueError(
-                    f"{self._compares} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
-                    f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
-                )
+    def _check_groups(self, env: VecEnv) -> None:
+        size = text_env_of(env).task.group_size
+        if self._compares and (size < 2 or self.n_episodes % size):
+            raise ValueError(
+                f"{self._compares} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
+                f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
+            )
 
     def _more_texts(self, finished: list[dict[str, Any]]) -> int:
         """Count the texts of groups that all scored alike: as many are written again."""
@@ -327,9 +329,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """
         if self._ptx is None:
             assert self.env is not None
-            texts = self.env.unwrapped
-            assert isinstance(texts, TextGenerationVecEnv)
-            self._ptx = SFT(self.policy.lm, texts.core.task.tokenizer)
+            self._ptx = SFT(self.policy.lm, text_env_of(self.env).task.tokenizer)
             self._ptx.backbone = self.policy.backbone  # with its precision
         ptx, drawn = self._ptx, [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
         own, whole = drawn[self.ranks.rank :: self.ranks.size], ptx.num_targets(drawn)

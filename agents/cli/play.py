@@ -13,6 +13,7 @@ from rich.text import Text
 
 import textrl_env
 from textrl_env import TextGenerationEnv
+from textrl_env.envs.bare_env import bare_text_env
 
 from .arguments import reward_of
 
@@ -68,13 +69,13 @@ def _make(config: Play) -> TextGenerationEnv:
     assert textrl_env.__name__  # imported for its registrations
     settings: dict[str, Any] = {"reward": None if config.reward is None else reward_of(config.reward), "split": config.split}
     try:
-        env = gym.make(config.id, **{name: value for name, value in settings.items() if value is not None}).unwrapped
+        env = gym.make(config.id, **{name: value for name, value in settings.items() if value is not None})
     except gym.error.Error as error:
         known = ", ".join(name for name in gym.registry if name.startswith("textrl/"))
         raise ValueError(f"{error} Text environments: {known}") from error
-    if not isinstance(env, TextGenerationEnv):
-        raise ValueError(f"{config.id} is a {type(env).__name__}, no text environment")
-    return env
+    if not isinstance(env.unwrapped, TextGenerationEnv):
+        raise ValueError(f"{config.id} is a {type(env.unwrapped).__name__}, no text environment")
+    return bare_text_env(env)
 
 
 def _play_one(env: TextGenerationEnv, by: str, console: Console) -> float | None:

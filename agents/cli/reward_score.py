@@ -14,6 +14,7 @@ from rich.table import Table
 
 from textrl_env import Episode, Prompt, read_prompts
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores
+from textrl_env.reward_needs import see_prompts
 from textrl_env.utils.files import write_jsonl
 
 from ..reports.plots import save
@@ -47,7 +48,9 @@ def run_score(config: Score) -> None:
     out = config.out or named.with_suffix(".scores.jsonl")
     rows: Sequence[Prompt] = read_prompts(config.file, references=config.references)
     scores: list[float] = []
-    write_jsonl(out, _scored(as_reward_model(reward_of(config.reward, "REWARD")), rows, config.file, scores))
+    reward = as_reward_model(reward_of(config.reward, "REWARD"))
+    see_prompts(reward, rows)
+    write_jsonl(out, _scored(reward, rows, config.file, scores))
     values = np.array(scores)
     save(histogram(values, f"{config.reward[:60]}, {len(values):,} texts"), out.with_suffix(".png"))
     table = Table(title=f"{config.reward} on {config.file}", show_header=False)

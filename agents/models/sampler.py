@@ -18,6 +18,7 @@ import torch
 
 # Not -inf: a row may lose all its probability to underflow but never turns into NaN, and 0 * log(0) stays 0.
 LOG_ZERO = -1e9
+STATIC_RULES = ("min_new_tokens", "banned_tokens", "no_repeat_ngram")  # those that take tokens away
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,34 @@ class Sampler:
             logits = logits.index_put((pairs[0], pairs[1]), logits.new_tensor(LOG_ZERO), accumulate=True)
         if self.banned_tokens:
             logits = logits + logits.new_zeros(logits.shape[-1]).index_fill_(0, steps.new_tensor(self.banned_tokens), LOG_ZERO)
-        if (self.banned_tokens or repeats is not None) and len(logits) and not (logits.amax(-1) > LOG_ZERO / 2).all():
-            raise ValueError(
-                f"banned_tokens, no_repeat_ngram={self.no_repeat_ngram} and min_new_tokens leave no token to draw: loosen them"
-            )
+        if self.banned_tokens or repeats is not None:
+            self.check_choice(logits, steps)
         return logits
+
+    def check_choice(self, logits: torch.Tensor, steps: torch.Tensor, legal: torch.Tensor | None = None) -> None:
+        """Insist on a token to draw in every row: of none, all would be drawn alike.
+
+        Args:
+            logits: Under the static rules, and masked if there is a mask, shape (N, V).
+            steps: Number of response tokens already written, shape (N,).
+            legal: The environment's action masks, shape (N, V), bool; None: there are none.
+
+        Raises:
+            ValueError: Rules and mask leave no token to some row.
+        """
+        empty = logits.amax(-1) <= LOG_ZERO / 2  # (N,)
+        if not empty.any():
+            return
+        row = int(empty.nonzero()[0])
+        rules = ", ".join(f"{name}={value}" for name in STATIC_RULES if (value := getattr(self, name)))
+        if legal is None:
+            what = f"{rules} leave no token to draw"
+        elif tokens := legal[row].nonzero().flatten().tolist():
+            shown = f"{str(tokens[:8])[:-1]}, ...]" if len(tokens) > 8 else str(tokens)
+            what = f"{rules} leave none of the {len(tokens)} tokens {shown} that the action mask (the task's constraint) allows"
+        else:
+            what = "the action mask allows no token"
+        raise ValueError(f"step {int(steps[row])} of a text: {what}; loosen the policy's rule or the constraint")
 
     def cut(self, logits: torch.Tensor) -> torch.Tensor | None:
         """Return which tokens top-k, top-p and min-p keep, shape (N, V), bool; None if they keep all.

@@ -136,7 +136,14 @@ def texts_of(obs: Any) -> PartialTexts:
 
     Args:
         obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
+
+    Raises:
+        TypeError: They are no integers.
     """
+    if obs["prompt"].is_floating_point() or obs["response"].is_floating_point():
+        raise TypeError(
+            f"observations are {obs['prompt'].dtype}, not token ids: a wrapper changed them, leave it out (VecNormalize: norm_obs=False)"
+        )
     prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))  # (B, P), (B, T)
     prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)  # (B,) each
     texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)  # (B, P + T)

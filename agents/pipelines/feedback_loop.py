@@ -99,6 +99,8 @@ def run_loop(config: Loop) -> None:
     choose_threads()
     if config.rounds < 1 or config.pairs < 20:
         raise ValueError(f"rounds={config.rounds} and {config.pairs} pairs a round: at least 1 round of 20 pairs is needed")
+    if config.texts < 2:
+        raise ValueError(f"texts={config.texts}: at least 2 are judged, for one has no standard error")
     task = make_task(config.task)
     if task.gold is None and not config.asks_people:
         raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")

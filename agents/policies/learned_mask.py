@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,13 +21,13 @@ class LearnedMask:
         lm: The policy's model, which is copied.
         vocab_size: Tokens of the environment.
         top_p: Mass of the tokens that stay.
-        rules: The policy's sampler, whose static rules apply before the cut.
+        temperature: The policy's.
     """
 
-    def __init__(self, lm: nn.Module, vocab_size: int, top_p: float, rules: Sampler) -> None:
+    def __init__(self, lm: nn.Module, vocab_size: int, top_p: float, temperature: float = 1.0) -> None:
         self.lm = frozen(copy.deepcopy(lm))
         self._backbone = backbone_of(self.lm)
-        self._vocab_size, self._rules, self._cut = vocab_size, rules, Sampler(top_p=top_p)
+        self._vocab_size, self._temperature, self._sampler = vocab_size, temperature, Sampler(top_p=top_p)
         self._cache = CachedDecoder()
 
     def refresh(self, lm: nn.Module) -> None:
@@ -41,10 +40,14 @@ class LearnedMask:
         self._cache.drop()
 
     @torch.no_grad()
-    def kept(self, texts: PartialTexts, live: np.ndarray, legal: torch.Tensor | None) -> torch.Tensor:
-        """Return which tokens may come next in the live rows, shape (R, V), bool."""
+    def kept(self, texts: PartialTexts, allowed: torch.Tensor) -> torch.Tensor:
+        """Return which tokens may come next in the live rows, shape (R, V), bool; at least one each.
+
+        Args:
+            texts: All rows.
+            allowed: What the policy's rules and the environment's masks leave in the live rows, at least one token each, shape (R, V).
+        """
         hidden = self._cache.last_hidden(self._backbone, texts)  # (R, D)
-        raw = self._backbone.logits(hidden)[:, : self._vocab_size]  # (R, V)
-        logits = restrict(self._rules.apply_rules(raw, torch.as_tensor(texts.steps[live], device=raw.device)), legal)
-        kept = self._cut.cut(logits)
-        return torch.ones_like(logits, dtype=torch.bool) if kept is None else kept
+        logits = self._backbone.logits(hidden)[:, : self._vocab_size].float() / self._temperature  # (R, V)
+        kept = self._sampler.cut(restrict(logits, allowed))
+        return allowed if kept is None else kept & allowed

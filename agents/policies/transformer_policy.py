@@ -24,7 +24,7 @@ from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm,
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
 from ..models.model_checks import check_lengths
-from ..models.sampler import draw, ids_of, pack_kept, restrict
+from ..models.sampler import LOG_ZERO, draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
@@ -245,7 +245,7 @@ class TransformerPolicy(ActorCriticPolicy):
             ValueError: Top-k, top-p or min-p is on and `obs` is a dict: SB3's buffers do not keep which tokens were cut.
         """
         batch = self._as_batch(obs, action_masks)
-        if (self.sampler.cuts or self.mask is not None) and batch.kept is None:
+        if (self.sampler.cuts or self.mask is not None) and (batch.kept is None or not isinstance(obs, SequenceBatch)):
             raise ValueError(
                 f"top_k={self.sampler.top_k}, top_p={self.sampler.top_p}, min_p={self.sampler.min_p}: what the acting policy cut must "
                 "be cut in training, and this buffer does not store it; use rollout_buffer_class=SequenceRolloutBuffer"
@@ -275,7 +275,7 @@ class TransformerPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> Distribution:
         """Return the distribution over the next token of every text; rows must not be idle.
 
-        Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p and min-p cut here.
+        Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p, min-p and NLPO's mask cut here.
         """
         if self.critic_by_name and self.training and torch.is_grad_enabled():
             self._check_names()
@@ -286,7 +286,7 @@ class TransformerPolicy(ActorCriticPolicy):
 
         (logits,) = self.in_micro_batches(score, batch)  # (N, V)
         if not isinstance(obs, SequenceBatch):
-            logits = restrict(logits, self.sampler.cut(logits))
+            logits, _ = self._cut(logits, texts_of(obs), None)
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
 
     def _check_names(self) -> None:
@@ -315,7 +315,9 @@ class TransformerPolicy(ActorCriticPolicy):
         batch = one_action_each(texts_of(obs), self.device, self.sampler)
         if action_masks is None:
             return batch
-        legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()  # (N, V)
+        legal = torch.as_tensor(action_masks, device=self.device).reshape(-1, self.vocab_size).bool()  # (N, V)
+        ruled = self.sampler.apply_rules(torch.zeros(legal.shape, device=self.device), batch.steps, batch.repeats)  # (N, V)
+        self.sampler.check_choice(restrict(ruled, legal), batch.steps, legal)
         return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
 
     def predict(
@@ -364,12 +366,21 @@ class TransformerPolicy(ActorCriticPolicy):
         if masks is not None:
             legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)  # (R, V)
             logits = restrict(logits, legal)
-        kept = self.sampler.cut(logits)  # (R, V)
+            self.sampler.check_choice(logits, steps, legal)
+        return hidden, *self._cut(logits, texts, legal)
+
+    def _cut(self, logits: torch.Tensor, texts: PartialTexts, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cut what rules and masks left, shape (R, V) of the live rows, and return it with the kept sets.
+
+        Each cut is made within the one before, so that it keeps a token: NLPO's mask and top-p may have none in common.
+        """
         if self.mask is not None:
-            allowed = self.mask.kept(texts, live, legal)
-            kept = allowed if kept is None else kept & allowed
-        kept = legal if kept is None else kept if legal is None else kept & legal
-        return hidden, restrict(logits, kept), kept
+            kept = self.mask.kept(texts, logits > LOG_ZERO / 2)
+            logits = restrict(logits, kept)
+        cut = self.sampler.cut(logits)
+        if cut is not None:
+            kept = cut if kept is None else kept & cut
+        return restrict(logits, kept), kept
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

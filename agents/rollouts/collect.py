@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..policies.transformer_policy import TransformerPolicy
 from .rollout_buffer import SequenceRolloutBuffer
-from .text_vec_env import text_env_of
+from .text_vec_env import check_observations, text_env_of
 
 # From observations and whether each row's text begins (E,): actions (E,), values (E, 1) and log-probabilities (E,), for the buffer
 Act = Callable[[dict[str, np.ndarray], np.ndarray], tuple[np.ndarray, torch.Tensor, torch.Tensor]]
@@ -54,6 +54,9 @@ def play_episodes(
 
     Yields:
         Every step after it was stored.
+
+    Raises:
+        TypeError: A wrapper changes the observations.
     """
     texts = text_env_of(env)
 
@@ -69,6 +72,7 @@ def play_episodes(
         while num_episodes:
             texts.begin_rollout(num_episodes)
             obs: Any = env.reset()
+            check_observations(env, obs)
             starts = np.ones(env.num_envs, bool)
             while (live := obs["prompt"][:, 0] >= 0).any():
                 actions, values, log_probs = act(obs, starts)

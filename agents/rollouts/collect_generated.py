@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from textrl_env.envs.core import TextCore
 
 from ..generation.generator import Generator, Request, checked
+from ..models.sampler import LOG_ZERO
 from ..models.sequences import TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from ..policies.transformer_policy import TransformerPolicy
@@ -104,13 +105,22 @@ def _write(generator: Generator, policy: TransformerPolicy, core: TextCore, prom
 
 @torch.no_grad()
 def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], responses: list[np.ndarray], size: int) -> list[_Scored]:
-    """Compute values and log-probabilities in full passes, texts of like length together."""
+    """Compute values and log-probabilities in full passes, texts of like length together.
+
+    Raises:
+        ValueError: A response holds a token that the policy's rules forbid.
+    """
     scored: dict[int, _Scored] = {}
     order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], kind="stable")
     for indices in (order[start : start + size].tolist() for start in range(0, len(order), size)):
         batch = pack([TextRecord(prompts[i], responses[i], 0) for i in indices], policy.device)
         actions = torch.as_tensor(np.concatenate([responses[i] for i in indices]), device=policy.device)  # (N,)
         values, log_probs, _ = policy.evaluate_actions(batch, actions)
+        if (log_probs < LOG_ZERO / 2).any():
+            token = int(actions[log_probs.argmin()])
+            raise ValueError(
+                f"the generator wrote token {token} where the rules of {policy.sampler} forbid it: it must follow the request's"
+            )
         edges = np.cumsum([len(responses[i]) for i in indices])[:-1]
         columns = (np.split(column.flatten().cpu().numpy(), edges) for column in (values, log_probs))
         scored |= {i: _Scored(responses[i], *scores) for i, *scores in zip(indices, *columns, strict=True)}

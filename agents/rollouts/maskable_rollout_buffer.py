@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,23 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableDictRolloutBu
     def add(self, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any) -> None:
         """Store one step; the masks came with the log-probabilities already."""
         super().add(*args, **kwargs)
+
+    def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
+        """Yield texts of two tokens at least: contrib divides advantages by their deviation, which one token has not (NaN).
+
+        A minibatch of one token joins the next or, as the last one, the one before; the only token of a rollout comes twice, which
+        leaves every mean as it is.
+        """
+        joined: list[np.ndarray] = []
+        for indices in super()._minibatches(batch_size):
+            if joined and self._is_one_token(joined[-1]):
+                joined[-1] = np.concatenate([joined[-1], indices])
+            else:
+                joined.append(indices)
+        if self._is_one_token(joined[-1]):
+            last = joined.pop()
+            joined.append(np.concatenate([joined.pop() if joined else last, last]))
+        yield from joined
+
+    def _is_one_token(self, indices: np.ndarray) -> bool:
+        return len(indices) == 1 and self._offsets[indices[0] + 1] - self._offsets[indices[0]] == 1

@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from ..models.cached_decoder import CachedDecoder
-from ..models.sampler import Sampler
+from ..models.sampler import LOG_ZERO, Sampler
 from ..models.sequences import PartialTexts, repeats_after, texts_of
 from .reference_model import Reference, as_reference
 
@@ -91,7 +91,7 @@ class ReferenceScore:
         Raises:
             RuntimeError: No text was begun.
             TypeError: The actions are not integers.
-            ValueError: Actions or log-probabilities have another shape or are out of range.
+            ValueError: Actions or log-probabilities have another shape or are out of range, or the sampler's rules forbid an action.
         """
         if not self._obs:
             raise RuntimeError("no text is being written: call reset() before step()")
@@ -110,6 +110,9 @@ class ReferenceScore:
             logits = self.sampler.apply_rules(raw, *rules)  # type: ignore[arg-type]  # steps are never None
             chosen = torch.as_tensor(tokens[live], device=raw.device).long()[:, None]  # (R, 1)
             added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).double().cpu().numpy()
+            if (added[live] < LOG_ZERO / 2).any():
+                token = tokens[live][added[live].argmin()]
+                raise ValueError(f"token {token} is one that the rules of {self.sampler} forbid: give sampler= the rules of the agent")
         if own is not None:
             added[live] -= own[live]
         return self.beta * added

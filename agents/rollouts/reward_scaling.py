@@ -6,7 +6,12 @@ import numpy as np
 
 
 def whiten(values: np.ndarray) -> np.ndarray:
-    """Return the values with mean 0 and variance 1."""
+    """Return the values with mean 0 and variance 1.
+
+    A single value stays as it is, as in SB3's PPO: it has no variance, and nothing would be learned from its difference to itself.
+    """
+    if len(values) < 2:
+        return values
     return (values - values.mean()) / np.sqrt(values.var() + 1e-8)
 
 

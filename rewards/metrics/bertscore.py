@@ -13,6 +13,8 @@ from torch import Tensor
 
 from textrl_env.control_tokens import ControlTokens, surroundings
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.reward_needs import check_references
 from textrl_env.utils.files import read_lines
 
 from ..models.pretrained import check_ids
@@ -77,6 +79,10 @@ class BertScoreReward(Rule):
         self.layer = depth if layer is None else layer
         self._max_tokens = min(self.tokenizer.model_max_length, _positions(self.model))
         self._idf = None if idf is None else self._frequencies(read_lines(idf) if isinstance(idf, str | Path) else idf)
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if a prompt has no references."""
+        check_references("bertscore", prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the similarity of each response to the best of its references, in [-1, 1].

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.reward_needs import check_references
 from textrl_env.utils.files import read_lines
 
 from ..rules.base import Rule
@@ -28,8 +30,9 @@ class CiderReward(Rule):
 
     Args:
         corpus: What document frequencies are counted in: texts, or the lists of references that belong together (a list is one document),
-            or the path of a file with one text a line.  None takes the references of the batch, those of equal episodes once: then the
-            score of a response depends on the batch.
+            or the path of a file with one text a line.  None takes the references of all prompts of the first task or environment that
+            the reward is given to, a prompt's being one document; where there is none, those of the batch, those of equal episodes once:
+            then the score of a response depends on the batch.
 
     Raises:
         TypeError: The corpus holds something else.
@@ -40,10 +43,20 @@ class CiderReward(Rule):
         self._source = (
             f"corpus={str(corpus)!r}" if isinstance(corpus, str | Path) else "" if corpus is None else f"<{len(corpus)} documents>"
         )
-        self._frequencies: Frequencies | None = None
+        self._frequencies: Frequencies | None = None  # of the corpus or the first task
         if corpus is not None:
             texts = read_lines(corpus) if isinstance(corpus, str | Path) else corpus
             self._frequencies = Frequencies([_document(text) for text in texts])
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Count document frequencies in the references of the prompts, if there is no corpus.
+
+        Raises:
+            ValueError: A prompt has no references, or there is one prompt only and no corpus.
+        """
+        check_references("cider", prompts)
+        if self._frequencies is None:
+            self._frequencies = Frequencies([prompt.references for prompt in prompts])
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the consensus of each response with its references, in [0, 1].
@@ -74,7 +87,8 @@ class Frequencies:
     def __init__(self, documents: Sequence[Sequence[str]]) -> None:
         if len(documents) < 2:
             raise ValueError(
-                f"cider weighs n-grams by how few documents hold them, and {len(documents)} tell nothing: give corpus= with many"
+                f"cider weighs n-grams by how few documents hold them, and {len(documents)} tell nothing: give corpus= with many, or a "
+                "task with more prompts, whose references are the documents"
             )
         self._log_total = math.log(len(documents))
         self._counts = Counter(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 
 from ..rules.base import Rule, checked_int
 from ..utils.optional_imports import needed
@@ -72,6 +73,13 @@ class SelfBleuReward(Rule):
 
     def __init__(self) -> None:
         self._bleu = needed("sacrebleu.metrics", "self_bleu").BLEU(effective_order=True)
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError for an environment of one row, whose texts have no others beside them."""
+        if num_rows == 1:
+            raise ValueError(
+                "self_bleu compares the texts that end at one step, and the environment has one row: take several, or distinct"
+            )
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return how little each response shares with the others, in [0, 1].

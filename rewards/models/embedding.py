@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 from textrl_env.reward_model import RewardError
+from textrl_env.reward_needs import check_references
 
 from ..utils.base_reward import BaseReward
 from .pretrained import Checkpoint, Reading
@@ -45,6 +47,11 @@ class EmbeddingReward(BaseReward):
         self.against = against
         self.checkpoint = Checkpoint("AutoModel", path, **reading)
         self._fixed: dict[str, np.ndarray] = {}  # of prompts and references, which come again in every rollout
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if a prompt has no references to compare with."""
+        if self.against == "reference":
+            check_references("embedding", prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one similarity per episode, in order.

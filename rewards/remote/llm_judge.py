@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 from textrl_env.reward_model import RewardError
+from textrl_env.reward_needs import at_hand, check_references
 from textrl_env.utils.row_files import JsonRows, RowError
 
 from ..utils.base_reward import BaseReward
@@ -97,6 +99,15 @@ class JudgeReward(BaseReward):
         self._baseline = read_baseline(baseline) if isinstance(baseline, (str, Path)) else baseline
         self._endpoint = Endpoint(f"{url.rstrip('/')}/chat/completions", headers, timeout, concurrency, patience_seconds)
         self._cache = ScoreCache(cache)
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if a prompt has no reference or baseline that the question shows."""
+        if not self._pairwise and "reference" not in verdict.fields_of(self._template):
+            return
+        if self._baseline is None:
+            check_references("judge", prompts)
+        elif unknown := next((p.text for p in at_hand(prompts) if p.text not in self._baseline), None):
+            raise ValueError(f"the baseline has no response to the prompt {quoted(unknown)}: add it")
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the mean of the verdicts on each episode.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.reward_needs import check_references
 
 from .base import Rule
 
@@ -17,6 +19,10 @@ class ReferenceRule(Rule):
     """
 
     name = ""
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if a prompt has no references."""
+        check_references(self.name, prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order.

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores, terms_of, valid_scores
+from textrl_env.reward_needs import see_prompts
 
 from ..utils.base_reward import BaseReward
 
@@ -52,6 +54,11 @@ class Combination(BaseReward):
         if not self.dense:
             for model in self.terms.values():
                 refuse_dense(model, self.name)
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if a term cannot score texts of these prompts."""
+        for model in self.terms.values():
+            see_prompts(model, prompts, num_rows)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order."""

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
+from textrl_env.reward_needs import see_prompts
 
 from ..utils.base_reward import BaseReward
 from .combine import refuse_dense
@@ -36,6 +38,10 @@ class ImprovementReward(BaseReward):
         refuse_dense(self.reward, "improvement")
         self.last_terms: dict[str, np.ndarray] = {}
         self._potentials: OrderedDict[tuple[Hashable, ...], float] = OrderedDict()
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the reward model inside cannot score texts of these prompts."""
+        see_prompts(self.reward, prompts, num_rows)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return what the last token of each finished text changed."""

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 from textrl_env.prompts.reader import read_prompts
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
+from textrl_env.reward_needs import see_prompts
 
 from ..utils.base_reward import BaseReward
 from .combine import refuse_dense, state_of
@@ -35,6 +37,10 @@ class Transform(BaseReward):
         self.reward = as_reward_model(reward)
         self.last_terms: dict[str, np.ndarray] = {}
         refuse_dense(self.reward, self.name)
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the reward model inside cannot score texts of these prompts."""
+        see_prompts(self.reward, prompts, num_rows)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order."""

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from ..reward_model import RewardModel
 from ..task import TextTask
-from ..tasks.registry import make_task
+from ..tasks.registry import unchecked_task
 from .core import PAD, TextCore
 from .step_result import StepResult
 from .token_space import TokenSpace
@@ -22,7 +22,7 @@ class TextEnvMixin:
     core: TextCore
 
     def _make_core(self, num_rows: int, task: str | TextTask, reward: Any, split: str, settings: dict[str, Any]) -> None:
-        self.core = TextCore(make_task(task, split=split, **settings), num_rows, reward)
+        self.core = TextCore(unchecked_task(task, split, settings), num_rows, reward)
 
     @property
     def task(self) -> TextTask:
@@ -120,6 +120,12 @@ def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
         }
     )
     return observation, TokenSpace(task.tokenizer)
+
+
+def refuse_options(options: Any) -> None:
+    """Raise ValueError for options of a reset, which would be dropped in silence."""
+    if options:
+        raise ValueError(f"reset(options={options!r}): a text environment has no such options; prompts and limits belong to its task")
 
 
 def transcript(prompt: str, response: str, outcome: str = "") -> str:

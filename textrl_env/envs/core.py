@@ -14,6 +14,7 @@ from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..prompts.sampler import PromptSampler
 from ..reward_model import RewardModel, as_reward_model, checked_scores, terms_of
+from ..reward_needs import see_prompts
 from ..task import TextTask
 from .dialogue import next_replies
 from .ending_penalties import shaped
@@ -69,7 +70,9 @@ class TextCore:
 
     @reward_model.setter
     def reward_model(self, reward: Any) -> None:
-        self._reward_model = as_reward_model(reward)
+        model = as_reward_model(reward)
+        see_prompts(model, self.task.prompts, self.num_rows)
+        self._reward_model = model
 
     def seed(self, row: int, seed: int | None) -> None:
         """Give a row its own generator, seeded with `seed` (None: from the operating system).

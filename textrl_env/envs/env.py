@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..task import TextTask
-from .base import TextEnvMixin, spaces_of, transcript
+from .base import TextEnvMixin, refuse_options, spaces_of, transcript
 
 
 class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
@@ -75,9 +75,20 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         self._outcome = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start a new text; see `gymnasium.Env.reset`."""
+        """Start a new text; see `gymnasium.Env.reset`.
+
+        Args:
+            seed: Of the prompts, whose order it starts anew; None goes on.
+            options: There are none.
+
+        Raises:
+            ValueError: Options were given.
+        """
+        refuse_options(options)
         super().reset(seed=seed)
         self.core.generators[0] = self.np_random
+        if seed is not None:
+            self.core.prompt_sampler.restart()
         self.core.restart([0])
         self._outcome = ""
         if self.render_mode == "human":
@@ -101,6 +112,12 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         if self.render_mode == "human":
             self._print()
         return self._observation(), float(result.rewards[0]), bool(result.terminated[0]), False, info
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Deal the prompts that would have been dealt when `random_state` was called, from the next reset on."""
+        super().set_random_state(state)
+        if self.core.generators[0] is not None:
+            self.np_random = self.core.generators[0]
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are legal now, shape (V,), bool; sb3-contrib's MaskablePPO asks for it."""

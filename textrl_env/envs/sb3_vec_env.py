@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from .base import BatchMixin, transcript
+from .base import BatchMixin, refuse_options, transcript
 
 
 class TextGenerationVecEnv(BatchMixin, VecEnv):
@@ -36,7 +36,12 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
         self.core.end_rollout()
 
     def reset(self) -> VecEnvObs:
-        """Start a new text in every row, with the seeds given to `seed()` since the last reset."""
+        """Start a new text in every row, with the seeds given to `seed()` since the last reset.
+
+        Raises:
+            ValueError: `set_options` gave options: there are none.
+        """
+        refuse_options(next(filter(None, self._options), None))
         for row, seed in enumerate(self._seeds):
             if seed is not None:
                 self.core.seed(row, seed)

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .base import BatchMixin, TextEnvMixin, transcript
+from .base import BatchMixin, TextEnvMixin, refuse_options, transcript
 
 
 class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
@@ -33,19 +33,29 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         """Start a new text in every row.
 
         Args:
-            seed: s seeds row i with s + i; a list gives each row its own; None goes on with the rows' generators.
-            options: Not used.
+            seed: s seeds row i with s + i; a list gives each row its own; None goes on with the rows' generators.  Seeding row 0 starts
+                the order of the prompts anew.
+            options: `{"reset_mask": mask}`, shape (B,), bool, starts a new text in these rows only.
+
+        Raises:
+            ValueError: Another number of seeds than rows, a mask of another shape or type, or another option.
         """
+        given = dict(options or {})
+        mask = np.asarray(given.pop("reset_mask", np.ones(self.num_envs, bool)))  # (B,)
+        refuse_options(given)
+        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(f"reset_mask={mask}: pass {self.num_envs} bools, at least one of them True")
         seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows: pass one each, or one integer")
         super().reset(seed=seeds[0])
-        for row, row_seed in enumerate(seeds):
-            if row_seed is not None:
+        rows = np.flatnonzero(mask).tolist()
+        for row in rows:
+            if (row_seed := seeds[row]) is not None:
                 self.core.seed(row, row_seed)
-        self.core.restart(range(self.num_envs))
+        self.core.restart(rows)
         infos: dict[str, Any] = {}
-        for row in range(self.num_envs):
+        for row in rows:
             infos = self._add_info(infos, self.core.start_info(row), row)
         return self.core.observe(), infos
 

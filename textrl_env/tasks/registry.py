@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from ..reward_model import check_reward
 from ..task import TextTask
 from ..utils.suggestions import did_you_mean
 from .corpora import real_task
@@ -33,9 +34,16 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
     Raises:
-        ValueError: The name is unknown, or there is no such split.
+        ValueError: The name is unknown, there is no such split, or the prompts lack what the task's reward needs.
         TypeError: `task` is neither, or an override is no field of a task.
     """
+    made = unchecked_task(task, split, overrides)
+    check_reward(made.reward, made.prompts)
+    return made
+
+
+def unchecked_task(task: str | Mapping[str, Any] | TextTask, split: str, overrides: Mapping[str, Any]) -> TextTask:
+    """Do what `make_task` does for those who check the reward themselves, which need not be the task's."""
     if isinstance(task, str):
         task = _built(task, split)
     elif isinstance(task, Mapping):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agents import NLPO
+from agents.models.loading import frozen, load_lm
 from agents.models.sampler import Sampler, unpack_kept
 
 from ..conftest import LLAMA, VOCAB
@@ -79,3 +80,43 @@ def test_settings_out_of_range(make_env):
     for settings in ({"mask_top_p": 0}, {"mask_refresh": 0}):
         with pytest.raises(ValueError, match="a mass in"):
             make(make_env(), **settings)
+
+
+@pytest.mark.reports(
+    "NLPO's mask and top-k or top-p of the policy always leave a token, and only tokens that both rules and mask allow are drawn"
+)
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.05}, {"min_p": 1.0}], ids=str)
+@pytest.mark.parametrize("rules", [{}, {"no_repeat_ngram": 1, "min_new_tokens": 2, "banned_tokens": [3], "temperature": 0.5}], ids=str)
+def test_cuts_are_made_within_the_mask(make_env, cut, rules):
+    """The copy is another model here, as after an update: the likeliest tokens of the two differ."""
+    env = make_env(constraint={"banned_tokens": [7]})
+    agent = NLPO("TransformerPolicy", env, n_episodes=30, mask_top_p=0.01, mask_refresh=99, policy_kwargs={"model": LLAMA, **cut, **rules})
+    copy = frozen(load_lm({**LLAMA, "initializer_range": 0.5}))
+    agent.mask_lm.load_state_dict(copy.state_dict())
+    _, callback = agent._setup_learn(1)
+    agent.collect_rollouts(agent.env, callback, agent.rollout_buffer, 1)
+    differ = 0
+    for context, kept, action in masks_of(agent):
+        segment = next(s for s in agent.rollout_buffer.segments if np.array_equal(s.context, context[: len(s.context)]))
+        written = context[len(segment.context) :].tolist()
+        allowed = [t for t in range(VOCAB) if t != 7 and t not in rules.get("banned_tokens", ())]
+        if rules:
+            allowed = [t for t in allowed if t == 0 or t not in written]
+            allowed = [t for t in allowed if t or len(written) >= 2]
+        with torch.no_grad():
+            theirs, own = (lm(torch.as_tensor(context)[None]).logits[0, -1] for lm in (copy, agent.policy.lm))
+        likeliest = max(allowed, key=lambda token: float(theirs[token]))
+        differ += max(allowed, key=lambda token: float(own[token])) != likeliest
+        assert kept.nonzero().flatten().tolist() == [likeliest] and action == likeliest
+    assert differ > 5
+    assert not agent.rollout_buffer.log_probs.any()  # one token kept: its probability is 1
+
+
+@pytest.mark.reports("The distribution that an NLPO policy returns is under its mask, as the one that it draws from")
+def test_the_distribution_is_masked(make_env):
+    env = make_env()
+    agent = make(env, mask_top_p=0.01)
+    obs = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    probabilities = agent.policy.get_distribution(obs).distribution.probs
+    np.testing.assert_array_equal(probabilities.argmax(-1), agent.policy.predict(env.core.observe())[0])
+    assert torch.allclose(probabilities.amax(-1), torch.ones(6))

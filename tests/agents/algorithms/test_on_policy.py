@@ -7,7 +7,7 @@ from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import A2C
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from agents import SequenceRolloutBuffer, TextA2C, TextMaskablePPO, TextPPO, TextTRPO, TransformerPolicy
+from agents import NLPO, Reinforce, SequenceRolloutBuffer, TextA2C, TextMaskablePPO, TextPPO, TextTRPO, TransformerPolicy
 from agents.benchmark.performance.architectures import architectures
 from agents.evaluation.exact_optimum import optimality_gap
 from agents.policies.maskable_policy import MaskableTransformerPolicy
@@ -141,3 +141,31 @@ def test_unmodified_maskable_ppo_obeys_the_masks():
     agent.learn(256)
     assert set(np.unique(agent.rollout_buffer.actions)) <= {0, 3, 4}
     assert agent.rollout_buffer.kept.shape[1] == 1  # a bit for each of eight tokens
+
+
+@pytest.mark.reports("Stock MaskablePPO learns from minibatches of single tokens with our buffer, which turned its weights to NaN")
+@pytest.mark.parametrize(("num_envs", "n_steps", "batch_size"), [(3, 3, 4), (2, 2, 1), (1, 1, 1), (5, 1, 2)])
+def test_unmodified_maskable_ppo_with_minibatches_of_one_token(num_envs, n_steps, batch_size):
+    task = TextTask(IntegerTokenizer(8, 0), [Prompt("1 2")], max_new_tokens=1)  # texts of one token
+    env = TextGenerationVecEnv(num_envs, task=task, reward=lambda completions: [float(c.count("3")) for c in completions])
+    agent = MaskablePPO(
+        MaskableTransformerPolicy, env, n_steps=n_steps, batch_size=batch_size, n_epochs=1,
+        rollout_buffer_class=MaskableSequenceRolloutBuffer, policy_kwargs={"model": {**LLAMA, "vocab_size": 8}},
+    )  # fmt: skip
+    agent.learn(2 * num_envs * n_steps)
+    assert all(torch.isfinite(p).all() for p in agent.policy.parameters())
+    texts = np.concatenate([samples.actions for samples in agent.rollout_buffer.get(batch_size)])
+    assert all(len(samples.actions) > 1 for samples in agent.rollout_buffer.get(batch_size))
+    assert sorted(texts) == sorted(agent.rollout_buffer.actions.tolist() * (2 if num_envs * n_steps == 1 else 1))  # each once
+
+
+@pytest.mark.reports("A rollout of one token trains every text algorithm on its reward, or is refused; nothing becomes NaN or silently 0")
+@pytest.mark.parametrize("algorithm", [TextPPO, TextA2C, TextTRPO, TextMaskablePPO, NLPO, Reinforce])
+def test_a_rollout_of_one_token(algorithm):
+    task = TextTask(IntegerTokenizer(8, 0), [Prompt("1 2")], max_new_tokens=1)
+    env = TextGenerationVecEnv(1, task=task, reward=lambda completions: [3.0 for _ in completions])
+    name = "MaskableTransformerPolicy" if algorithm is TextMaskablePPO else "TransformerPolicy"
+    agent = algorithm(name, env, n_episodes=1, beta=0.0, policy_kwargs={"model": {**LLAMA, "vocab_size": 8}})
+    agent.learn(1)
+    assert agent.rollout_buffer.advantages == pytest.approx(3)
+    assert all(torch.isfinite(p).all() for p in agent.policy.parameters())

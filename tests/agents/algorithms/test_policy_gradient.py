@@ -264,6 +264,28 @@ def test_save_load_and_go_on_as_if_nothing_had_happened(grouped, algorithm, tmp_
         assert torch.equal(one, two), name
 
 
+@pytest.mark.reports("An environment that deals no groups is refused wherever it is given, where RLOO divided by zero")
+def test_groups_are_needed_in_environments_that_come_later(grouped, make_env, tmp_path):
+    agent = make(RLOO, grouped())
+    with pytest.raises(ValueError, match="the task deals group_size=1"):
+        agent.set_env(make_env())
+    agent.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="the task deals group_size=1"):
+        RLOO.load(tmp_path / "agent", env=make_env())
+    loaded = RLOO.load(tmp_path / "agent")
+    with pytest.raises(ValueError, match="the task deals group_size=1"):
+        loaded.set_env(make_env())
+    loaded.set_env(grouped())
+    loaded.learn(1)
+
+
+@pytest.mark.reports("Whitening a rollout of one text is refused, where every advantage was 0")
+@pytest.mark.parametrize("settings", [{"estimator": "reinforce++"}, {"estimator": "reinforce", "whiten_advantages": True}], ids=str)
+def test_one_text_is_not_whitened(make_env, settings):
+    with pytest.raises(ValueError, match="n_episodes=1: whitened advantages compare the texts of a rollout"):
+        make(TextPolicyGradient, make_env(), n_episodes=1, **settings)
+
+
 @pytest.mark.parametrize("algorithm", [RLOO, Reinforce, ReinforcePlusPlus])
 def test_the_optimum_is_reached(algorithm):
     table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 4, "length": 7}

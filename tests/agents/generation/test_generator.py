@@ -194,6 +194,15 @@ def test_answers_that_are_none(make_env, responses, told):
         model.learn(1)
 
 
+@pytest.mark.reports("A generator that writes a token against the policy's rules is refused, where the token got log-probability -1e9")
+def test_a_token_against_the_policys_rules(make_env):
+    model = make(make_env(1), n_episodes=1, rules=RULES)
+    for response, token in (([1, 2, 5, 3, EOS], 5), ([1, EOS], EOS)):
+        model.generator = Says(response)
+        with pytest.raises(ValueError, match=rf"wrote token {token} where the rules of Sampler\(.*min_new_tokens=2"):
+            model.learn(1)
+
+
 def test_decoding_follows_rules_and_stops(make_env):
     backbone = make(make_env()).policy.backbone
     prompts = tuple(np.array(p) for p in ([1, 2, 3], [4]) for _ in range(50))

@@ -1,17 +1,22 @@
 """The distribution under every rule, against plain Python over all texts of a tiny vocabulary."""
 
+import dataclasses
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy, generate
+from agents import NLPO, SequenceRolloutBuffer, TextPPO, TransformerPolicy, best_of_n, generate, stream
+from agents.evaluation.policy_texts import write_texts
 from agents.models.loading import frozen, load_lm
 from agents.models.sampler import Sampler
 from agents.rollouts.collect import play_episodes
+from agents.rollouts.reference_kl_wrappers import ReferenceKL
 from textrl_env import IntegerTokenizer, Prompt, TextTask
+from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..conftest import LLAMA
@@ -170,3 +175,92 @@ def test_training_and_generation_obey_the_environments_masks():
     assert written <= {(1, 3, 0), (1, 3, 4, 0), (4, 4, 4, 0)}
     texts = generate(agent.policy, IntegerTokenizer(V, 0), ["2 3"] * 40, max_new_tokens=T, constraint={"one_of": [" 1 3", " 1 3 4"]})
     assert set(texts) == {" 1 3", " 1 3 4"}
+
+
+CONFLICTS = {  # a rule, a constraint, and the step at which they leave nothing
+    "min_new_tokens=3": ({"min_new_tokens": 3}, {"one_of": [" 1 3", " 4 3"]}, 2, r"\[0\]"),
+    "banned_tokens=(3,)": ({"banned_tokens": [3]}, {"one_of": [" 1 3", " 4 3"]}, 1, r"\[3\]"),
+    "no_repeat_ngram=1": ({"no_repeat_ngram": 1}, {"one_of": [" 4 4"]}, 1, r"\[4\]"),
+    "no_repeat_ngram=2": ({"no_repeat_ngram": 2, "top_k": 2, "top_p": 0.9, "min_p": 0.1}, {"one_of": [" 4 4 4"]}, 2, r"\[4\]"),
+}
+
+
+def write_by_hand(env, policy, deterministic):
+    obs = env.reset()
+    for _ in range(T):
+        obs, *_ = env.step(policy.predict(obs, deterministic=deterministic, action_masks=env.action_masks())[0])
+
+
+@pytest.mark.reports(
+    "A policy's rule that leaves none of the tokens a constraint allows is refused by name, with the step, wherever texts are written"
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("rule", CONFLICTS)
+def test_rules_and_masks_that_leave_nothing_together_are_refused(rule, deterministic):
+    rules, constraint, step, allowed = CONFLICTS[rule]
+    env, policy = make({**rules, "constraint": constraint}, num_rows=4)
+    settings = {"max_new_tokens": T, "deterministic": deterministic, "constraint": constraint}
+    tokenizer = IntegerTokenizer(V, 0)
+    message = rf"(?s)step {step} of a text: .*{re.escape(rule)} .*tokens {allowed} that the action mask \(the task's constraint\) allows"
+    writers = {
+        "predict": lambda: write_by_hand(env, policy, deterministic),
+        "generate": lambda: generate(policy, tokenizer, ["2 3"] * 4, **settings),
+        "stream": lambda: list(stream(policy, tokenizer, "2 3", **settings)),
+        "best_of_n": lambda: best_of_n(policy, tokenizer, ["2 3"], 2, "length", **settings),
+        "evaluate": lambda: write_texts(policy, dataclasses.replace(env.task, prompt_order="sequential"), 4),
+        "train": lambda: TextPPO("TransformerPolicy", env, n_episodes=4, policy_kwargs={"model": MODEL, **rules}).learn(1),
+        "train with a learned mask": lambda: NLPO("TransformerPolicy", env, n_episodes=4, policy_kwargs={"model": MODEL, **rules}).learn(1),
+    }
+    for name, write in writers.items():
+        with pytest.raises(ValueError, match=message):
+            write()
+            pytest.fail(name)
+
+
+@pytest.mark.reports(
+    "A rule and a mask that leave nothing are refused where distributions are asked for too, and so is a mask that allows nothing"
+)
+def test_distributions_under_rules_and_masks_that_leave_nothing_are_refused():
+    env, policy = make({"min_new_tokens": 2}, num_rows=2)
+    obs = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    only_end = np.zeros((2, V), bool)
+    only_end[:, 0] = True
+    for masks, message in (
+        (only_end, r"min_new_tokens=2 leave none of the 1 tokens \[0\]"),
+        (np.zeros((2, V), bool), "mask allows no token"),
+    ):
+        for call in (
+            lambda masks: policy(obs, action_masks=masks),
+            lambda masks: policy.get_distribution(obs, action_masks=masks),
+            lambda masks: policy.evaluate_actions(obs, torch.zeros(2, dtype=torch.int64), action_masks=masks),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call(masks)
+
+
+@pytest.mark.reports("Top-k, top-p and min-p cut what rules and masks left, so that a token of them is always drawn")
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_k": 3}, {"top_p": 0.01}, {"min_p": 1.0}], ids=str)
+def test_cuts_apply_to_what_rules_and_masks_left(cut):
+    env, policy = make({"constraint": {"one_of": [" 1 3", " 4 3 1"]}, **cut, "banned_tokens": [1]}, num_rows=16)
+    obs = env.reset()
+    for expected in ({4}, {3}):
+        actions = policy.predict(obs, action_masks=env.action_masks())[0]
+        assert set(actions.tolist()) == expected  # never the likelier tokens that mask or rule forbid
+        obs, *_ = env.step(actions)
+
+
+@pytest.mark.reports("A cut that a buffer did not store is refused in the update even where action masks are given")
+def test_cuts_are_not_left_out_of_the_update_where_masks_are_given():
+    env, policy = make({"top_k": 1}, num_rows=2)
+    obs = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    with pytest.raises(ValueError, match="rollout_buffer_class=SequenceRolloutBuffer"):
+        policy.evaluate_actions(obs, torch.ones(2, dtype=torch.int64), action_masks=np.ones((2, V), bool))
+
+
+@pytest.mark.reports("A token that the rules of the reference forbid is refused, where it was paid minus a billion")
+def test_the_reference_wrapper_refuses_a_token_that_its_rules_forbid():
+    env = ReferenceKL(TextGenerationEnv(make({})[0].task, reward="length"), MODEL, beta=0.1, sampler=Sampler(banned_tokens=(3,)))
+    env.reset(seed=0)
+    assert abs(env.step(np.int64(2))[1]) < 10
+    with pytest.raises(ValueError, match=r"token 3 is one that the rules of Sampler\(.*banned_tokens=\(3,\)"):
+        env.step(np.int64(3))

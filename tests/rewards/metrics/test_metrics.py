@@ -8,6 +8,7 @@ import pytest
 import rewards
 from rewards.metrics.diversity import distinct_n
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
 
 REFERENCES = ("the cat sat on the mat .", "a cat was on the mat .")
 RESPONSES = [
@@ -239,3 +240,17 @@ def test_self_bleu_of_nothing():
 def test_arguments_are_checked(name, kwargs):
     with pytest.raises(ValueError, match=f"{next(iter(kwargs))}="):
         rewards.make(name, **kwargs)
+
+
+@pytest.mark.reports("cider without a corpus counts in the references of its task: a text scores the same alone as among others")
+def test_cider_counts_in_the_references_of_its_task():
+    prompts = [Prompt(str(i), tuple(references)) for i, references in enumerate(CORPUS)]
+    episodes = [said(r, *CORPUS[i % 3]) for i, r in enumerate(["the cat sat on a mat", "a dog sat", "the dog sat in the park"])]
+    expected = [brute_force_cider(e.response, e.references, CORPUS) for e in episodes]
+    model = rewards.make("cider")
+    model.see_prompts(prompts)
+    assert model.score(episodes) == pytest.approx(expected) == [model.score([episode])[0] for episode in episodes]
+    model.see_prompts(prompts[:2])  # another task: the reward stays what it is
+    assert model.score(episodes) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="1 tell nothing: give corpus= with many, or a task"):
+        rewards.make("cider").see_prompts(prompts[:1])

@@ -7,7 +7,7 @@ import pytest
 
 import rewards
 from rewards import JudgeReward, RewardError
-from textrl_env import Episode
+from textrl_env import Episode, Prompt
 
 from .servers import FaultyServer
 
@@ -144,3 +144,17 @@ def test_wrong_arguments(wrong, message):
 def test_what_is_no_chat_endpoint():
     with FaultyServer(lambda body: {"scores": []}) as server, pytest.raises(RewardError, match="no chat completion"):
         judge_at(server).score(texts("a"))
+
+
+@pytest.mark.reports("A judge that shows a reference or a baseline is refused before the first text, if a prompt has none")
+def test_prompts_that_a_judge_cannot_compare_are_refused():
+    with_reference, without = Prompt("a", ("b",)), Prompt("c")
+    for settings in ({"mode": "pairwise"}, {"template": "{prompt} {reference} {response} {low} {high}"}):
+        judge = JudgeReward("http://localhost:1/v1", "wise", **settings)
+        judge.see_prompts([with_reference])
+        with pytest.raises(ValueError, match="judge compares with references, and 1 of 2 prompts have none, first 'c'"):
+            judge.see_prompts([with_reference, without])
+    judge = JudgeReward("http://localhost:1/v1", "wise", mode="pairwise", baseline={"a": "b"})
+    with pytest.raises(ValueError, match="the baseline has no response to the prompt 'c'"):
+        judge.see_prompts([with_reference, without])
+    JudgeReward("http://localhost:1/v1", "wise").see_prompts([without])  # a rating needs none
