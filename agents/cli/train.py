@@ -19,7 +19,7 @@ from textrl_env.reward_model import as_reward_model
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..distributed.process_group import ranks
-from ..models.mixed_precision import Precision
+from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline
@@ -72,7 +72,7 @@ class Train:
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
-        precision: `bfloat16` or `float16` compute the trunk in mixed precision.
+        precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
@@ -101,7 +101,7 @@ class Train:
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
-    precision: Precision = "float32"
+    precision: str = "float32"
     micro_batch_size: int = 0
     seed: int = 0
     out: Path | None = None
@@ -173,6 +173,7 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
 
 def _check_settings(config: Train) -> None:
     """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
+    precision_of(config.precision)
     takes = set(default_settings(config.algo)) | (_OF_PLAYING if config.algo not in OFFLINE else set())
     if config.algo in ("sft", "dpo", "ipo"):
         takes.add("preferences")
@@ -196,7 +197,8 @@ def _flags(names: Sequence[str]) -> str:
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
     names = ["temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"]
-    return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
+    ends = task.eos_token_ids
+    return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
 
 
 def _offline(

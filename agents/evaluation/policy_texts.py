@@ -15,6 +15,7 @@ from textrl_env import TextTask
 from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
+from ..generation.text_generation import check_agreement
 from ..models.loading import LMSource
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.collect import play_episodes
@@ -102,8 +103,9 @@ def write_texts(
         title: Of the bar.
 
     Raises:
-        ValueError: The task draws its prompts at random.
+        ValueError: The task draws its prompts at random, or the policy was made for other tokens.
     """
+    check_agreement(policy, task)
     if task.prompt_order != "sequential":
         raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
     env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)

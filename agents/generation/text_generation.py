@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
-from textrl_env import Prompt, TextCore, TextTask, Tokenizer
+from textrl_env import Prompt, TextCore, TextTask
 
 from ..policies.transformer_policy import TransformerPolicy
 from ..utils.progress import bar
@@ -18,8 +18,8 @@ from ..utils.progress import bar
 
 def generate(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
     max_new_tokens: int,
     deterministic: bool = False,
     num_rows: int = 64,
@@ -31,8 +31,8 @@ def generate(
 
     Args:
         policy: Who writes, with its own temperature, top-k, top-p and minimum length.
-        tokenizer: The policy's.
-        prompts: What the texts start from.
+        tokenizer: The policy's, or what `FileTokenizer` takes; it says what ends a text.
+        prompts: What the texts start from: texts, in which spelled special tokens are text, or prompts that a chat template wrote.
         max_new_tokens: Longest response, in tokens.
         deterministic: Take the likeliest token instead of drawing one.
         num_rows: Texts written side by side.
@@ -41,9 +41,9 @@ def generate(
         **settings: Further fields of `TextTask`, such as `stop_strings`.
 
     Raises:
-        ValueError: There are no prompts, one is empty, or a setting is out of range.
+        ValueError: There are no prompts, one is empty, a setting is out of range, or the policy was made for other tokens.
     """
-    core = _core(tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
+    core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
     responses = [""] * len(prompts)
     with _sampling(policy, seed), bar("generate", len(prompts), progress_bar) as shown:
         core.begin_rollout(len(prompts))
@@ -59,8 +59,8 @@ def generate(
 
 def stream(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompt: str,
+    tokenizer: Any,
+    prompt: str | Prompt,
     max_new_tokens: int,
     deterministic: bool = False,
     seed: int | None = None,
@@ -70,7 +70,7 @@ def stream(
 
     Arguments are those of `generate`.
     """
-    core = _core(tokenizer, [prompt], max_new_tokens, 1, settings)
+    core = _core(policy, tokenizer, [prompt], max_new_tokens, 1, settings)
     core.restart([0])
     shown = 0
     with _sampling(policy, seed):
@@ -82,9 +82,27 @@ def stream(
                 shown = len(text)
 
 
-def _core(tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, settings: dict[str, Any]) -> TextCore:
-    rows = tuple(Prompt(text) for text in prompts)
-    return TextCore(TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings), num_rows, _nothing)
+def check_agreement(policy: TransformerPolicy, task: TextTask) -> None:
+    """Check that a policy was made for the tokens of a task, and for the ends of its texts.
+
+    Raises:
+        ValueError: It was not.
+    """
+    size, own = task.tokenizer.vocab_size, getattr(policy.action_space, "eos_token_ids", task.eos_token_ids)
+    if policy.vocab_size != size or set(own) != set(task.eos_token_ids):
+        raise ValueError(
+            f"the policy was made for {policy.vocab_size} tokens and texts that end with {list(own)}, the tokenizer has {size} and ends "
+            f"texts with {list(task.eos_token_ids)}: pass the tokenizer that the policy was made with"
+        )
+
+
+def _core(
+    policy: TransformerPolicy, tokenizer: Any, prompts: Sequence[str | Prompt], max_new_tokens: int, num_rows: int, settings: dict[str, Any]
+) -> TextCore:
+    rows = tuple(Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+    task = TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings)
+    check_agreement(policy, task)
+    return TextCore(task, num_rows, _nothing)
 
 
 def _nothing(prompts: list[str], completions: list[str]) -> list[float]:
