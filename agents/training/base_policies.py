@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from textrl_env import TextTask
+from textrl_env.tokenizer import ends_of
 from textrl_env.utils.folders import cache_folder
 
 from ..algorithms.sft import SFT
@@ -39,4 +40,4 @@ def _fingerprint(task: TextTask, texts: list[tuple[str, str]]) -> str:
     plain = [dict(recipe.model), recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, texts, versions()["textrl-env"]]
     # What a tokenizer does to the texts, and how it ends them, is all that matters of it
     plain += [task.tokenizer.encode_batch(list(column)) for column in zip(*texts, strict=True)]
-    return fingerprint([*plain, task.tokenizer.eos_token_id, task.tokenizer.vocab_size])
+    return fingerprint([*plain, list(ends_of(task.tokenizer)), task.tokenizer.vocab_size])
