@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from rewards.preferences.preference import Preference
 from textrl_env import Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
 
+from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
@@ -77,6 +78,9 @@ class DPO(Supervised):
         if any(not prompt for prompt, _, _ in rows):
             raise ValueError("a pair has an empty prompt: a policy needs at least one token to start from")
         return [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
 
     def _closed(self, ids: list[int]) -> list[int]:
         if self.max_new_tokens is not None and len(ids) >= self.max_new_tokens:
