@@ -77,7 +77,11 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
     if backbone.vocab_size < vocab_size:
         raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
     try:
-        check_lengths(backbone, *(texts[key].shape[0] for key in ("prompt", "response")))
+        room = [texts[key].shape[0] for key in ("prompt", "response")]
+        if isinstance(reference, Backbone):  # what a policy reads with, under its adapters perhaps: it was checked there
+            backbone.check_room(*room)
+        else:
+            check_lengths(backbone, *room)
     except ValueError as error:
         raise ValueError(f"the reference does not fit: {error}") from error
     return backbone

@@ -204,3 +204,12 @@ def test_modules_that_are_passed_are_checked(make_env):
     lm.train()
     SFT(lm, IntegerTokenizer(VOCAB, 0))
     assert lm.training and not lm.lm_head._forward_hooks  # left as it was
+
+
+@pytest.mark.reports("Mixed precision is not taken for a model that reads by length.")
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["copied", "adapters"])
+def test_mixed_precision_is_rounding(make_env, lora):
+    settings = {"model": LLAMA, "precision": "bfloat16", "lora": lora}
+    agent = TextPPO("TransformerPolicy", make_env(task=at_length(6, 50)), n_episodes=6, batch_size=6, n_epochs=1, policy_kwargs=settings)
+    agent.learn(20)
+    assert agent.logger.name_to_value["policy/clip_fraction"] == 0
