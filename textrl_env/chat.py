@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .pretrained_files import token_text
+from .utils.pretrained_files import token_text
 
 _LIKE_A_TOKEN = re.compile(r"<\|[^|]*\|>|<[^<>\s]+>|\[[^\[\]\s]+\]")  # how special tokens are spelled: <|im_end|>, </s>, [INST]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .control_tokens import ControlTokens, surroundings
-from .pretrained_files import PretrainedFiles, of_words, read_tokenizer, written_files
+from .utils.control_tokens import ControlTokens, surroundings
 from .utils.never_copied import NeverCopied
+from .utils.pretrained_files import PretrainedFiles, of_words, read_tokenizer, written_files
 
 
 @runtime_checkable

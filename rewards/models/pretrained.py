@@ -9,8 +9,8 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from textrl_env.control_tokens import ControlTokens, surroundings
 from textrl_env.episode import Episode
+from textrl_env.utils.control_tokens import ControlTokens, surroundings
 
 from .scorers import pad
 

@@ -105,7 +105,7 @@ def test_what_is_derived_follows(make_env, grouped, tmp_path):
         again = algorithm.load(tmp_path / "other", env=make_env(), whiten_advantages=False)
         assert not again.rollout_buffer.whiten_advantages
     make(make_env(), NLPO).save(tmp_path / "nlpo")
-    assert NLPO.load(tmp_path / "nlpo", env=make_env(), mask_top_p=0.25).policy.mask._cut.top_p == 0.25
+    assert NLPO.load(tmp_path / "nlpo", env=make_env(), mask_top_p=0.25).policy.mask._sampler.top_p == 0.25
     make(make_env(), TextMaskablePPO).save(tmp_path / "maskable")
     assert TextMaskablePPO.load(tmp_path / "maskable", env=make_env(), n_epochs=2).n_epochs == 2
 
