@@ -6,9 +6,15 @@ import numpy as np
 
 
 def whiten(values: np.ndarray, keep_mean: bool = False) -> np.ndarray:
-    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019)."""
+    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019).
+
+    Values that differ by rounding only are equal, and have no variance.
+    """
     mean = values.mean()
-    scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
+    centred = values - mean
+    if np.abs(centred).max() <= 1e-6 * abs(mean):
+        centred = np.zeros_like(centred)
+    scaled = centred / np.sqrt(values.var() + 1e-8)
     return scaled + mean if keep_mean else scaled
 
 
