@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textrl_env import Tokenizer
+from textrl_env import Prompt
 
 from ..generation.text_generation import play_prompts
 from ..policies.transformer_policy import TransformerPolicy
@@ -28,7 +28,7 @@ class Best(NamedTuple):
 
 
 def best_of_n(
-    policy: TransformerPolicy, tokenizer: Tokenizer, prompts: Sequence[str], n: int, reward: Any, max_new_tokens: int, **settings: Any
+    policy: TransformerPolicy, tokenizer: Any, prompts: Sequence[str | Prompt], n: int, reward: Any, max_new_tokens: int, **settings: Any
 ) -> list[Best]:
     """Return the best of `n` responses to each prompt.
 

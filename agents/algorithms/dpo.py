@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from rewards.fitting.losses import bradley_terry_loss
 from rewards.preferences.preference import Preference
-from textrl_env import Tokenizer
+from textrl_env import Prompt, Tokenizer
+from textrl_env.prompts.encoding import encode_prompts
 
+from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
@@ -104,7 +106,7 @@ class DPO(Supervised):
 
     def _encode_preferences(self, pairs: Sequence[Preference]) -> list[Pair]:
         check_comparisons(pairs)
-        prompts = self.tokenizer.encode_batch([pair.prompt for pair in pairs])
+        prompts = encode_prompts(self.tokenizer, [pair.prompt for pair in pairs])
         if not all(prompts):
             raise ValueError("a pair has an empty prompt: a policy needs at least one token to start from")
         responses = self._responses([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
@@ -119,6 +121,9 @@ class DPO(Supervised):
 
     def _records(self, rows: Sequence[Pair]) -> list[TextRecord]:
         return [row.chosen for row in rows] + [row.rejected for row in rows]
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)
@@ -150,7 +155,7 @@ def check_comparisons(texts: Sequence[Preference]) -> None:
     for pair in texts:
         if not isinstance(pair, Preference):
             raise TypeError(f"{pair!r:.200} is a {type(pair).__name__}: pass Preferences; read_preferences makes them of rankings too")
-        if not all(isinstance(text, str) for text in (pair.prompt, pair.chosen, pair.rejected)):
+        if not isinstance(pair.prompt, (str, Prompt)) or not isinstance(pair.chosen, str) or not isinstance(pair.rejected, str):
             raise TypeError(f"{pair!r:.200} holds something else than texts: read_preferences renders chat messages as text")
         if pair.is_tie and pair.margin:
             raise ValueError(f"{pair!r:.200} is a tie with margin={pair.margin:g}: a tie has no margin")

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from textrl_env import Tokenizer
+from textrl_env import Prompt, Tokenizer
+from textrl_env.prompts.encoding import encode_prompts
 
 from ..models.loading import LMSource
 from ..models.sequences import TextRecord, pack
@@ -19,14 +20,15 @@ from .common.supervised import Supervised, SupervisedArguments
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-SFTText = tuple[str, str] | tuple[str, str, bool] | TextRecord
+SFTText = tuple[str | Prompt, str] | tuple[str | Prompt, str, bool] | TextRecord
 
 
 class SFT(Supervised):
     """Next-token training on texts.
 
-    A text is (prompt, response), closed with the end-of-text token; (prompt, response, False), which goes on where it stops, such as
-    a chunk of a corpus, and is not closed; or a `TextRecord` of what a policy wrote, whose actions alone are learned, as they are.
+    A text is (prompt, response), closed with the end-of-text token, the first of several; (prompt, response, False), which goes on where
+    it stops, such as a chunk of a corpus, and is not closed; or a `TextRecord` of what a policy wrote, whose actions alone are learned, as
+    they are.  Special tokens that are spelled in texts are text; a `Prompt` that a chat template wrote keeps the template's.
 
     Args:
         train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not; those
@@ -52,11 +54,11 @@ class SFT(Supervised):
     def _encode(self, texts: Sequence[SFTText]) -> list[TextRecord]:
         plain = [_checked(text) for text in texts if not isinstance(text, TextRecord)]
         responses = self._responses([response for _, response, _ in plain], [ends for *_, ends in plain])
-        prompts = self.tokenizer.encode_batch([prompt for prompt, *_ in plain])
+        prompts = encode_prompts(self.tokenizer, [prompt for prompt, *_ in plain])
         rows = map(self._record, prompts, responses, plain)
         return [text if isinstance(text, TextRecord) else next(rows) for text in texts]
 
-    def _record(self, prompt: list[int], response: list[int], text: tuple[str, str, bool]) -> TextRecord:
+    def _record(self, prompt: list[int], response: list[int], text: tuple[str | Prompt, str, bool]) -> TextRecord:
         ids, read = np.asarray(prompt + response, np.int64), self._read(len(prompt))
         if len(ids) <= read:
             raise ValueError(f"there is no token to learn in {text}: a text needs one besides those that are only read")
@@ -80,9 +82,9 @@ class SFT(Supervised):
         return functional.cross_entropy(logits, targets)
 
 
-def _checked(text: SFTText) -> tuple[str, str, bool]:
+def _checked(text: SFTText) -> tuple[str | Prompt, str, bool]:
     """Return prompt, response, and whether the text ends."""
-    if not isinstance(text, tuple | list) or len(text) not in (2, 3) or not all(isinstance(part, str) for part in text[:2]):
+    prompt, response, *ends = text if isinstance(text, (tuple, list)) and len(text) in (2, 3) else (None, None)
+    if not isinstance(prompt, (str, Prompt)) or not isinstance(response, str):
         raise TypeError(f"text {text!r:.200} is a {type(text).__name__}: pass (prompt, response), two strings, with False if it goes on")
-    prompt, response, *ends = text
-    return str(prompt), str(response), all(ends)
+    return prompt, response, all(ends)

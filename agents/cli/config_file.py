@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,6 +13,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from textrl_env.utils.suggestions import did_you_mean
+
+from ..utils.run_folder import folder_beside
 
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "null"}
 
@@ -39,6 +42,24 @@ def read_settings(path: Path, kind: Any) -> dict[str, Any]:
         return {name: _as_declared(name, value, hints[name]) for name, value in values.items()}
     except ValueError as error:
         raise ValueError(f"--config {path}: {error}") from error
+
+
+def not_onto_itself(config: Any, read: Any, file: Path, flags: Sequence[str]) -> Any:
+    """Return a configuration that was read from a run's own `config.yaml` and changed by flags with a folder of its own beside that run's.
+
+    Args:
+        config: With the flags.
+        read: As it was read.
+        file: What it was read from.
+        flags: The flags; with `--out` among them the configuration stays as it is.
+    """
+    if not hasattr(config, "goes_on") or read.out is None or any(flag.partition("=")[0] == "--out" for flag in flags):
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in config.goes_on}
+    changed = {name: value for name, value in values.items() if value != getattr(read, name)}
+    if not changed or file.resolve() != (read.out / "config.yaml").resolve():
+        return config
+    return dataclasses.replace(config, out=folder_beside(read.out, changed))
 
 
 def _as_declared(name: str, value: Any, hint: Any) -> Any:

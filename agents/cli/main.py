@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
+import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,8 @@ COMMANDS = {
     "reward serve": ("agents.cli.reward_serve", "Serve", "run_serve", "serve a reward model over HTTP"),
 }  # fmt: skip
 
+_GO_ON = ("bench", "demo", "train", "loop", "tune")  # commands that go on where they were stopped
+
 
 def _usage() -> str:
     lines = "\n".join(f"  {command:<18} {purpose}" for command, (*_, purpose) in COMMANDS.items())
@@ -62,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 2 for a wrong command or setting; 130 after Ctrl-C, which keeps what was finished.
+        0; 2 for a wrong command or setting; 130 after Ctrl-C or SIGTERM, which keep what was finished.
     """
     argv = sys.argv[1:] if argv is None else argv
     words = 2 if " ".join(argv[:2]) in COMMANDS else 1
@@ -73,11 +78,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if asked else 2
     module_name, kind, run, _ = COMMANDS[command]
     try:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         module = import_module(module_name)
         getattr(module, run)(resolve(getattr(module, kind), argv[words:]))
-    except KeyboardInterrupt:
-        _tell("\nStopped. What was finished is kept; the same command goes on from there.", interrupted=True)
+    except KeyboardInterrupt as stopped:
+        again = shlex.join(["textrl", *(word for word in argv if word != "--overwrite")])
+        told = str(stopped) or "Stopped. The stages that were finished are kept."
+        _tell(f"\n{told} To go on: {again}" if command in _GO_ON else "\nStopped.", interrupted=True)
         return 130
     except (ValueError, TypeError, OSError, RewardError, FloatingPointError, ImportError) as error:
         if not getattr(error, "told", False):  # by the rank where it happened
@@ -106,8 +115,9 @@ def resolve(kind: Any, argv: list[str]) -> Any:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise ValueError("--config needs a file")
-        from .config_file import read_settings
+        from .config_file import not_onto_itself, read_settings
 
-        default = dataclasses.replace(default, **read_settings(Path(argv[at + 1]), kind))
-        argv = argv[:at] + argv[at + 2 :]
+        file, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+        default = dataclasses.replace(default, **read_settings(file, kind))
+        return not_onto_itself(tyro.cli(kind, default=default, args=argv), default, file, argv)
     return tyro.cli(kind, default=default, args=argv)

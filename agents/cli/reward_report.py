@@ -15,20 +15,21 @@ from rewards import Preference, fit_preference_model
 from rewards.fitting.calibration import reliability
 from rewards.fitting.comparisons import hold_out
 from rewards.fitting.reward_evaluation import JudgedComparisons, judge, measures, mistakes
-from rewards.preferences.preference_files import read_preference_file
+from rewards.preferences.preference_files import PreferenceFile, read_preference_file
 from rewards.utils.intervals import Rate
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
-from ..training.text_corpus import EOS, train_tokenizer
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
+_MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Report:
     Attributes:
         file: JSON Lines (plain or gzip) or CSV, in any form that `rewards.read_preferences` knows.
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
+        overwrite: Delete the report and the model that are in the folder, and make them anew.
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
         tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
@@ -47,6 +49,7 @@ class Report:
 
     file: Annotated[Path, tyro.conf.Positional] = Path("preferences.jsonl")
     out: Path = Path("runs/reward")
+    overwrite: bool = False
     trunk: bool = False
     tokenizer: Path | None = None
     max_tokens: int = 512
@@ -65,6 +68,18 @@ def run_report(config: Report) -> None:
     if len(pairs) < 50:
         raise ValueError(f"{config.file} holds {len(pairs)} comparisons of different texts: a report needs at least 50")
     run = RunFolder(config.out)
+    names = ("file", "trunk", "tokenizer", "max_tokens", "test", "seed")
+    with run.begin("reward report", config.overwrite, _MADE):
+        run.config = config
+        with run.stage("report", {name: getattr(config, name) for name in names}, makes=["reward", "report.html"]) as stage:
+            if stage.needed:
+                stage.facts["text"] = _report(config, run, file, pairs)
+        console.print(run.facts("report")["text"], highlight=False, markup=False)
+    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+
+
+def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference]) -> str:
+    """Fit, judge and write the page; return the result in a sentence."""
     tokenizer = _tokenizer(config, run, pairs)
     order = np.random.default_rng(config.seed).permutation(len(pairs)).tolist()
     test, train, apart = hold_out([pair.prompt for pair in pairs], order, config.test)
@@ -95,20 +110,17 @@ def run_report(config: Report) -> None:
     write_json(run.path / "report.json", facts)
     _write_page(run.path, facts, file.examples, judged, fit.temperature)
     accuracy = judged.accuracy()
-    console.print(
+    return (
         f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
-        f"always taking the longer response gives {facts['longer_wins']:.1%}",
-        highlight=False,
-        markup=False,
+        f"always taking the longer response gives {facts['longer_wins']:.1%}"
     )
-    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
 
 
 def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> FileTokenizer:
     if config.tokenizer is not None:
         return FileTokenizer(config.tokenizer)
     file = run.path / "tokenizer.json"
-    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000))
+    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
     return FileTokenizer(file, EOS)
 
 

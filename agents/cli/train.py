@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.console import Console
 
@@ -20,21 +21,21 @@ from textrl_env.reward_model import as_reward_model
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
-from ..models.mixed_precision import Precision
+from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
 from ..training.policy_training import PolicyTraining, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.text_corpus import task_of
-from ..utils.run_folder import RunFolder, fingerprint, write_yaml
+from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import reward_of
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out"}
+_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -74,11 +75,15 @@ class Train:
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
-        precision: `bfloat16` or `float16` compute the trunk in mixed precision.
+        precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
-        out: Folder of the run; running again goes on where it stopped.
+        out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
+            `runs/train`, with the flags that are given in its name.
+        overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
     """
+
+    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str = "review"
@@ -99,10 +104,11 @@ class Train:
     top_k: int = 0
     top_p: float = 1.0
     min_new_tokens: int = 0
-    precision: Precision = "float32"
+    precision: str = "float32"
     micro_batch_size: int = 0
     seed: int = 0
-    out: Path = Path("runs/train")
+    out: Path | None = None
+    overwrite: bool = False
 
 
 def run_train(config: Train) -> None:
@@ -120,14 +126,26 @@ def run_train(config: Train) -> None:
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
     pairs = None if config.preferences is None else read_preferences(config.preferences)
     choose_threads()
-    run = RunFolder(config.out)
+    run = RunFolder(_folder(config))
+    with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
+        _train(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+
+
+def _folder(config: Train) -> Path:
+    if config.out is not None:
+        return config.out
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in config.goes_on}
+    return folder_beside(Path("runs/train"), {name: value for name, value in given.items() if value != getattr(Train, name)})
+
+
+def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> None:
+    together, (reward, held_out) = ranks(), rewards
     with together.main_first():
         task = task_of(config.task, config.corpus, run.path)
     defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
-    if together.is_main:
-        write_yaml(run.path / "config.yaml", dataclasses.asdict(dataclasses.replace(config, **settings)))
+    run.config = dataclasses.replace(config, **settings)
     if isinstance(training, OfflineTraining):
         _offline(config, training, run, task, pairs, reward, console)
         console.print(f"model: {run.path / config.algo / 'model'}")
@@ -136,10 +154,15 @@ def run_train(config: Train) -> None:
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
     watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
     base = _first_policy(config, task, console)
-    train_policy(run, config.algo, base, env, training, [base, config.reward], _sampling_rules(config, task), config.algo, watch)
+    depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
+    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
+
+
+def _data(config: Train, reward: Any) -> dict[str, Any]:
+    return {"task": config.task, "corpus": config.corpus, "reward": reward, "preferences": config.preferences}
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
@@ -153,6 +176,7 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
 
 def _check_settings(config: Train) -> None:
     """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
+    precision_of(config.precision)
     takes = set(default_settings(config.algo)) | (_OF_PLAYING if config.algo not in OFFLINE else set())
     if config.algo in ("sft", "dpo", "ipo"):
         takes.add("preferences")
@@ -175,10 +199,9 @@ def _flags(names: Sequence[str]) -> str:
 
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
-    names = ["temperature", "top_k", "top_p", "min_new_tokens"]
-    # Left out at their defaults: runs that began before there were such flags go on
-    names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
-    return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
+    names = ["temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"]
+    ends = task.eos_token_ids
+    return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
 
 
 def _offline(
@@ -206,15 +229,8 @@ def _offline(
         model = _first_policy(config, task, console)
     if pairs is not None and config.model is None:
         _tell_strange_texts(model, task, pairs, console)
-    depends_on = [
-        str(model),
-        config.task,
-        [str(path) for path in config.corpus],
-        config.reward,
-        pairs and fingerprint(list(map(str, pairs))),
-    ]
     whole = config.algo == "sft" and pairs is None  # a corpus
-    learn_offline(config.algo, run, config.algo, model, task, data, training, depends_on, whole)
+    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole)
 
 
 def _first_policy(config: Train, task: TextTask, console: Console) -> str:

@@ -17,6 +17,7 @@ from textrl_env import TextTask
 from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
+from ..generation.text_generation import check_agreement
 from ..models.loading import LMSource
 from ..models.sequences import TextRecord
 from ..policies.transformer_policy import TransformerPolicy
@@ -112,8 +113,9 @@ def write_texts(
         title: Of the bar.
 
     Raises:
-        ValueError: The task draws its prompts at random.
+        ValueError: The task draws its prompts at random, or the policy was made for other tokens.
     """
+    check_agreement(policy, task)
     if task.prompt_order != "sequential":
         raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
     env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)

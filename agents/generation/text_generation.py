@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
-from textrl_env import Episode, Prompt, TextCore, TextTask, Tokenizer
+from textrl_env import Episode, Prompt, TextCore, TextTask
 from textrl_env.reward_model import NoReward
 
 from ..policies.transformer_policy import TransformerPolicy
@@ -19,8 +19,8 @@ from ..utils.progress import bar
 
 def generate(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
     max_new_tokens: int,
     deterministic: bool = False,
     num_rows: int = 64,
@@ -32,8 +32,8 @@ def generate(
 
     Args:
         policy: Who writes, with its own temperature, top-k, top-p and minimum length.
-        tokenizer: The policy's.
-        prompts: What the texts start from.
+        tokenizer: The policy's, or what `FileTokenizer` takes; it says what ends a text.
+        prompts: What the texts start from: texts, in which spelled special tokens are text, or prompts that a chat template wrote.
         max_new_tokens: Longest response, in tokens.
         deterministic: Take the likeliest token instead of drawing one.
         num_rows: Texts written side by side.
@@ -42,7 +42,7 @@ def generate(
         **settings: Further fields of `TextTask`, such as `stop_strings`.
 
     Raises:
-        ValueError: There are no prompts, one is empty, or a setting is out of range.
+        ValueError: There are no prompts, one is empty, a setting is out of range, or the policy was made for other tokens.
     """
     rules = {"deterministic": deterministic, "num_rows": num_rows, "seed": seed, "progress_bar": progress_bar, **settings}
     return [episode.response for episode, _ in play_prompts(policy, tokenizer, prompts, max_new_tokens, NoReward(), **rules)]
@@ -50,8 +50,8 @@ def generate(
 
 def play_prompts(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
     max_new_tokens: int,
     reward: Any,
     deterministic: bool = False,
@@ -64,7 +64,7 @@ def play_prompts(
 
     Arguments are those of `generate`; `reward` is what an environment's `reward` takes.
     """
-    core = _core(tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), reward, settings)
+    core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), reward, settings)
     written: dict[int, tuple[Episode, float]] = {}
     with _sampling(policy, seed), bar("generate", len(prompts), progress_bar) as shown:
         core.begin_rollout(len(prompts))
@@ -79,8 +79,8 @@ def play_prompts(
 
 def stream(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompt: str,
+    tokenizer: Any,
+    prompt: str | Prompt,
     max_new_tokens: int,
     deterministic: bool = False,
     seed: int | None = None,
@@ -90,7 +90,7 @@ def stream(
 
     Arguments are those of `generate`.
     """
-    core = _core(tokenizer, [prompt], max_new_tokens, 1, NoReward(), settings)
+    core = _core(policy, tokenizer, [prompt], max_new_tokens, 1, NoReward(), settings)
     core.restart([0])
     shown = 0
     with _sampling(policy, seed):
@@ -102,11 +102,33 @@ def stream(
                 shown = len(text)
 
 
+def check_agreement(policy: TransformerPolicy, task: TextTask) -> None:
+    """Check that a policy was made for the tokens of a task, and for the ends of its texts.
+
+    Raises:
+        ValueError: It was not.
+    """
+    size, own = task.tokenizer.vocab_size, getattr(policy.action_space, "eos_token_ids", task.eos_token_ids)
+    if policy.vocab_size != size or set(own) != set(task.eos_token_ids):
+        raise ValueError(
+            f"the policy was made for {policy.vocab_size} tokens and texts that end with {list(own)}, the tokenizer has {size} and ends "
+            f"texts with {list(task.eos_token_ids)}: pass the tokenizer that the policy was made with"
+        )
+
+
 def _core(
-    tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, reward: Any, settings: dict[str, Any]
+    policy: TransformerPolicy,
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
+    max_new_tokens: int,
+    num_rows: int,
+    reward: Any,
+    settings: dict[str, Any],
 ) -> TextCore:
-    rows = tuple(Prompt(text) for text in prompts)
-    return TextCore(TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings), num_rows, reward)
+    rows = tuple(Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+    task = TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings)
+    check_agreement(policy, task)
+    return TextCore(task, num_rows, reward)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +31,7 @@ from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
-from ..utils.run_folder import RunFolder, versions, write_yaml
+from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import choose_threads
 from .feedback_loop_report import write_loop_report
 
@@ -53,6 +53,7 @@ class Loop(PolicyTraining):
 
     Attributes:
         out: Folder; each round has its own, with a manifest.
+        overwrite: Delete the run that is in the folder, and start anew; one with a study that people answer is never deleted.
         task: Name of a task with a base policy.
         rounds: How many.
         labels: Answers of each round, of all annotators together.
@@ -64,7 +65,10 @@ class Loop(PolicyTraining):
         texts: Texts of each policy that are judged, on the task's test prompts.
     """
 
+    goes_on: ClassVar = ("rounds", "out", "overwrite")  # with other values of these it is still the same run
+
     out: Path = Path("runs/loop")
+    overwrite: bool = False
     task: str = "review"
     rounds: int = 3
     labels: int = 1000
@@ -100,45 +104,54 @@ def run_loop(config: Loop) -> None:
     if task.gold is None and not config.asks_people:
         raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
     run = RunFolder(config.out)
-    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    if config.overwrite and any(run.path.glob("round-*/study")):
+        raise ValueError(f"--overwrite: {run.path} holds a study for people: use another --out, or move their answers away first")
+    with run.begin("loop", config.overwrite, ("round-*", "base.jsonl", "rounds.json", "rounds.png", "report.html")):
+        run.config = config
+        _rounds(config, run, task, console)
+
+
+def _rounds(config: Loop, run: RunFolder, task: TextTask, console: Console) -> None:
     base = base_policy(task, progress_bar=True)
+    names = ("task", "annotators", "overlap", "choose", "weigh", "texts", *(f.name for f in dataclasses.fields(PolicyTraining)))
+    depends_on = {"base": base, **{name: getattr(config, name) for name in names}}
+    if not config.asks_people:  # whose answers may turn out fewer than were planned
+        depends_on["labels"] = config.labels
     rows: list[dict[str, Any]] = []
-    depends_on: list[Any] = [base.name, config.task, config.seed]
     _judge_base(config, run, base, depends_on)
     for number in range(1, config.rounds + 1):
         console.rule(f"round {number} of {config.rounds}")
-        asked = [list(config.annotators), config.labels, config.overlap, config.choose]
-        training = [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)]
-        depends_on = [*depends_on, number, asked, config.weigh, training, config.texts]
         rows.append(_round(config, run, number, task, base, depends_on))
         write_json(run.path / "rounds.json", {"base": run.facts("base"), "rounds": rows})
     _print(console, rows)
     console.print(f"report: {write_loop_report(run.path)}")
 
 
-def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, depends_on: Any) -> dict[str, Any]:
+def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, shared: Mapping[str, Any]) -> dict[str, Any]:
     own = RunFolder(run.path / f"round-{number}")
     manifest = {"round": number, "config": plain(dataclasses.asdict(config)), "base": base.name, "versions": versions()}
     write_json(own.path / "manifest.json", manifest)
-    before = run.path / f"round-{number - 1}"
-    with own.stage("pairs", depends_on) as stage:
+    before = run.path / f"round-{number - 1}" / "policy" / "policy.zip"
+    policy, reward_folder = own.path / "policy" / "policy.zip", own.path / "reward"
+    answers = [run.path / f"round-{n}" / "preferences.jsonl" for n in range(1, number + 1)]
+    with own.stage("pairs", {**shared, "answers": answers[:-1], "writer": before if number > 1 else None}, makes=["pairs.jsonl"]) as stage:
         if stage.needed:
-            writer = make_policy(task, base) if number == 1 else TextPPO.load(before / "policy" / "policy.zip", device="cpu").policy
+            writer = make_policy(task, base) if number == 1 else TextPPO.load(before, device="cpu").policy
             ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
             _choose(config, own, number, task, writer, ensemble)
-    with own.stage("labels", depends_on) as stage:
+    with own.stage("labels", {**shared, "labels": config.labels, "pairs": own.path / "pairs.jsonl"}, makes=["preferences.jsonl"]) as stage:
         if stage.needed:
             (_ask_people if config.asks_people else _ask_simulated)(config, own, task)
-    with own.stage("reward", depends_on) as stage:
+    with own.stage("reward", {**shared, "answers": answers}, makes=["reward"]) as stage:
         if stage.needed:
             stage.facts = _fit(config, run.path, own, number, task)
-    reward = PreferenceRewardModel.load(own.path / "reward")
+    reward = PreferenceRewardModel.load(reward_folder)
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
-    train_policy(own, "policy", str(base), env, config, depends_on)
-    with own.stage("judged", depends_on) as stage:
+    train_policy(own, "policy", str(base), env, config, {**shared, "reward": reward_folder}, outdated=["texts.jsonl"])
+    judged = {**shared, "reward": reward_folder, "policy": policy, "base_texts": run.path / "base.jsonl"}
+    with own.stage("judged", judged, makes=["texts.jsonl"]) as stage:
         if stage.needed:
-            policy = TextPPO.load(own.path / "policy" / "policy.zip", device="cpu").policy
-            stage.facts = _judge(config, own, policy, reward, base, read_rows(run.path / "base.jsonl"))
+            stage.facts = _judge(config, own, TextPPO.load(policy, device="cpu").policy, reward, base, read_rows(run.path / "base.jsonl"))
     return {"round": number, **own.facts("reward"), **own.facts("judged")}
 
 
@@ -218,7 +231,7 @@ def _tokenizer(task: TextTask) -> FileTokenizer:
 
 def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> None:
     """Have the base policy write on the test prompts; every round is compared with these texts."""
-    with run.stage("base", [*depends_on, config.texts]) as stage:
+    with run.stage("base", depends_on, makes=["base.jsonl"]) as stage:
         if stage.needed:
             task = make_task(config.task, split="test", prompt_order="sequential")
             policy, seed = make_policy(task, base), 1000 + config.seed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rewards.preferences.preference import Preference
@@ -56,7 +56,7 @@ def learn_offline(
     task: TextTask,
     data: Sequence[tuple[str, str]] | Sequence[Preference] | Any,
     config: OfflineTraining,
-    depends_on: Any,
+    depends_on: Mapping[str, Any],
     whole: bool = False,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
@@ -69,27 +69,33 @@ def learn_offline(
         task: Its tokenizer, lengths, and for expert iteration its prompts.
         data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
         config: How.
-        depends_on: Plain data that the result depends on besides these arguments.
+        depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
+
+    Raises:
+        ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
+        KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
-    circumstances = [depends_on, algo, *astuple(config)]
+    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config)}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
-    with run.stage(stage, circumstances) as made:
+    with run.stage(stage, inputs, makes=[f"{stage}/model"]) as made:
         if not made.needed:
             return
-        with run.stage(f"{stage} began", circumstances) as start:
+        with run.stage(f"{stage} began", inputs, makes=[f"{stage}/checkpoint"]) as start:
             if start.needed:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
         if algo == "expert-iteration":
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
             agent.learn(config.steps, True, checkpoint)
-            save_lm(agent.policy.lm, out)
+            save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             made.facts["score"] = agent.scores[-1]
         else:
             trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}
+        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def new_path(path: str | Path) -> Iterator[Path]:
@@ -19,13 +22,17 @@ def new_path(path: str | Path) -> Iterator[Path]:
 
     If the block ends well, what it wrote is renamed to `path`, else it is deleted: a reader never sees half of it.  A folder that had the
     name before is moved aside first and deleted last, so that a crash never loses both.
+
+    Raises:
+        OSError: There was no room on the disk; what was at `path` before is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     _delete(temporary)  # left by a process that was killed
     try:
-        yield temporary
+        with told_when_full(path, "what was there before is unchanged"):
+            yield temporary
         if temporary.is_dir() and path.exists():
             _delete(old)
             path.rename(old)
@@ -33,6 +40,23 @@ def new_path(path: str | Path) -> Iterator[Path]:
         _delete(old)
     finally:
         _delete(temporary)
+
+
+@contextmanager
+def told_when_full(path: Path, left: str) -> Iterator[None]:
+    """Name the file in the error of a write for which the disk has no room, and say what is left of it.
+
+    Raises:
+        OSError: There was no room.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has an exception of its own, with the number in its text
+        number = next((n for n in _FULL if getattr(error, "errno", None) == n or f"(os error {n})" in str(error)), None)
+        if number is None:
+            raise
+        message = f"{os.strerror(number)}: {path} could not be written, {left}; make room, and run the same command again"
+        raise OSError(number, message) from error
 
 
 @contextmanager
@@ -107,6 +131,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        ValueError: The file is empty or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is empty or damaged ({error}): restore it, or run the command that wrote it again") from error
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line."""
     with new_file(path) as file:
@@ -116,7 +152,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Append a row; a new file gets the header first."""
     new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with told_when_full(path, "its last row may be cut"), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
@@ -15,10 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from textrl_env import Tokenizer
+from textrl_env.tokenizer import as_tokenizer, ends_of, files_of
 
+from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
-from ...models.loading import LMSource, load_lm, save_lm
+from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
 from ...models.sequences import TextRecord
+from ...utils.interrupts import stop_request
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
@@ -59,7 +64,7 @@ class Supervised(KeywordArguments, ABC):
     _arguments = SupervisedArguments
     _meanings: ClassVar[Mapping[str, str]] = {
         "model": "What `agents.models.loading.load_lm` takes, or a module, which is trained itself.",
-        "tokenizer": "The environment's; prompt and response are encoded apart, as the environment does.",
+        "tokenizer": "The environment's, or what `FileTokenizer` takes; prompt and response are encoded apart, as the environment does.",
     }
 
     def __init__(self, model: LMSource | nn.Module, tokenizer: Tokenizer, **arguments: Unpack[SupervisedArguments]) -> None:
@@ -72,11 +77,17 @@ class Supervised(KeywordArguments, ABC):
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
         self.backbone = backbone_of(self.lm)
-        if self.backbone.vocab_size < tokenizer.vocab_size:
-            raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
-        self.tokenizer = tokenizer
+        self.tokenizer = as_tokenizer(tokenizer)
+        if self.backbone.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {self.backbone.vocab_size} tokens, the tokenizer {self.tokenizer.vocab_size} (its largest id + 1)"
+            )
+        if isinstance(model, Mapping):  # what a folder or a module was trained to end with, it may unlearn here
+            agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
+        set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
         self.num_cut = 0
+        self._first: str | None = None
 
     def learn(
         self,
@@ -104,6 +115,7 @@ class Supervised(KeywordArguments, ABC):
             ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, or the
                 checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
+            KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
         if not texts:
             raise ValueError("no texts to learn from")
@@ -113,11 +125,12 @@ class Supervised(KeywordArguments, ABC):
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
-        facts = {"of": fingerprint([type(self).__name__, list(map(str, texts)), steps, self.learning_rate, self.batch_size, self.seed])}
         folder = None if checkpoint is None else Path(checkpoint)
+        facts = {} if folder is None else {"of": fingerprint([self._depends_on(), json.dumps(rows, default=np.ndarray.tolist), steps])}
         done = 0 if folder is None else self._go_on(folder, facts, course)
         self.lm.train()
-        with bar(title or type(self).__name__, steps, progress_bar) as shown:
+        stopping = nullcontext(False) if folder is None else stop_request("step")
+        with bar(title or type(self).__name__, steps, progress_bar) as shown, stopping as stop:
             shown.advance(done)
             for number, batch in enumerate(self._batches(rows, steps)):
                 if number < done:
@@ -134,10 +147,18 @@ class Supervised(KeywordArguments, ABC):
                 shown.advance(note=f"loss {self.losses[-1]:.2f}")
                 if callback is not None:
                     callback(number + 1)
-                if folder is not None and ((number + 1) % save_every == 0 or number + 1 == steps):
+                if folder is not None and (stop or (number + 1) % save_every == 0 or number + 1 == steps):
                     save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
+                if stop:
+                    raise KeyboardInterrupt(f"Stopped at step {number + 1:,} of {steps:,}, saved in {folder}.")
         self.lm.eval()
         return self
+
+    def _depends_on(self) -> dict[str, Any]:
+        """Return the settings, and a hash of the weights that training began with."""
+        self._first = self._first or digest(self.lm)[0]
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
+        return {"class": type(self).__name__, **plain}
 
     def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
         """Restore what was saved, and return how many steps it had taken."""
@@ -157,8 +178,8 @@ class Supervised(KeywordArguments, ABC):
         return float(np.mean([self._loss(batch).item() for batch in batches]))
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as `save_pretrained` does."""
-        save_lm(self.lm, folder)
+        """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text."""
+        save_lm(self.lm, folder, tokenizer=files_of(self.tokenizer))
 
     def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
         """Return the loss of these texts as one minibatch, with gradients."""
@@ -166,12 +187,13 @@ class Supervised(KeywordArguments, ABC):
 
     def _responses(self, responses: Sequence[str], ends: Sequence[bool] | None = None) -> list[list[int]]:
         """Return the ids of responses: those that end (None: all) with the end-of-text token, unless `max_new_tokens` cuts them."""
-        rows, eos, limit = self.tokenizer.encode_batch(responses), self.tokenizer.eos_token_id, self.max_new_tokens
+        rows, eos, limit = self.tokenizer.encode_batch(responses), ends_of(self.tokenizer), self.max_new_tokens
         for text, ids in zip(responses, rows, strict=True):
-            if eos in ids[:-1]:
+            if not set(eos).isdisjoint(ids[:-1]):
                 raise ValueError(f"response {text[:80]!r} holds the end-of-text token before its end, where a policy stops: take it out")
         self.num_cut = 0 if limit is None else sum(len(ids) > limit for ids in rows)
-        closed = [ids if not end or ids[-1:] == [eos] else [*ids, eos] for ids, end in zip(rows, ends or [True] * len(rows), strict=True)]
+        to_close = [end and not (ids and ids[-1] in eos) for ids, end in zip(rows, ends or [True] * len(rows), strict=True)]
+        closed = [[*ids, eos[0]] if end else ids for ids, end in zip(rows, to_close, strict=True)]
         return closed if limit is None else [ids[:limit] for ids in closed]
 
     def _check(self, rows: Sequence[Any]) -> None:

@@ -109,15 +109,15 @@ def test_the_first_policy_is_named(tmp_path, monkeypatch, capsys):
     strange = [{"prompt": "Gegeben sei", "chosen": " eine Matrix X", "rejected": " ein Vektor Y"}]
     for algo, rows, told in (("dpo", known, False), ("dpo", strange, True), ("ipo", strange, True), ("sft", strange, True)):
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
-        assert main(["train", "--algo", algo, "--steps", "1", *files]) == 0
+        files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl")]
+        assert main(["train", "--algo", algo, "--steps", "1", *files, "--out", str(tmp_path / f"{algo}-{told}")]) == 0
         said = capsys.readouterr().out
         assert said.startswith("starts from the base policy of the text files, as there is no --model\n")
         assert ("does not know such texts" in said) == told
-    assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path)]) == 0
+    assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path / "best")]) == 0
     assert capsys.readouterr().out.startswith("starts from the base policy of the text files")
-    model = str(tmp_path / "run" / "dpo" / "model")
-    assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files]) == 0
+    model = str(tmp_path / "dpo-True" / "dpo" / "model")
+    assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files, "--out", str(tmp_path / "again")]) == 0
     assert capsys.readouterr().out.startswith(f"starts from {model}\n")
 
 
@@ -130,6 +130,7 @@ def test_what_a_file_of_preferences_says(tmp_path, monkeypatch, capsys):
     tie = {"prompt": "the plot", "chosen": " was good", "rejected": " was bad", "label": "tie"}
     long = {"prompt": "the plot", "chosen": " was good and i saw it" * 20, "rejected": " was bad"}
     files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
+    files += ["--overwrite"]
 
     def train(algo, *rows):
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -146,6 +147,18 @@ def test_what_a_file_of_preferences_says(tmp_path, monkeypatch, capsys):
     said = [str(w.message) for w in warned]
     assert "1 of 2 comparisons are ties" in said[0] and "1 of 1 responses (100%)" in said[1]
     assert train("ipo", {**long, "chosen": " was", "margin": 2}) == 2 and "leave margins out" in capsys.readouterr().err
+
+
+@pytest.mark.reports("A damaged config.yaml of a run is named, with what writes it anew")
+def test_a_damaged_configuration_is_named(run, capsys):
+    file = run / "config.yaml"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:60], b"\xff\xfe", b"- 1\n", b"algo: [\n"):
+        file.write_bytes(damaged)
+        for command in (["evaluate", str(run)], ["generate", str(run), "the plot"]):
+            assert main(command) == 2
+            assert f"error: {file} is empty or damaged (" in " ".join(capsys.readouterr().err.split())
+        assert file.read_bytes() == damaged
 
 
 def test_wrong_folders_and_policies(run, tmp_path, capsys):

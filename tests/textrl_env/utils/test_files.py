@@ -1,9 +1,10 @@
 import os
+import resource
 import stat
 
 import pytest
 
-from textrl_env.utils.files import new_file, new_folder, new_path, write_jsonl, write_text
+from textrl_env.utils.files import append_csv, new_file, new_folder, new_path, write_jsonl, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -16,6 +17,24 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         write_jsonl(path, [{"a": 1}, {"b": object()}])
     assert path.read_bytes() == b"first\r\nhalf \\ud83c\n"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.reports("A disk without room leaves the old file as it was, and the error names the file")
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path, table = tmp_path / "a.txt", tmp_path / "t.csv"
+    write_text(path, "first")
+    append_csv(table, ["a"], {"a": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: {path} could not be written, what was there before is unchanged; make room"):
+            write_text(path, "second" * 100)
+        with pytest.raises(OSError, match=f"File too large: {table} could not be written, its last row may be cut; make room"):
+            append_csv(table, ["a"], {"a": "x" * 200})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "first" and table.read_text().startswith("a\n1\n")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.txt", "t.csv"}
 
 
 def test_a_folder_replaces_what_had_its_name_and_leftovers_of_a_killed_process(tmp_path):

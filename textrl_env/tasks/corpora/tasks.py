@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...prompts.prompt import Prompt
@@ -13,7 +12,7 @@ from ...task import TextTask
 from ...tokenizer import FileTokenizer, Tokenizer
 from ...utils.suggestions import did_you_mean
 from . import formats
-from .formats import Row
+from .split_files import Row
 
 Make = Callable[[Row, Tokenizer], Iterator[Prompt]]
 HISTORY = 5  # utterances of a dialogue that are shown
@@ -105,8 +104,8 @@ def _gsm8k(row: Row, tokenizer: Tokenizer) -> Iterator[Prompt]:
     yield Prompt(f"Question: {row['question'].strip()}\nAnswer:", (row["number"],))
 
 
-def _table(*needed: str) -> Callable[[str, str], list[Row]]:
-    return lambda path, split: formats.table(path, split, needed)
+def _table(*needed: str) -> Callable[..., list[Row]]:
+    return lambda path, split, columns=None: formats.table(path, split, needed, columns)
 
 
 _LANGUAGES = {"source": "en", "target": "de"}
@@ -129,21 +128,31 @@ CORPORA: Mapping[str, CorpusTask] = {
 
 
 def real_task(
-    name: str, path: str, tokenizer: str | Path | Tokenizer, split: str = "test", eos_token: str = "<eos>", **options: Any
+    name: str,
+    path: str,
+    tokenizer: Any,
+    split: str = "test",
+    eos_token: str | Sequence[str] | None = None,
+    add_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> TextTask:
     """Return a task on a public corpus.
 
     Args:
         name: A key of `CORPORA`.
         path: File or folder of the corpus in its authors' format, a table of JSON Lines, CSV or Parquet, or `hf:ID`.
-        tokenizer: The policy's, or its folder or `tokenizer.json`.
-        split: `"train"`, `"validation"` or `"test"`; the corpus's own, but IMDB has no validation and takes every tenth training review.
-        eos_token: The token that ends a text, if `tokenizer` is a path.
+        tokenizer: The policy's, or what `FileTokenizer` takes.
+        split: `"train"`, `"validation"` or `"test"`: the corpus's own, by the names of its files.  A corpus of one file whose name says no
+            split is dealt: 80, 10 and 10%, by a hash of the text that a prompt is made of.  IMDB's validation split is a tenth of train.
+        eos_token: The token that ends a text, or several, see `FileTokenizer`; not for a `Tokenizer`, which knows its own.
+        add_bos: Whether prompts begin with the beginning-of-text token, see `FileTokenizer`; likewise.
+        columns: A table's own name of a column, where it has another: `{"post": "body"}`.
         **options: Further arguments of the reader (`source` and `target` language), or fields of `TextTask`.
 
     Raises:
-        ValueError: The name or the split is unknown, the corpus is malformed or empty.
-        FileNotFoundError: The corpus is not there.
+        ValueError: The name or the split is unknown, the corpus is malformed or empty, or which file is meant is not clear.
+        FileNotFoundError: The corpus is not there, or has no such split.
     """
     if name not in CORPORA:
         raise ValueError(f"no corpus is called {name!r}{did_you_mean(name, CORPORA)}; known: {', '.join(CORPORA)}")
@@ -151,14 +160,16 @@ def real_task(
         raise ValueError(f"split={split!r}: choose 'train', 'validation' or 'test'")
     task = CORPORA[name]
     reading = {key: options.pop(key, default) for key, default in task.options.items()}
-    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token)
-    rows = task.read(str(path), split, **reading)
-    if task.read is formats.imdb and split != "test":
-        rows = [row for index, row in enumerate(rows) if (index % 10 == 0) == (split == "validation")]
+    if isinstance(tokenizer, Tokenizer) and (eos_token is not None or add_bos is not None):
+        raise ValueError(f"eos_token={eos_token!r}, add_bos={add_bos}: the {type(tokenizer).__name__} says both itself; leave them out")
+    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token, add_bos)
+    opening = len(getattr(own, "bos_ids", ()))  # beside the tokens that the protocol counts
+    rows = task.read(str(path), split, columns=columns, **reading)
     prompts = tuple(prompt for row in rows for prompt in task.make(row, own))
     if not prompts:
-        raise ValueError(f"{path} has no usable row for {name}, split {split}")
+        raise ValueError(f"{path} has no usable row for {name}, split {split}: {len(rows)} of its rows are in that split")
     settings: dict[str, Any] = {
-        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "over_long": task.cut, "reward": task.reward,
+        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens + opening, "over_long": task.cut,
+        "reward": task.reward,
     }  # fmt: skip
     return TextTask(own, prompts, **(settings | options))
