@@ -85,6 +85,16 @@ class RewardModel(Protocol):
         ...
 
 
+class NoReward:
+    """Gives every text 0: for texts that are written and not judged."""
+
+    by_design = ("constant",)
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Return 0 for each episode."""
+        return [0.0] * len(episodes)
+
+
 class RewardFunction(NeverCopied):
     """A plain function as a reward model, in the convention of TRL's reward functions.
 

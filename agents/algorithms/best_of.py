@@ -1,4 +1,4 @@
-"""Best of n: write n texts, keep the one that the reward likes best."""
+"""Best of n: write n texts, keep the one that pays most."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textrl_env import Episode, Prompt
-from textrl_env.reward_model import as_reward_model, checked_scores
+from textrl_env import Prompt
 
-from ..generation.text_generation import generate
+from ..generation.text_generation import play_prompts
 from ..policies.transformer_policy import TransformerPolicy
 
 
@@ -19,8 +18,8 @@ class Best(NamedTuple):
 
     Attributes:
         response: Its text.
-        score: Its score.
-        scores: Of all n, shape (n,).
+        score: What an environment pays for it in all: the reward's score, rewards of steps, and the penalties among the settings.
+        scores: The same of all n, shape (n,).
     """
 
     response: str
@@ -38,22 +37,19 @@ def best_of_n(
         tokenizer: The policy's.
         prompts: What the texts start from.
         n: Responses for each.
-        reward: What an environment's `reward` takes; it sees texts.
+        reward: What an environment's `reward` takes.
         max_new_tokens: Longest response.
-        **settings: Further arguments of `agents.generate`.
+        **settings: Further arguments of `agents.generate`, such as `seed`, and fields of `TextTask`, such as `missing_eos_penalty`.
 
     Raises:
         ValueError: `n` is less than 1.
     """
     if n < 1:
         raise ValueError(f"n={n}: write at least one response")
-    model = as_reward_model(reward)
     repeated = [prompt for prompt in prompts for _ in range(n)]
-    responses = generate(policy, tokenizer, repeated, max_new_tokens, **settings)
-    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in repeated]
-    episodes = [Episode.from_text(prompt, response) for prompt, response in zip(texts, responses, strict=True)]
-    scores = np.asarray(checked_scores(model, episodes), float).reshape(len(prompts), n)
-    return [Best(responses[row * n + int(own.argmax())], float(own.max()), own) for row, own in enumerate(scores)]
+    episodes, paid = zip(*play_prompts(policy, tokenizer, repeated, max_new_tokens, reward, **settings), strict=True)
+    scores = np.asarray(paid).reshape(len(prompts), n)  # (prompts, n)
+    return [Best(episodes[row * n + int(own.argmax())].response, float(own.max()), own) for row, own in enumerate(scores)]
 
 
 def kl_bound(n: int) -> float:

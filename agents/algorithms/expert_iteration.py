@@ -27,6 +27,9 @@ from .sft import SFT
 class ExpertIteration:
     """Reward-ranked fine-tuning (Dong et al. 2023; Anthony et al. 2017): SFT on the best of n responses to each prompt.
 
+    The best is the one that the environment pays most for, in all: score, rewards of steps and turns, penalties of the task.  What is
+    imitated are the tokens that the policy wrote, its end of text too where it wrote one; replies of a dialogue are read only.
+
     Nothing holds the policy to the reference but the bound of best-of-n, log n - (n - 1) / n nats in each iteration.
 
     Args:
@@ -102,12 +105,10 @@ class ExpertIteration:
                 rng = np.random.default_rng([self.seed, number])
                 drawn = [self.task.start_of(int(i))[0] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
                 texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
-                scores = texts.scores.reshape(self.n_prompts, self.n)  # (prompts, n)
-                best = scores.argmax(1) + np.arange(self.n_prompts) * self.n  # (prompts,): where the best text of each is
+                returns = texts.returns.reshape(self.n_prompts, self.n)  # (prompts, n)
+                best = returns.argmax(1) + np.arange(self.n_prompts) * self.n  # (prompts,): where the best text of each is
                 self.trainer.seed = int(rng.integers(2**31))
-                prompts = [prompt.text if prompt.typed is None else prompt for prompt in drawn]
-                rows = list(zip(prompts, (texts.responses[i] for i in best), strict=True))
-                self.trainer.learn(rows, self.steps)
+                self.trainer.learn([texts.records[i] for i in best], self.steps)
                 self.policy.drop_caches()
                 self.scores.append(float(texts.scores.mean()))
                 if folder is not None:

@@ -21,12 +21,13 @@ from torch.nn import functional
 from ..models.log_probs import full_kl, in_parts
 from ..models.sequences import SequenceBatch
 from ..policies.transformer_policy import TransformerPolicy
+from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import ClippedArguments, WhiteningArguments
-from .sft import SFT
+from .sft import SFT, SFTText
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -78,13 +79,17 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
         "text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).",
     ]
     skip_equal_groups: Annotated[
-        bool, False, "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling)."
+        bool,
+        False,
+        "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling).  Returns are those that advantages "
+        "are made of, so that KL in the reward makes texts differ that scored alike.  Where all groups are equal, the rollout has no "
+        "update, which a warning and `policy/update_skipped` say.  For estimators that compare the texts of a group.",
     ]
     max_sampling_rounds: Annotated[
         int,
         1,
-        "With `skip_equal_groups`: write as many texts again as scored like all of their group, until `n_episodes` others are there or "
-        "this many times `n_episodes` were written; at least 1.",
+        "With `skip_equal_groups`: write as many texts again as are left out, until `n_episodes` others are there or this many times "
+        "`n_episodes` were written; at least 1.",
     ]
     kl_in: Annotated[KLIn, "reward", 'Whether KL to the reference is part of the "reward" or of the "loss".']
     kl_estimator: Annotated[
@@ -98,7 +103,7 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     ptx_coef: Annotated[
         float, 0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."
     ]
-    ptx_texts: Annotated[Sequence[tuple[str, str]], (), "Texts of (prompt, response), `batch_size` of which are drawn for each step."]
+    ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
 
 
 def check_arguments(settings: PolicyGradientArguments) -> None:
@@ -117,6 +122,8 @@ def check_arguments(settings: PolicyGradientArguments) -> None:
         raise ValueError(
             f"n_episodes={n_episodes}: whitened advantages compare the texts of a rollout, and one says nothing; write at least 2"
         )
+    if settings["skip_equal_groups"] and estimator not in GROUPED:
+        raise ValueError(f"skip_equal_groups=True with estimator={estimator!r}, which has no groups: take one of {', '.join(GROUPED)}")
     if (rounds := settings["max_sampling_rounds"]) < 1 or (rounds > 1 and not settings["skip_equal_groups"]):
         raise ValueError(f"max_sampling_rounds={rounds}: at least 1, and more only with skip_equal_groups=True")
     if (ptx_coef := settings["ptx_coef"]) < 0 or (ptx_coef > 0 and not settings["ptx_texts"]):
@@ -198,27 +205,44 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             )
 
     def _more_texts(self, finished: list[dict[str, Any]]) -> int:
-        """Count the texts of groups that all scored alike: as many are written again."""
-        if not self.skip_equal_groups or len(finished) >= self.max_sampling_rounds * self.n_episodes:
+        """Count the texts of groups with equal returns: as many are written again."""
+        most = self.max_sampling_rounds * self.n_episodes - len(finished)
+        if not self.skip_equal_groups or most <= 0:
             return 0
-        scores: dict[int, list[float]] = {}
-        for info in finished:
-            scores.setdefault(info["prompt_id"], []).append(info["score"])
-        useful = sum(len(group) for group in scores.values() if max(group) > min(group))
-        return max(0, self.n_episodes - useful)
+        buffer = self.rollout_buffer.so_far()
+        useful = self._unequal(self._rollout(buffer), buffer.beta)
+        return min(max(0, self.n_episodes - len(useful)), most)
+
+    def _rollout(self, buffer: SequenceRolloutBuffer) -> Rollout:
+        _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
+        return Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
+
+    def _unequal(self, rollout: Rollout, beta: float) -> np.ndarray:
+        """Return the indices of the texts in groups whose returns differ by more than rounding, ascending."""
+        returns = rollout.returns  # (S,)
+        sums, counts = rollout.group_sums(returns)  # (S,) each
+        means = sums / counts
+        # A log-probability is right to about 1e-6.  Adam makes whole steps of advantages that are rounding only
+        rounding = 1e-6 * (np.abs(means) + beta * rollout.lengths * (self.kl_in == "reward"))
+        differ, _ = rollout.group_sums(np.abs(returns - means) > rounding)  # (S,)
+        return np.flatnonzero(differ)
 
     def _estimate(self) -> None:
         """Replace the buffer's advantages by the estimator's."""
         buffer = self.rollout_buffer
-        _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
-        rollout = Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
+        rollout = self._rollout(buffer)
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         returns = rollout.returns  # (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
         if self.skip_equal_groups:
-            sums, counts = rollout.group_sums(returns)  # (S,) each
-            squares, _ = rollout.group_sums((returns - sums / counts) ** 2)  # (S,)
-            buffer.train_on(np.flatnonzero(squares > 1e-12))  # (texts that are trained,)
+            buffer.train_on(self._unequal(rollout, buffer.beta))
+            self.logger.record("policy/update_skipped", float(not len(buffer.trained)))
+            if not len(buffer.trained) and self.ranks.is_main:
+                self.health.warn(
+                    "equal groups",
+                    f"all texts to a prompt have equal returns in rollout {self.num_rollouts}, with every prompt: it has no update; is the "
+                    "reward too coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
+                )
         self.logger.record("tokens/share_trained", len(buffer.trained) / len(buffer.segments))
 
     def _train(self) -> None:

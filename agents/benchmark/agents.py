@@ -29,12 +29,12 @@ import torch
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
-from rewards.preferences.preference import Preference
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
 
 from ..algorithms.best_of import kl_of_best
+from ..algorithms.dpo import Pair
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
@@ -179,30 +179,30 @@ def _best_of_n(setup: LearningSetup, n: int = 8) -> TrainedAgent:
 
     def write(task: TextTask, number: int, seed: int) -> WrittenTexts:
         tries = [_write(policy, reference, task, number, seed * 1000 + i) for i in range(n)]
-        scores = np.array([t.scores for t in tries])
-        chosen = scores.argmax(0)
+        returns = np.array([t.returns for t in tries])  # (n, texts)
+        chosen = returns.argmax(0)
 
         def pick(name: str) -> list[Any]:
             return [getattr(tries[c], name)[i] for i, c in enumerate(chosen)]
 
         return dataclasses.replace(
             tries[0],
-            responses=pick("responses"), scores=scores.max(0), lengths=np.array(pick("lengths")), finish_reasons=pick("finish_reasons"),
-            kl_per_sequence=kl_of_best(scores.T, n), entropy=float("nan"), perplexity=float("nan"),
-            tokens_per_second=tries[0].tokens_per_second / n,
+            responses=pick("responses"), scores=np.array(pick("scores")), returns=returns.max(0), lengths=np.array(pick("lengths")),
+            finish_reasons=pick("finish_reasons"), records=pick("records"), kl_per_sequence=kl_of_best(returns.T, n),
+            entropy=float("nan"), perplexity=float("nan"), tokens_per_second=tries[0].tokens_per_second / n,
         )  # fmt: skip
 
     return TrainedAgent(write)
 
 
-def _pairs(setup: LearningSetup) -> list[Preference]:
-    """Spend the budget on pairs of texts of the base policy, and let the reward prefer one of each; ties are left out."""
+def _pairs(setup: LearningSetup) -> list[Pair]:
+    """Spend the budget on pairs of texts of the base policy, and prefer what the environment pays more for; ties are left out."""
     number = max(8, int(setup.tokens / (2 * setup.length)))
     task = dataclasses.replace(setup.task, prompt_order="sequential")
     policy = make_policy(setup.task, setup.base)
     one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
-    rows = zip(one.prompts, one.responses, two.responses, one.scores, two.scores, strict=True)
-    return [Preference(p, *((a, b) if x > y else (b, a))) for p, a, b, x, y in rows if x != y]
+    rows = zip(one.records, two.records, one.returns, two.returns, strict=True)
+    return [Pair(*((a, b) if x > y else (b, a))) for a, b, x, y in rows if x != y]
 
 
 def _offline(algo: str, setup: LearningSetup, beta: float | None = None, learning_rate: float = 1e-4, epochs: int = 3) -> TrainedAgent:
@@ -216,7 +216,7 @@ def _offline(algo: str, setup: LearningSetup, beta: float | None = None, learnin
         return _reference(setup)  # the reward likes all texts alike: nothing can be learned from it
     # Of 1e-4, 2e-4 and 5e-4 the least is best on Recall, Lock and Dialogue: DPO drifts far from the base policy otherwise
     trainer = supervised(algo, setup.base, setup.task, learning_rate, beta, setup.seed)
-    data: Any = [(pair.prompt, pair.chosen) for pair in pairs] if algo == "sft" else pairs
+    data: Any = [pair.chosen for pair in pairs] if algo == "sft" else pairs
     trainer.learn(data, max(1, epochs * len(pairs) // trainer.batch_size))
     policy = make_policy(setup.task, setup.base)
     policy.lm.load_state_dict(trainer.lm.state_dict())

@@ -8,6 +8,7 @@ from pathlib import Path
 from rewards.fitting.preference_fitting import fit_preference_model
 from rewards.preferences.simulated_annotators import Annotator
 from textrl_env import Episode, FileTokenizer, TextTask
+from textrl_env.reward_model import NoReward
 from textrl_env.tasks.review.annotator import DEFAULT_TEMPERATURE
 from textrl_env.utils.folders import cache_folder
 
@@ -36,7 +37,7 @@ def learned_reward(task: TextTask, base: str, seed: int = 0) -> Path:
     assert task.gold is not None and isinstance(task.tokenizer, FileTokenizer)
     ordered = dataclasses.replace(task, prompt_order="sequential")
     policy = make_policy(ordered, base)
-    one, two = (write_texts(policy, ordered, COMPARISONS, reward="length", seed=2 * seed + i) for i in range(2))
+    one, two = (write_texts(policy, ordered, COMPARISONS, reward=NoReward(), seed=2 * seed + i) for i in range(2))
     annotator = Annotator(task.gold, DEFAULT_TEMPERATURE, seed=seed)
     answers = annotator.compare(list(zip(one.prompts, one.responses, two.responses, strict=True)))
     model, _ = fit_preference_model(answers, tokenizer=task.tokenizer, trunk=None, seed=seed)

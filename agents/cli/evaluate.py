@@ -49,6 +49,7 @@ def measures(texts: WrittenTexts, task: TextTask) -> dict[str, float]:
     return {
         "score": float(texts.scores.mean()),
         "score_std": float(texts.scores.std()),
+        "return": float(texts.returns.mean()),
         **gold,
         "kl_per_sequence": texts.kl_per_sequence,
         **{f"distinct_{n}": distinct_n(texts.responses, n) for n in (1, 2, 3)},
@@ -80,7 +81,7 @@ def run_evaluate(config: Evaluate) -> None:
 def _by_group(config: Evaluate, run: TrainedRun, reward: Any, after: WrittenTexts) -> None:
     """Write `groups-POLICY.json` and print what each group of prompts gets, before and after training."""
     assert config.by is not None
-    prompts = [run.task.prompts[i % len(run.task.prompts)] for i in range(config.texts)]
+    prompts = [run.task.prompts[i] for i in sorted(i % len(run.task.prompts) for i in range(config.texts))]  # as the texts are ordered
     if not any(config.by in prompt.metadata for prompt in prompts):
         known = sorted({column for prompt in prompts for column in prompt.metadata})
         raise ValueError(f"--by {config.by}: no prompt has this column; known: {', '.join(known) or 'none'}")

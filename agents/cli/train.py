@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
+from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
-from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline
+from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
 from ..training.policy_training import PolicyTraining, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.text_corpus import task_of
@@ -32,6 +34,7 @@ from .arguments import reward_of
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
+_LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
 _OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
@@ -145,13 +148,13 @@ def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, re
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     run.config = dataclasses.replace(config, **settings)
     if isinstance(training, OfflineTraining):
-        _offline(config, training, run, task, pairs, reward)
+        _offline(config, training, run, task, pairs, reward, console)
         console.print(f"model: {run.path / config.algo / 'model'}")
         return
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
     watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
-    base = str(base_policy(task, progress_bar=together.is_main)) if config.model is None else config.model
+    base = _first_policy(config, task, console)
     depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
     train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
     for name, message in watch.alarms.items():
@@ -203,17 +206,51 @@ def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
 
 
 def _offline(
-    config: Train, training: OfflineTraining, run: RunFolder, task: TextTask, pairs: Sequence[Preference] | None, reward: Any
+    config: Train,
+    training: OfflineTraining,
+    run: RunFolder,
+    task: TextTask,
+    pairs: Sequence[Preference] | None,
+    reward: Any,
+    console: Console,
 ) -> None:
     data: Any = pairs
     model: Any = config.model
     if config.algo == "expert-iteration":
         data = as_reward_model(reward)
     elif config.algo == "sft" and pairs is not None:
-        data = [(pair.prompt, pair.chosen) for pair in pairs]
+        data = preferred_texts(pairs)
     elif config.algo == "sft" and task.recipe is not None:  # as a base policy is made
         data, model = task.recipe.corpus(), dict(task.recipe.model) if model is None else model
     elif config.algo == "sft":
         raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
-    model = str(base_policy(task, progress_bar=True)) if model is None else model
-    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward))
+    if isinstance(model, dict):
+        console.print(f"starts from fresh weights of a {model['model_type']} model", highlight=False)
+    else:
+        model = _first_policy(config, task, console)
+    if pairs is not None and config.model is None:
+        _tell_strange_texts(model, task, pairs, console)
+    whole = config.algo == "sft" and pairs is None  # a corpus
+    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole)
+
+
+def _first_policy(config: Train, task: TextTask, console: Console) -> str:
+    """Say which model training starts from, and return its folder or hub id."""
+    if config.model is not None:
+        console.print(f"starts from {config.model}", highlight=False, soft_wrap=True)
+        return config.model
+    of = "the text files" if config.corpus else f"task {config.task!r}"
+    console.print(f"starts from the base policy of {of}, as there is no --model", highlight=False, soft_wrap=True)
+    return str(base_policy(task, progress_bar=ranks().is_main))
+
+
+def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference], console: Console) -> None:
+    """Say so where a base policy predicts the preferred texts no better than chance."""
+    knows = SFT(model, task.tokenizer, train_on_prompts=False, max_new_tokens=task.max_new_tokens)
+    nats, chance = knows.evaluate([(pair.prompt, pair.chosen) for pair in pairs[:_LOOKED_AT]]), math.log(task.tokenizer.vocab_size)
+    if nats > chance:
+        console.print(
+            f"the base policy does not know such texts: it predicts them at {nats:.1f} nats a token, and guessing among its tokens is "
+            f"{chance:.1f}; pass --model of one that does, or --corpus with texts like them",
+            style="bold red", highlight=False, soft_wrap=True,
+        )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +19,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..generation.text_generation import check_agreement
 from ..models.loading import LMSource
+from ..models.sequences import TextRecord
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.collect import play_episodes
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
@@ -31,34 +34,41 @@ class WrittenTexts:
         prompts: What they started from.
         responses: What was written.
         scores: The reward model's scores, shape (n,).
+        returns: What the environment paid in all: scores, rewards of steps and turns, the task's penalties, shape (n,).
         lengths: Response tokens, shape (n,).
         finish_reasons: Why each ended.
         kl_per_sequence: Mean of the summed log(pi / pi_ref), in nats; 0 without a reference.
         entropy: Mean of -log pi of the tokens written, in nats.
         perplexity: exp of the mean of -log pi_ref of the tokens written; NaN without a reference.
         tokens_per_second: Of writing.
+        records: The tokens of each, as `SFT` learns from them; none of texts that no policy of ours wrote.
     """
 
     prompts: list[str]
     responses: list[str]
     scores: np.ndarray
+    returns: np.ndarray
     lengths: np.ndarray
     finish_reasons: list[str]
     kl_per_sequence: float
     entropy: float
     perplexity: float
     tokens_per_second: float
+    records: Sequence[TextRecord] = ()
 
     @classmethod
-    def of(cls, infos: list[dict[str, Any]], **measured: float) -> WrittenTexts:
-        """Take the texts from the infos of their last steps, in any order."""
-        infos = sorted(infos, key=lambda info: int(info["prompt_id"]))
+    def of(cls, infos: list[dict[str, Any]], records: Sequence[TextRecord] = (), **measured: float) -> WrittenTexts:
+        """Take the texts from the infos of their last steps, in any order; `records` in the same."""
+        order = sorted(range(len(infos)), key=lambda i: int(infos[i]["prompt_id"]))
+        infos = [infos[i] for i in order]
         return cls(
             prompts=[info["prompt"] for info in infos],
             responses=[info["response"] for info in infos],
             scores=np.array([info["score"] for info in infos]),
+            returns=np.array([info["return"] for info in infos]),
             lengths=np.array([int((info["terminal_observation"]["response"] >= 0).sum()) for info in infos]),
             finish_reasons=[info["finish_reason"] for info in infos],
+            records=[records[i] for i in order] if records else (),
             **measured,
         )
 
@@ -113,17 +123,19 @@ def write_texts(
         1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0
     )
     policy.set_training_mode(False)
-    ended: list[dict[str, Any]] = []
+    ended: dict[int, deque[dict[str, Any]]] = defaultdict(deque)  # by row
     began = perf_counter()
     with torch.random.fork_rng(), bar(title, num_texts, progress_bar) as shown:
         torch.manual_seed(seed)
         for played in play_episodes(policy, env, buffer, num_texts):
             rows = np.flatnonzero(played.dones)
-            ended += [played.infos[row] for row in rows]
+            for row in rows.tolist():
+                ended[row].append(played.infos[row])
             shown.advance(len(rows))
     seconds = perf_counter() - began
     return WrittenTexts.of(
-        ended,
+        [ended[segment.row].popleft() for segment in buffer.segments],
+        [buffer.record(index) for index in range(num_texts)],
         kl_per_sequence=buffer.stats.kl_per_sequence,
         entropy=buffer.stats.entropy,
         perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
-from textrl_env import Prompt, TextCore, TextTask
+from textrl_env import Episode, Prompt, TextCore, TextTask
+from textrl_env.reward_model import NoReward
 
 from ..policies.transformer_policy import TransformerPolicy
 from ..utils.progress import bar
@@ -27,7 +28,7 @@ def generate(
     progress_bar: bool = False,
     **settings: Any,
 ) -> list[str]:
-    """Return one response for each prompt, in their order.
+    """Return one response for each prompt, in their order; nothing judges them.
 
     Args:
         policy: Who writes, with its own temperature, top-k, top-p and minimum length.
@@ -43,18 +44,37 @@ def generate(
     Raises:
         ValueError: There are no prompts, one is empty, a setting is out of range, or the policy was made for other tokens.
     """
-    core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
-    responses = [""] * len(prompts)
+    rules = {"deterministic": deterministic, "num_rows": num_rows, "seed": seed, "progress_bar": progress_bar, **settings}
+    return [episode.response for episode, _ in play_prompts(policy, tokenizer, prompts, max_new_tokens, NoReward(), **rules)]
+
+
+def play_prompts(
+    policy: TransformerPolicy,
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
+    max_new_tokens: int,
+    reward: Any,
+    deterministic: bool = False,
+    num_rows: int = 64,
+    seed: int | None = None,
+    progress_bar: bool = False,
+    **settings: Any,
+) -> list[tuple[Episode, float]]:
+    """Return one text for each prompt, in their order, and what an environment with these `settings` and this reward pays for it in all.
+
+    Arguments are those of `generate`; `reward` is what an environment's `reward` takes.
+    """
+    core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), reward, settings)
+    written: dict[int, tuple[Episode, float]] = {}
     with _sampling(policy, seed), bar("generate", len(prompts), progress_bar) as shown:
         core.begin_rollout(len(prompts))
         core.restart(range(core.num_rows))
         while core.live.any():
             ended = core.step(_actions(policy, core, deterministic)).episodes
-            for row, episode in ended.items():
-                responses[int(core.prompt_index[row])] = episode.response
+            written |= {int(core.prompt_index[row]): (episode, float(core.returns[row])) for row, episode in ended.items()}
             core.restart(list(ended))
             shown.advance(len(ended))
-    return responses
+    return [written[index] for index in range(len(prompts))]
 
 
 def stream(
@@ -70,7 +90,7 @@ def stream(
 
     Arguments are those of `generate`.
     """
-    core = _core(policy, tokenizer, [prompt], max_new_tokens, 1, settings)
+    core = _core(policy, tokenizer, [prompt], max_new_tokens, 1, NoReward(), settings)
     core.restart([0])
     shown = 0
     with _sampling(policy, seed):
@@ -97,16 +117,18 @@ def check_agreement(policy: TransformerPolicy, task: TextTask) -> None:
 
 
 def _core(
-    policy: TransformerPolicy, tokenizer: Any, prompts: Sequence[str | Prompt], max_new_tokens: int, num_rows: int, settings: dict[str, Any]
+    policy: TransformerPolicy,
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
+    max_new_tokens: int,
+    num_rows: int,
+    reward: Any,
+    settings: dict[str, Any],
 ) -> TextCore:
     rows = tuple(Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
     task = TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings)
     check_agreement(policy, task)
-    return TextCore(task, num_rows, _nothing)
-
-
-def _nothing(prompts: list[str], completions: list[str]) -> list[float]:
-    return [0.0] * len(completions)
+    return TextCore(task, num_rows, reward)
 
 
 @contextmanager

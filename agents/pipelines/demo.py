@@ -17,6 +17,7 @@ from rewards.metrics.diversity import distinct_n
 from rewards.utils.intervals import win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.reward_model import NoReward
 from textrl_env.tasks.review.annotator import SimulatedAnnotator
 from textrl_env.utils.files import plain, write_json, write_jsonl
 
@@ -113,7 +114,7 @@ def _compare(run: RunFolder, config: Demo, base: Path) -> dict[str, float]:
         task = make_task("review", split=split, prompt_order="sequential")
         policy = make_policy(task, base)
         seeds = {f"write {split} texts {'ab'[i]}": config.seed * 10 + i for i in range(2)}
-        a, b = (write_texts(policy, task, number, "length", seed=seed, progress_bar=True, title=title) for title, seed in seeds.items())
+        a, b = (write_texts(policy, task, number, NoReward(), seed=seed, progress_bar=True, title=title) for title, seed in seeds.items())
         choices = annotator.compare(a.prompts, a.responses, b.responses)
         pairs = [
             Preference(p, *((x, y) if c == 0 else (y, x))) for p, x, y, c in zip(a.prompts, a.responses, b.responses, choices, strict=True)

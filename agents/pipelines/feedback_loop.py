@@ -21,6 +21,7 @@ from rewards.preferences.simulated_annotators import Annotator
 from rewards.utils.intervals import wilson, win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.reward_model import NoReward
 from textrl_env.utils.files import plain, write_json, write_jsonl
 from textrl_env.utils.row_files import read_rows
 
@@ -165,7 +166,7 @@ def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: T
     samples = []
     for copy in range(2):
         seed = config.seed * 1000 + number * 10 + copy
-        texts = write_texts(writer, ordered, wanted, "length", seed=seed, progress_bar=True, title=f"write texts {'ab'[copy]}")
+        texts = write_texts(writer, ordered, wanted, NoReward(), seed=seed, progress_bar=True, title=f"write texts {'ab'[copy]}")
         samples += [Sample(p, r, f"round-{number - 1}") for p, r in zip(texts.prompts, texts.responses, strict=True)]
     how = config.choose if ensemble or config.choose != "uncertain" else "random"
     items = choose_pairs(samples, config.pairs, how, ensemble, config.seed)
@@ -238,7 +239,7 @@ def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> No
         if stage.needed:
             task = make_task(config.task, split="test", prompt_order="sequential")
             policy, seed = make_policy(task, base), 1000 + config.seed
-            texts = write_texts(policy, task, config.texts, "length", seed=seed, progress_bar=True, title="base")
+            texts = write_texts(policy, task, config.texts, NoReward(), seed=seed, progress_bar=True, title="base")
             rows = ({"prompt": p, "response": r} for p, r in zip(texts.prompts, texts.responses, strict=True))
             write_jsonl(run.path / "base.jsonl", rows)
             stage.facts["gold"] = None if task.gold is None else float(task.gold(texts.prompts, texts.responses).mean())

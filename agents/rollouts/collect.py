@@ -81,8 +81,8 @@ def play_episodes(
                 buffer.add(obs, actions, rewards, starts, values, log_probs, prompt_ids=dealt)
                 obs, starts = new_obs, dones
                 yield Played(int(live.sum()), dones, infos)
+            policy.drop_caches()  # makes room for the reference pass
             num_episodes = more()
-        policy.drop_caches()  # makes room for the reference pass
         buffer.compute_returns_and_advantage(torch.zeros(env.num_envs), starts)
     finally:
         texts.end_rollout()

@@ -6,13 +6,17 @@ import numpy as np
 
 
 def whiten(values: np.ndarray) -> np.ndarray:
-    """Return the values with mean 0 and variance 1.
+    """Return the values with mean 0 and variance 1; all 0 where they differ by rounding only.
 
     A single value stays as it is, as in SB3's PPO: it has no variance, and nothing would be learned from its difference to itself.
     """
     if len(values) < 2:
         return values
-    return (values - values.mean()) / np.sqrt(values.var() + 1e-8)
+    mean = values.mean()
+    centred = values - mean
+    if np.abs(centred).max() <= 1e-6 * abs(mean):
+        return np.zeros_like(values)
+    return centred / np.sqrt(values.var() + 1e-8)
 
 
 def whiten_returns(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -254,6 +255,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if self.whiten_advantages:
             self.advantages = whiten(self.advantages)
 
+    def so_far(self) -> SequenceRolloutBuffer:
+        """Return a buffer as this one would be if the rollout ended here; this one, its controller and its moments stay as they are."""
+        ended, shaping = copy.copy(self), copy.copy(self.kl_shaping)
+        shaping.controller, shaping.score_scale = copy.deepcopy((shaping.controller, shaping.score_scale))
+        if shaping.kl_reward == "none" or not shaping.controller.beta:
+            shaping.reference = None  # its KL is no part of the rewards
+        ended.kl_shaping = shaping
+        ended.compute_returns_and_advantage(torch.zeros(self.n_envs), np.ones(self.n_envs, bool))
+        return ended
+
     def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
         """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
         self.advantages = whiten(advantages) if whitened else advantages
@@ -307,6 +318,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         ours = {} if reference is None else {"reference_log_prob": torch.as_tensor(reference[tokens], device=self.device)}
         return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns), **ours)  # type: ignore[arg-type]
 
+    def record(self, index: int) -> TextRecord:
+        """Return what was written of the text with this index."""
+        segment = self.segments[index]
+        actions = self.actions[self._offsets[index] : self._offsets[index + 1]]
+        return TextRecord(segment.context, actions, segment.first_step, segment.replies)
+
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
         return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
@@ -337,11 +354,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return np.concatenate([array[s.steps, s.row] for s in self.segments])  # (N, ...)
 
     def _batch(self, indices: np.ndarray) -> SequenceBatch:
-        chosen = [self.segments[i] for i in indices]
-        spans = [slice(self._offsets[i], self._offsets[i + 1]) for i in indices]
-        kept = None if self.kept is None else np.concatenate([self.kept[span] for span in spans])  # (n, ceil(V / 8))
-        texts = [TextRecord(s.context, self.actions[span], s.first_step, s.replies) for s, span in zip(chosen, spans, strict=True)]
-        return pack(texts, self.device, kept, self.sampler)
+        kept = None if self.kept is None else self.kept[self._tokens(indices)]  # (n, ceil(V / 8))
+        return pack([self.record(int(i)) for i in indices], self.device, kept, self.sampler)
 
     @torch.inference_mode()
     def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:

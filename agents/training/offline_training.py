@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rewards.preferences.preference import Preference
 from textrl_env import TextTask
 
-from ..algorithms.dpo import DPO
+from ..algorithms.common.training_warnings import TrainingWarning
+from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
@@ -55,6 +57,7 @@ def learn_offline(
     data: Sequence[tuple[str, str]] | Sequence[Preference] | Any,
     config: OfflineTraining,
     depends_on: Mapping[str, Any],
+    whole: bool = False,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
@@ -67,6 +70,7 @@ def learn_offline(
         data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
+        whole: Whether texts longer than the task allows are learned to their end.
 
     Raises:
         ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
@@ -74,8 +78,8 @@ def learn_offline(
     """
     inputs = {**depends_on, "model": model, "algo": algo, **asdict(config)}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
-    with run.stage(stage, inputs, makes=[f"{stage}/model"]) as whole:
-        if not whole.needed:
+    with run.stage(stage, inputs, makes=[f"{stage}/model"]) as made:
+        if not made.needed:
             return
         with run.stage(f"{stage} began", inputs, makes=[f"{stage}/checkpoint"]) as start:
             if start.needed:
@@ -85,21 +89,36 @@ def learn_offline(
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
-            whole.facts["score"] = agent.scores[-1]
+            made.facts["score"] = agent.scores[-1]
         else:
-            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed)
+            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
-            whole.facts["loss"] = trainer.losses[-1]
+            made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int) -> SFT | DPO:
-    """Return the trainer of this name."""
+def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int, whole: bool = False) -> SFT | DPO:
+    """Return the trainer of this name; with `whole` it learns responses beyond the task's limit to their end, as corpora want it."""
+    limit = None if whole else task.max_new_tokens
     if algo == "sft":
-        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed)
-    return DPO(
-        model, task.tokenizer, beta, "ipo" if algo == "ipo" else "sigmoid",
-        max_new_tokens=task.max_new_tokens, learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed, max_new_tokens=limit)
+    loss: Literal["ipo", "sigmoid"] = "ipo" if algo == "ipo" else "sigmoid"
+    return DPO(model, task.tokenizer, beta, loss, learning_rate=learning_rate, seed=seed, max_new_tokens=limit)
+
+
+def preferred_texts(pairs: Sequence[Preference]) -> list[tuple[str, str]]:
+    """Return the preferred response to each prompt, for `sft`; ties, where none is, are left out, and the number of them is said.
+
+    Raises:
+        ValueError: All are ties.
+    """
+    check_comparisons(pairs)
+    texts = [(pair.prompt, pair.chosen) for pair in pairs if not pair.is_tie]
+    if not texts:
+        raise ValueError(f"all {len(pairs)} comparisons are ties: there is no preferred text to imitate")
+    if len(texts) < len(pairs):
+        message = f"{len(pairs) - len(texts)} of {len(pairs)} comparisons are ties and left out: neither text is preferred"
+        warnings.warn(message, TrainingWarning, stacklevel=2)
+    return texts

@@ -50,6 +50,11 @@ def wilson(successes: float, num: int) -> Rate:
     return Rate(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), num)
 
 
+def least_fall(before: Rate, after: Rate) -> float:
+    """Return the lower end of the 95% interval of `before - after`, two shares of different cases (Newcombe 1998, method 10)."""
+    return before.rate - after.rate - math.hypot(before.rate - before.low, after.high - after.rate)
+
+
 def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Rate:
     """Return the share of texts on which our score is the higher one, a tie counting one half, with its interval.
 

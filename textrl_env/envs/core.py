@@ -53,6 +53,7 @@ class TextCore:
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
         self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
+        self.returns = np.zeros(num_rows)  # rewards of the text so far
         self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
         self.live = np.zeros(num_rows, bool)  # (B,)
@@ -100,7 +101,7 @@ class TextCore:
             self.prompt[row] = PAD
             self.response[row] = PAD
             self.by_env[row] = False
-            self.length[row] = self.turns[row] = self.said[row] = 0
+            self.length[row] = self.turns[row] = self.said[row] = self.returns[row] = 0
             self.live[row] = self.undealt is None or self.undealt > 0
             if not self.live[row]:
                 continue
@@ -171,11 +172,13 @@ class TextCore:
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
         scores = np.zeros(self.num_rows)  # (B,)
-        if not len(ended):
+        episodes = self._episodes(ended, reason, cuts) if len(ended) else []
+        if episodes:
+            scores[ended] = _scores(self.task, self.reward_model, episodes)
+            rewards[ended] += shaped(self.task, episodes, scores[ended])
+        self.returns += rewards
+        if not episodes:
             return StepResult(rewards, scores, terminated, {})
-        episodes = self._episodes(ended, reason, cuts)
-        scores[ended] = _scores(self.task, self.reward_model, episodes)
-        rewards[ended] += shaped(self.task, episodes, scores[ended])
         finished = dict(zip(ended.tolist(), episodes, strict=True))
         return StepResult(rewards, scores, terminated, finished, _terms(self.reward_model, ended, episodes))
 
@@ -200,6 +203,7 @@ class TextCore:
             "response": episode.response,
             "finish_reason": episode.finish_reason,
             "score": float(result.scores[row]),
+            "return": float(self.returns[row]),
             **terms,
         }
 

@@ -45,7 +45,7 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
     `response` in the same step: context, never an action (`Episode.action_mask` tells them apart).
 
     ## Info
-    `reset`: `prompt`, `prompt_id`.  Last `step`: also `response`, `finish_reason`, `score`.
+    `reset`: `prompt`, `prompt_id`.  Last `step`: also `response`, `finish_reason`, `score`, `return` (the sum of all rewards).
 
     ## Arguments
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,11 +23,13 @@ from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
 from ...models.model_checks import check_head
+from ...models.sequences import TextRecord
 from ...utils.interrupts import stop_request
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
 from .training_checkpoint import load_training, save_training
+from .training_warnings import TrainingWarning
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -37,6 +41,12 @@ class SupervisedArguments(TypedDict, total=False):
     learning_rate: Annotated[float, 3e-3, "Peak of a one-cycle schedule, > 0."]
     batch_size: Annotated[int, 32, "Texts, or pairs of them, per step, at least 1."]
     weight_decay: Annotated[float, 0.01, "Weight decay of AdamW, at least 0."]
+    max_new_tokens: Annotated[
+        int | None,
+        None,
+        "Longest response that the policy may write.  Longer ones are cut there, which `learn` says; those of this many tokens and more "
+        "get no end-of-text token, for the policy cannot write one.  None: any.",
+    ]
     seed: Annotated[int, 0, "Seed of fresh weights and of the order of the texts."]
     device: Annotated[torch.device | str, "cpu", "Where to train."]
 
@@ -44,8 +54,12 @@ class SupervisedArguments(TypedDict, total=False):
 class Supervised(KeywordArguments, ABC):
     """Minibatches in random order, AdamW, a one-cycle schedule.
 
+    Attributes:
+        losses: Of every step.
+        num_cut: Responses that were longer than `max_new_tokens` when texts were last encoded.
+
     Raises:
-        ValueError: The model has fewer tokens than the tokenizer.
+        ValueError: The model has fewer tokens than the tokenizer, or `max_new_tokens` is less than 1.
     """
 
     _arguments = SupervisedArguments
@@ -57,7 +71,9 @@ class Supervised(KeywordArguments, ABC):
     def __init__(self, model: LMSource | nn.Module, tokenizer: Tokenizer, **arguments: Unpack[SupervisedArguments]) -> None:
         settings = self._complete(arguments)
         self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
-        self.weight_decay, self.seed = settings["weight_decay"], settings["seed"]
+        self.weight_decay, self.seed, self.max_new_tokens = settings["weight_decay"], settings["seed"], settings["max_new_tokens"]
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: at least 1, or None")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
@@ -72,6 +88,7 @@ class Supervised(KeywordArguments, ABC):
             agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
         set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
+        self.num_cut = 0
         self._first: str | None = None
 
     def learn(
@@ -97,19 +114,21 @@ class Supervised(KeywordArguments, ABC):
             callback: Called after every step with the number of steps taken.
 
         Raises:
-            ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
+            ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, or the
+                checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
         if not texts:
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
+        self._check(rows)
         optimizer = torch.optim.AdamW(self.lm.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
         folder = None if checkpoint is None else Path(checkpoint)
-        facts = {} if folder is None else {"of": fingerprint([self._depends_on(), rows, steps])}
+        facts = {} if folder is None else {"of": fingerprint([self._depends_on(), json.dumps(rows, default=np.ndarray.tolist), steps])}
         done = 0 if folder is None else self._go_on(folder, facts, course)
         self.lm.train()
         stopping = nullcontext(False) if folder is None else stop_request("step")
@@ -168,9 +187,38 @@ class Supervised(KeywordArguments, ABC):
         """Return the loss of these texts as one minibatch, with gradients."""
         return self._loss(self._encode(texts))
 
+    def _responses(self, responses: Sequence[str], ends: Sequence[bool] | None = None) -> list[list[int]]:
+        """Return the ids of responses: those that end (None: all) with the end-of-text token, unless `max_new_tokens` cuts them."""
+        rows, eos, limit = self.tokenizer.encode_batch(responses), ends_of(self.tokenizer), self.max_new_tokens
+        for text, ids in zip(responses, rows, strict=True):
+            if not set(eos).isdisjoint(ids[:-1]):
+                raise ValueError(f"response {text[:80]!r} holds the end-of-text token before its end, where a policy stops: take it out")
+        self.num_cut = 0 if limit is None else sum(len(ids) > limit for ids in rows)
+        to_close = [end and not (ids and ids[-1] in eos) for ids, end in zip(rows, ends or [True] * len(rows), strict=True)]
+        closed = [[*ids, eos[0]] if end else ids for ids, end in zip(rows, to_close, strict=True)]
+        return closed if limit is None else [ids[:limit] for ids in closed]
+
+    def _check(self, rows: Sequence[Any]) -> None:
+        """Insist that the model reads every text whole, and say how many responses were cut."""
+        texts = self._records(rows)
+        unread = 0 if self.backbone.reads_prompt_apart else 1  # the last token is predicted and not read
+        for text in texts:
+            self.backbone.check_room(len(text.context), len(text.actions) + sum(len(ids) for _, ids in text.replies) - unread)
+        if self.num_cut:
+            warnings.warn(
+                f"{self.num_cut} of {len(texts)} responses ({self.num_cut / len(texts):.0%}) are longer than max_new_tokens="
+                f"{self.max_new_tokens} and are cut there, with no end of text: raise it, or leave them out",
+                TrainingWarning,
+                stacklevel=3,
+            )
+
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
         """Turn what the user passes into rows of token ids."""
+
+    @abstractmethod
+    def _records(self, rows: Sequence[Any]) -> list[TextRecord]:
+        """Return all texts of rows."""
 
     @abstractmethod
     def _loss(self, rows: Sequence[Any]) -> torch.Tensor:

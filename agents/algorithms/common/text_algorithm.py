@@ -236,8 +236,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         finally:
             for parameter in waiting:
                 parameter.requires_grad_(True)
-        if self._leaves_gradients and self.num_rollouts == 1 and not waiting and self.rollout_buffer.advantages.any():
+        buffer, checks = self.rollout_buffer, self.health
+        if self._leaves_gradients and not checks.gradients and not waiting and len(buffer.trained) and buffer.advantages.any():
             check_gradients(trainable, self.ranks)
+            checks.gradients = True
         if self.reference_mixup:
             assert self.reference is not None
             move_reference(self.reference, self.policy.lm, self.reference_mixup)
@@ -264,7 +266,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         buffer, approx_kl = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
         if self.ranks.is_main:
             kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
-            ended = 1 - rollout.share_finished_by("length")
+            ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
             self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
         record_rollout(self.logger, rollout)
 

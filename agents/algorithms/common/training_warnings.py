@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from rewards.utils.intervals import Rate, least_fall, wilson
+
 if TYPE_CHECKING:  # pytest imports this file for its list of warnings, and need not import torch
     from torch import nn
 
@@ -53,33 +55,45 @@ class RolloutSymptoms(NamedTuple):
         kl: KL to the reference of each text, in nats, shape (S,).
         scores: What the environment paid for each text, shape (S,).
         entropy: Mean of -log pi per token, in nats.
-        finished: Share of texts that ended before the length limit.
+        finished: Texts that ended before the length limit.
         approx_kl: Mean KL per token of the update before; None before the first.
     """
 
     kl: np.ndarray
     scores: np.ndarray
     entropy: float
-    finished: float
+    finished: int
     approx_kl: float | None
 
 
 @dataclass
 class TrainingChecks:
-    """Compares rollouts with the first one, and warns of each cause once."""
+    """Compares rollouts with the first one, and warns of each cause once.
+
+    Attributes:
+        entropy: Of the first rollout; None before it.
+        finished: Share of its texts that ended before the length limit.
+        named: Causes that were warned of.
+        gradients: Whether an update was seen to leave gradients.
+    """
 
     entropy: float | None = None
-    finished: float = 0.0
+    finished: Rate = field(default_factory=lambda: wilson(0, 0))
     named: set[str] = field(default_factory=set)
+    gradients: bool = False
 
     def check(self, seen: RolloutSymptoms) -> None:
         """Warn of every cause that this rollout is the first to show."""
         if self.entropy is None:
-            self.entropy, self.finished = seen.entropy, seen.finished
+            self.entropy, self.finished = seen.entropy, wilson(seen.finished, len(seen.scores))
         for cause, message in self._causes(seen, self.entropy):
-            if cause not in self.named:
-                self.named.add(cause)
-                warnings.warn(message, TrainingWarning, stacklevel=4)
+            self.warn(cause, message)
+
+    def warn(self, cause: str, message: str) -> None:
+        """Warn of a cause, unless it was warned of."""
+        if cause not in self.named:
+            self.named.add(cause)
+            warnings.warn(message, TrainingWarning, stacklevel=5)
 
     def _causes(self, seen: RolloutSymptoms, entropy: float) -> Iterator[tuple[str, str]]:
         kl, error = seen.kl.mean(), seen.kl.std() / np.sqrt(len(seen.kl))
@@ -107,9 +121,10 @@ class TrainingChecks:
                 f"all {len(seen.scores)} texts of a rollout scored {seen.scores[0]:g}: there is nothing to learn from; is the reward too "
                 "coarse, or the policy too far from any success?",
             )
-        if seen.finished < 0.5 * self.finished and self.finished - seen.finished > 0.3:
+        before, now = self.finished, wilson(seen.finished, len(seen.scores))
+        if now.rate < 0.5 * before.rate and least_fall(before, now) > 0.3:
             yield (
                 "unfinished",
-                f"the share of texts that end by themselves fell from {self.finished:.0%} to {seen.finished:.0%}: the reward pays for "
+                f"the share of texts that end by themselves fell from {before.rate:.0%} to {now.rate:.0%}: the reward pays for "
                 "length, or nothing for ending; set missing_eos_penalty or raise max_new_tokens",
             )

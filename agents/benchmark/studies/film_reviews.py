@@ -27,6 +27,7 @@ from rewards.preferences.preference_files import read_preferences
 from rewards.utils.intervals import win_rate
 from textrl_env import TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.reward_model import NoReward
 from textrl_env.utils.files import write_json, write_text
 
 from ...algorithms.best_of import best_of_n, kl_bound
@@ -40,7 +41,7 @@ from ...reports.plots import save
 from ...reports.tables import markdown_table
 from ...reports.training_plots import small_multiples
 from ...training.base_policies import base_policy
-from ...training.offline_training import OFFLINE, RATES, STEPS, supervised
+from ...training.offline_training import OFFLINE, RATES, STEPS, preferred_texts, supervised
 from ...training.policy_training import PolicyTraining, train_policy
 from ...utils.run_folder import RunFolder
 from .study import Study, side_by_side, spawning_pool
@@ -136,7 +137,7 @@ def _trained(
         return agent.policy, watcher.curve, watcher.seconds
     pairs: Any = read_preferences(shared / "preferences.jsonl")
     trainer = supervised(name, str(base), task, RATES[name], 0.1, seed)
-    texts = [(pair.prompt, pair.chosen) for pair in pairs] if name == "sft" else pairs
+    texts = preferred_texts(pairs) if name == "sft" else pairs
     trainer.learn(texts, STEPS[name], callback=lambda number: watcher(trainer.lm, number))
     watcher.take(trainer.lm)
     return watcher.policy, watcher.curve, watcher.seconds
@@ -167,7 +168,7 @@ class _Watcher:
 def _gold(policy: TransformerPolicy, task: TextTask, number: int, seed: int, base: Path | None = None) -> tuple[np.ndarray, float]:
     """Return the gold scores of texts that the policy writes, and its KL to the base policy."""
     reference = None if base is None else frozen(load_lm(base))
-    texts = write_texts(policy, task, number, reward="length", reference=reference, seed=seed)
+    texts = write_texts(policy, task, number, reward=NoReward(), reference=reference, seed=seed)
     assert task.gold is not None
     return task.gold(texts.prompts, texts.responses), texts.kl_per_sequence
 

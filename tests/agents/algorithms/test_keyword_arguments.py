@@ -54,7 +54,10 @@ def test_names_and_defaults(name):
 
 
 FIXED_TEXTS = {
-    "SFT": {"learning_rate": 3e-3, "batch_size": 32, "weight_decay": 0.01, "train_on_prompts": True, "seed": 0, "device": "cpu"},
+    "SFT": {
+        "learning_rate": 3e-3, "batch_size": 32, "weight_decay": 0.01, "max_new_tokens": None, "train_on_prompts": True, "seed": 0,
+        "device": "cpu",
+    },
     "DPO": {
         "beta": 0.1, "loss": "sigmoid", "reference": None, "max_new_tokens": None, "learning_rate": 1e-4, "batch_size": 16,
         "weight_decay": 0.0, "seed": 0, "device": "cpu",

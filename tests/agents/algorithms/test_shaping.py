@@ -1,14 +1,19 @@
 """What happens to scores before the update, KL by enumeration, schedules, ptx, and sampling again."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import RLOO, SFT, ScheduledKLController, SequenceRolloutBuffer, TextPolicyGradient, TextPPO
+from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.evaluation.exact_optimum import optimality_gap
 from agents.models.log_probs import action_logits, full_kl
 from agents.rollouts.kl_controller import as_kl_controller
-from agents.rollouts.reward_scaling import ScoreScale
+from agents.rollouts.reward_scaling import ScoreScale, whiten
 from textrl_env.tasks.exact import TASKS
 
 from ..conftest import LLAMA, VOCAB
@@ -173,6 +178,104 @@ def test_sampling_again_stops(grouped):  # noqa: F811
         agent = make(RLOO, env, skip_equal_groups=True, max_sampling_rounds=3, beta=0.0)
         agent.learn(30)
     assert len(agent.rollout_buffer.segments) == 48
+
+
+def started(env, **settings):
+    """An agent with a collected rollout, its policy away from the reference."""
+    agent = make(RLOO, env, skip_equal_groups=True, **{"n_episodes": 16, **settings})
+    with torch.no_grad():
+        agent.policy.lm.lm_head.weight.mul_(1.5)
+    agent._setup_learn(1)
+    agent.collect_rollouts(agent.env, quiet(agent), agent.rollout_buffer, 1)
+    return agent, agent.rollout_buffer
+
+
+def ones(completions):
+    return [1.0] * len(completions)
+
+
+def of_length(prompts, completions):
+    return [5.0 + 0.1 * len(c) for c in completions]
+
+
+@pytest.mark.reports("Groups are dealt again and left out by one rule: whether the returns that their advantages are made of are equal")
+@pytest.mark.parametrize(
+    ("reward", "rules", "settings", "dealt", "trained"),
+    [
+        (ones, {}, {"beta": 0.5}, 16, 16),  # KL in the reward makes texts differ that scored alike
+        (ones, {}, {"beta": 0.0}, 48, 0),
+        (ones, {}, {"beta": 0.5, "kl_in": "loss", "kl_estimator": "k3"}, 48, 0),
+        (ones, {"soft_max_tokens": 0, "max_new_tokens": 50}, {"beta": 0.0}, 16, 16),  # penalties make them differ
+        (of_length, {}, {"beta": 0.0, "rollout_buffer_kwargs": {"clip_reward": 2.0}}, 48, 0),  # clipping makes them equal
+    ],
+)  # fmt: skip
+def test_one_rule_for_dealing_again_and_leaving_out(make_env, reward, rules, settings, dealt, trained):
+    env = make_env(8, reward=reward, group_size=4, **rules)
+    agent, buffer = started(env, max_sampling_rounds=3, **settings)
+    beta, count = agent.kl_controller.beta, (agent.score_scale.count, agent.score_scale.squares)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        agent._estimate()
+    assert (len(buffer.segments), len(buffer.trained)) == (dealt, trained)
+    assert agent.kl_controller.beta == beta and count == (agent.score_scale.count, agent.score_scale.squares)
+
+
+@pytest.mark.reports("Sampling again never writes more than max_sampling_rounds times n_episodes")
+def test_the_limit_of_sampling_again(make_env):
+    dealt = []
+    for seed in range(8):
+        env = make_env(12, reward=only_after_4, group_size=4)
+        agent, buffer = started(env, max_sampling_rounds=2, beta=0.0, n_episodes=12, seed=seed)
+        agent._estimate()
+        dealt.append(len(buffer.segments))
+        assert len(buffer.trained) >= 12 or dealt[-1] == 24
+    assert max(dealt) == 24
+
+
+def only_after_4(prompts, completions):
+    return [float(p == "4") * len(c) for p, c in zip(prompts, completions, strict=True)]
+
+
+@pytest.mark.reports("A rollout whose groups are all equal has no update: a warning and the log say so, and training goes on")
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_a_rollout_of_equal_groups_is_skipped(make_env, beta):
+    env = make_env(8, reward=ones, group_size=4)
+    agent = make(RLOO, env, skip_equal_groups=True, n_episodes=16, beta=beta)  # at first the policy is the reference, and KL is 0
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    skipped = []
+
+    class Reads(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            skipped.append(agent.logger.name_to_value.get("policy/update_skipped"))
+
+    with pytest.warns(TrainingWarning) as warned:
+        agent.learn(200, Reads())
+    assert any("it has no update" in str(w.message) for w in warned) and len(skipped) > 1
+    assert agent.logger.name_to_value["policy/update_skipped"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in agent.policy.state_dict().items())
+    env.reward_model = of_length
+    agent.learn(100)
+    assert agent.logger.name_to_value["policy/update_skipped"] == 0
+    assert not all(torch.equal(value, before[name]) for name, value in agent.policy.state_dict().items())
+
+
+@pytest.mark.reports("Values that are equal up to rounding have advantages 0 after whitening, not rounding errors made large")
+@pytest.mark.parametrize("value", [0.1, -3.3e4, 0.0])
+def test_equal_values_have_no_variance(value):
+    values = np.full(1001, value, np.float32)
+    values[::2] = np.nextafter(values[::2], np.float32(9e9) if value else values[::2])
+    assert not whiten(values).any()
+    np.testing.assert_allclose(whiten(np.array([1.0, 1.01])), [-1, 1], atol=1e-3)
+
+
+@pytest.mark.reports("skip_equal_groups is refused where advantages compare no groups")
+@pytest.mark.parametrize("estimator", ["gae", "reinforce", "reinforce++"])
+def test_equal_groups_need_groups(grouped, estimator):  # noqa: F811
+    with pytest.raises(ValueError, match=f"skip_equal_groups=True with estimator='{re.escape(estimator)}', which has no groups"):
+        make(TextPolicyGradient, grouped(), estimator=estimator, skip_equal_groups=True)
 
 
 @pytest.mark.parametrize(

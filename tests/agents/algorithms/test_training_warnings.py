@@ -11,7 +11,7 @@ from agents.algorithms.common.training_warnings import RolloutSymptoms, Training
 from ..conftest import LLAMA, sevens
 
 RNG = np.random.default_rng(0)
-SOUND = RolloutSymptoms(RNG.normal(0.3, 1, 64), RNG.normal(size=64), 2.0, 0.9, 0.02)
+SOUND = RolloutSymptoms(RNG.normal(0.3, 1, 64), RNG.normal(size=64), 2.0, 58, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ SOUND = RolloutSymptoms(RNG.normal(0.3, 1, 64), RNG.normal(size=64), 2.0, 0.9, 0
         ({"entropy": 0.1}, "from 2.00 to 0.10 nats"),
         ({"approx_kl": 0.9}, "moved the policy by 0.9"),
         ({"scores": np.ones(64)}, "all 64 texts of a rollout scored 1"),
-        ({"finished": 0.2}, "from 90% to 20%"),
+        ({"finished": 13}, "from 91% to 20%"),
     ],
 )
 def test_each_cause_is_named_once(symptom, message):
@@ -35,6 +35,18 @@ def test_each_cause_is_named_once(symptom, message):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         health.check(SOUND._replace(**symptom))
+
+
+@pytest.mark.reports("A fall in the share of texts that end is warned of only where chance does not explain it")
+def test_chance_is_no_fall():
+    few = SOUND._replace(kl=SOUND.kl[:16], scores=SOUND.scores[:16], finished=10)
+    for finished, warned in ((3, False), (1, False), (0, True)):  # of 16; the interval of 10/16 - 1/16 begins at 0.24, of - 0/16 at 0.31
+        health = TrainingChecks()
+        health.check(few)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            health.check(few._replace(finished=finished))
+        assert bool(caught) == warned
 
 
 def test_in_training(make_env, tmp_path):

@@ -1,10 +1,12 @@
 """`textrl train`, then `evaluate` and `generate` on the run it left."""
 
 import json
+import math
 from collections import Counter
 
 import pytest
 
+from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.registry import ALGORITHMS
 from agents.algorithms.sft import SFT
 from agents.cli.main import main
@@ -33,6 +35,7 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     rows = [json.loads(line) for line in (run / "evaluation-ppo.jsonl").read_text().splitlines()]
     assert len(rows) == 20
     assert figures["score"] == pytest.approx(sum(row["score"] for row in rows) / 20)
+    assert figures["return"] == figures["score"]  # this task has no penalties
     assert figures["kl_per_sequence"] > 0 and figures["length"] >= 1
     assert sum(value for key, value in figures.items() if key.startswith("finished_by")) == pytest.approx(1)
 
@@ -94,6 +97,56 @@ def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, c
     assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
     assert json.loads((tmp_path / "run" / f"evaluation-{algo}.json").read_text())["length"] >= 1
     capsys.readouterr()
+
+
+@pytest.mark.reports("`textrl train` says first which model it starts from, and warns where that knows no such texts as it is given")
+def test_the_first_policy_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 60), *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    known = [{"prompt": "the plot was good", "chosen": f" and i {v} it", "rejected": " and i it it"} for v in ("saw", "liked")]
+    strange = [{"prompt": "Gegeben sei", "chosen": " eine Matrix X", "rejected": " ein Vektor Y"}]
+    for algo, rows, told in (("dpo", known, False), ("dpo", strange, True), ("ipo", strange, True), ("sft", strange, True)):
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl")]
+        assert main(["train", "--algo", algo, "--steps", "1", *files, "--out", str(tmp_path / f"{algo}-{told}")]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("starts from the base policy of the text files, as there is no --model\n")
+        assert ("does not know such texts" in said) == told
+    assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path / "best")]) == 0
+    assert capsys.readouterr().out.startswith("starts from the base policy of the text files")
+    model = str(tmp_path / "dpo-True" / "dpo" / "model")
+    assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files, "--out", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.startswith(f"starts from {model}\n")
+
+
+@pytest.mark.reports("`textrl train` uses the ties of a file, counts what it cuts, and refuses to imitate where nothing is preferred")
+def test_what_a_file_of_preferences_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 5), *args, **kwargs))
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    tie = {"prompt": "the plot", "chosen": " was good", "rejected": " was bad", "label": "tie"}
+    long = {"prompt": "the plot", "chosen": " was good and i saw it" * 20, "rejected": " was bad"}
+    files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
+    files += ["--overwrite"]
+
+    def train(algo, *rows):
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return main(["train", "--algo", algo, "--steps", "30", *files])
+
+    assert train("dpo", *[tie] * 5) == 0
+    facts = json.loads((tmp_path / "run" / "stages.json").read_text())["dpo"]
+    assert facts["loss"] == pytest.approx(math.log(2), abs=1e-3) and facts["cut"] == 0
+    assert train("sft", tie) == 2 and "all 1 comparisons are ties" in capsys.readouterr().err
+    with pytest.warns(TrainingWarning, match=r"1 of 2 responses \(50%\) are longer than max_new_tokens=32"):
+        assert train("dpo", long) == 0
+    with pytest.warns(TrainingWarning) as warned:
+        assert train("sft", tie, long) == 0
+    said = [str(w.message) for w in warned]
+    assert "1 of 2 comparisons are ties" in said[0] and "1 of 1 responses (100%)" in said[1]
+    assert train("ipo", {**long, "chosen": " was", "margin": 2}) == 2 and "leave margins out" in capsys.readouterr().err
 
 
 @pytest.mark.reports("A damaged config.yaml of a run is named, with what writes it anew")

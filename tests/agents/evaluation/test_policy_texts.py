@@ -65,6 +65,20 @@ def test_sft_learns_a_rule_and_leaves_prompts_alone_when_told():
         SFT(LLAMA, IntegerTokenizer(99))
 
 
+@pytest.mark.reports("Texts beyond the last prompt start over at the first one; returns, tokens and texts of one row belong together")
+def test_texts_and_their_tokens_belong_together(task):
+    ordered = dataclasses.replace(task, prompt_order="sequential", missing_eos_penalty=20.0)
+    texts = write_texts(make_policy(ordered, LLAMA), ordered, 10, sevens, seed=3, num_rows=4)
+    assert texts.prompts == ["1 2 3"] * 4 + ["4"] * 3 + ["5 6 7 8 9 10"] * 3
+    for prompt, response, score, paid, reason, record in zip(
+        texts.prompts, texts.responses, texts.scores, texts.returns, texts.finish_reasons, texts.records, strict=True
+    ):
+        assert record.context.tolist() == [int(i) for i in prompt.split()]
+        assert ordered.tokenizer.decode_batch([record.actions]) == [response]
+        assert paid == score - 20.0 * (reason == "length") and (record.actions[-1] == 0) == (reason == "eos")
+    assert len(set(texts.finish_reasons)) == 2
+
+
 def test_base_policies_are_built_once(task, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path))
     recipe = BaseRecipe(corpus=lambda: [("1 2", "3")] * 8, model=LLAMA, steps=3, batch_size=4)

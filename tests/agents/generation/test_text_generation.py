@@ -1,5 +1,7 @@
 """Generation against a plain loop over full forward passes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,12 @@ def test_set_env_and_other_settings_at_load(make_env, tmp_path):
     top = warm.logits.topk(4).indices
     torch.testing.assert_close(cold.logits.gather(1, top).log_softmax(-1), (2 * warm.logits.gather(1, top)).log_softmax(-1))
     loaded.learn(10)
+
+
+@pytest.mark.reports("Writing texts that nobody judges warns of no constant reward")
+def test_nobody_judges(policy, monkeypatch):
+    monkeypatch.setattr("textrl_env.reward_warnings._SEEN", {})  # no test before counts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        texts = generate(policy, TOKENIZER, ["4"] * 100, 4)
+    assert len(set(texts)) > 2

@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, stats
 
 from rewards.fitting.calibration import fit_scales, fit_temperature, reliability
-from rewards.utils.intervals import wilson
+from rewards.utils.intervals import least_fall, wilson
 
 
 @pytest.mark.parametrize(("successes", "num"), [(0, 1), (7, 10), (10, 10), (512, 1000), (3.5, 8)])
@@ -27,6 +27,11 @@ def test_wilson_of_nothing_and_of_nonsense():
     with pytest.raises(ValueError, match="successes=3 must be in"):
         wilson(3, 2)
     assert str(wilson(512, 1000)) == "51.2% [48.1%, 54.3%]"
+
+
+def test_the_fall_of_a_share_by_the_published_example():
+    assert least_fall(wilson(56, 70), wilson(48, 80)) == pytest.approx(0.0524, abs=5e-5)  # Newcombe 1998, table II, example (a)
+    assert -least_fall(wilson(48, 80), wilson(56, 70)) == pytest.approx(0.3339, abs=5e-5)
 
 
 def test_calibration_error_by_hand():

@@ -35,7 +35,14 @@ def test_the_record_of_a_text_that_ends_itself():
     assert episode.response_ids.tolist() == [7, 0]
     assert episode.action_mask.tolist() == [True, True]
     assert (episode.references, episode.metadata) == (("5",), {"label": "x"})
-    assert core.final_info(0, result) == {"prompt": "1 2", "prompt_id": 0, "response": " 7", "finish_reason": "eos", "score": 0.5}
+    assert core.final_info(0, result) == {
+        "prompt": "1 2",
+        "prompt_id": 0,
+        "response": " 7",
+        "finish_reason": "eos",
+        "score": 0.5,
+        "return": 0.5,
+    }
     core.restart([0])
     result = core.step(np.array([4, 9]))
     assert result.episodes[1].finish_reason == "length"
