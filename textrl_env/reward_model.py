@@ -15,7 +15,7 @@ import numpy as np
 
 from .episode import Episode
 from .prompts.prompt import Prompt
-from .reward_needs import check_columns, check_references, see_prompts
+from .prompts.reward_needs import check_columns, check_references, see_prompts
 from .reward_warnings import watch
 from .utils.never_copied import NeverCopied
 from .utils.own_packages import load

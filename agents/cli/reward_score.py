@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from textrl_env import Episode, Prompt, read_prompts
+from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores
-from textrl_env.reward_needs import see_prompts
 from textrl_env.utils.files import write_jsonl
 
 from ..reports.plots import save

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from ..models.mixed_precision import Precision, precision_of
 from ..models.sampler import Sampler
 from .critic import SHARED, Critic
@@ -83,3 +85,10 @@ class PolicySettings:
         rules = {rule.name: getattr(self, rule.name) for rule in fields(Sampler)}
         banned = (*self.banned_tokens, *(token for token in unused if token not in self.banned_tokens))
         return Sampler(**{**rules, "banned_tokens": banned, "eos_token_id": tuple(ends) if len(ends) > 1 else next(iter(ends), None)})
+
+
+def with_own_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Take moments out of a saved state, and the rest from the optimizer as it was built: a rate that was changed since would be lost."""
+    own = optimizer.state_dict()["param_groups"]
+    same = [sum(len(group["params"]) for group in groups) for groups in (own, saved["param_groups"])]
+    return {**saved, "param_groups": own} if same[0] == same[1] else saved

@@ -28,7 +28,7 @@ from ..models.sampler import LOG_ZERO, draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
-from .policy_settings import PolicySettings
+from .policy_settings import PolicySettings, with_own_settings
 from .sampling_record import NoFeatures, SamplingRecord, nan_message
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
@@ -131,7 +131,7 @@ class TransformerPolicy(ActorCriticPolicy):
         self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-        self.optimizer.register_load_state_dict_pre_hook(_with_own_settings)
+        self.optimizer.register_load_state_dict_pre_hook(with_own_settings)
 
     def _backbones(self) -> list[Any]:
         return [self.backbone] if self._value_backbone is None else [self.backbone, self._value_backbone]
@@ -392,10 +392,3 @@ class TransformerPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
-
-
-def _with_own_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Take moments out of a saved state, and the rest from the optimizer as it was built: a rate that was changed since would be lost."""
-    own = optimizer.state_dict()["param_groups"]
-    same = [sum(len(group["params"]) for group in groups) for groups in (own, saved["param_groups"])]
-    return {**saved, "param_groups": own} if same[0] == same[1] else saved

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
-from textrl_env.reward_needs import check_references
+from textrl_env.prompts.reward_needs import check_references
 from textrl_env.utils.control_tokens import ControlTokens, surroundings
 from textrl_env.utils.files import read_lines
 

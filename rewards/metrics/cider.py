@@ -10,7 +10,7 @@ from pathlib import Path
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
-from textrl_env.reward_needs import check_references
+from textrl_env.prompts.reward_needs import check_references
 from textrl_env.utils.files import read_lines
 
 from ..rules.base import Rule

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import check_references
 from textrl_env.reward_model import RewardError
-from textrl_env.reward_needs import check_references
 
 from ..utils.base_reward import BaseReward
 from .pretrained import Checkpoint, Reading

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import at_hand, check_references
 from textrl_env.reward_model import RewardError
-from textrl_env.reward_needs import at_hand, check_references
 from textrl_env.utils.row_files import JsonRows, RowError
 
 from ..utils.base_reward import BaseReward

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
-from textrl_env.reward_needs import check_references
+from textrl_env.prompts.reward_needs import check_references
 
 from .base import Rule
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
-from textrl_env.reward_needs import see_prompts
 
 from ..utils.base_reward import BaseReward
 from .combine import refuse_dense

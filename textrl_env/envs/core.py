@@ -12,9 +12,9 @@ from gymnasium.utils import seeding
 from ..constraints import BoundConstraint, as_constraint
 from ..episode import Episode
 from ..prompts.prompt import Prompt
+from ..prompts.reward_needs import see_prompts
 from ..prompts.sampler import PromptSampler
 from ..reward_model import RewardModel, as_reward_model, checked_scores, terms_of
-from ..reward_needs import see_prompts
 from ..task import TextTask
 from .dialogue import next_replies
 from .ending_penalties import shaped

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .prompts.prompt import Prompt
+from .prompt import Prompt
 
 
 def see_prompts(model: Any, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
