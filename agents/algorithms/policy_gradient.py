@@ -172,16 +172,9 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             settings["vf_coef"] = 0.0
             settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}
         if isinstance(env, str):
-            env = gym.make(env, group_size=group_size if self._compares else 1)
+            env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
         kl_reward = "none" if self.kl_in == "loss" else "full" if self.kl_estimator == "full" else "k1"
         self._construct(policy, env, settings, kl_reward=kl_reward)
-
-    @property
-    def _compares(self) -> str:
-        """Which setting compares the texts of a prompt with each other; empty: none does."""
-        if self.estimator in GROUPED:
-            return f"estimator={self.estimator!r}"
-        return "skip_equal_groups=True" if self.skip_equal_groups else ""
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -198,9 +191,9 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _check_groups(self, env: VecEnv) -> None:
         size = text_env_of(env).task.group_size
-        if self._compares and (size < 2 or self.n_episodes % size):
+        if self.estimator in GROUPED and (size < 2 or self.n_episodes % size):
             raise ValueError(
-                f"{self._compares} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
+                f"estimator={self.estimator!r} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
                 f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
             )
 

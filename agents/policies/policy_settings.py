@@ -92,3 +92,17 @@ def with_own_settings(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     own = optimizer.state_dict()["param_groups"]
     same = [sum(len(group["params"]) for group in groups) for groups in (own, saved["param_groups"])]
     return {**saved, "param_groups": own} if same[0] == same[1] else saved
+
+
+def check_names(lm: torch.nn.Module) -> None:
+    """Refuse a model for sb3-contrib's TRPO, which tells the critic's parameters by their names.
+
+    Raises:
+        ValueError: Names of the model's parameters hold "value".
+    """
+    named = [name for name, _ in lm.named_parameters() if "value" in name]
+    if named:
+        raise ValueError(
+            f"sb3-contrib's TRPO takes all parameters with 'value' in their names for the critic's, and the model has {len(named)} "
+            f"such, {named[0]} among them: use TextTRPO; outside of TRPO, set the policy's critic_by_name to False"
+        )

@@ -28,7 +28,7 @@ from ..models.sampler import LOG_ZERO, draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
-from .policy_settings import PolicySettings, with_own_settings
+from .policy_settings import PolicySettings, check_names, with_own_settings
 from .sampling_record import NoFeatures, SamplingRecord, nan_message
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
@@ -278,7 +278,7 @@ class TransformerPolicy(ActorCriticPolicy):
         Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p, min-p and NLPO's mask cut here.
         """
         if self.critic_by_name and self.training and torch.is_grad_enabled():
-            self._check_names()
+            check_names(self.lm)
         batch = self._as_batch(obs, action_masks)
 
         def score(part: SequenceBatch) -> tuple[torch.Tensor]:
@@ -288,14 +288,6 @@ class TransformerPolicy(ActorCriticPolicy):
         if not isinstance(obs, SequenceBatch):
             logits, _ = self._cut(logits, texts_of(obs), None)
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
-
-    def _check_names(self) -> None:
-        named = [name for name, _ in self.lm.named_parameters() if "value" in name]
-        if named:
-            raise ValueError(
-                f"sb3-contrib's TRPO takes all parameters with 'value' in their names for the critic's, and the model has {len(named)} "
-                f"such, {named[0]} among them: use TextTRPO; outside of TRPO, set the policy's critic_by_name to False"
-            )
 
     def predict_values(self, obs: PyTorchObs | SequenceBatch) -> torch.Tensor:
         """Return the value of every text, shape (B, 1) or (N, 1); that of an idle row means nothing."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents import RLOO, Reinforce, TextPolicyGradient
+from agents import RLOO, TextPolicyGradient
 from agents.evaluation.policy_texts import make_policy
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -86,15 +86,6 @@ def test_equal_groups_are_those_of_a_prompt():
     assert len(of_prompt[1]) >= 12 or len(infos) >= 5 * 12  # as many as were asked for, of the only prompt that teaches
     assert {buffer.segments[i].prompt_id for i in buffer.trained} == {1}
     assert len(buffer.trained) == len(of_prompt[1])
-
-
-@pytest.mark.reports("skip_equal_groups without groups is refused: every text would be a group of its own, and none would be trained")
-def test_skipping_equal_groups_needs_groups():
-    env = make_env(ENDS_IN_ZERO, Levels(), group_size=1)
-    with pytest.raises(ValueError, match="skip_equal_groups=True compares the texts of a prompt: the task deals group_size=1"):
-        Reinforce("TransformerPolicy", env, n_episodes=12, skip_equal_groups=True, policy_kwargs={"model": LLAMA})
-    agent = Reinforce("TransformerPolicy", "textrl/Exact-Long-v0", group_size=2, n_episodes=12, skip_equal_groups=True, policy_kwargs=TABLE)
-    assert agent.env.unwrapped.core.task.group_size == 2
 
 
 @pytest.mark.reports("An environment that is set later must deal groups as well: without them a baseline would be a division by zero")

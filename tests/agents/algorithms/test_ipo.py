@@ -18,7 +18,7 @@ def test_the_optimum_of_ipo(wins, beta):
         TABLE, IntegerTokenizer(4, 0), beta=beta, loss="ipo", max_new_tokens=1, learning_rate=0.05, batch_size=4, weight_decay=0.0, seed=0
     )  # fmt: skip
     agent.learn(pairs, 400)
-    rows = agent._encode(pairs[:1])
+    rows = agent._records(agent._encode(pairs[:1]))
     with torch.no_grad():
         chosen, rejected = agent._log_probs(agent.backbone, rows) - agent._log_probs(agent.reference, rows)
     p = wins / 4
