@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from rewards.preferences.preference import Preference
 from textrl_env import Tokenizer
+from textrl_env.tokenizer import check_same_tokens
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
@@ -64,6 +65,7 @@ class DPO(Supervised):
             raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss 'sigmoid' or 'ipo'")
         super().__init__(model, tokenizer, **arguments)
         self.beta, self.loss, self.max_new_tokens = beta, loss, max_new_tokens
+        check_same_tokens(reference, tokenizer, "reference")
         other = load_lm(model if reference is None else reference)
         if reference is None:
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
@@ -74,7 +76,9 @@ class DPO(Supervised):
         rows = list(zip(*(self.tokenizer.encode_batch(column) for column in columns), strict=True))
         if any(not prompt for prompt, _, _ in rows):
             raise ValueError("a pair has an empty prompt: a policy needs at least one token to start from")
-        return [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]
+        closed = [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]
+        self._check_room(texts, [(len(prompt), max(len(chosen), len(rejected))) for prompt, chosen, rejected in closed])
+        return closed
 
     def _closed(self, ids: list[int]) -> list[int]:
         if self.max_new_tokens is not None and len(ids) >= self.max_new_tokens:

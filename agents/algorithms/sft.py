@@ -47,6 +47,7 @@ class SFT(Supervised):
     def _encode(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         prompts, responses = (self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True))
         eos = self.tokenizer.eos_token_id
+        self._check_room(texts, [(len(p), len(r) + 1) for p, r in zip(prompts, responses, strict=True)])
         return [(p + r + [eos], len(p)) for p, r in zip(prompts, responses, strict=True)]
 
     def num_targets(self, texts: Sequence[tuple[str, str]]) -> int:

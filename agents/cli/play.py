@@ -14,6 +14,7 @@ from rich.text import Text
 import textrl_env
 from textrl_env import TextGenerationEnv
 
+from ..utils.limits import Seed
 from .arguments import reward_of
 
 SHOWN = 8  # spellings that are offered
@@ -36,7 +37,7 @@ class Play:
     reward: str | None = None
     by: Literal["text", "token"] = "text"
     split: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 def run_play(config: Play) -> None:

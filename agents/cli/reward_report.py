@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from annotated_types import Ge, Interval
 from rich.console import Console
 
 from rewards import Preference, fit_preference_model
@@ -24,6 +25,7 @@ from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
 from ..training.text_corpus import EOS, train_tokenizer
+from ..utils.limits import Seed
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
@@ -49,17 +51,15 @@ class Report:
     out: Path = Path("runs/reward")
     trunk: bool = False
     tokenizer: Path | None = None
-    max_tokens: int = 512
-    test: float = 0.2
-    seed: int = 0
+    max_tokens: Annotated[int, Ge(2)] = 512
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    seed: Seed = 0
 
 
 def run_report(config: Report) -> None:
     """Read, fit, judge, and write the page."""
     console = Console()
     choose_threads()
-    if not 0 < config.test < 1:
-        raise ValueError(f"test={config.test}: the share that is kept aside must be in (0, 1)")
     file = read_preference_file(config.file, skip_unreadable=True)
     pairs = [pair for pair in file.preferences if not pair.is_identical]
     if len(pairs) < 50:

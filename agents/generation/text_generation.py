@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
 from textrl_env import Prompt, TextCore, TextTask, Tokenizer
+from textrl_env.tokenizer import check_same_tokens
 
 from ..policies.transformer_policy import TransformerPolicy
 from ..utils.progress import bar
@@ -43,7 +44,7 @@ def generate(
     Raises:
         ValueError: There are no prompts, one is empty, or a setting is out of range.
     """
-    core = _core(tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
+    core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
     responses = [""] * len(prompts)
     with _sampling(policy, seed), bar("generate", len(prompts), progress_bar) as shown:
         core.begin_rollout(len(prompts))
@@ -70,7 +71,7 @@ def stream(
 
     Arguments are those of `generate`.
     """
-    core = _core(tokenizer, [prompt], max_new_tokens, 1, settings)
+    core = _core(policy, tokenizer, [prompt], max_new_tokens, 1, settings)
     core.restart([0])
     shown = 0
     with _sampling(policy, seed):
@@ -82,7 +83,12 @@ def stream(
                 shown = len(text)
 
 
-def _core(tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, settings: dict[str, Any]) -> TextCore:
+def _core(
+    policy: TransformerPolicy, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, settings: dict[str, Any]
+) -> TextCore:
+    if policy.vocab_size != tokenizer.vocab_size:
+        raise ValueError(f"the policy writes {policy.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}: pass the policy's own")
+    check_same_tokens(policy._source, tokenizer)
     rows = tuple(Prompt(text) for text in prompts)
     return TextCore(TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings), num_rows, _nothing)
 

@@ -6,9 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
+from annotated_types import Ge
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
@@ -24,6 +26,7 @@ from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.limits import Texts
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions, write_yaml
 from ..utils.threads import choose_threads
@@ -37,12 +40,12 @@ class Demo(PolicyTraining):
     Attributes:
         out: Folder of the run; running again goes on where it stopped.
         pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
-        test_texts: Texts of each policy that are judged at the end.
+        texts: Texts of each policy that are judged at the end.
     """
 
     out: Path = Path("runs/demo")
-    pairs: int = 3000
-    test_texts: int = 500
+    pairs: Annotated[int, Ge(50)] = 3000
+    texts: Annotated[Texts, tyro.conf.arg(aliases=("--test-texts",))] = 500
 
     @property
     def variant(self) -> str:
@@ -55,6 +58,7 @@ HELD_OUT_PAIRS = 500
 
 def run_demo(config: Demo) -> None:
     """Run every stage that is not yet done, print the results, and write the report."""
+    config.check()
     console = Console()
     threads = choose_threads()
     run = RunFolder(config.out)
@@ -141,7 +145,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
     gold: dict[str, np.ndarray] = {}
     for number, (name, policy) in enumerate(policies.items()):
         seed = 1000 + number + 10 * config.seed
-        written[name] = write_texts(policy, task, config.test_texts, reward, reference, seed=seed, progress_bar=True, title=f"judge {name}")
+        written[name] = write_texts(policy, task, config.texts, reward, reference, seed=seed, progress_bar=True, title=f"judge {name}")
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
     results = {

@@ -30,6 +30,7 @@ from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.limits import Count, Texts
 from ..utils.run_folder import RunFolder, versions, write_yaml
 from ..utils.threads import choose_threads
 from .feedback_loop_report import write_loop_report
@@ -65,13 +66,26 @@ class Loop(PolicyTraining):
 
     out: Path = Path("runs/loop")
     task: str = "review"
-    rounds: int = 3
-    labels: int = 1000
+    rounds: Count = 3
+    labels: Count = 1000
     annotators: tuple[str, ...] = ("{}",)
-    overlap: int = 1
+    overlap: Count = 1
     weigh: bool = False
     choose: Literal["random", "balanced", "uncertain"] = "random"
-    texts: int = 500
+    texts: Texts = 500
+
+    def check(self) -> None:
+        """Insist on values in their ranges, none of which would be ignored."""
+        super().check()
+        people = self.asks_people
+        if self.pairs < 20:
+            raise ValueError(f"labels={self.labels} make {self.pairs} pairs a round: at least 20 are needed")
+        if self.overlap > 1 and not people:
+            raise ValueError(f"--overlap {self.overlap} is for people: each simulated annotator answers every pair; name more --annotators")
+        if self.weigh and (self.overlap if people else len(self.annotators)) == 1:
+            raise ValueError("--weigh needs several answers to each pair: name more --annotators, or raise --overlap with people")
+        if self.choose == "uncertain" and self.rounds == 1:
+            raise ValueError("--choose uncertain needs the answers of an earlier round, and there is --rounds 1: ask for more rounds")
 
     @property
     def asks_people(self) -> bool:
@@ -92,12 +106,11 @@ def run_loop(config: Loop) -> None:
         LabelsMissingError: People have not answered the study of a round yet; the message names the command.
     """
     console = Console()
+    config.check()
     choose_threads()
-    if config.rounds < 1 or config.pairs < 20:
-        raise ValueError(f"rounds={config.rounds} and {config.pairs} pairs a round: at least 1 round of 20 pairs is needed")
     task = make_task(config.task)
-    if task.gold is None and not config.asks_people:
-        raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
+    if not config.asks_people:
+        _simulated(config, task)
     run = RunFolder(config.out)
     write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
     base = base_policy(task, progress_bar=True)
@@ -158,13 +171,26 @@ def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: T
 
 
 def _ask_simulated(config: Loop, own: RunFolder, task: TextTask) -> None:
-    assert task.gold is not None
     pairs = [(row["prompt"], *row["responses"]) for row in read_rows(own.path / "pairs.jsonl")]
-    answers: list[Preference] = []
-    for number, text in enumerate(config.annotators):
-        settings: Mapping[str, Any] = {"name": f"simulated-{number}", **json.loads(text)}
-        answers += Annotator(task.gold, **settings, seed=config.seed).compare(pairs)
+    answers = [answer for annotator in _simulated(config, task) for answer in annotator.compare(pairs)]
     write_preferences(own.path / "preferences.jsonl", answers)
+
+
+def _simulated(config: Loop, task: TextTask) -> list[Annotator]:
+    """Return the annotators.
+
+    Raises:
+        ValueError: The task has no gold score that they could follow, or settings are none.
+    """
+    if task.gold is None:
+        raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
+    made = []
+    for number, text in enumerate(config.annotators):
+        try:
+            made.append(Annotator(task.gold, **{"name": f"simulated-{number}", **json.loads(text)}, seed=config.seed))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--annotators {text}: {error}; pass JSON objects such as '{{\"flip\": 0.2}}', or {PEOPLE}") from error
+    return made
 
 
 def _ask_people(config: Loop, own: RunFolder, task: TextTask) -> None:

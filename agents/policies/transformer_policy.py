@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from rewards.models.lora import add_adapters
+from textrl_env.utils.suggestions import did_you_mean
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
@@ -59,7 +61,7 @@ class TransformerPolicy(ActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        model: LMSource,
+        model: LMSource | None = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -71,8 +73,15 @@ class TransformerPolicy(ActorCriticPolicy):
             raise TypeError(f"action space {action_space}: TransformerPolicy needs Discrete(vocabulary size)")
         if use_sde:
             raise ValueError("use_sde=True explores continuous actions; tokens are discrete: leave it False")
+        if model is None:
+            raise ValueError(
+                "no model: pass policy_kwargs={'model': ...}, a folder, a hub id, or an architecture as a dict with 'model_type'"
+            )
+        known = [*(field.name for field in dataclasses.fields(PolicySettings)), "model", "optimizer_class", "optimizer_kwargs"]
+        for name in settings.keys() - set(known):
+            raise TypeError(f"the policy has no setting {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")
         self.vocab_size = int(action_space.n)
-        self._source = model
+        self._source: LMSource = model
         self.settings = PolicySettings(**settings)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
@@ -143,6 +152,8 @@ class TransformerPolicy(ActorCriticPolicy):
             )
         prompt, response = (self.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
         self.backbone.check_room(prompt, response)
+        if self.settings.min_new_tokens > response:
+            raise ValueError(f"min_new_tokens={self.settings.min_new_tokens}: a text of this task has at most {response} tokens")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model as transformers does, and a shared value head beside it (safetensors).

@@ -16,6 +16,7 @@ from ..algorithms.common.memory_check import check_memory
 from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
+from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
 from .reward_hacking_callback import RewardHackingCallback
@@ -33,25 +34,26 @@ class PolicyTraining:
         batch_size: Texts per minibatch.
         learning_rate: Falls linearly to 0.
         seed: Of everything that is drawn.
-
-    Raises:
-        ValueError: A number is out of range.
     """
 
-    beta: float | None = None
-    kl_target: float = 8.0
-    total_tokens: int = 110_000
-    n_episodes: int = 128
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    seed: int = 0
+    beta: AtLeast0 | None = None
+    kl_target: Above0 = 8.0
+    total_tokens: Count = 110_000
+    n_episodes: Count = 128
+    batch_size: Count = 32
+    learning_rate: Above0 = 5e-4
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        for name in ("kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
-        if self.beta is not None and not self.beta >= 0:
-            raise ValueError(f"beta={self.beta}: must be 0 or above")
+    def check(self) -> None:
+        """Insist on values in their ranges, none of which would be ignored."""
+        check_fields(self)
+        check_penalty(self.beta, self.kl_target)
+
+
+def check_penalty(beta: float | None, kl_target: float | None) -> None:
+    """Refuse a target for a coefficient that is fixed; its default counts as not given, for the files of runs hold it."""
+    if beta is not None and kl_target not in (None, PolicyTraining.kl_target):
+        raise ValueError(f"--kl-target {kl_target:g} steers an adaptive beta, and --beta {beta:g} is fixed: leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def train_policy(
         algo: Name of the algorithm, see `agents.algorithms.registry`.
         watch: Looks for reward hacking beside it.
     """
+    config.check()
     together = ranks()
     algorithm_of = ALGORITHMS[algo] if together.size == 1 else on_ranks(algo)
     names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")

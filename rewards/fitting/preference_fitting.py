@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textrl_env.tokenizer import FileTokenizer
+from textrl_env.tokenizer import FileTokenizer, check_same_tokens
 
 from ..models.lora import add_adapters, merge_adapters
 from ..models.preference_model import PreferenceRewardModel
@@ -132,6 +132,7 @@ def fit_preference_model(
     """
     started, device = time.perf_counter(), torch.device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
+    check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
     warn_of_disagreement([p for p in preferences if isinstance(p, Preference)])
     generator = torch.Generator().manual_seed(seed)

@@ -109,6 +109,16 @@ class BatchMixin(TextEnvMixin):
         return result, ends
 
 
+def refuse_options(options: dict[str, Any] | None) -> None:
+    """Insist that a reset is given no options.
+
+    Raises:
+        ValueError: It is given some.
+    """
+    if options:
+        raise ValueError(f"options={options!r}: a reset takes none; prompts come from the task, in its prompt_order")
+
+
 def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
     """Return the observation space of one text and its action space."""
     vocab_size = task.tokenizer.vocab_size

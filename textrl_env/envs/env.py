@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from ..task import TextTask
-from .base import TextEnvMixin, spaces_of, transcript
+from .base import TextEnvMixin, refuse_options, spaces_of, transcript
 
 
 class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
@@ -76,6 +76,7 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start a new text; see `gymnasium.Env.reset`."""
+        refuse_options(options)
         super().reset(seed=seed)
         self.core.generators[0] = self.np_random
         self.core.restart([0])

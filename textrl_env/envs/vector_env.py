@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .base import BatchMixin, TextEnvMixin, transcript
+from .base import BatchMixin, TextEnvMixin, refuse_options, transcript
 
 
 class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
@@ -34,8 +34,12 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
 
         Args:
             seed: s seeds row i with s + i; a list gives each row its own; None goes on with the rows' generators.
-            options: Not used.
+            options: None, or empty.
+
+        Raises:
+            ValueError: There are options, or seeds for another number of rows.
         """
+        refuse_options(options)
         seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows: pass one each, or one integer")

@@ -14,6 +14,7 @@ from .exact import TASKS
 from .ladders import factories
 
 EXACT_TASKS = tuple(TASKS)
+SPLITS = ("train", "validation", "test")
 
 # Name -> the factory of (*arguments, split) and those arguments.
 _TABLE: dict[str, tuple[str, ...]] = {
@@ -36,6 +37,10 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
         ValueError: The name is unknown, or there is no such split.
         TypeError: `task` is neither, or an override is no field of a task.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}{did_you_mean(str(split), SPLITS)}: choose one of {', '.join(SPLITS)}")
+    if isinstance(task, TextTask) and split != "train":
+        raise ValueError(f"split={split!r}: a TextTask has prompts of its own, and no splits; leave it out, or replace its prompts")
     if isinstance(task, str):
         task = _built(task, split)
     elif isinstance(task, Mapping):

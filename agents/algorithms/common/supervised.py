@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from textrl_env import Tokenizer
+from textrl_env.tokenizer import check_same_tokens
 
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, load_lm, save_lm
+from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 class SupervisedArguments(TypedDict, total=False):
     """Keyword arguments of `SFT` and `DPO`, see `keyword_arguments`."""
 
-    learning_rate: Annotated[float, 3e-3, "Peak of a one-cycle schedule, > 0."]
-    batch_size: Annotated[int, 32, "Texts, or pairs of them, per step, at least 1."]
-    weight_decay: Annotated[float, 0.01, "Weight decay of AdamW, at least 0."]
-    seed: Annotated[int, 0, "Seed of fresh weights and of the order of the texts."]
+    learning_rate: Annotated[Above0, 3e-3, "Peak of a one-cycle schedule, > 0."]
+    batch_size: Annotated[Count, 32, "Texts, or pairs of them, per step, at least 1."]
+    weight_decay: Annotated[AtLeast0, 0.01, "Weight decay of AdamW, at least 0."]
+    seed: Annotated[Natural, 0, "Seed of fresh weights and of the order of the texts."]
     device: Annotated[torch.device | str, "cpu", "Where to train."]
 
 
@@ -53,6 +55,7 @@ class Supervised(KeywordArguments, ABC):
         settings = self._complete(arguments)
         self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
         self.weight_decay, self.seed = settings["weight_decay"], settings["seed"]
+        check_same_tokens(model, tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
@@ -88,6 +91,8 @@ class Supervised(KeywordArguments, ABC):
             ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
         """
+        check(f"steps={steps!r}", steps, Count)
+        check(f"save_every={save_every!r}", save_every, Count)
         if not texts:
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
@@ -145,6 +150,20 @@ class Supervised(KeywordArguments, ABC):
     def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
         """Return the loss of these texts as one minibatch, with gradients."""
         return self._loss(self._encode(texts))
+
+    def _check_room(self, texts: Sequence[Any], lengths: Sequence[tuple[int, int]]) -> None:
+        """Insist that texts of these lengths, prompt and response each, fit into the model.
+
+        Raises:
+            ValueError: One does not; the message names the first and how many there are.
+        """
+        room = self.backbone.context_length
+        taken = [max(pair) if self.backbone.reads_prompt_apart else sum(pair) for pair in lengths]
+        if room is not None and (long := [i for i, length in enumerate(taken) if length > room]):
+            raise ValueError(
+                f"{len(long)} of {len(texts)} texts are too long for the model, which reads {room} tokens: text {long[0]}, "
+                f"{str(texts[long[0]])[:80]}..., takes {taken[long[0]]}; leave them out, shorten them, or take a model that reads more"
+            )
 
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:

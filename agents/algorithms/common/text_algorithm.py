@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from textrl_env.tokenizer import check_same_tokens
 from textrl_env.utils.files import new_path
 
 from ...generation.generator import Generator
@@ -37,7 +38,7 @@ from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
-from ...rollouts.text_vec_env import as_text_vec_env
+from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
@@ -79,6 +80,11 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
         "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
     }
+    _instead: ClassVar[Mapping[str, str]] = {
+        "n_steps": "n_episodes: texts per rollout, not steps", "kl_coef": "beta", "init_kl_coef": "beta", "lr": "learning_rate",
+        "model": "policy_kwargs={'model': ...}", "temperature": "policy_kwargs={'temperature': ...}",
+        "micro_batch_size": "policy_kwargs={'micro_batch_size': ...}", "total_timesteps": "learn(total_timesteps)",
+    }  # fmt: skip
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -112,17 +118,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
 
         `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
-
-        Raises:
-            ValueError: An argument is out of range.
         """
         given = dict(settings)
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
-        if self.n_episodes < 1:
-            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
-        if not 0 <= mixup <= 1 or warmup < 0:
-            raise ValueError(f"reference_mixup={mixup}, critic_warmup={warmup}: a share between 0 and 1, and a number of rollouts")
         self.reference_mixup, self.critic_warmup = mixup, warmup
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
         if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
@@ -136,6 +135,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._join_ranks()
+        if self.env is not None:
+            tokenizer, given = text_env_of(self.env).task.tokenizer, self.policy_kwargs
+            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), "reference": self.reference_source}.items():
+                check_same_tokens(folder, tokenizer, what)
         super()._setup_model()
         self.ranks.share_weights(self.policy)
         self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)

@@ -155,7 +155,7 @@ def test_leaderboard_repeats_each_row(tmp_path, capsys):
     folder = cells.write(tmp_path / "r", cells.grid(), tokens=500)
     assert main(["bench", "leaderboard", str(folder), "--out", str(tmp_path / "board.html")]) == 0
     page, text = ((tmp_path / f"board.{kind}").read_text() for kind in ("html", "md"))
-    assert "textrl bench --preset quick --agents ppo --seeds 3 --suite diagnostic --tokens 500 --texts 256" in page
+    assert "textrl bench --preset quick --agents ppo --seeds 3 --suite diagnostic --total-tokens 500 --texts 256" in page
     rows = [line for line in text.splitlines() if line.startswith("| ") and "textrl bench" in line]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cells.AGENTS)
     old = [row | {"manifest": cells.MANIFEST | {"versions": {"textrl": "0.0.9"}}} for row in cells.grid()]

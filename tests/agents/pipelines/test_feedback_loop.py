@@ -114,7 +114,7 @@ def test_uncertainty_chooses_among_more(tmp_path):
 
 
 def test_bad_settings(tmp_path, capsys):
-    assert main(["loop", "--out", str(tmp_path), "--rounds", "0"]) == 2 and "rounds=0" in capsys.readouterr().err
+    assert main(["loop", "--out", str(tmp_path), "--rounds", "0"]) == 2 and "--rounds 0" in capsys.readouterr().err
     assert main(["loop", "--out", str(tmp_path), "--annotators", "{", "--texts", "24"]) == 2
     assert main(["loop", "--out", str(tmp_path), "--annotators", '{"flip": 2}', "--labels", "20", "--texts", "24"]) == 2
     assert main(["loop", "--out", str(tmp_path), "--labels", "5"]) == 2
