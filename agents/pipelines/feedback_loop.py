@@ -33,7 +33,7 @@ from ..training.policy_training import PolicyTraining, train_policy
 from ..utils.limits import Count, Texts
 from ..utils.run_folder import RunFolder, versions, write_yaml
 from ..utils.threads import choose_threads
-from .feedback_loop_report import write_loop_report
+from .feedback_loop_report import below_chance, write_loop_report
 
 PEOPLE = "people"
 _ENSEMBLE = 4  # reward models whose disagreement is uncertainty
@@ -123,6 +123,8 @@ def run_loop(config: Loop) -> None:
         training = [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)]
         depends_on = [*depends_on, number, asked, config.weigh, training, config.texts]
         rows.append(_round(config, run, number, task, base, depends_on))
+        if (line := below_chance(rows[-1])) is not None:
+            console.print(f"warning: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         write_json(run.path / "rounds.json", {"base": run.facts("base"), "rounds": rows})
     _print(console, rows)
     console.print(f"report: {write_loop_report(run.path)}")

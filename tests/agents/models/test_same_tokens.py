@@ -17,7 +17,7 @@ from ..conftest import LLAMA
 
 WORDS = [f"w{i}" for i in range(23)]
 SAME = pytest.mark.reports(
-    "A model folder's own tokenizer is compared with the task's, wherever a model meets a task; the first difference is named."
+    "Wherever a model meets a task, the tokenizer in its folder is compared with the task's; the first difference is named."
 )
 PATHS = pytest.mark.reports("A path that is not there is never looked up on a hub: the message says so, with the nearest name.")
 
@@ -72,7 +72,7 @@ def test_wherever_a_model_meets_a_task(folders, kind):
         ):
             make()
     if kind == "file":
-        with pytest.raises(ValueError, match="trunk .* id 5 is 'x'"):
+        with pytest.raises(ValueError, match=r"trunk .* id 5 is 'x'"):
             fit_preference_model(pairs * 30, tokenizer=tokenizer, trunk=other)
 
 
@@ -101,7 +101,7 @@ def test_folders_that_are_not_there(folders, monkeypatch, capsys):
             load_lm(source)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_lm({"class": "tests.agents.models.own_models:Bag", "weights": "saem"})
-    with pytest.raises(FileNotFoundError, match="there is no folder ./saem"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder \./saem"):
         make_reward("likelihood", path="./saem")
     with pytest.raises(OSError, match=r"model 'saem': there is no such folder \(did you mean 'same'\?\), and the hub gives none"):
         load_lm("saem")
@@ -109,9 +109,7 @@ def test_folders_that_are_not_there(folders, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("error: there is no folder ./saem (did you mean 'same'?)\n")
 
 
-@pytest.mark.reports(
-    "Texts that are longer than a model's context are refused by `sft` and `dpo` with their number, the first one and the limit."
-)
+@pytest.mark.reports("Texts longer than a model's context are refused by `sft` and `dpo`, with their number, the first one and the limit.")
 def test_texts_that_are_too_long():
     tokenizer = WordTokenizer(WORDS)
     long = " w1" * 64
