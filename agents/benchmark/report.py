@@ -108,7 +108,7 @@ def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
 def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
     """Return a sentence on each agent and the next one in rank: whether their difference is more than noise."""
     if seeds < MIN_SEEDS:
-        return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead, and nothing is bold."]
+        return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     sentences = []
     for a, b in pairwise(order):
         chance = IntervalEstimate(*better[a][b])

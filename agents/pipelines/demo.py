@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from annotated_types import Ge
 from rich.console import Console
@@ -29,7 +30,7 @@ from ..training.policy_training import PolicyTraining, train_policy
 from ..utils.limits import Texts
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions, write_yaml
-from ..utils.threads import choose_threads
+from ..utils.threads import choose_threads, cpu_kind
 from .demo_report import print_results, write_report
 
 
@@ -76,6 +77,9 @@ def run_demo(config: Demo) -> None:
     report = write_report(run.path)
     print_results(run.path, console)
     console.print(f"\nReport: [bold]{report}[/bold]")
+    console.print(
+        f"The same command gives the same figures with the same packages, {threads} torch thread(s), and a processor with {cpu_kind()}."
+    )
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
 
@@ -157,7 +161,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         "base": _measures(written["base"], gold["base"]),
         "variants": {name: _variant(run, name, written[name], gold) for name in policies if name != "base"},
         "seconds": {**seconds, "compare": run.facts("compare")["seconds"], "reward": run.facts("reward")["seconds"]},
-        "versions": versions(),
+        "versions": {**versions(), "torch threads": str(torch.get_num_threads()), "processor": cpu_kind()},
     }  # fmt: skip
     write_json(run.path / "results.json", results)
     rows = []

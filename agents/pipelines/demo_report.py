@@ -162,7 +162,7 @@ def describe_reward_model(measures: Measures) -> str:
     held_out, num = measures["held_out_accuracy"], measures["held_out_pairs"]
     rate = wilson(held_out * num, num)
     return (
-        f"The reward model agrees with the annotator on {held_out:.1%} of {num:,} held-out pairs (95% interval {rate.low:.1%} to {rate.high:.1%}) "
+        f"The reward model agrees with the annotator on {held_out:.1%} of {num:,} held-out pairs (95%: {rate.low:.1%} to {rate.high:.1%}) "
         f"and on {measures['train_accuracy']:.1%} of its training pairs. The annotator chooses with noise, "
         f"so that even a model that knew the true utility would reach only {measures['best_accuracy']:.1%}."
     )

@@ -33,8 +33,8 @@ def below_chance(row: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"round {row['round']}: the reward model agrees with the gold score on {accuracy['rate']:.0%} [{accuracy['low']:.0%}, "
-        f"{accuracy['high']:.0%}] of {accuracy['num']} pairs of its policy's and the base policy's texts, which is worse than chance: the "
-        "policy was trained against the gold score. Either it exploits mistakes of the reward model (raise --labels, or lower --kl-target), "
+        f"{accuracy['high']:.0%}] of {accuracy['num']} pairs of its policy's and the base policy's texts, worse than chance: the "
+        "policy was trained against the gold score. Either it exploits mistakes of the reward model (raise --labels or lower --kl-target), "
         "or answers are turned round (see the annotators)"
     )
 

@@ -121,9 +121,7 @@ def test_bad_settings(tmp_path, capsys):
     assert main(["loop", "--out", str(tmp_path), "--labels", "5"]) == 2
 
 
-@pytest.mark.reports(
-    "A loop says loudly, at once and in its report, when a reward model agrees with the gold score less often than chance."
-)
+@pytest.mark.reports("A loop says at once and in its report when a reward model agrees with the gold score less often than chance.")
 def test_a_reward_below_chance_is_said(two_rounds):
     row = {"round": 2, "reward_accuracy": {"rate": 0.35, "low": 0.24, "high": 0.48, "num": 60}}
     line = below_chance(row)
