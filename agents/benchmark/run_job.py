@@ -97,8 +97,18 @@ class Job:
 
 
 def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
-    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`."""
-    own = {key: value for key, value in spec.settings.items() if key != "model"}
+    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`.
+
+    Raises:
+        ValueError: The spec names a split: agents would be judged on the texts that they train on.
+    """
+    own = {key: value for key, value in spec.settings.items() if key not in ("model", "test_split")}
+    if "split" in own:
+        raise ValueError(f"{spec.text!r}: agents train on the train split and are judged on test; write test_split=... to judge on another")
+    if split == "test":
+        split = spec.settings.get("test_split", split)
+        if split == "train":
+            raise ValueError(f"{spec.text!r}: test_split=train would judge agents on the texts that they train on")
     if spec.name in CORPORA:
         return make_task({"name": spec.name, **own}, split=split, **settings)
     return make_task(spec.name.removeprefix("textrl/").removesuffix("-v0").lower(), split=split, **(own | settings))

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from annotated_types import Ge, Interval
 from rich.console import Console
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from rewards import Preference, fit_preference_model
 from rewards.fitting.calibration import reliability
@@ -24,7 +25,6 @@ from textrl_env.utils.files import write_json, write_text
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
-from ..training.text_corpus import EOS, train_tokenizer
 from ..utils.limits import Seed
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
@@ -108,7 +108,7 @@ def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> F
     if config.tokenizer is not None:
         return FileTokenizer(config.tokenizer)
     file = run.path / "tokenizer.json"
-    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000))
+    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
     return FileTokenizer(file, EOS)
 
 

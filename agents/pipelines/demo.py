@@ -30,7 +30,7 @@ from ..training.policy_training import PolicyTraining, train_policy
 from ..utils.limits import Texts
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions, write_yaml
-from ..utils.threads import choose_threads, cpu_kind
+from ..utils.threads import cpu_kind
 from .demo_report import print_results, write_report
 
 
@@ -61,10 +61,10 @@ def run_demo(config: Demo) -> None:
     """Run every stage that is not yet done, print the results, and write the report."""
     config.check()
     console = Console()
-    threads = choose_threads()
+    torch.set_num_threads(1)  # of more, sums are rounded in another order: the figures would depend on the machine's load
     run = RunFolder(config.out)
     write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
-    console.print(f"[bold]textrl demo[/bold]  folder {run.path}, torch on {threads} thread(s)")
+    console.print(f"[bold]textrl demo[/bold]  folder {run.path}")
     task = make_task("review")
     began = perf_counter()
     base = base_policy(task, progress_bar=True)
@@ -161,7 +161,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         "base": _measures(written["base"], gold["base"]),
         "variants": {name: _variant(run, name, written[name], gold) for name in policies if name != "base"},
         "seconds": {**seconds, "compare": run.facts("compare")["seconds"], "reward": run.facts("reward")["seconds"]},
-        "versions": {**versions(), "torch threads": str(torch.get_num_threads()), "processor": cpu_kind()},
+        "versions": {**versions(), "processor": cpu_kind()},
     }  # fmt: skip
     write_json(run.path / "results.json", results)
     rows = []

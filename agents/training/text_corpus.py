@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask, make_task
 from textrl_env.utils.files import read_lines as read_lines
 from textrl_env.utils.files import write_text
 
 from ..utils.run_folder import fingerprint
-
-PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
 
 
 def task_of(task: str, corpus: Sequence[Path], folder: Path, split: str = "train") -> TextTask:
@@ -48,7 +48,7 @@ def corpus_task(
     """
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
-        write_text(file, train_tokenizer(sentences, vocab_size))
+        write_text(file, train_tokenizer(sentences, vocab_size).to_str())
     tokenizer = FileTokenizer(file, EOS)
     prompts = [Prompt(" ".join(words[:opening_words])) for words in map(str.split, openings) if len(words) >= opening_words + 2]
     if not prompts:
@@ -66,21 +66,3 @@ def corpus_task(
         return [(" ".join(words[:opening_words]), " ".join(words[opening_words:])) for words in rows if len(words) > opening_words]
 
     return TextTask(tokenizer, prompts, max_new_tokens, recipe=BaseRecipe(corpus=corpus, model=model, steps=steps))
-
-
-def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> str:
-    """Return a byte-level BPE fitted to texts, as the content of a `tokenizer.json`; any text can be encoded in it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    # Every word carries its leading space, the first one too: a text may be cut between any two words
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # any text can be encoded
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sentences, trainer)
-    return tokenizer.to_str()

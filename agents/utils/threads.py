@@ -31,5 +31,5 @@ def _seconds(threads: int) -> float:
 
 
 def cpu_kind() -> str:
-    """Return the instructions that torch's kernels use here; sums are rounded in another order with others, and with other threads."""
+    """Return the instructions that torch's kernels use here; with others, sums are rounded in another order."""
     return torch.backends.cpu.get_cpu_capability()

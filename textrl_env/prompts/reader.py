@@ -85,6 +85,11 @@ def split_prompts(prompts: Sequence[Prompt], fractions: Mapping[str, float] = _T
     return {name: PromptView(prompts, np.array(rows, np.int64)) for name, rows in zip(fractions, members, strict=True)}
 
 
+def split_of_text(text: str) -> str:
+    """Return the part of the default `split_prompts` that a text belongs to: `"train"`, `"validation"` or `"test"`."""
+    return list(_THIRDS)[bisect_right(np.cumsum(list(_THIRDS.values()))[:-1].tolist(), _unit_hash(text, 0))]
+
+
 class LazyPrompts(NeverCopied, Sequence[Prompt]):
     """Prompts that are made when they are asked for, and never change."""
 

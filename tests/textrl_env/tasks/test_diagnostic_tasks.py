@@ -110,7 +110,7 @@ class TestBrackets:
         kinds = [*brackets.PAIRS, *brackets.PAIRS.values()]
         balanced = {t for n in (2, 4, 6) for t in itertools.product(kinds, repeat=n) if brackets.innermost(t) is not None}
         beginnings = {text[:i] for text in balanced for i in range(7)}
-        bound = brackets.Balanced(6).bind(_vocabulary(task))
+        bound = brackets.BoundBalanced(6, _vocabulary(task))
         for text in [b for b in beginnings if len(b) < 6]:
             state = bound.start(Prompt("nest 1 ( tin tin tin"))
             for token in text:

@@ -6,91 +6,128 @@ import csv
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...prompts.reader import split_of_text
 from ...prompts.row_sources import rows_of
+from .split_files import Row, deal, named_split, parallel_files, split_files
 
-Row = dict[str, Any]
-_SUFFIXES = ("jsonl", "json", "csv", "parquet")
-_HUB_SPLITS = {"validation": ("validation", "dev", "val", "valid"), "test": ("test",), "train": ("train",)}
+Columns = Mapping[str, str] | None  # the task's name of a column -> the table's
+_TABLES = (".jsonl", ".json", ".csv", ".parquet")
+_LABELS = {"0": 0, "negative": 0, "neg": 0, "false": 0, "1": 1, "positive": 1, "pos": 1, "true": 1}
 
 
-def table(path: str, split: str, needed: Sequence[str]) -> list[Row]:
+def table(path: str, split: str, needed: Sequence[str], columns: Columns = None) -> list[Row]:
     """Read rows with named columns from JSON Lines, CSV, Parquet, or `hf:ID`.
 
     Args:
         path: A file, a folder that holds one named after the split, or a dataset of the hub.
-        split: `"train"`, `"validation"` or `"test"`.
-        needed: Columns that every row must have.
+        split: `"train"`, `"validation"` or `"test"`.  Where a table is the whole corpus, rows of equal value in the first needed column
+            stay in one split.
+        needed: Columns that every row must have; `"text|review"` is the first of these that is there, and called `text`.
+        columns: The table's own name of a column, where it has another.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A row lacks a column; the message names file, row and what it has.
     """
-    rows = rows_of(f"{path}:{split}" if path.startswith("hf:") else str(split_file(path, split, _SUFFIXES)), None, None)
+    if path.startswith("hf:"):
+        return _rows(f"{path}:{split}", needed, columns)
+    files, whole = split_files(path, split, _TABLES)
+    rows = [row for file in files for row in _rows(file, needed, columns)]
+    return deal(rows, split, needed[0].partition("|")[0]) if whole else rows
+
+
+def _rows(source: str | Path, needed: Sequence[str], columns: Columns) -> list[Row]:
+    rows, named = rows_of(source, None, None), dict(columns or {})
+    wanted = {name.partition("|")[0]: name.split("|") for name in needed}
+    wanted |= {ours: [theirs] for ours, theirs in named.items()}
     checked = []
     with rows.opened() as read:
         for index in range(len(rows)):
             row = read(index)
-            missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+            row = row if isinstance(row, dict) else {}
+            there = {ours: next((name for name in names if name in row), None) for ours, names in wanted.items()}
+            missing = [" or ".join(wanted[ours]) for ours, name in there.items() if name is None]
             if missing:
-                there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(f"{rows.where(index)} has no {' and no '.join(missing)} (it has {there}): is this the right file?")
-            checked.append(dict(row))
+                raise ValueError(
+                    f"{rows.where(index)} has no {' and no '.join(missing)} (it has {', '.join(row) or 'no columns'}): is this the right "
+                    f"file?  A column of another name is given as columns={{{next(iter(wanted))!r}: 'its name'}}"
+                )
+            checked.append({**row, **{ours: row[name] for ours, name in there.items() if name is not None}})
     return checked
 
 
-def split_file(path: str, split: str, suffixes: Sequence[str]) -> Path:
-    """Return the file of a split: the path itself, or the one in a folder that is named after the split.
+def imdb(path: str, split: str, columns: Columns = None) -> list[Row]:
+    """Read film reviews with `text` and `label` (1 is positive): the folders of aclImdb, or a table.
 
-    Raises:
-        FileNotFoundError: There is none.
+    A table has `text` and `label`, or `review` and `sentiment`; labels are 0 and 1, or `negative` and `positive`.  Where there is no
+    validation split, a tenth of the training reviews is it, by a hash of the text.
     """
-    base = Path(path)
-    if base.is_file():
-        return base
-    for name in _HUB_SPLITS[split]:
-        for suffix in suffixes:
-            for file in sorted(base.glob(f"*{name}*.{suffix}")):
-                return file
-    raise FileNotFoundError(
-        f"{base} holds no {split} file (*{split}*.{', *.'.join(suffixes)}): pass the file itself, or the corpus's folder"
-    )
+    base, needed = Path(path), ("text|review", "label|sentiment")
+    files = base.rglob("*") if base.is_dir() else [base]
+    own = split == "test" or any(file.suffix.lower() in _TABLES and named_split(file) == "validation" for file in files)
+    if (base / "train" / "pos").is_dir():
+        rows, whole = _review_files(base / ("test" if split == "test" else "train")), False
+    elif path.startswith("hf:"):
+        rows, whole = _rows(f"{path}:{'test' if split == 'test' else 'train'}", needed, columns), False
+    else:
+        tables, whole = split_files(path, split if own else "train", _TABLES)
+        rows = [row for file in tables for row in _rows(file, needed, columns)]
+    rows = [_review(row) for row in rows]
+    if whole:
+        return deal(rows, split, "text")
+    return rows if own else [row for row in rows if (split_of_text(row["text"]) == "validation") == (split == "validation")]
 
 
-def imdb(path: str, split: str) -> list[Row]:
-    """Read film reviews with `text` and `label` (1 is positive): the folders of aclImdb, or a table of these columns."""
-    folder = Path(path) / ("test" if split == "test" else "train")
-    if not (folder / "pos").is_dir():
-        return table(path, "test" if split == "test" else "train", ["text", "label"])
-    files = [(file, int(kind == "pos")) for kind in ("neg", "pos") for file in sorted((folder / kind).glob("*.txt"))]
+def _review_files(folder: Path) -> list[Row]:
+    files = [(file, kind) for kind in ("neg", "pos") for file in sorted((folder / kind).glob("*.txt"))]
     if not files:
         raise FileNotFoundError(f"{folder} holds no pos/*.txt and no neg/*.txt")
-    return [{"text": file.read_text(encoding="utf-8").replace("<br />", " "), "label": label} for file, label in files]
+    return [{"text": file.read_text(encoding="utf-8"), "label": kind} for file, kind in files]
 
 
-def squad(path: str, split: str) -> list[Row]:
+def _review(row: Row) -> Row:
+    label = _LABELS.get(str(row["label"]).strip().lower())
+    if label is None:
+        raise ValueError(f"a review has the label {row['label']!r}: known are {', '.join(_LABELS)}")
+    return {**row, "text": re.sub(r"(\s*<br\s*/?>)+\s*", " ", row["text"]), "label": label}
+
+
+def squad(path: str, split: str, columns: Columns = None) -> list[Row]:
     """Read SQuAD 1.1 or 2.0: nested JSON, or a table; rows have `context`, `question`, and `answers`, texts, none if unanswerable."""
-    if path.startswith("hf:") or split_file(path, split, _SUFFIXES).suffix != ".json":
-        rows = table(path, split, ["context", "question", "answers"])
-        return [{**row, "answers": list(dict.fromkeys(row["answers"]["text"]))} for row in rows]
-    file = split_file(path, split, _SUFFIXES)
+    files, whole = ([Path()], False) if path.startswith("hf:") else split_files(path, split, _TABLES)
+    if files[0].suffix.lower() == ".json":
+        rows = _nested_squad(files[0])
+        return deal(rows, split, "context") if whole else rows
+    rows = table(path, split, ["context", "question", "answers"], columns)
+    return [{**row, "answers": _answers(row["answers"])} for row in rows]
+
+
+def _answers(given: Any) -> list[str]:
+    """Return texts without repetition: of the hub's form, of a list, or of one text, all that a CSV file holds."""
+    texts = given["text"] if isinstance(given, dict) else [given] if isinstance(given, str) else given
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _nested_squad(file: Path) -> list[Row]:
     data = _json(file)
     if not isinstance(data, dict) or "data" not in data:
         raise ValueError(f"{file} has no 'data': SQuAD's file is one object with version and data")
-    items = []
-    for article in data["data"]:
-        for paragraph in article["paragraphs"]:
-            for item in paragraph["qas"]:
-                answers = list(dict.fromkeys(answer["text"] for answer in item.get("answers", ())))
-                items.append({"context": paragraph["context"], "question": item["question"], "answers": answers})
-    return items
+    paragraphs = [paragraph for article in data["data"] for paragraph in article["paragraphs"]]
+    return [
+        {"context": it["context"], "question": qa["question"], "answers": _answers([answer["text"] for answer in qa.get("answers", ())])}
+        for it in paragraphs
+        for qa in it["qas"]
+    ]
 
 
-def narrativeqa(path: str, split: str) -> list[Row]:
+def narrativeqa(path: str, split: str, columns: Columns = None) -> list[Row]:
     """Read NarrativeQA's `qaps.csv` and `summaries.csv`; rows have `summary`, `question`, `answers`."""
+    if columns:
+        raise ValueError(f"columns={dict(columns)!r}: NarrativeQA is read from its authors' two files, whose columns have fixed names")
     base, name = Path(path), {"validation": "valid"}.get(split, split)
     places = [file for file in (base / "summaries.csv", base / "third_party" / "wikipedia" / "summaries.csv") if file.is_file()]
     if not places or not (base / "qaps.csv").is_file():
@@ -106,54 +143,72 @@ def narrativeqa(path: str, split: str) -> list[Row]:
     return items
 
 
-def dailydialog(path: str, split: str) -> list[Row]:
-    """Read DailyDialog: lines of `__eou__`-separated utterances, or a table with `dialog`; rows have `utterances`."""
-    if not path.startswith("hf:") and (file := _text_file(path, split, "dialogues_*{}*.txt", "dialogues_text.txt")):
-        lines = _lines(file)
-        return [{"utterances": [part.strip() for part in line.split("__eou__") if part.strip()]} for line in lines if line.strip()]
-    rows = table(path, split, [])
+def dailydialog(path: str, split: str, columns: Columns = None) -> list[Row]:
+    """Read DailyDialog: lines of `__eou__`-separated utterances, or a table with `dialog`; rows have `utterances`.
+
+    Of the authors' folders only the texts are read, not the acts, emotions and topics beside them.
+    """
+    base = Path(path)
+    if base.suffix == ".txt" or any(base.rglob("dialogues_*.txt")):
+        files, whole = split_files(path, split, (".txt",), lambda file: bool(re.match(r"dialogues(?!_(act|emotion|topic))", file.name)))
+        rows = [{"utterances": _utterances(line, file)} for file in files for line in _lines(file) if line.strip()]
+        return deal(rows, split, "utterances") if whole else rows
+    rows = table(path, split, ["dialog|utterances"], columns)
     for index, row in enumerate(rows):
-        said = row.get("dialog", row.get("utterances"))
-        if not isinstance(said, list):
-            raise ValueError(f"row {index} of {path} has no list 'dialog' or 'utterances'; it has {', '.join(row)}")
-        row["utterances"] = [str(part).strip() for part in said]
+        if not isinstance(row["dialog"], list):
+            raise ValueError(f"row {index} of {path} has no list of utterances: {row['dialog']!r:.60}")
+        row["utterances"] = [str(part).strip() for part in row["dialog"]]
     return rows
 
 
-def parallel(path: str, split: str, source: str, target: str) -> list[Row]:
-    """Read sentence pairs: files that end in the language codes, IWSLT's XML and tagged text, or a table with `translation`.
+def _utterances(line: str, file: Path) -> list[str]:
+    if "__eou__" not in line:
+        raise ValueError(f"{file} has a line without __eou__, the end of an utterance: {line[:60]!r}.  Is it a file of acts or emotions?")
+    return [part.strip() for part in line.split("__eou__") if part.strip()]
+
+
+def parallel(path: str, split: str, source: str, target: str, columns: Columns = None) -> list[Row]:
+    """Read sentence pairs: two files whose names differ in the language alone, or a table with `translation`.
+
+    The files are plain text, one sentence a line, or WMT's SGML and IWSLT's XML; IWSLT's training files have lines of tags.  Training
+    files may be several, and need not be called `train` beside files that are named after another split: WMT's have their origins' names.
 
     Returns:
         Rows with `source` and `target`.
+
+    Raises:
+        ValueError: The two sides differ in length, or several test files may be meant.
     """
-    if not path.startswith("hf:") and Path(path).is_dir():
-        sides = [_side(Path(path), split, language) for language in (source, target)]
-        if all(sides):
-            texts = [_sentences(file) for file in sides if file is not None]
-            if len(texts[0]) != len(texts[1]):
-                raise ValueError(f"{sides[0]} has {len(texts[0])} sentences and {sides[1]} {len(texts[1])}: they must be parallel")
-            return [{"source": a, "target": b} for a, b in zip(*texts, strict=True)]
-    return [{"source": row["translation"][source], "target": row["translation"][target]} for row in table(path, split, ["translation"])]
+    if path.startswith("hf:") or Path(path).suffix.lower() in _TABLES or not (sides := parallel_files(path, split, source, target)):
+        rows = table(path, split, ["translation"], columns)
+        return [{"source": row["translation"][source], "target": row["translation"][target]} for row in rows]
+    pairs, whole = sides
+    rows = []
+    for files in pairs:
+        texts = [_sentences(file) for file in files]
+        if len(texts[0]) != len(texts[1]):
+            raise ValueError(f"{files[0]} has {len(texts[0])} sentences and {files[1]} {len(texts[1])}: they must be parallel")
+        rows += [{"source": a, "target": b} for a, b in zip(*texts, strict=True)]
+    return deal(rows, split, "source") if whole else rows
 
 
-def common_gen(path: str, split: str) -> list[Row]:
-    """Read CommonGen: `concepts` and `target`, one row each, or the authors' `concept_set` and `scene`; rows have lists of both."""
+def common_gen(path: str, split: str, columns: Columns = None) -> list[Row]:
+    """Read CommonGen: `concepts` and `target`, one row each, or the authors' `concept_set` and `scene`; rows have lists of both.
+
+    The older files' parts of speech (`look_V`) are taken off the concepts.
+    """
     grouped: dict[tuple[str, ...], list[str]] = {}
-    for index, row in enumerate(table(path, split, [])):
-        if "concept_set" in row:
-            concepts, scenes = tuple(row["concept_set"].split("#")), row.get("scene", [])
-        elif "concepts" in row:
-            target = row.get("references") or row.get("target") or []
-            concepts, scenes = tuple(row["concepts"]), [target] if isinstance(target, str) else target
-        else:
-            raise ValueError(f"row {index} of {path} has neither 'concepts' nor 'concept_set'; it has {', '.join(row)}")
-        grouped.setdefault(concepts, []).extend(scenes)
+    for row in table(path, split, ["concepts|concept_set"], columns):
+        given = row["concepts"].split("#") if isinstance(row["concepts"], str) else row["concepts"]
+        scenes: str | list[str] = next((row[name] for name in ("references", "targets", "target", "scene") if row.get(name)), [])
+        concepts = tuple(re.sub(r"_[A-Z]+$", "", concept) for concept in given)
+        grouped.setdefault(concepts, []).extend([scenes] if isinstance(scenes, str) else scenes)
     return [{"concepts": list(concepts), "targets": list(dict.fromkeys(scenes))} for concepts, scenes in grouped.items()]
 
 
-def gsm8k(path: str, split: str) -> list[Row]:
+def gsm8k(path: str, split: str, columns: Columns = None) -> list[Row]:
     """Read GSM8K: `question`, and `answer` that ends in `#### number`; rows have `question`, `answer`, `number`."""
-    rows = table(path, split, ["question", "answer"])
+    rows = table(path, split, ["question", "answer"], columns)
     for index, row in enumerate(rows):
         _, mark, number = row["answer"].rpartition("####")
         if not mark or not re.fullmatch(r"\s*-?[\d,.]+\s*", number):
@@ -182,29 +237,8 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
-def _text_file(path: str, split: str, pattern: str, one: str) -> Path | None:
-    base = Path(path)
-    if base.is_file():
-        return base if base.suffix == ".txt" else None
-    named = [file for name in _HUB_SPLITS[split] for file in sorted(base.rglob(pattern.format(name)))]
-    whole = base / one
-    return named[0] if named else whole if whole.is_file() else None
-
-
-def _side(folder: Path, split: str, language: str) -> Path | None:
-    """Return one side of a parallel corpus: `*test*.de`, `*tst2015.de-en.de.xml`, `train.tags.de-en.de`."""
-    names = (*_HUB_SPLITS[split], *({"test": ("tst",), "validation": ("dev",), "train": ()}[split]))
-    for name in names:
-        for suffix in (f".{language}", f".{language}.xml"):
-            for file in sorted(folder.glob(f"*{name}*{suffix}")):
-                return file
-    return None
-
-
 def _sentences(file: Path) -> list[str]:
-    if file.suffix == ".xml":
-        return [
-            html.unescape(text).strip() for text in re.findall(r"<seg[^>]*>(.*?)</seg>", file.read_text(encoding="utf-8-sig"), re.DOTALL)
-        ]
-    lines = _lines(file)
-    return [line.strip() for line in lines if not (".tags." in file.name and line.startswith("<"))]
+    if file.suffix in (".xml", ".sgm"):
+        segments = re.findall(r"<seg[^>]*>(.*?)</seg>", file.read_text(encoding="utf-8-sig"), re.DOTALL | re.IGNORECASE)
+        return [html.unescape(text).strip() for text in segments]
+    return [line.strip() for line in _lines(file) if not (".tags." in file.name and line.startswith("<"))]

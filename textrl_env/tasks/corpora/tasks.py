@@ -13,7 +13,7 @@ from ...task import TextTask
 from ...tokenizer import FileTokenizer, Tokenizer
 from ...utils.suggestions import did_you_mean
 from . import formats
-from .formats import Row
+from .split_files import Row
 
 Make = Callable[[Row, Tokenizer], Iterator[Prompt]]
 HISTORY = 5  # utterances of a dialogue that are shown
@@ -105,8 +105,8 @@ def _gsm8k(row: Row, tokenizer: Tokenizer) -> Iterator[Prompt]:
     yield Prompt(f"Question: {row['question'].strip()}\nAnswer:", (row["number"],))
 
 
-def _table(*needed: str) -> Callable[[str, str], list[Row]]:
-    return lambda path, split: formats.table(path, split, needed)
+def _table(*needed: str) -> Callable[..., list[Row]]:
+    return lambda path, split, columns=None: formats.table(path, split, needed, columns)
 
 
 _LANGUAGES = {"source": "en", "target": "de"}
@@ -129,7 +129,13 @@ CORPORA: Mapping[str, CorpusTask] = {
 
 
 def real_task(
-    name: str, path: str, tokenizer: str | Path | Tokenizer, split: str = "test", eos_token: str = "<eos>", **options: Any
+    name: str,
+    path: str,
+    tokenizer: str | Path | Tokenizer,
+    split: str = "test",
+    eos_token: str = "<eos>",
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> TextTask:
     """Return a task on a public corpus.
 
@@ -137,13 +143,15 @@ def real_task(
         name: A key of `CORPORA`.
         path: File or folder of the corpus in its authors' format, a table of JSON Lines, CSV or Parquet, or `hf:ID`.
         tokenizer: The policy's, or its folder or `tokenizer.json`.
-        split: `"train"`, `"validation"` or `"test"`; the corpus's own, but IMDB has no validation and takes every tenth training review.
+        split: `"train"`, `"validation"` or `"test"`: the corpus's own, by the names of its files.  A corpus of one file whose name says no
+            split is dealt: 80, 10 and 10%, by a hash of the text that a prompt is made of.  IMDB's validation split is a tenth of train.
         eos_token: The token that ends a text, if `tokenizer` is a path.
+        columns: A table's own name of a column, where it has another: `{"post": "body"}`.
         **options: Further arguments of the reader (`source` and `target` language), or fields of `TextTask`.
 
     Raises:
-        ValueError: The name or the split is unknown, the corpus is malformed or empty.
-        FileNotFoundError: The corpus is not there.
+        ValueError: The name or the split is unknown, the corpus is malformed or empty, or which file is meant is not clear.
+        FileNotFoundError: The corpus is not there, or has no such split.
     """
     if name not in CORPORA:
         raise ValueError(f"no corpus is called {name!r}{did_you_mean(name, CORPORA)}; known: {', '.join(CORPORA)}")
@@ -152,12 +160,10 @@ def real_task(
     task = CORPORA[name]
     reading = {key: options.pop(key, default) for key, default in task.options.items()}
     own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token)
-    rows = task.read(str(path), split, **reading)
-    if task.read is formats.imdb and split != "test":
-        rows = [row for index, row in enumerate(rows) if (index % 10 == 0) == (split == "validation")]
+    rows = task.read(str(path), split, columns=columns, **reading)
     prompts = tuple(prompt for row in rows for prompt in task.make(row, own))
     if not prompts:
-        raise ValueError(f"{path} has no usable row for {name}, split {split}")
+        raise ValueError(f"{path} has no usable row for {name}, split {split}: {len(rows)} of its rows are in that split")
     settings: dict[str, Any] = {
         "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "over_long": task.cut, "reward": task.reward,
     }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ...constraints import Vocabulary
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from .common import FILLERS, Corpus, diagnostic_task
+from .common import FILLERS, Corpus, Limited, diagnostic_task
 
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 _RIGHT, _BROKEN = 0.5, 0.6  # chance in the corpus that depth, and that kind, are as asked; and that a token is wrong
@@ -47,7 +46,7 @@ def brackets_task(size: str, split: str = "train", masked: bool = False) -> Text
     depth = int(size)
     words = (*PAIRS, *PAIRS.values(), "nest", *map(str, range(1, 9)), *FILLERS)
     corpus = Corpus(partial(_respond, depth), prompts=1500, responses=2, context=4 * depth + 8)
-    constraint = Balanced(4 * depth) if masked else None
+    constraint = Limited(BoundBalanced, 4 * depth) if masked else None
     return diagnostic_task(words, split, partial(_prompt, depth), gold, 4 * depth, corpus, constraint=constraint)
 
 
@@ -80,19 +79,11 @@ def innermost(tokens: Sequence[str]) -> tuple[int, set[str]] | None:
     return None if stack or not depth else (depth, kinds)
 
 
-@dataclass(frozen=True)
-class Balanced:
-    """Only balanced brackets, at most `limit` of them."""
-
-    limit: int
-
-    def bind(self, vocabulary: Vocabulary) -> BoundBalanced:
-        """Return the constraint on the tokens of `vocabulary`."""
-        return BoundBalanced(self.limit, vocabulary)
-
-
 class BoundBalanced:
-    """The state of a text: the closing brackets that it needs, outermost first, and the number of its tokens."""
+    """Only balanced brackets, at most `limit` of them.
+
+    The state of a text: the closing brackets that it needs, outermost first, and the number of its tokens.
+    """
 
     def __init__(self, limit: int, vocabulary: Vocabulary) -> None:
         self.limit, self.size, self.eos = limit, vocabulary.size, vocabulary.eos_token_id

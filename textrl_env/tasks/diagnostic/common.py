@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...constraints import BoundConstraint, Vocabulary
 from ...episode import Episode
 from ...prompts.prompt import Prompt
 from ...task import BaseRecipe, GoldScore, TextTask
@@ -21,6 +23,23 @@ FILLERS = ("tin", "oak", "sea", "rye", "fox", "jam", "hut", "bee")  # words with
 SPLITS = {"train": 512, "validation": 128, "test": 256}
 _PATIENCE = 1000  # draws without a new text, after which a small world counts as exhausted
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A constraint of which nothing but the length of a text can be set.
+
+    Attributes:
+        bound: Made of the limit and the vocabulary.
+        limit: Tokens of a text at most.
+    """
+
+    bound: Callable[[int, Vocabulary], BoundConstraint]
+    limit: int
+
+    def bind(self, vocabulary: Vocabulary) -> BoundConstraint:
+        """Return the constraint on the tokens of `vocabulary`."""
+        return self.bound(self.limit, vocabulary)
 
 
 def in_split(key: str, split: str) -> bool:

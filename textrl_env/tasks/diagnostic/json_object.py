@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from ...constraints import Vocabulary
 from ...prompts.prompt import Prompt
 from ...task import TextTask
-from .common import Corpus, diagnostic_task
+from .common import Corpus, Limited, diagnostic_task
 
 FIELDS: dict[str, tuple[Any, ...]] = {
     "name": ("ann", "bob", "eve", "max", "zoe", "tim"),
@@ -57,7 +56,7 @@ def json_task(size: str, split: str = "train", masked: bool = False) -> TextTask
     values = dict.fromkeys(str(value) for values in FIELDS.values() for value in values)
     words = ("{", "}", ":", ",", *_KEYS, *dict.fromkeys([*_VALUES, *FIELDS, *values]))
     corpus = Corpus(_respond, prompts=3000, context=6 * fields + 4, steps=400)
-    constraint = ObjectsOnly(limit) if masked else None
+    constraint = Limited(BoundObjects, limit) if masked else None
     return diagnostic_task(words, split, partial(_prompt, fields), gold, limit, corpus, constraint=constraint)
 
 
@@ -86,19 +85,8 @@ def _score(wanted: dict[str, str], response: str) -> float:
     return 0.5 + 0.5 * right / max(len(wanted), len(written))
 
 
-@dataclass(frozen=True)
-class ObjectsOnly:
-    """Only JSON objects of the known fields, at most `limit` tokens long."""
-
-    limit: int
-
-    def bind(self, vocabulary: Vocabulary) -> BoundObjects:
-        """Return the constraint on the tokens of `vocabulary`."""
-        return BoundObjects(self.limit, vocabulary)
-
-
 class BoundObjects:
-    """The state of a text: what comes next, and the number of its tokens."""
+    """Only JSON objects of the known fields, at most `limit` tokens long; the state is what comes next, and the number of tokens."""
 
     def __init__(self, limit: int, vocabulary: Vocabulary) -> None:
         self.limit = limit

@@ -9,8 +9,9 @@ opening followed by the ids of a body are the ids of the whole text. The build i
 import json
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from ...utils.train_tokenizer import train_tokenizer
 from .grammar import Split, split
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
@@ -18,22 +19,11 @@ OPENINGS = Path(__file__).with_name("openings.json")
 ROWS: dict[Split, int] = {"train": 4000, "validation": 500, "test": 500}
 VOCABULARY_SIZE = 4096
 CORPUS_SIZE = 20_000
-PAD, EOS = "<pad>", "<eos>"  # ids 0 and 1
 
 
 def build_tokenizer() -> Tokenizer:
     """Train the tokenizer from the seeded corpus."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=[PAD, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # any text can be encoded
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((review.text for review in split("train", CORPUS_SIZE)), trainer)
-    return tokenizer
+    return train_tokenizer((review.text for review in split("train", CORPUS_SIZE)), VOCABULARY_SIZE)
 
 
 def build_openings() -> dict[str, list[str]]:
