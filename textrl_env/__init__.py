@@ -7,6 +7,7 @@ import gymnasium as gym
 from .chat import ChatTemplate, chat_template
 from .envs.core import TextCore
 from .envs.env import TextGenerationEnv
+from .envs.token_space import TokenSpace
 from .envs.vector_env import TextGenerationVectorEnv
 from .episode import Episode
 from .prompts.prompt import Prompt
@@ -42,6 +43,7 @@ __all__ = [
     "TextGenerationVecEnv",
     "TextGenerationVectorEnv",
     "TextTask",
+    "TokenSpace",
     "Tokenizer",
     "WordTokenizer",
     "chat_template",

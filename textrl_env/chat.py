@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from .pretrained_files import token_text
+
+_LIKE_A_TOKEN = re.compile(r"<\|[^|]*\|>|<[^<>\s]+>|\[[^\[\]\s]+\]")  # how special tokens are spelled: <|im_end|>, </s>, [INST]
+
+
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,32 @@ class ChatTemplate:
         )
 
 
+def render(template: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[Mapping[str, Any]]) -> tuple[str, Spans]:
+    """Return a prompt's text, and where in it somebody typed what a special token looks like, see `Prompt.typed`.
+
+    Each such spelling is marked in the messages, and the template run again: where it writes the same, the marks say where the spelling
+    went.  One on which the template acts itself, as some do on `</think>`, is left to it.
+
+    Args:
+        template: Renders messages, see `ChatTemplate`.
+        messages: Each with `role` and `content`.
+    """
+    text = template(messages)
+    contents = [message["content"] for message in messages if isinstance(message["content"], str)]
+    mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text and not any(c in content for content in contents))
+    spans: set[tuple[int, int]] = set()
+    for spelling in {found for content in contents for found in _LIKE_A_TOKEN.findall(content)}:
+        marked = [
+            {**m, "content": m["content"].replace(spelling, spelling[0] + mark + spelling[1:])} if isinstance(m["content"], str) else m
+            for m in messages
+        ]
+        parts = template(marked).split(mark)
+        if "".join(parts) == text:
+            ends = list(itertools.accumulate(map(len, parts[:-1])))
+            spans |= {(end - 1, end - 1 + len(spelling)) for end in ends}
+    return text, tuple(sorted(spans))
+
+
 def chat_template(source: str | Path) -> ChatTemplate:
     """Return the chat template of a tokenizer, or one given as text.
 
@@ -66,7 +101,7 @@ def chat_template(source: str | Path) -> ChatTemplate:
         template = _default_of(config.get("chat_template"))
     if template is None:
         raise ValueError(f"the tokenizer in {folder} has no default chat template: pass a Jinja template as text")
-    tokens = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
+    tokens = {key: token_text(value) for key, value in config.items() if key.endswith("_token") and value}
     return _checked(ChatTemplate(template, {k: v for k, v in tokens.items() if v is not None}), str(folder))
 
 
@@ -75,12 +110,6 @@ def _default_of(template: Any) -> str | None:
     if isinstance(template, list):
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
-
-
-def _token_text(value: Any) -> str | None:
-    if isinstance(value, Mapping):  # a token with its flags, as older tokenizers save it
-        value = value.get("content")
-    return value if isinstance(value, str) else None  # `add_bos_token: true` ends in `_token` as well
 
 
 def _checked(template: ChatTemplate, name: str) -> ChatTemplate:

@@ -26,6 +26,7 @@ class Episode:
             the text is unfinished.
         references: Texts to compare with, if the prompt has any.
         metadata: Further columns of the prompt's row of data.
+        typed: See `Prompt`: whether a chat template wrote the prompt, and where people typed special tokens into it.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Episode:
     finish_reason: str
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    typed: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def from_text(

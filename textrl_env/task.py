@@ -6,15 +6,16 @@ import math
 import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from .episode import Episode
+from .prompts.encoding import encode_prompts
 from .prompts.prompt import Prompt
 from .prompts.sampler import ORDERS
-from .tokenizer import Tokenizer
+from .tokenizer import FileTokenizer, Tokenizer, as_tokenizer, ends_of, id_of
 from .utils.never_copied import NeverCopied
 from .utils.suggestions import did_you_mean
 
@@ -56,14 +57,16 @@ class TextTask(NeverCopied):
     Every field can be given to `gym.make` as well, as in `gym.make("textrl/Review-v0", stop_strings=["!"])`.
 
     Attributes:
-        tokenizer: Text to ids and back.
+        tokenizer: Text to ids and back; or what stands for a tokenizer, see `FileTokenizer`: a fast tokenizer of transformers, a folder,
+            or a `tokenizer.json`.  It says which tokens end a text (`eos_token_ids`), and what prompts begin with (`bos_ids`).
         prompts: The rows that episodes start from; none may be empty.  A list or tuple is tokenized at once, any other
             sequence (see `read_prompts`) row by row as its rows are drawn.
         max_new_tokens: T, the width of the response observation, tokens of the environment included; reaching it ends
             the episode, and the text is scored.
         max_prompt_tokens: P, the width of the prompt observation; None takes the longest prompt of a list.
         over_long: What happens to a prompt of more than P tokens: `"reject"` it with an error, or cut it on the `"left"`
-            or `"right"`.
+            or `"right"`.  Everyone then gets the prompt that the policy reads: `Episode.prompt`, info and samples too.  The whole one
+            stays in `prompts`, at the index that info calls `prompt_id`.
         prompt_order: `"random"` draws with replacement from the row's own generator; `"sequential"` walks through the
             rows and starts over, as evaluation wants it; `"shuffled"`, `"weighted"` and `"priority"`: see `PromptSampler`.
         prompt_weights: One weight per prompt, for `"weighted"`.
@@ -75,7 +78,8 @@ class TextTask(NeverCopied):
         min_new_tokens: End-of-text and stop tokens are illegal before the agent wrote this many tokens of its turn.
         constraint: What the agent may write: a `Constraint`, plain data, or a list of them; see `as_constraint`.
         reply: Makes the task a dialogue.  Given the unfinished texts whose turn just ended with end-of-text or a stop,
-            it returns what the environment says next, a text or ids each; None ends the episode (`"task"`).
+            it returns what the environment says next, a text, ids, or a `Prompt` that a template wrote each (`typed=()` where nothing
+            in it was typed); None ends the episode (`"task"`).
         max_turns: The episode ends (`"turns"`) with the agent's turn of this number.
         missing_eos_penalty: For texts that ran into the length limit.
         missing_eos: `"subtract"` the penalty from the score, or `"replace"` the score by minus the penalty.
@@ -107,7 +111,7 @@ class TextTask(NeverCopied):
     ends: Callable[[Sequence[Episode]], Sequence[bool]] | None = None
     min_new_tokens: int = 0
     constraint: Any = None
-    reply: Callable[[Sequence[Episode]], Sequence[str | Sequence[int] | None]] | None = None
+    reply: Callable[[Sequence[Episode]], Sequence[str | Prompt | Sequence[int] | None]] | None = None
     max_turns: int | None = None
     missing_eos_penalty: float = 0.0
     missing_eos: Literal["subtract", "replace"] = "subtract"
@@ -121,18 +125,25 @@ class TextTask(NeverCopied):
     recipe: BaseRecipe | None = None
     prompt_ids: tuple[np.ndarray, ...] | None = field(init=False, repr=False)
     stop_ids: tuple[int, ...] = field(init=False, repr=False)
+    _starts: tuple[tuple[Prompt, np.ndarray], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._check_tokenizer()
+        object.__setattr__(self, "tokenizer", as_tokenizer(self.tokenizer))
         self._check_limits()
         if not len(self.prompts):
             raise ValueError("a task needs at least one prompt; got none")
         object.__setattr__(self, "stop_ids", tuple(self._stop_id(token) for token in self.stop_tokens))
         object.__setattr__(self, "prompt_ids", None)
+        object.__setattr__(self, "_starts", ())
         if isinstance(self.prompts, (list, tuple)):
             self._encode_all()
         elif self.max_prompt_tokens is None:
             raise ValueError("prompts are read one by one, so their longest is not known: pass max_prompt_tokens")
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a text with `finish_reason` `"eos"`."""
+        return ends_of(self.tokenizer)
 
     @property
     def prompt_width(self) -> int:
@@ -141,50 +152,61 @@ class TextTask(NeverCopied):
         return self.max_prompt_tokens
 
     def start_of(self, index: int) -> tuple[Prompt, np.ndarray]:
-        """Return a prompt and its ids, read-only and cut to P if the task says so.
+        """Return a prompt and its ids, read-only; both are cut to P tokens if the task says so.
 
         Raises:
             ValueError: The prompt has no tokens, or too many of them.
         """
+        if self._starts:
+            return self._starts[index]
         prompt = self.prompts[index]
-        if self.prompt_ids is not None:
-            return prompt, self.prompt_ids[index]
-        return prompt, self._fit(prompt, self.tokenizer.encode_batch([prompt.text])[0])
+        return self._fit(prompt, encode_prompts(self.tokenizer, [prompt])[0])
 
     def _encode_all(self) -> None:
-        rows = self.tokenizer.encode_batch([p.text for p in self.prompts])
+        rows = encode_prompts(self.tokenizer, self.prompts)
         if self.max_prompt_tokens is None:
             object.__setattr__(self, "max_prompt_tokens", max(map(len, rows)))
-        object.__setattr__(self, "prompt_ids", tuple(self._fit(p, row) for p, row in zip(self.prompts, rows, strict=True)))
+        object.__setattr__(self, "_starts", tuple(self._fit(p, row) for p, row in zip(self.prompts, rows, strict=True)))
+        object.__setattr__(self, "prompt_ids", tuple(ids for _, ids in self._starts))
 
-    def _fit(self, prompt: Prompt, row: Sequence[int]) -> np.ndarray:
+    def _fit(self, prompt: Prompt, row: list[int]) -> tuple[Prompt, np.ndarray]:
+        """Return the prompt as it is read, its text and its ids."""
         width = self.prompt_width
-        if not row:
+        opening = 0 if prompt.typed is not None else len(getattr(self.tokenizer, "bos_ids", ()))
+        if len(row) == opening:
             raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
+        if max(row) >= self.tokenizer.vocab_size:
+            raise ValueError(
+                f"prompt {prompt.text[:80]!r} has the token id {max(row)}, vocab_size={self.tokenizer.vocab_size}: a tokenizer's "
+                "vocab_size is its largest id + 1"
+            )
         if len(row) > width:
             if self.over_long == "reject":
                 raise ValueError(
                     f"prompt {prompt.text[:80]!r} has {len(row)} tokens, max_prompt_tokens={width}: raise it, shorten the prompt, "
                     "or let over_long cut it on the 'left' or 'right'"
                 )
-            row = row[-width:] if self.over_long == "left" else row[:width]
+            if width <= opening:
+                raise ValueError(f"max_prompt_tokens={width}: prompts begin with {opening} tokens of the tokenizer; raise it")
+            row = row[:opening] + row[len(row) - (width - opening) :] if self.over_long == "left" else row[:width]
+            prompt = self._cut(prompt, row[opening:])
         ids = np.asarray(row, np.int64)
         ids.setflags(write=False)  # episodes hand these out; nobody may change the task through them
-        return ids
+        return prompt, ids
+
+    def _cut(self, prompt: Prompt, ids: list[int]) -> Prompt:
+        """Return the prompt whose text is what is left of it."""
+        if prompt.typed is None or not isinstance(self.tokenizer, FileTokenizer):
+            return replace(prompt, text=self.tokenizer.decode_batch([ids])[0])
+        text = self.tokenizer.spell(ids)
+        gone = len(prompt.text) - len(text) if self.over_long == "left" else 0
+        return replace(prompt, text=text, typed=tuple((max(0, start - gone), end - gone) for start, end in prompt.typed if end > gone))
 
     def _stop_id(self, token: int | str) -> int:
-        ids = self.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
-        if len(ids) != 1 or not 0 <= ids[0] < self.tokenizer.vocab_size:
+        found = id_of(self.tokenizer, token)
+        if found is None:
             raise ValueError(f"stop token {token!r} is not one token of the vocabulary [0, {self.tokenizer.vocab_size}): use stop_strings")
-        return ids[0]
-
-    def _check_tokenizer(self) -> None:
-        size, eos = (getattr(self.tokenizer, name, None) for name in ("vocab_size", "eos_token_id"))
-        if not isinstance(size, int) or not isinstance(eos, int) or not 0 <= eos < size:
-            raise ValueError(
-                f"tokenizer {type(self.tokenizer).__name__} has vocab_size={size}, eos_token_id={eos}: a text can only end with a "
-                "token of the vocabulary; name its end-of-text token"
-            )
+        return found
 
     def _check_limits(self) -> None:
         self._check_numbers()

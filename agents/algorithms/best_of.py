@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from textrl_env import Episode, Tokenizer
+from textrl_env import Episode, Prompt
 from textrl_env.reward_model import as_reward_model, checked_scores
 
 from ..generation.text_generation import generate
@@ -29,7 +29,7 @@ class Best(NamedTuple):
 
 
 def best_of_n(
-    policy: TransformerPolicy, tokenizer: Tokenizer, prompts: Sequence[str], n: int, reward: Any, max_new_tokens: int, **settings: Any
+    policy: TransformerPolicy, tokenizer: Any, prompts: Sequence[str | Prompt], n: int, reward: Any, max_new_tokens: int, **settings: Any
 ) -> list[Best]:
     """Return the best of `n` responses to each prompt.
 
@@ -50,7 +50,8 @@ def best_of_n(
     model = as_reward_model(reward)
     repeated = [prompt for prompt in prompts for _ in range(n)]
     responses = generate(policy, tokenizer, repeated, max_new_tokens, **settings)
-    episodes = [Episode.from_text(prompt, response) for prompt, response in zip(repeated, responses, strict=True)]
+    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in repeated]
+    episodes = [Episode.from_text(prompt, response) for prompt, response in zip(texts, responses, strict=True)]
     scores = np.asarray(checked_scores(model, episodes), float).reshape(len(prompts), n)
     return [Best(responses[row * n + int(own.argmax())], float(own.max()), own) for row, own in enumerate(scores)]
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from rewards.preferences.preference import Preference
 from textrl_env import Tokenizer
+from textrl_env.prompts.encoding import encode_prompts
 from textrl_env.tokenizer import check_same_tokens
 
 from ..models.backbones import Backbone, backbone_of
@@ -72,8 +73,9 @@ class DPO(Supervised):
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
 
     def _encode(self, texts: Sequence[Preference]) -> list[Pair]:
-        columns = [[getattr(pair, name) for pair in texts] for name in ("prompt", "chosen", "rejected")]
-        rows = list(zip(*(self.tokenizer.encode_batch(column) for column in columns), strict=True))
+        prompts = encode_prompts(self.tokenizer, [pair.prompt for pair in texts])
+        chosen, rejected = (self.tokenizer.encode_batch([getattr(pair, name) for pair in texts]) for name in ("chosen", "rejected"))
+        rows = list(zip(prompts, chosen, rejected, strict=True))
         if any(not prompt for prompt, _, _ in rows):
             raise ValueError("a pair has an empty prompt: a policy needs at least one token to start from")
         closed = [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]

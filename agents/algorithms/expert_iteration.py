@@ -93,12 +93,14 @@ class ExpertIteration:
             for _ in range(iterations - done):
                 number = len(self.scores)
                 rng = np.random.default_rng([self.seed, number])
-                drawn = [self.task.prompts[int(i)] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
+                drawn = [self.task.start_of(int(i))[0] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
                 texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
                 scores = texts.scores.reshape(self.n_prompts, self.n)  # (prompts, n)
                 best = scores.argmax(1) + np.arange(self.n_prompts) * self.n  # (prompts,): where the best text of each is
                 self.trainer.seed = int(rng.integers(2**31))
-                self.trainer.learn([(texts.prompts[i], texts.responses[i]) for i in best], self.steps)
+                prompts = [prompt.text if prompt.typed is None else prompt for prompt in drawn]
+                rows = list(zip(prompts, (texts.responses[i] for i in best), strict=True))
+                self.trainer.learn(rows, self.steps)
                 self.policy.drop_caches()
                 self.scores.append(float(texts.scores.mean()))
                 if folder is not None:

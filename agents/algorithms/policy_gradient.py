@@ -21,7 +21,8 @@ from torch.nn import functional
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
-from ..models.log_probs import full_kl
+from ..models.log_probs import full_kl, in_parts
+from ..models.sequences import SequenceBatch
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from ..utils.limits import Above0, AtLeast0, Count
@@ -186,20 +187,35 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if not isinstance(env, str) and "group_size" in arguments and (size := _group_size(env)) not in (None, group_size):
             raise ValueError(f"group_size={group_size}: the environment deals groups of {size}; make it with group_size={group_size}")
         if isinstance(env, str):
-            env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
+            env = gym.make(env, group_size=group_size if self._compares else 1)
         kl_reward = "none" if self.kl_in == "loss" else "full" if self.kl_estimator == "full" else "k1"
         self._construct(policy, env, settings, kl_reward=kl_reward)
+
+    @property
+    def _compares(self) -> str:
+        """Which setting compares the texts of a prompt with each other; empty: none does."""
+        if self.estimator in GROUPED:
+            return f"estimator={self.estimator!r}"
+        return "skip_equal_groups=True" if self.skip_equal_groups else ""
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.rollout_buffer.connect(actor=self.policy.backbone)
         self._ptx: SFT | None = None
-        if self.estimator in GROUPED and self.env is not None:
+        self._check_groups()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Play another environment, as SB3 does; it must deal groups where texts are compared."""
+        super().set_env(env, force_reset)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self._compares and self.env is not None:
             size = _group_size(self.env)
             assert size is not None
             if size < 2 or self.n_episodes % size:
                 raise ValueError(
-                    f"estimator={self.estimator!r} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
+                    f"{self._compares} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
                     f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
                 )
 
@@ -207,18 +223,16 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """Count the texts of groups that all scored alike: as many are written again."""
         if not self.skip_equal_groups or len(finished) >= self.max_sampling_rounds * self.n_episodes:
             return 0
-        scores: dict[str, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         for info in finished:
-            scores.setdefault(info["prompt"], []).append(info["score"])
+            scores.setdefault(info["prompt_id"], []).append(info["score"])
         useful = sum(len(group) for group in scores.values() if max(group) > min(group))
         return max(0, self.n_episodes - useful)
 
     def _estimate(self) -> None:
         """Replace the buffer's advantages by the estimator's."""
         buffer = self.rollout_buffer
-        prompts = [s.context[: len(s.context) - s.first_step].tobytes() for s in buffer.segments]
-        _, groups = np.unique(prompts, return_inverse=True)
-        groups = groups.reshape(-1)  # (S,); numpy 2.0 gave it the shape of its argument
+        _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
         rollout = Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         returns = rollout.returns  # (S,)
@@ -322,8 +336,13 @@ class TextPolicyGradient(TextAlgorithm, PPO):
     def _full_kl(self, samples: SequenceSamples) -> torch.Tensor:
         """Return KL(pi || pi_ref) at each token, shape (N,)."""
         buffer = self.rollout_buffer
-        assert buffer.sampler is not None and buffer.reference is not None
-        return full_kl(self.policy.backbone, buffer.reference, samples.observations, buffer.sampler, buffer.vocab_size)
+        sampler, reference = buffer.sampler, buffer.reference
+        assert sampler is not None and reference is not None
+
+        def score(batch: SequenceBatch) -> tuple[torch.Tensor]:
+            return (full_kl(self.policy.backbone, reference, batch, sampler, buffer.vocab_size),)
+
+        return self.policy.in_micro_batches(score, samples.observations)[0]
 
     def _ptx_loss(self) -> torch.Tensor | None:
         """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.
@@ -335,11 +354,17 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             texts = self.env.unwrapped
             assert isinstance(texts, TextGenerationVecEnv)
             self._ptx = SFT(self.policy.lm, texts.core.task.tokenizer)
-        drawn = [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
-        own = drawn[self.ranks.rank :: self.ranks.size]
-        if self.ranks.size == 1 or not own:
-            return self._ptx.loss_of(own) if own else None
-        return self._ptx.loss_of(own) * (self._ptx.num_targets(own) / self._ptx.num_targets(drawn))
+            self._ptx.backbone = self.policy.backbone  # with its precision
+        ptx, drawn = self._ptx, [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
+        own, whole = drawn[self.ranks.rank :: self.ranks.size], ptx.num_targets(drawn)
+        if not own:
+            return None
+
+        def summand(texts: Sequence[tuple[str, str]]) -> tuple[torch.Tensor]:
+            return (ptx.loss_of(texts)[None] * (ptx.num_targets(texts) / whole),)
+
+        size = self.policy.settings.micro_batch_size or len(own)
+        return in_parts(summand, [(own[start : start + size],) for start in range(0, len(own), size)])[0].sum()
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
         """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from textrl_env import Tokenizer
+from textrl_env import Prompt, Tokenizer
+from textrl_env.prompts.encoding import encode_prompts
 
 from ..models.loading import LMSource
 from ..models.sequences import TextRecord, pack
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+Text = tuple[str | Prompt, str]
+
+
 class SFT(Supervised):
-    """Next-token training on (prompt, response) texts, each closed with the end-of-text token.
+    """Next-token training on (prompt, response) texts, each closed with the end-of-text token, the first of several.
+
+    Special tokens that are spelled in texts are text; a `Prompt` that a chat template wrote keeps the template's.
 
     Args:
         train_on_prompts: Whether the prompt's tokens count in the loss, as pretraining wants and fine-tuning often not; those
@@ -44,13 +50,14 @@ class SFT(Supervised):
         super().__init__(model, tokenizer, **arguments)
         self.train_on_prompts = train_on_prompts
 
-    def _encode(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-        prompts, responses = (self.tokenizer.encode_batch(column) for column in zip(*texts, strict=True))
+    def _encode(self, texts: Sequence[Text]) -> list[tuple[list[int], int]]:
+        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in texts])
+        responses = self.tokenizer.encode_batch([response for _, response in texts])
         eos = self.tokenizer.eos_token_id
         self._check_room(texts, [(len(p), len(r) + 1) for p, r in zip(prompts, responses, strict=True)])
         return [(p + r + [eos], len(p)) for p, r in zip(prompts, responses, strict=True)]
 
-    def num_targets(self, texts: Sequence[tuple[str, str]]) -> int:
+    def num_targets(self, texts: Sequence[Text]) -> int:
         """Return how many tokens the loss of these texts is a mean of."""
         return sum(len(ids) - self._read(prompt_length) for ids, prompt_length in self._encode(texts))
 

@@ -63,6 +63,12 @@ class TextTRPO(TextAlgorithm, TRPO):
         """All texts of a rollout: minibatches are the critic's alone."""
         return self.n_episodes
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.policy.critic_by_name = False
+        if self.policy.value_head is None:
+            raise ValueError("critic='none', and TRPO trains a critic in every update: leave it 'shared', or use TextPPO or RLOO")
+
     def train(self) -> None:
         """Update as the library does."""
         with sdpa_kernel(SDPBackend.MATH):  # the only kernel that can be differentiated twice
@@ -73,7 +79,8 @@ class TextTRPO(TextAlgorithm, TRPO):
     ) -> tuple[list[nn.Parameter], torch.Tensor, torch.Tensor, list[tuple[int, ...]]]:
         # The library asks for the gradient of one parameter at a time, and every product with the Hessian then walks as many
         # graphs; asked for all at once, the same numbers take a seventh of the time on a model with 20 parameters.
-        actor = [parameter for name, parameter in self.policy.named_parameters() if "value" not in name]
+        # Nor does the critic's part go by the names, which are GPT-NeoX's attention's as well.
+        actor = self.policy.actor_parameters()
         kl_gradients = torch.autograd.grad(kl_div, actor, create_graph=True, allow_unused=True)
         used = [(parameter, gradient) for parameter, gradient in zip(actor, kl_gradients, strict=True) if gradient is not None]
         actor = [parameter for parameter, _ in used]

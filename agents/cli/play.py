@@ -124,7 +124,7 @@ def _tokens(env: TextGenerationEnv, by: str, line: str, console: Console) -> lis
 
 def _not_legal(env: TextGenerationEnv, token: int) -> str:
     tokenizer = env.task.tokenizer
-    named = "the end" if token == tokenizer.eos_token_id else repr(tokenizer.decode_batch([[token]])[0])
+    named = "the end" if token in env.task.eos_token_ids else repr(tokenizer.decode_batch([[token]])[0])
     legal = np.flatnonzero(env.action_masks())
     some = ", ".join(f"#{i} {text!r}" for i, text in zip(legal, tokenizer.decode_batch([[int(i)] for i in legal[:SHOWN]]), strict=False))
     return f"{named} is not legal here; {len(legal)} tokens are: {some}{', ...' if len(legal) > SHOWN else ''}"

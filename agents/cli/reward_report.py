@@ -11,7 +11,6 @@ import numpy as np
 import tyro
 from annotated_types import Ge, Interval
 from rich.console import Console
-from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from rewards import Preference, fit_preference_model
 from rewards.fitting.calibration import reliability
@@ -21,6 +20,7 @@ from rewards.preferences.preference_files import read_preference_file
 from rewards.utils.intervals import Rate
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save

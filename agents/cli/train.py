@@ -18,7 +18,7 @@ from textrl_env.reward_model import as_reward_model
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..distributed.process_group import ranks
-from ..models.mixed_precision import Precision
+from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline
@@ -72,7 +72,7 @@ class Train:
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
         min_new_tokens: No end of text before this many tokens.
-        precision: `bfloat16` or `float16` compute the trunk in mixed precision.
+        precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
         out: Folder of the run; running again goes on where it stopped.
@@ -97,7 +97,7 @@ class Train:
     top_k: Natural = 0
     top_p: Probability = 1.0
     min_new_tokens: Natural = 0
-    precision: Precision = "float32"
+    precision: str = "float32"
     micro_batch_size: Natural = 0
     seed: Seed = 0
     out: Path = Path("runs/train")
@@ -158,6 +158,7 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
 
 def _check_settings(config: Train) -> None:
     """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
+    precision_of(config.precision)
     if unused := config.unused():
         its = _flags(sorted(_settings_of(config.algo)))
         raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
@@ -180,9 +181,10 @@ def _flags(names: Sequence[str]) -> str:
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
     names = ["temperature", "top_k", "top_p", "min_new_tokens"]
+    ends = task.eos_token_ids
     # Left out at their defaults: runs that began before there were such flags go on
     names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
-    return {**{name: getattr(config, name) for name in names}, "eos_token_id": task.tokenizer.eos_token_id}
+    return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
 
 
 def _offline(

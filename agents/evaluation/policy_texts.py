@@ -16,6 +16,7 @@ from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tokenizer import check_same_tokens
 
+from ..generation.text_generation import check_agreement
 from ..models.loading import LMSource
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.collect import play_episodes
@@ -104,8 +105,9 @@ def write_texts(
         title: Of the bar.
 
     Raises:
-        ValueError: The task draws its prompts at random, or the reference has other tokens.
+        ValueError: The task draws its prompts at random, or policy or reference were made for other tokens.
     """
+    check_agreement(policy, task)
     if task.prompt_order != "sequential":
         raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
     check_same_tokens(reference, task.tokenizer, "reference")

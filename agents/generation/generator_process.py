@@ -78,7 +78,7 @@ class ServedGenerator:
                 "max_new_tokens": request.max_new_tokens,
                 "temperature": sampler.temperature,
                 "min_new_tokens": sampler.min_new_tokens,
-                "eos_token_id": sampler.eos_token_id,
+                "eos_token_id": list(sampler.ends),
                 "banned_tokens": list(sampler.banned_tokens),
                 "stop_ids": list(request.stop_ids),
                 "vocab_size": request.vocab_size,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
-from textrl_env import Prompt, TextCore, TextTask, Tokenizer
+from textrl_env import Prompt, TextCore, TextTask
 from textrl_env.tokenizer import check_same_tokens
 
 from ..policies.transformer_policy import TransformerPolicy
@@ -19,8 +19,8 @@ from ..utils.progress import bar
 
 def generate(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    tokenizer: Any,
+    prompts: Sequence[str | Prompt],
     max_new_tokens: int,
     deterministic: bool = False,
     num_rows: int = 64,
@@ -32,8 +32,8 @@ def generate(
 
     Args:
         policy: Who writes, with its own temperature, top-k, top-p and minimum length.
-        tokenizer: The policy's.
-        prompts: What the texts start from.
+        tokenizer: The policy's, or what `FileTokenizer` takes; it says what ends a text.
+        prompts: What the texts start from: texts, in which spelled special tokens are text, or prompts that a chat template wrote.
         max_new_tokens: Longest response, in tokens.
         deterministic: Take the likeliest token instead of drawing one.
         num_rows: Texts written side by side.
@@ -42,7 +42,7 @@ def generate(
         **settings: Further fields of `TextTask`, such as `stop_strings`.
 
     Raises:
-        ValueError: There are no prompts, one is empty, or a setting is out of range.
+        ValueError: There are no prompts, one is empty, a setting is out of range, or the policy was made for other tokens.
     """
     core = _core(policy, tokenizer, prompts, max_new_tokens, min(num_rows, len(prompts)), settings)
     responses = [""] * len(prompts)
@@ -60,8 +60,8 @@ def generate(
 
 def stream(
     policy: TransformerPolicy,
-    tokenizer: Tokenizer,
-    prompt: str,
+    tokenizer: Any,
+    prompt: str | Prompt,
     max_new_tokens: int,
     deterministic: bool = False,
     seed: int | None = None,
@@ -83,14 +83,28 @@ def stream(
                 shown = len(text)
 
 
+def check_agreement(policy: TransformerPolicy, task: TextTask) -> None:
+    """Check that a policy was made for the tokens of a task, and for the ends of its texts.
+
+    Raises:
+        ValueError: It was not.
+    """
+    size, own = task.tokenizer.vocab_size, getattr(policy.action_space, "eos_token_ids", task.eos_token_ids)
+    if policy.vocab_size != size or set(own) != set(task.eos_token_ids):
+        raise ValueError(
+            f"the policy was made for {policy.vocab_size} tokens and texts that end with {list(own)}, the tokenizer has {size} and ends "
+            f"texts with {list(task.eos_token_ids)}: pass the tokenizer that the policy was made with"
+        )
+    check_same_tokens(policy._source, task.tokenizer)
+
+
 def _core(
-    policy: TransformerPolicy, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, num_rows: int, settings: dict[str, Any]
+    policy: TransformerPolicy, tokenizer: Any, prompts: Sequence[str | Prompt], max_new_tokens: int, num_rows: int, settings: dict[str, Any]
 ) -> TextCore:
-    if policy.vocab_size != tokenizer.vocab_size:
-        raise ValueError(f"the policy writes {policy.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}: pass the policy's own")
-    check_same_tokens(policy._source, tokenizer)
-    rows = tuple(Prompt(text) for text in prompts)
-    return TextCore(TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings), num_rows, _nothing)
+    rows = tuple(Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+    task = TextTask(tokenizer, rows, max_new_tokens, prompt_order="sequential", **settings)
+    check_agreement(policy, task)
+    return TextCore(task, num_rows, _nothing)
 
 
 def _nothing(prompts: list[str], completions: list[str]) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..models.loading import ends_of_model
 from ..policies.transformer_policy import TransformerPolicy
 from .generator import Request
 from .generator_process import ServedGenerator
@@ -50,9 +51,7 @@ class VLLMGenerator(ServedGenerator):
         if model.config.is_encoder_decoder:
             raise TypeError(f"vLLM cannot serve {type(model).__name__}, an encoder-decoder: use LocalDecoder, or model.generator = None")
         self._tokens_of_head = policy.backbone.vocab_size
-        for config in (model.config, model.generation_config):  # vLLM reads both
-            eos = getattr(config, "eos_token_id", None)
-            self._ends_of_model |= set(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self._ends_of_model = set(ends_of_model(model))  # vLLM reads both configurations
         super().load(policy)
 
     def generate(self, request: Request) -> list[list[int]]:
@@ -63,7 +62,7 @@ class VLLMGenerator(ServedGenerator):
         """
         sampler = request.sampler
         withheld = self._ends_of_model | set(request.stop_ids)
-        if sampler.min_new_tokens and withheld != {sampler.eos_token_id}:
+        if sampler.min_new_tokens and withheld != set(sampler.ends):
             raise ValueError(
                 f"min_new_tokens={sampler.min_new_tokens} withholds only end-of-text, {sampler.eos_token_id}; in vLLM it would "
                 f"withhold all of {sorted(withheld)}: set it to 0, or take the others out of the task's "

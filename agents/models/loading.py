@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from textrl_env.utils.suggestions import insist_on_path, near_path
 
 from .backbones import Backbone, backbone_of
 from .lora import merged
+from .sampler import ids_of
 from .sequences import TextRecord, pack
 
 LMSource = str | Path | Mapping[str, Any]
@@ -115,6 +116,70 @@ def config_of(lm: nn.Module) -> dict[str, Any]:
     return data
 
 
+def ends_of_model(lm: nn.Module, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the ids that a model's configuration and `generation_config` call ends of text, of those that it has.
+
+    Args:
+        lm: The model.
+        default: Where one of the two names just these, it says nothing.
+    """
+    if not isinstance(lm, PreTrainedModel):
+        return ids_of(getattr(lm, "eos_token_id", None))
+    sources = [ids_of(getattr(config, "eos_token_id", None)) for config in (lm.config, lm.generation_config)]
+    named = [end for ends in sources if ends != tuple(default) for end in ends]
+    return tuple(end for end in dict.fromkeys(named) if 0 <= end < lm.config.vocab_size)
+
+
+def agreed_ends(lm: nn.Module, source: LMSource, of_task: Sequence[int] | None, given: Sequence[int]) -> tuple[int, ...]:
+    """Return the ids that end a text; the task's, where it is known, once it is clear that nobody says otherwise.
+
+    Args:
+        lm: The model.
+        source: Where it comes from.
+        of_task: Those of the task's tokenizer; None: not known.
+        given: Those that the user names; none: not named.
+
+    Raises:
+        ValueError: The user names others than the task; or names none, and the model's files name one that the task does not.
+    """
+    if of_task is None:
+        return tuple(given) or ends_of_model(lm)
+    if given and set(given) != set(of_task):
+        raise ValueError(
+            f"eos_token_id={list(given)}: the task's tokenizer ends texts with {list(of_task)}; leave it out, or name the ends to the "
+            "tokenizer, FileTokenizer(..., eos_token=[...])"
+        )
+    beyond = [] if given else [end for end in _named_ends(lm, source) if end not in of_task]
+    if beyond:
+        raise ValueError(
+            f"the model's configuration says that {beyond} ends a text, the task's tokenizer names {list(of_task)} only, and texts would "
+            "go on behind it: name all to the tokenizer, FileTokenizer(..., eos_token=[...]), or say that the task is right with "
+            f"policy_kwargs={{'eos_token_id': {list(of_task)}}}"
+        )
+    return tuple(of_task)
+
+
+def _named_ends(lm: nn.Module, source: LMSource) -> tuple[int, ...]:
+    """Return the ends that the model may have learned to write.
+
+    Fresh weights have learned none: the task's end takes the place of the one that a dict names, and only several are taken seriously.
+    An architecture's default says nothing of the tokenizer.
+    """
+    if isinstance(source, Mapping):
+        ends = ends_of_model(lm)
+        return ends if len(ends) > 1 else ()
+    assert isinstance(lm, PreTrainedModel)
+    return ends_of_model(lm, ids_of(getattr(AutoConfig.for_model(lm.config.model_type), "eos_token_id", None)))
+
+
+def set_ends(lm: nn.Module, ends: Sequence[int]) -> None:
+    """Write the ids that end a text into the model's configurations, so that `generate` of transformers stops where we do."""
+    if isinstance(lm, PreTrainedModel) and ends:
+        for config in (lm.config, lm.generation_config):
+            if config is not None:
+                config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
+
+
 def switch_off_dropout(module: nn.Module) -> None:
     """Set every dropout probability to 0.
 
@@ -163,7 +228,12 @@ def folder_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, torch.Tensor]] | None = None) -> None:
+def save_lm(
+    lm: nn.Module,
+    folder: str | Path,
+    beside: Mapping[str, dict[str, torch.Tensor]] | None = None,
+    tokenizer: Mapping[str, str] | None = None,
+) -> None:
     """Write the model as `save_pretrained` does; the folder appears whole or not at all.
 
     Adapters are folded into the weights.  A module of one's own becomes its weights (safetensors) and its arguments (JSON).
@@ -172,6 +242,7 @@ def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, to
         lm: The model.
         folder: Replaced if it exists.
         beside: Further safetensors files in it, by name.
+        tokenizer: The tokenizer's files by name, as its `pretrained_files` gives them.
     """
     with new_folder(folder) as made:
         whole = merged(lm)
@@ -182,6 +253,8 @@ def save_lm(lm: nn.Module, folder: str | Path, beside: Mapping[str, dict[str, to
             (made / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")
         for name, tensors in (beside or {}).items():
             save_file(tensors, made / name)
+        for name, text in (tokenizer or {}).items():
+            (made / name).write_text(text, encoding="utf-8")
 
 
 @torch.no_grad()

@@ -26,14 +26,14 @@ class Sampler:
 
     Attributes:
         temperature: Logits are divided by it, > 0.
-        min_new_tokens: The end-of-text token cannot be drawn before this many tokens were.
+        min_new_tokens: No end-of-text token can be drawn before this many tokens were.
         banned_tokens: Tokens that are never drawn.
         no_repeat_ngram: No token may complete a sequence of this many tokens that the response already has; 1 bans every token
-            that was used, 0 nothing.  The end-of-text token is free.
+            that was used, 0 nothing.  End-of-text tokens are free.
         top_k: Keep the k likeliest tokens; 0 keeps all.
         top_p: Keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
         min_p: Keep tokens with at least this share of the likeliest one's probability; 0 keeps all.
-        eos_token_id: The token that `min_new_tokens` withholds.
+        eos_token_id: The token that ends a text, or several: what `min_new_tokens` withholds.
 
     Raises:
         ValueError: A rule is out of range, or `min_new_tokens` is set without `eos_token_id`.
@@ -46,7 +46,7 @@ class Sampler:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -60,8 +60,13 @@ class Sampler:
                 f"min_new_tokens={self.min_new_tokens}, no_repeat_ngram={self.no_repeat_ngram}, banned_tokens={self.banned_tokens}: "
                 "all must be at least 0"
             )
-        if self.min_new_tokens and self.eos_token_id is None:
+        if self.min_new_tokens and not self.ends:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} needs to know the end-of-text token: pass eos_token_id")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end a text; none if they are not known."""
+        return ids_of(self.eos_token_id)
 
     @property
     def cuts(self) -> bool:
@@ -94,7 +99,7 @@ class Sampler:
                 repeats.append(np.stack([action + offset, response[start + n - 1]]))
             offset += len(before)
         pairs = np.concatenate(repeats, 1)  # (2, M)
-        return pairs if self.eos_token_id is None else pairs[:, pairs[1] != self.eos_token_id]
+        return pairs[:, ~np.isin(pairs[1], self.ends)]
 
     def withheld(self, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return what the static rules take out of single distributions; `banned_tokens` are out of all.
@@ -109,7 +114,7 @@ class Sampler:
         pairs = [] if repeats is None else [repeats]
         if self.min_new_tokens:
             short = (steps < self.min_new_tokens).nonzero().squeeze(-1)  # (S,) rows that may not end yet
-            pairs.append(torch.stack([short, torch.full_like(short, self.eos_token_id)]))  # type: ignore[arg-type]  # __post_init__ checks it
+            pairs += [torch.stack([short, torch.full_like(short, end)]) for end in self.ends]
         return torch.cat(pairs, 1) if pairs else None
 
     def apply_rules(self, logits: torch.Tensor, steps: torch.Tensor, repeats: torch.Tensor | None = None) -> torch.Tensor:
@@ -159,6 +164,11 @@ class Sampler:
         if self.min_p > 0:
             kept &= logits >= logits.amax(-1, keepdim=True) + math.log(self.min_p)
         return kept
+
+
+def ids_of(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return one id, several or none, as configurations name them, as a tuple."""
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(map(int, ids))
 
 
 def restrict(logits: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:

@@ -77,9 +77,7 @@ def run_demo(config: Demo) -> None:
     report = write_report(run.path)
     print_results(run.path, console)
     console.print(f"\nReport: [bold]{report}[/bold]")
-    console.print(
-        f"The same command gives the same figures with the same packages, {threads} torch thread(s), and a processor with {cpu_kind()}."
-    )
+    console.print(f"The same command gives the same figures with the same versions of packages on a processor with {cpu_kind()}.")
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
 

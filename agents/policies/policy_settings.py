@@ -24,7 +24,9 @@ class PolicySettings:
         min_new_tokens: See `Sampler`.
         banned_tokens: See `Sampler`.
         no_repeat_ngram: See `Sampler`.
-        eos_token_id: The end-of-text token, if the model's configuration does not name it.
+        eos_token_id: The token that ends a text, or several.  The environment knows them: given, they must be its own, which confirms that
+            others that the model's files name are ordinary tokens here.  An environment of other makers does not, and without them
+            the model's files decide.
         critic: `"shared"`: a head on the policy's trunk; `"separate"`: a network of its own, which starts as a copy of the
             model; the folder of a reward model (`AutoModelForSequenceClassification`, one output): a network of its own that
             starts as that; `"none"`: all values are 0.
@@ -32,8 +34,7 @@ class PolicySettings:
         critic_learning_rate: Of the critic's own parameters; None: the policy's.  The Text* classes follow it, stock
             algorithms set one rate on everything.
         lora: Arguments of `peft.LoraConfig`: train adapters only.  Needs the extra `textrl-env[lora]`.
-        precision: `"float32"`, or mixed precision with `"bfloat16"` or `"float16"`: the trunk computes in it, weights and heads
-            stay float32.
+        precision: `"float32"`, or mixed precision with `"bfloat16"`: the trunk computes in it, weights and heads stay float32.
         micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
             computed again there.  0: the whole minibatch.
         gradient_checkpointing: Compute the layers' activations again in the backward pass.
@@ -53,7 +54,7 @@ class PolicySettings:
     min_new_tokens: Natural = 0
     banned_tokens: Sequence[int] = ()
     no_repeat_ngram: Natural = 0
-    eos_token_id: Natural | None = None
+    eos_token_id: int | Sequence[int] | None = None
     critic: Critic = SHARED
     detach_critic: bool = False
     critic_learning_rate: AtLeast0 | None = None
@@ -68,12 +69,13 @@ class PolicySettings:
         check_fields(self)
         precision_of(self.precision)
 
-    def sampler(self, model_eos: int | None) -> Sampler:
+    def sampler(self, ends: Sequence[int], unused: Sequence[int] = ()) -> Sampler:
         """Return the sampling rules.
 
         Args:
-            model_eos: The end-of-text token that the model's configuration names; `eos_token_id` goes before it.
+            ends: Tokens that end a text.
+            unused: Ids without a token, which are never drawn.
         """
         rules = {rule.name: getattr(self, rule.name) for rule in fields(Sampler)}
-        eos = model_eos if self.eos_token_id is None else self.eos_token_id
-        return Sampler(**{**rules, "banned_tokens": tuple(self.banned_tokens), "eos_token_id": eos})
+        banned = (*self.banned_tokens, *(token for token in unused if token not in self.banned_tokens))
+        return Sampler(**{**rules, "banned_tokens": banned, "eos_token_id": tuple(ends) if len(ends) > 1 else next(iter(ends), None)})

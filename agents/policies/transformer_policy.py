@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from rewards.models.lora import add_adapters
+from textrl_env import TokenSpace
 from textrl_env.utils.suggestions import did_you_mean
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
-from ..models.loading import LMSource, config_of, load_lm, save_lm, switch_off_dropout
+from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm, set_ends, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
-from ..models.mixed_precision import precision_of, scale_gradients, scaled
-from ..models.sampler import draw, pack_kept, restrict
+from ..models.mixed_precision import precision_of
+from ..models.sampler import draw, ids_of, pack_kept, restrict
 from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
@@ -43,11 +44,16 @@ class TransformerPolicy(ActorCriticPolicy):
         action_space: The environment's.
         lr_schedule: Given by the algorithm.
         model: See `agents.models.loading.load_lm`: a folder or hub id, an architecture as plain data with `model_type`, or the import
-            string of a class of your own.
+            string of a class of your own.  What ends a text, the environment says: it overwrites the `eos_token_id` of a dict with fresh
+            weights, and must name every end that a folder's `config.json` and `generation_config.json` name.
         use_sde: SB3 passes False; there is no state-dependent exploration over tokens.
         optimizer_class: Of the parameters; Adam by default.
         optimizer_kwargs: Its arguments; for Adam, eps 1e-5 and the fused implementation by default.
         **settings: Fields of `PolicySettings`, such as `temperature`, `critic` or `precision`.
+
+    Attributes:
+        critic_by_name: Whether who trains it may tell the critic's parameters by their names, as sb3-contrib's own TRPO does: then models
+            with "value" in their names, such as GPT-NeoX, are refused where its update begins.
 
     Raises:
         ValueError: The model's vocabulary or context is smaller than the environment's, or an argument is out of range.
@@ -55,6 +61,7 @@ class TransformerPolicy(ActorCriticPolicy):
     """
 
     __module__ = "agents"
+    critic_by_name = True
 
     def __init__(
         self,
@@ -100,7 +107,9 @@ class TransformerPolicy(ActorCriticPolicy):
         self.lm = load_lm(self._source)
         self.backbone = backbone_of(self.lm)
         self._check_fit()
-        self.sampler = settings.sampler(self.backbone.eos_token_id)
+        ends = agreed_ends(self.lm, self._source, getattr(self.action_space, "eos_token_ids", None), ids_of(settings.eos_token_id))
+        set_ends(self.lm, ends)
+        self.sampler = settings.sampler(ends, getattr(self.action_space, "unused_ids", ()))
         if max(self.sampler.banned_tokens, default=0) >= self.vocab_size:
             raise ValueError(f"banned_tokens={self.sampler.banned_tokens}: ids go up to {self.vocab_size - 1}")
         # Built before the adapters: a critic of its own trains all its weights.
@@ -124,8 +133,6 @@ class TransformerPolicy(ActorCriticPolicy):
         self.mask: LearnedMask | None = None  # NLPO's
         self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
-        if settings.precision == "float16":
-            scale_gradients(self)
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _backbones(self) -> list[Any]:
@@ -148,7 +155,8 @@ class TransformerPolicy(ActorCriticPolicy):
     def _check_fit(self) -> None:
         if self.backbone.vocab_size < self.vocab_size:
             raise ValueError(
-                f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size}: use the model's own tokenizer"
+                f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size} (the largest id + 1): use the model's "
+                "own tokenizer"
             )
         prompt, response = (self.observation_space[key].shape[0] for key in ("prompt", "response"))  # type: ignore[index]
         self.backbone.check_room(prompt, response)
@@ -156,14 +164,20 @@ class TransformerPolicy(ActorCriticPolicy):
             raise ValueError(f"min_new_tokens={self.settings.min_new_tokens}: a text of this task has at most {response} tokens")
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the language model as transformers does, and a shared value head beside it (safetensors).
+        """Write the language model and the tokenizer as transformers does, and a shared value head beside them (safetensors).
 
         `AutoModelForCausalLM.from_pretrained` opens the folder, and so does `policy_kwargs={"model": folder}`, value head
-        included; for encoder-decoder models `AutoModelForSeq2SeqLM`.  Adapters are folded in.  Sampling rules and a critic of
-        its own are not part of it.
+        included; for encoder-decoder models `AutoModelForSeq2SeqLM`.  `config.json` and `generation_config.json` name the task's ends
+        of text, so that `generate` of transformers stops where the policy does; `AutoTokenizer.from_pretrained` opens the folder if
+        the task's tokenizer has `pretrained_files`, as those of this package have.  Adapters are folded in.  Sampling rules and a
+        critic of its own are not part of it.
         """
         beside = {VALUE_HEAD: self.value_head.state_dict()} if self.value_head is not None and self.value_trunk is None else {}
-        save_lm(self.lm, folder, beside)
+        save_lm(self.lm, folder, beside, self.tokenizer_files())
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Return the task's tokenizer as files by name, as transformers saves it; none if it is not known."""
+        return self.action_space.tokenizer_files() if isinstance(self.action_space, TokenSpace) else {}
 
     def architecture(self) -> dict[str, Any]:
         """Return the arguments that name models, as configurations instead of folders, which may move."""
@@ -242,17 +256,22 @@ class TransformerPolicy(ActorCriticPolicy):
                 f"top_k={self.sampler.top_k}, top_p={self.sampler.top_p}, min_p={self.sampler.min_p}: what the acting policy cut must "
                 "be cut in training, and this buffer does not store it; use rollout_buffer_class=SequenceRolloutBuffer"
             )
-        size = self.settings.micro_batch_size or len(batch.input_ids)
-        whole = len(batch.input_ids) <= size
-        parts = [(batch, actions)] if whole else [(part, actions[span]) for part, span in batch.split(size)]
-        values, log_probs, entropies = in_parts(self._score, parts)
+        values, log_probs, entropies = self.in_micro_batches(self._score, batch, actions)
         return values, log_probs, entropies
+
+    def in_micro_batches(
+        self, score: Callable[..., tuple[torch.Tensor, ...]], batch: SequenceBatch, *columns: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what `score` makes of a batch and of columns with a number for each of its N actions, `micro_batch_size` texts at once."""
+        size = self.settings.micro_batch_size or len(batch.input_ids)
+        if len(batch.input_ids) <= size:
+            return score(batch, *columns)
+        return in_parts(score, [(part, *(column[span] for column in columns)) for part, span in batch.split(size)])
 
     def _score(self, batch: SequenceBatch, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden = self.backbone.hidden(batch)  # (N, D)
         log_probs, entropies = action_log_probs(self.backbone, hidden, batch, actions, self.sampler, self.vocab_size)
-        scores = self._values(hidden, batch), log_probs, entropies
-        return scaled(*scores) if self.settings.precision == "float16" else scores  # type: ignore[return-value]
+        return self._values(hidden, batch), log_probs, entropies
 
     def _values(self, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
         if self._value_backbone is not None:
@@ -264,11 +283,25 @@ class TransformerPolicy(ActorCriticPolicy):
 
         Arguments are those of `evaluate_actions`.  Without kept sets in `obs`, top-k, top-p and min-p cut here.
         """
+        if self.critic_by_name and self.training and torch.is_grad_enabled():
+            self._check_names()
         batch = self._as_batch(obs, action_masks)
-        logits = action_logits(self.backbone, self.backbone.hidden(batch), batch, self.sampler, self.vocab_size)  # (N, V)
+
+        def score(part: SequenceBatch) -> tuple[torch.Tensor]:
+            return (action_logits(self.backbone, self.backbone.hidden(part), part, self.sampler, self.vocab_size),)
+
+        (logits,) = self.in_micro_batches(score, batch)  # (N, V)
         if not isinstance(obs, SequenceBatch):
             logits = restrict(logits, self.sampler.cut(logits))
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
+
+    def _check_names(self) -> None:
+        named = [name for name, _ in self.lm.named_parameters() if "value" in name]
+        if named:
+            raise ValueError(
+                f"sb3-contrib's TRPO takes all parameters with 'value' in their names for the critic's, and the model has {len(named)} "
+                f"such, {named[0]} among them: use TextTRPO; outside of TRPO, set the policy's critic_by_name to False"
+            )
 
     def predict_values(self, obs: PyTorchObs | SequenceBatch) -> torch.Tensor:
         """Return the value of every text, shape (B, 1) or (N, 1); that of an idle row means nothing."""
@@ -276,7 +309,11 @@ class TransformerPolicy(ActorCriticPolicy):
         if self.value_head is None:
             return torch.zeros(len(batch.predictor), 1, device=self.device)
         backbone = self._value_backbone or self.backbone
-        return values_of(self.value_head, backbone.hidden(batch), self.settings.detach_critic)
+
+        def score(part: SequenceBatch) -> tuple[torch.Tensor]:
+            return (values_of(self.value_head, backbone.hidden(part), self.settings.detach_critic),)
+
+        return self.in_micro_batches(score, batch)[0]
 
     def _as_batch(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> SequenceBatch:
         if isinstance(obs, SequenceBatch):
@@ -286,14 +323,6 @@ class TransformerPolicy(ActorCriticPolicy):
             return batch
         legal = torch.as_tensor(action_masks).reshape(-1, self.vocab_size).bool()  # (N, V)
         return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yield names and parameters; of the model's names, "value" becomes "val".
-
-        sb3-contrib's TRPO takes every parameter with "value" in its name for the critic's; GPT-NeoX's attention has such names.
-        """
-        for name, parameter in super().named_parameters(*args, **kwargs):
-            yield (name.replace("value", "val") if name.startswith("lm.") else name), parameter
 
     def predict(
         self,

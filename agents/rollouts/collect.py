@@ -72,8 +72,9 @@ def play_episodes(
             starts = np.ones(env.num_envs, bool)
             while (live := obs["prompt"][:, 0] >= 0).any():
                 actions, values, log_probs = act(obs, starts)
+                dealt = texts.core.prompt_index.copy()  # (E,): a step deals new ones to the rows that end
                 new_obs, rewards, dones, infos = env.step(actions)
-                buffer.add(obs, actions, rewards, starts, values, log_probs)
+                buffer.add(obs, actions, rewards, starts, values, log_probs, prompt_ids=dealt)
                 obs, starts = new_obs, dones
                 yield Played(int(live.sum()), dones, infos)
             num_episodes = more()

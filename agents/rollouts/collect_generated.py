@@ -95,7 +95,7 @@ def _write(generator: Generator, policy: TransformerPolicy, core: TextCore, prom
         size: Texts in one pass of the policy.
     """
     task = core.task
-    stop_ids = tuple(sorted({task.tokenizer.eos_token_id, *task.stop_ids}))
+    stop_ids = tuple(sorted({*task.eos_token_ids, *task.stop_ids}))
     seed = int(torch.randint(2**31 - 1, ()))  # from torch's generator, whose state is in checkpoints
     packed = tuple(row[row >= 0] for row in prompts)
     request = Request(packed, task.max_new_tokens, policy.sampler, stop_ids, policy.vocab_size, seed)

@@ -15,7 +15,7 @@ from ..models.log_probs import action_log_probs, full_kl
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch
 from .kl_controller import KLController
-from .reward_scaling import ScoreScale, whiten
+from .reward_scaling import ScoreScale, whiten_returns
 from .rollout_samples import RolloutStats
 
 KLReward = Literal["k1", "full", "none"]
@@ -29,12 +29,14 @@ class RecordedTokens(NamedTuple):
         sampler: The sampling rules that drew them.
         autocast: Precision of the policy's trunk; None: that of its weights.
         for_each: Calls a function with packed texts and their actions, and returns its numbers of all tokens, shape (N,).
+        offsets: Where each text's tokens begin, and N, shape (S + 1,).
     """
 
     log_probs: np.ndarray
     sampler: Sampler
     autocast: torch.dtype | None
     for_each: Callable[[Callable[[SequenceBatch, torch.Tensor], torch.Tensor]], np.ndarray]
+    offsets: np.ndarray
 
 
 class ShapedRewards(NamedTuple):
@@ -103,15 +105,16 @@ class KLShaping:
             if self.kl_reward != "none":
                 rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
         if self.whiten_rewards:
-            rewards = whiten(rewards, keep_mean=True)
+            rewards = whiten_returns(rewards, tokens.offsets).astype(np.float32)
+        precise = kl.astype(np.float64)  # k3 is a small difference of numbers near 1; NumPy's pairwise sum suffices for k1
         stats = RolloutStats(
             kl_per_sequence=float(kl.sum()) / len(scores),
             kl_per_token=float(kl.mean()),
-            kl_per_token_k3=float((np.exp(-kl) - 1 + kl).mean()),
+            kl_per_token_k3=float((np.expm1(-precise) + precise).mean()),
             beta=beta,
             score=float(scores.mean()),
-            shaped_return=float(rewards.sum()) / len(scores),
-            entropy=-float(tokens.log_probs.mean()),
+            shaped_return=float(rewards.sum(dtype=np.float64)) / len(scores),
+            entropy=-float(tokens.log_probs.mean(dtype=np.float64)),
             num_tokens=len(rewards),
             num_sequences=len(scores),
             reference_seconds=perf_counter() - began,

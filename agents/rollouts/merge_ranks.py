@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SegmentStart = tuple[int, int, np.ndarray, int]  # row, step, context, response length
+SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
 
 
 class RankRecording(NamedTuple):

@@ -67,6 +67,9 @@ class ReferenceScore:
         if not isinstance(action_space, spaces.Discrete) or not {"prompt", "response"} <= set(getattr(observation_space, "spaces", {})):
             raise TypeError(f"spaces {observation_space} and {action_space}: a text environment has Dict(prompt, response) and Discrete(V)")
         self.beta, self.vocab_size, self.sampler = float(beta), int(action_space.n), sampler or Sampler()
+        ends = getattr(action_space, "eos_token_ids", self.sampler.ends)
+        if self.sampler.min_new_tokens and set(self.sampler.ends) != set(ends):
+            raise ValueError(f"the sampler's eos_token_id={self.sampler.eos_token_id}: the environment ends texts with {list(ends)}")
         if self.sampler.cuts:
             raise ValueError("top_k and top_p depend on the model that acts: give the reference static rules only")
         self.backbone = as_reference(reference, observation_space, self.vocab_size)

@@ -5,11 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 
-def whiten(values: np.ndarray, keep_mean: bool = False) -> np.ndarray:
-    """Return the values with variance 1, and mean 0 or, with `keep_mean`, the mean they have (Ziegler et al. 2019)."""
-    mean = values.mean()
-    scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
-    return scaled + mean if keep_mean else scaled
+def whiten(values: np.ndarray) -> np.ndarray:
+    """Return the values with mean 0 and variance 1."""
+    return (values - values.mean()) / np.sqrt(values.var() + 1e-8)
+
+
+def whiten_returns(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the rewards of tokens such that the returns of texts have variance 1, and the mean they have; equal returns stay.
+
+    All tokens are divided by the deviation of the returns, and the last of each text takes what keeps the mean.  To whiten single
+    tokens, as Ziegler et al. (2019) do with texts of one length, would pay a share of the mean for every token: it would pay for length.
+
+    Args:
+        rewards: Shape (N,).
+        offsets: Where each text's tokens begin, and N, shape (S + 1,).
+    """
+    returns = np.add.reduceat(rewards, offsets[:-1], dtype=np.float64)  # (S,)
+    deviation = returns.std()
+    if deviation <= 1e-6 * np.abs(returns).max():  # rounding of float32
+        return rewards
+    scaled = rewards / deviation  # (N,)
+    scaled[offsets[1:] - 1] += returns.mean() * (1 - 1 / deviation)
+    return scaled
 
 
 class ScoreScale:

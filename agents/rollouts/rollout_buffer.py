@@ -17,7 +17,7 @@ from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
-from .merge_ranks import RankRecording, merge
+from .merge_ranks import RankRecording, SegmentStart, merge
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
@@ -50,7 +50,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl_reward: How KL shapes the rewards.  `"k1"`: each token's log(pi / pi_ref); `"full"`: the exact KL of each step's
             distribution, which is half of an objective only, see `TextPolicyGradient`, and needs `actor`; `"none"`: it is measured
             only, for losses that hold it down themselves.
-        whiten_rewards: Give the shaped rewards of a rollout's tokens variance 1, and leave their mean (Ziegler et al. 2019).
+        whiten_rewards: Give the shaped returns of a rollout's texts variance 1, and leave their mean, see `whiten_returns`.
         norm_reward: See `ScoreScale`.
         clip_reward: See `ScoreScale`.
 
@@ -139,7 +139,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Forget the rollout."""
         self._steps: list[tuple[np.ndarray, ...]] = []  # (actions, rewards, starts, values, log_probs, live), each (E,)
         self._kept: list[np.ndarray] = []
-        self._openings: list[tuple[int, int, np.ndarray, int]] = []  # (row, step, context, response length)
+        self._openings: list[SegmentStart] = []
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
@@ -147,6 +147,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.autocast: torch.dtype | None = None
         self.pos = 0
         self.full = False
+        self._finished = False
 
     def add(
         self,
@@ -156,16 +157,29 @@ class SequenceRolloutBuffer(RolloutBuffer):
         episode_start: np.ndarray,
         value: torch.Tensor,
         log_prob: torch.Tensor,
+        prompt_ids: np.ndarray | None = None,
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
 
+        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,).
+
         Raises:
-            TypeError: `log_prob` does not come from a `TransformerPolicy`.
+            TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
+            ValueError: The sampling rules changed within the rollout.
             FloatingPointError: A log-probability or value is NaN or infinite.
         """
         acting = getattr(log_prob, "acting", None)
         if not isinstance(acting, SamplingRecord):
-            raise TypeError("SequenceRolloutBuffer needs a TransformerPolicy: its log_probs carry the sampler that drew the tokens")
+            raise TypeError(
+                "log_prob does not say how its tokens were drawn: a TransformerPolicy attaches that to the tensor as `acting`, and "
+                "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
+                "(another policy needs another rollout_buffer_class)"
+            )
+        if self._steps and (acting.sampler, acting.autocast, acting.kept is None) != (self.sampler, self.autocast, not self._kept):
+            raise ValueError(
+                f"the sampling rules changed within a rollout, at step {self.pos}, to {acting.sampler}: an update would score its tokens "
+                "under one set of rules; change them between rollouts"
+            )
         self.sampler, self.autocast = acting.sampler, acting.autocast
         if acting.kept is not None:
             self._kept.append(acting.kept)
@@ -176,7 +190,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         lengths = (response >= 0).sum(1)  # (E,)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
-            self._openings.append((int(row), self.pos, context, int(lengths[row])))
+            prompt_id = -1 if prompt_ids is None else int(prompt_ids[row])
+            self._openings.append((int(row), self.pos, context, int(lengths[row]), prompt_id))
         for row in np.flatnonzero(live & ~opens & (lengths > self._lengths + 1)):  # more than the last action came: a dialogue
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
@@ -197,8 +212,23 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Args:
             last_values: Values of the states after the last step, shape (E,) or (E, 1).
             dones: Whether each row's text ended at the last step, shape (E,).
+
+        Raises:
+            RuntimeError: It was called before for this rollout.
+            ValueError: `whiten_rewards` is on, and the rollout cuts a text.
         """
+        if self._finished:
+            raise RuntimeError(
+                "compute_returns_and_advantage was called twice for one rollout: its KL would move beta and its scores the running scale "
+                "again; call reset() first, or change the advantages with set_advantages()"
+            )
+        self._finished = True
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
+        if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
+            raise ValueError(
+                "whiten_rewards=True needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts "
+                "are whole texts, or norm_reward=True"
+            )
         self._cut_segments(columns[-1])
         self._own = slice(0, len(self.segments))
         self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
@@ -210,9 +240,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.buffer_size = len(actions)
         self.full = True
         self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
-        self.scores = np.array([rewards[s.steps, s.row].sum() for s in self.segments])  # (S,)
+        self.scores = np.array([rewards[s.steps, s.row].sum(dtype=np.float64) for s in self.segments])  # (S,)
         assert self.sampler is not None
-        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each)
+        tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each, self._offsets)
         shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
         self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
         for index, segment in enumerate(self.segments):
@@ -296,9 +326,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             ends[index] = min(next_start[row], int(idle[step, row]))
             next_start[row] = step
         self.segments = []
-        for index, (row, step, context, written) in enumerate(self._openings):
+        for index, (row, step, context, written, prompt_id) in enumerate(self._openings):
             replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
-            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies))
+            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies, prompt_id))
         self.trained = np.arange(len(self.segments))  # (S,)
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 

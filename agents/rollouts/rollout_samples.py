@@ -58,6 +58,7 @@ class Segment:
         row: Environment row.
         steps: Steps of the rollout at which its tokens were written.
         replies: Tokens of the environment between its actions, see `TextRecord`.
+        prompt_id: Index of its prompt among the task's; -1: it was not told.
     """
 
     context: np.ndarray
@@ -65,6 +66,7 @@ class Segment:
     row: int
     steps: slice
     replies: tuple[tuple[int, np.ndarray], ...] = ()
+    prompt_id: int = -1
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def learn_offline(
         if algo == "expert-iteration":
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
             agent.learn(config.steps, True, checkpoint)
-            save_lm(agent.policy.lm, out)
+            save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             whole.facts["score"] = agent.scores[-1]
         else:
             trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
-
 from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask, make_task
 from textrl_env.utils.files import read_lines as read_lines
 from textrl_env.utils.files import write_text
+from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..utils.run_folder import fingerprint
 

@@ -104,7 +104,9 @@ def _partners(episodes: Sequence[Episode]) -> Iterator[Episode]:
 def _with_prompt_of(episode: Episode, other: Episode) -> Episode:
     if other is episode:
         return episode
-    return replace(episode, prompt=other.prompt, prompt_ids=other.prompt_ids, references=other.references, metadata=other.metadata)
+    return replace(
+        episode, prompt=other.prompt, prompt_ids=other.prompt_ids, references=other.references, metadata=other.metadata, typed=other.typed
+    )
 
 
 def _further_flaws(deterministic: bool, uses_prompt: bool | None, scores: np.ndarray) -> Iterator[tuple[str, str]]:

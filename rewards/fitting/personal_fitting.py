@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from textrl_env.episode import Episode
-from textrl_env.tokenizer import FileTokenizer
 
 from ..models.personal_model import PersonalRewardModel
 from ..models.preference_model import PreferenceRewardModel
@@ -21,7 +20,7 @@ from .preference_fitting import fit_preference_model
 def fit_personal_model(
     preferences: Sequence[Preference],
     *,
-    tokenizer: FileTokenizer,
+    tokenizer: Any,
     column: str = "group",
     pattern: str | None = None,
     least: int = 50,

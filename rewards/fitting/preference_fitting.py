@@ -74,7 +74,7 @@ class FitReport:
 def fit_preference_model(
     preferences: Sequence[Preference] | Sequence[Ranking],
     *,
-    tokenizer: FileTokenizer,
+    tokenizer: Any,
     trunk: str | Path | Mapping[str, Any] | None = DEFAULT_TRUNK,
     ngram_buckets: int = 65536,
     max_tokens: int = 128,
@@ -103,7 +103,7 @@ def fit_preference_model(
 
     Args:
         preferences: At least 10, of one kind.  If texts recur in many pairs, the held-out accuracy is flattering.
-        tokenizer: The model's own; saved with it.
+        tokenizer: The model's own, or what `FileTokenizer` takes; saved with it.
         trunk: A folder with a Hugging Face model whose weights to start from (its language-model head is dropped;
             pass the tokenizer it was trained with), or the config of a new one, or None for n-grams alone.
         ngram_buckets: Hashed token pairs of the n-gram scorer; 0 for the trunk alone.
@@ -138,6 +138,7 @@ def fit_preference_model(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
+        tokenizer = FileTokenizer.of(tokenizer)
         body = None if trunk is None else build_trunk(trunk, tokenizer.vocab_size, max_tokens)
         network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, body, dropout)
         model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens, device=device)

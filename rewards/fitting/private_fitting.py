@@ -85,7 +85,7 @@ def gaussian_noise(epsilon: float, steps: int, delta: float) -> float:
 def fit_private_model(
     preferences: Sequence[Preference],
     *,
-    tokenizer: FileTokenizer,
+    tokenizer: Any,
     epsilon: float,
     delta: float | None = None,
     unit: Unit = "pair",
@@ -124,6 +124,7 @@ def fit_private_model(
     groups, left_out = _units(preferences, unit, most_per_annotator)
     delta = 1 / (2 * len(groups)) if delta is None else delta
     _check(len(groups), epsilon, delta, sampling_rate, steps, clip)
+    tokenizer = FileTokenizer.of(tokenizer)
     network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, None, 0.0)
     model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens)
     scorer = network.parts["ngrams"]

@@ -14,8 +14,6 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.task import TextTask
 from textrl_env.tasks.registry import make_task
-from textrl_env.tokenizer import FileTokenizer, Tokenizer
-from textrl_env.utils.files import write_text
 from textrl_env.utils.folders import cache_folder
 
 from ..models.preference_model import PreferenceRewardModel
@@ -64,26 +62,9 @@ def _comparisons(texts: Sequence[tuple[str, str]], number: int, seed: int) -> li
 
 
 def _fit(answers: list[Preference], task: TextTask, texts: Sequence[tuple[str, str]], seed: int) -> PreferenceRewardModel:
-    model, _ = fit_preference_model(answers, tokenizer=_in_a_file(task.tokenizer), trunk=None, seed=seed)
+    model, _ = fit_preference_model(answers, tokenizer=task.tokenizer, trunk=None, seed=seed)
     model.normalise([Episode.from_text(prompt, response) for prompt, response in texts[:1000]])
     return model
-
-
-def _in_a_file(tokenizer: Tokenizer) -> FileTokenizer:
-    """Return the tokenizer as a reward model saves it; one of words is written down first."""
-    if isinstance(tokenizer, FileTokenizer):
-        return tokenizer
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-
-    words = [word.strip() or "<eos>" for word in tokenizer.decode_batch([[i] for i in range(tokenizer.vocab_size)])]
-    backend = Backend(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    path = cache_folder() / "tokenizers" / f"{_hash(words)}.json"
-    if not path.is_file():
-        write_text(path, backend.to_str())
-    return FileTokenizer(path)
 
 
 def _hash(value: Any) -> str:

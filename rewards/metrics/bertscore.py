@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from textrl_env.control_tokens import ControlTokens, surroundings
 from textrl_env.episode import Episode
 from textrl_env.utils.files import read_lines
 
+from ..models.pretrained import check_ids
 from ..rules.base import Rule, checked_int
 from ..rules.references import references_of
 
@@ -67,6 +69,8 @@ class BertScoreReward(Rule):
             raise ValueError(f"variant={variant!r}: choose {', '.join(VARIANTS)}")
         self.path, self.variant, self.batch_size = Path(path), variant, checked_int(batch_size, "batch_size")
         self.tokenizer, self.model = _load(self.path, torch.device(device))
+        self._controls = ControlTokens(self.tokenizer.backend_tokenizer)
+        self._around = surroundings(self._controls.backend)
         depth = self.model.config.num_hidden_layers
         if layer is not None and not 0 <= layer <= depth:
             raise ValueError(f"layer={layer}: {path} has the layers 0 (embeddings) to {depth}")
@@ -101,9 +105,11 @@ class BertScoreReward(Rule):
         return [embedded[i] for i in range(len(texts))]
 
     def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        cut = {"truncation": True, "max_length": self._max_tokens}
-        rows = self.tokenizer(list(texts), return_special_tokens_mask=True, **cut)
-        return [{key: values[i] for key, values in rows.items()} for i in range(len(texts))]
+        opening, closing = self._around
+        rows = [row[: self._max_tokens - len(opening) - len(closing)] for row in self._controls.encode(texts)]
+        check_ids(rows, self.model, self.path)
+        special = [[1] * len(opening), [1] * len(closing)]
+        return [{"input_ids": opening + row + closing, "special_tokens_mask": special[0] + [0] * len(row) + special[1]} for row in rows]
 
     def _embed(self, rows: list[dict[str, list[int]]]) -> list[Embedded]:
         width = max(1, *(len(row["input_ids"]) for row in rows))

@@ -12,7 +12,7 @@ from torch import Tensor
 from textrl_env.episode import Episode
 
 from ..utils.base_reward import BaseReward
-from .pretrained import Checkpoint, Reading
+from .pretrained import Checkpoint, Reading, Typed, whole_text
 from .score_memo import TextCache
 
 if TYPE_CHECKING:
@@ -59,12 +59,13 @@ class ClassifierReward(BaseReward):
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the class's value for each text, in order."""
-        texts = [e.response if self.reads == "response" else e.prompt + e.response for e in episodes]
-        return self._cache.complete(texts, self._score)
+        contents: list[tuple[str, Typed]] = [(e.response, None) if self.reads == "response" else whole_text(e) for e in episodes]
+        return self._cache.complete(contents, self._score)
 
-    def _score(self, texts: list[str]) -> list[float]:
+    def _score(self, contents: list[tuple[str, Typed]]) -> list[float]:
         filler = [self._pad_id()]  # nothing at all is read as padding
-        rows = [row or filler for row in self.checkpoint.encode(texts, end=self.end)]
+        encoded = self.checkpoint.encode([text for text, _ in contents], end=self.end, typed=[typed for _, typed in contents])
+        rows = [row or filler for row in encoded]
         return self.checkpoint.read(rows, self._head)
 
     def _head(self, ids: Tensor, mask: Tensor, places: list[int]) -> list[float]:

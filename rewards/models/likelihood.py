@@ -13,7 +13,7 @@ from torch import Tensor
 from textrl_env.episode import Episode
 
 from ..utils.base_reward import BaseReward
-from .pretrained import Checkpoint, Reading
+from .pretrained import Checkpoint, Reading, Typed
 from .score_memo import TextCache
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class LikelihoodReward(BaseReward):
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the log-probability of each response, in order."""
-        return self._cache.complete([(e.prompt, e.response, e.finish_reason == "eos") for e in episodes], self._score)
+        return self._cache.complete([(e.prompt, e.response, e.finish_reason == "eos", e.typed) for e in episodes], self._score)
 
-    def _score(self, contents: list[tuple[str, str, bool]]) -> list[float]:
+    def _score(self, contents: list[tuple[str, str, bool, Typed]]) -> list[float]:
         pairs = [self._ids(*content) for content in contents]
 
         def head(ids: Tensor, mask: Tensor, places: list[int]) -> list[float]:
@@ -66,17 +66,21 @@ class LikelihoodReward(BaseReward):
 
         return self.checkpoint.read([row for row, _ in pairs], head)
 
-    def _ids(self, prompt: str, response: str, ended: bool) -> tuple[list[int], int]:
+    def _ids(self, prompt: str, response: str, ended: bool, typed: Typed) -> tuple[list[int], int]:
         """Return the ids that are read, with one in front to predict the first from, and how many of them are the response."""
-        tokenizer = self.checkpoint.tokenizer
-        encoding = tokenizer(prompt + response, add_special_tokens=False, return_offsets_mapping=True)
-        ids = list(encoding["input_ids"])
-        n = sum(end > len(prompt) for _, end in encoding["offset_mapping"])
+        tokenizer, controls = self.checkpoint.tokenizer, self.checkpoint.controls
+        if typed is None and not controls.spelled_in(prompt + response):
+            encoding = tokenizer(prompt + response, add_special_tokens=False, return_offsets_mapping=True)
+            ids = list(encoding["input_ids"])
+            n = sum(end > len(prompt) for _, end in encoding["offset_mapping"])
+        else:  # apart, so that what is spelled stays text
+            ids, written = controls.encode([prompt, response])
+            ids, n = (ids if typed is None else controls.encode_template(prompt, typed)) + written, len(written)
         eos = tokenizer.eos_token_id
         if ended and eos is not None:
             ids, n = [*ids, eos], n + 1
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        ids = ids if start is None else [start, *ids]
+        ids = ids if start is None or (typed is not None and ids[:1] == [start]) else [start, *ids]
         ids = ids[-self.checkpoint.max_tokens :] or [0]
         return ids, min(n, len(ids) - 1)
 

@@ -9,13 +9,35 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
+from textrl_env.control_tokens import ControlTokens, surroundings
+from textrl_env.episode import Episode
 from textrl_env.utils.suggestions import insist_on_path
 
 from .scorers import pad
 
 T = TypeVar("T")
+Typed = tuple[tuple[int, int], ...] | None
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def whole_text(episode: Episode) -> tuple[str, Typed]:
+    """Return prompt and response as one text, and what in it is text though a chat template wrote the prompt: all of the response too."""
+    text = episode.prompt + episode.response
+    return text, None if episode.typed is None else (*episode.typed, (len(episode.prompt), len(text)))
+
+
+def check_ids(rows: Sequence[Sequence[int]], model: Any, path: str | Path) -> None:
+    """Insist that the model has an embedding for each token id of the rows.
+
+    Raises:
+        ValueError: It lacks one.
+    """
+    size, largest = model.get_input_embeddings().num_embeddings, max((max(row, default=0) for row in rows), default=0)
+    if largest >= size:
+        raise ValueError(
+            f"{path}: its tokenizer gives the id {largest}, its model has {size} embeddings: save the two that belong together"
+        )
 
 
 class Reading(TypedDict, total=False):
@@ -66,27 +88,30 @@ class Checkpoint:
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         if not self.tokenizer.is_fast:
             raise ValueError(f"{self.path} has no tokenizer.json: save its tokenizer in the fast format")
+        eos = self.tokenizer.eos_token
+        self.controls = ControlTokens(self.tokenizer.backend_tokenizer, [] if eos is None else [eos])
+        self._opening, self._closing = surroundings(self.controls.backend)
         limit = getattr(model.config, "max_position_embeddings", None)
         self.max_tokens = min(x for x in (max_tokens, limit, 1 << 20) if x is not None)
 
-    def encode(self, texts: Sequence[str], *, end: bool = False) -> list[list[int]]:
-        """Return the ids of texts with the tokenizer's special tokens.
+    def encode(self, texts: Sequence[str], *, end: bool = False, typed: Sequence[Typed] | None = None) -> list[list[int]]:
+        """Return the ids of texts between the special tokens that the tokenizer puts around them; those that texts spell are text.
 
         Of a text that is too long the beginning is dropped, behind the special tokens that open it, for the response stands at the end.
 
         Args:
             texts: What is read.
-            end: Whether the end-of-text token follows, where the tokenizer has one and the text does not hold it yet.
+            end: Whether the end-of-text token follows, where the tokenizer has one and does not add it itself.
+            typed: Of each text, whether a chat template wrote it, and what in it is text all the same; see `textrl_env.Prompt`.
         """
         eos = self.tokenizer.eos_token_id if end else None
-        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
-        opening = self._opening()
-        return [self._cut(row if eos is None or row[-1:] == [eos] else [*row, eos], opening) for row in rows]
-
-    def _opening(self) -> int:
-        """Return how many special tokens open every text."""
-        special, ids = set(self.tokenizer.all_special_ids), self.tokenizer("a")["input_ids"]
-        return next((i for i, token in enumerate(ids) if token not in special), 0)
+        rows = self.controls.encode(texts)
+        for number, spans in enumerate(typed or ()):
+            if spans is not None:
+                rows[number] = self.controls.encode_template(texts[number], spans)
+        rows = [[*(() if row[: len(self._opening)] == self._opening else self._opening), *row, *self._closing] for row in rows]
+        check_ids(rows, self.model, self.path)
+        return [self._cut(row if eos is None or row[-1:] == [eos] else [*row, eos], len(self._opening)) for row in rows]
 
     def _cut(self, row: list[int], opening: int) -> list[int]:
         if len(row) <= self.max_tokens:

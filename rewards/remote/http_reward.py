@@ -5,7 +5,8 @@ The server gets a POST with the JSON object
     {"episodes": [{"prompt": "...", "response": "...", "references": ["..."], "metadata": {...},
                    "finish_reason": "eos", "prompt_ids": [...], "response_ids": [...], "action_mask": [...]}, ...]}
 
-whose items mean what they mean in `textrl_env.Episode`, and answers 200 with one finite number for each, in order:
+whose items mean what they mean in `textrl_env.Episode` (`"typed": [[start, end], ...]` is there where a chat template wrote the
+prompt), and answers 200 with one finite number for each, in order:
 
     {"scores": [0.5, ...]}
 
@@ -118,4 +119,5 @@ def as_json(episode: Episode) -> dict[str, Any]:
         "prompt_ids": episode.prompt_ids.tolist(),
         "response_ids": episode.response_ids.tolist(),
         "action_mask": episode.action_mask.tolist(),
+        **({} if episode.typed is None else {"typed": [list(span) for span in episode.typed]}),
     }

@@ -42,6 +42,7 @@ class Item(BaseModel):
     prompt_ids: list[int] = []
     response_ids: list[int] = []
     action_mask: list[bool] = []
+    typed: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
 
     def episode(self) -> Episode:
         """Return the record that reward models read."""
@@ -49,6 +50,7 @@ class Item(BaseModel):
         return Episode(
             self.prompt, self.response, np.array(self.prompt_ids, np.int64), np.array(self.response_ids, np.int64), mask,
             self.finish_reason, tuple(self.references), self.metadata,
+            None if self.typed is None else tuple((start, end) for start, end in self.typed),
         )  # fmt: skip
 
 

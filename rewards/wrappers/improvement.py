@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class ImprovementReward(BaseReward):
         self.reward = as_reward_model(reward)
         refuse_dense(self.reward, "improvement")
         self.last_terms: dict[str, np.ndarray] = {}
-        self._potentials: OrderedDict[bytes, float] = OrderedDict()
+        self._potentials: OrderedDict[tuple[Hashable, ...], float] = OrderedDict()
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return what the last token of each finished text changed."""
@@ -66,7 +66,6 @@ class ImprovementReward(BaseReward):
         return f"ImprovementReward({self.reward!r})"
 
 
-def _key(episode: Episode, length: int) -> bytes:
-    """Name the text that had `length` tokens.  References and metadata come with the prompt, which its ids stand for."""
-    references = "\0".join(episode.references).encode()
-    return b"\0".join((episode.prompt_ids.tobytes(), references, episode.response_ids[:length].tobytes()))
+def _key(episode: Episode, length: int) -> tuple[Hashable, ...]:
+    """Return everything that the score of a text's first `length` tokens may depend on."""
+    return episode.prompt_ids.tobytes(), episode.references, repr(episode.metadata), episode.response_ids[:length].tobytes()

@@ -104,14 +104,14 @@ class All:
 
     def bind(self, vocabulary: Vocabulary) -> _All:
         """Return the constraint on the tokens of `vocabulary`."""
-        return _All([part.bind(vocabulary) for part in self.parts], vocabulary.eos_token_id)
+        return _All([part.bind(vocabulary) for part in self.parts], vocabulary.eos_token_ids)
 
 
 class _All:
     """The conjunction of bound constraints; its state is the list of theirs."""
 
-    def __init__(self, parts: list[BoundConstraint], eos_token_id: int) -> None:
-        self.parts, self.eos_token_id = parts, eos_token_id
+    def __init__(self, parts: list[BoundConstraint], eos_token_ids: list[int]) -> None:
+        self.parts, self.eos_token_ids = parts, eos_token_ids
 
     def start(self, prompt: Prompt) -> list[Any]:
         return [part.start(prompt) for part in self.parts]
@@ -124,6 +124,6 @@ class _All:
         mask = np.logical_and.reduce(masks) if len(masks) > 1 else masks[0]  # (V,)
         if not mask.any():
             mask = mask.copy()
-            mask[self.eos_token_id] = True
+            mask[self.eos_token_ids] = True
         mask.setflags(write=False)
         return mask

@@ -104,7 +104,7 @@ class CompiledGrammar(NeverCopied):
 
     def advance(self, state: MatcherState, token: int) -> MatcherState:
         """Return the state after one more legal token."""
-        if token == self.vocabulary.eos_token_id:
+        if token in self.vocabulary.eos_token_ids:
             return state
         return MatcherState(self, self._after(state.matcher, token), (*state.tokens, token))
 
@@ -115,6 +115,7 @@ class CompiledGrammar(NeverCopied):
             search = EndingSearch(self._ids, self._after)
             for token in np.flatnonzero(mask).tolist():
                 mask[token] = token == self.vocabulary.eos_token_id or search.can_end(self._after(state.matcher, token))
+        mask[self.vocabulary.eos_token_ids] = mask[self.vocabulary.eos_token_id]  # llguidance knows of one end
         mask.setflags(write=False)
         return mask
 

@@ -61,7 +61,7 @@ class PrefixTree:
             for rest in {text[depth : depth + self.longest] for text in self.texts[low:high]}:
                 for length in range(1, len(rest) + 1):
                     mask[[t for t in self.vocabulary.ids.get(rest[:length], ()) if self._leads_on(state, t)]] = True
-            mask[self.vocabulary.eos_token_id] = low < high and len(self.texts[low]) == depth  # the shortest sorts first
+            mask[self.vocabulary.eos_token_ids] = low < high and len(self.texts[low]) == depth  # the shortest sorts first
             mask.setflags(write=False)
             self._masks[state] = mask
         return self._masks[state]

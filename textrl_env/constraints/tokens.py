@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..prompts.prompt import Prompt
+from ..tokenizer import id_of
 from .vocabulary import Vocabulary
 
 
@@ -19,7 +20,7 @@ class AllowedTokens:
 
     def bind(self, vocabulary: Vocabulary) -> FixedMask:
         """Return the constraint on the tokens of `vocabulary`."""
-        return FixedMask(_among([*_ids(self.tokens, vocabulary), vocabulary.eos_token_id], vocabulary))
+        return FixedMask(_among([*_ids(self.tokens, vocabulary), *vocabulary.eos_token_ids], vocabulary))
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def _ids(tokens: Sequence[int | str], vocabulary: Vocabulary) -> list[int]:
         raise TypeError(f"tokens={tokens!r} is a {type(tokens).__name__}: pass a list of ids or spellings")
     ids = []
     for token in tokens:
-        spelled = vocabulary.tokenizer.encode_batch([token])[0] if isinstance(token, str) else [int(token)]
-        if len(spelled) != 1 or not 0 <= spelled[0] < vocabulary.size:
+        found = id_of(vocabulary.tokenizer, token)
+        if found is None:
             raise ValueError(f"{token!r} is not one token of the vocabulary [0, {vocabulary.size})")
-        ids += spelled
+        ids.append(found)
     return ids

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..tokenizer import FileTokenizer, Tokenizer
+from ..tokenizer import FileTokenizer, Tokenizer, ends_of
 
 _UTF8 = {*range(0xF5)} - {0xC0, 0xC1}  # the bytes that occur in UTF-8 (RFC 3629)
 
@@ -24,7 +24,8 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.size = tokenizer.vocab_size
         self.eos_token_id = tokenizer.eos_token_id
-        self.closing = np.array([self.eos_token_id]) if closing is None else closing
+        self.eos_token_ids = list(ends_of(tokenizer))
+        self.closing = np.array(self.eos_token_ids) if closing is None else closing
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
@@ -35,7 +36,8 @@ class Vocabulary:
         """
         byte_level = isinstance(self.tokenizer, FileTokenizer) and self.tokenizer.is_byte_level
         spellings = self._from_byte_level() if byte_level else self._from_decoding()
-        spellings[self.eos_token_id] = b""
+        for end in self.eos_token_ids:
+            spellings[end] = b""
         return spellings
 
     @cached_property
@@ -79,7 +81,7 @@ class Vocabulary:
     def _from_decoding(self) -> list[bytes]:
         """Decode each token behind another one, and compare with decoding it alone and among all others."""
         raw = self._byte_fallback()
-        plain = [i for i in range(self.size) if i != self.eos_token_id and i not in raw]
+        plain = [i for i in range(self.size) if i not in self.eos_token_ids and i not in raw]
         alone = dict(zip(plain, self.tokenizer.decode_batch([[i] for i in plain]), strict=True))
         anchor = next((i for i in plain if alone[i].strip()), None)
         if anchor is None:

@@ -12,6 +12,7 @@ from ..task import TextTask
 from ..tasks.registry import make_task
 from .core import PAD, TextCore
 from .step_result import StepResult
+from .token_space import TokenSpace
 
 
 class TextEnvMixin:
@@ -128,7 +129,7 @@ def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
             "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
         }
     )
-    return observation, spaces.Discrete(vocab_size)
+    return observation, TokenSpace(task.tokenizer)
 
 
 def transcript(prompt: str, response: str, outcome: str = "") -> str:

@@ -57,7 +57,7 @@ class TextCore:
         self.live = np.zeros(num_rows, bool)  # (B,)
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
-        self._closes[task.tokenizer.eos_token_id] = EOS
+        self._closes[list(task.eos_token_ids)] = EOS
         self.constraint = as_constraint(task.constraint, task.tokenizer, task.min_new_tokens, np.flatnonzero(self._closes))
         self.states: list[Any] = [None] * num_rows  # of the constraint
         self._masks: list[np.ndarray | None] = [None] * num_rows  # (V,) each: legal tokens in the row's state; None: not yet asked for
@@ -304,6 +304,7 @@ class TextCore:
                     finish_reason=REASONS[reason[row]],
                     references=prompt.references,
                     metadata=prompt.metadata,
+                    typed=prompt.typed,
                 )
             )
         return episodes

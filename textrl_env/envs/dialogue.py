@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..episode import Episode
+from ..prompts.encoding import encode_prompts
+from ..prompts.prompt import Prompt
 from ..task import TextTask
 
 
@@ -16,7 +18,7 @@ def next_replies(task: TextTask, episodes: list[Episode]) -> list[np.ndarray | N
 
     Raises:
         ValueError: Another number of replies than texts, or ids outside the vocabulary.
-        TypeError: A reply is neither a text, nor ids, nor None.
+        TypeError: A reply is neither a text, nor a `Prompt`, nor ids, nor None.
     """
     assert task.reply is not None
     replies = list(task.reply(episodes))
@@ -27,6 +29,8 @@ def next_replies(task: TextTask, episodes: list[Episode]) -> list[np.ndarray | N
         if reply is None:
             encoded.append(None)
             continue
+        if isinstance(reply, Prompt):
+            reply = encode_prompts(task.tokenizer, [reply])[0] if reply.typed is not None else reply.text
         ids = np.asarray(task.tokenizer.encode_batch([reply])[0] if isinstance(reply, str) else reply)
         if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
             raise TypeError(f"the task's `reply` returned {reply!r} to {episode.response[-80:]!r}: pass a text, token ids or None")

@@ -19,7 +19,7 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
     swapped scores it.
 
     ## Action Space
-    `Discrete(V)`: the id of the next token.
+    `Discrete(V)`: the id of the next token; a `TokenSpace`, which also says which ids end a text.  V is the tokenizer's largest id + 1.
 
     ## Observation Space
     `Dict(prompt=Box(-1, V-1, (P,), int64), response=Box(-1, V-1, (T,), int64))`: the ids of the prompt and of what has

@@ -15,8 +15,11 @@ class Prompt:
         text: What the episode starts from.
         references: Texts that a reward may compare the response with.
         metadata: Further columns; they reach the reward model with the episode.
+        typed: None: `text` is plain, and special tokens that are spelled in it are text.  Where a chat template wrote `text`, its special
+            tokens are tokens, except in these spans (start, end): people typed them into a message.
     """
 
     text: str
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    typed: tuple[tuple[int, int], ...] | None = field(default=None, compare=False)

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..chat import Spans, render
 from ..utils.never_copied import NeverCopied
 from ..utils.row_files import RowError, Rows, excerpt, quoted
 from .prompt import Prompt
@@ -211,20 +212,23 @@ class _Schema:
                 f"column {name!r} would be hidden from reward functions: use references= or rename it, or list columns= without it"
             )
         references = tuple(text for name in self.references for text in _references(row[name], name))
-        return Prompt(self._text(row[self.prompt]), references, {name: row[name] for name in names})
+        text, typed = self._text(row[self.prompt])
+        return Prompt(text, references, {name: row[name] for name in names}, typed)
 
-    def _text(self, value: Any) -> str:
+    def _text(self, value: Any) -> tuple[str, Spans | None]:
+        """Return a prompt's text, and of a rendered one where people typed special tokens."""
+        typed: Spans | None = None
         if _is_chat(value):
             if self.template is None:
                 raise RowError(f"column {self.prompt!r} holds messages: pass template=chat_template(tokenizer_folder) to render them")
             try:
-                value = self.template(value)
+                value, typed = render(self.template, value)
             except Exception as error:  # a stranger's code; it fails with the row's place, never silently
                 raise RowError(f"the template failed: {type(error).__name__}: {error}") from error
         elif self.template is not None and isinstance(value, str):
             raise RowError(f"column {self.prompt!r} is a text, but template= renders messages: leave it out, or write messages")
         _check_text(value, f"column {self.prompt!r}")
-        return value
+        return value, typed
 
 
 def _is_chat(value: Any) -> bool:

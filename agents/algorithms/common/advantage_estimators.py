@@ -33,15 +33,14 @@ class Rollout(NamedTuple):
 
     @property
     def returns(self) -> np.ndarray:
-        """Return of each text, shape (S,)."""
-        return np.add.reduceat(self.rewards, self.offsets[:-1])
+        """Return of each text, shape (S,), float64."""
+        return np.add.reduceat(self.rewards, self.offsets[:-1], dtype=np.float64)
 
     @property
     def to_go(self) -> np.ndarray:
-        """Sum of the rewards from each token on, shape (N,)."""
-        total = np.cumsum(self.rewards)  # (N,)
-        ends = np.repeat(total[self.offsets[1:] - 1], self.lengths)  # (N,)
-        return ends - total + self.rewards
+        """Sum of the rewards from each token on, shape (N,), float64; a sum over the whole rollout would round what single texts add."""
+        texts = np.split(self.rewards, self.offsets[1:-1])
+        return np.concatenate([np.cumsum(text[::-1], dtype=np.float64)[::-1] for text in texts])
 
     @property
     def lengths(self) -> np.ndarray:

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from textrl_env import Tokenizer
-from textrl_env.tokenizer import check_same_tokens
+from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
 from ...models.backbones import backbone_of
-from ...models.loading import LMSource, load_lm, save_lm
+from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
 from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
@@ -48,7 +48,7 @@ class Supervised(KeywordArguments, ABC):
     _arguments = SupervisedArguments
     _meanings: ClassVar[Mapping[str, str]] = {
         "model": "What `agents.models.loading.load_lm` takes, or a module, which is trained itself.",
-        "tokenizer": "The environment's; prompt and response are encoded apart, as the environment does.",
+        "tokenizer": "The environment's, or what `FileTokenizer` takes; prompt and response are encoded apart, as the environment does.",
     }
 
     def __init__(self, model: LMSource | nn.Module, tokenizer: Tokenizer, **arguments: Unpack[SupervisedArguments]) -> None:
@@ -60,9 +60,14 @@ class Supervised(KeywordArguments, ABC):
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
         self.backbone = backbone_of(self.lm)
-        if self.backbone.vocab_size < tokenizer.vocab_size:
-            raise ValueError(f"the model has {self.backbone.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
-        self.tokenizer = tokenizer
+        self.tokenizer = as_tokenizer(tokenizer)
+        if self.backbone.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the model has {self.backbone.vocab_size} tokens, the tokenizer {self.tokenizer.vocab_size} (its largest id + 1)"
+            )
+        if isinstance(model, Mapping):  # what a folder or a module was trained to end with, it may unlearn here
+            agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
+        set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
 
     def learn(
@@ -144,8 +149,8 @@ class Supervised(KeywordArguments, ABC):
         return float(np.mean([self._loss(batch).item() for batch in batches]))
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as `save_pretrained` does."""
-        save_lm(self.lm, folder)
+        """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text."""
+        save_lm(self.lm, folder, tokenizer=files_of(self.tokenizer))
 
     def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
         """Return the loss of these texts as one minibatch, with gradients."""

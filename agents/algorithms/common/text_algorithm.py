@@ -208,7 +208,16 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             own += [infos[row] for row in np.flatnonzero(dones)]
 
     def train(self) -> None:
-        """Update the policy as the algorithm does, and log how fast."""
+        """Update the policy as the algorithm does, and log how fast.
+
+        Raises:
+            ValueError: The sampling rules are no longer those of the rollout.
+        """
+        if self.policy.sampler != self.rollout_buffer.sampler:
+            raise ValueError(
+                f"the rollout was written under {self.rollout_buffer.sampler}, and the policy now has {self.policy.sampler}: the update "
+                "would score its tokens under other rules; change them after train(), before the next rollout"
+            )
         began = perf_counter()
         waiting = self.policy.actor_parameters() if self.num_rollouts <= self.critic_warmup else []
         trainable = trainable_parameters(self.policy)

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import write_text
 
+from ...models.mixed_precision import Precision
 from ...policies.transformer_policy import TransformerPolicy
 from ...reports.tables import markdown_table, terminal_table
 from ...rollouts.collect import play_episodes
@@ -58,7 +59,7 @@ class Families:
     new_tokens: int = 64
     vocabulary: int = 256
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     only: tuple[str, ...] = ()
     own: str | None = None
     out: Path | None = None

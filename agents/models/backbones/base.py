@@ -91,11 +91,6 @@ class Backbone(ABC):
         """Size of the hidden state that the head reads."""
 
     @property
-    @abstractmethod
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token, if the model names one."""
-
-    @property
     def context_length(self) -> int | None:
         """Longest text that the model reads, in tokens; None: any."""
         return None

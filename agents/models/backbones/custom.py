@@ -24,7 +24,7 @@ class LanguageModel(Protocol):
         vocab_size: Number of tokens that `logits` scores.
         hidden_size: Size of the hidden states that `forward` returns.
         context_length: Longest text that it can read; may be absent: any.
-        eos_token_id: The end-of-text token; may be absent if no setting needs it.
+        eos_token_id: The end-of-text token, or several; may be absent: the task names them.
     """
 
     vocab_size: int
@@ -94,11 +94,6 @@ class Custom(Backbone):
     def hidden_size(self) -> int:
         """Size of the hidden state that the head reads."""
         return int(self.lm.hidden_size)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token, if the module names one."""
-        return getattr(self.lm, "eos_token_id", None)
 
     @property
     def context_length(self) -> int | None:

@@ -35,12 +35,6 @@ class FromTransformers(Backbone):
         return int(self.lm.config.hidden_size)
 
     @property
-    def eos_token_id(self) -> int | None:
-        """The end-of-text token; None if the configuration names none or several."""
-        eos = getattr(self.lm.config, "eos_token_id", None)
-        return eos if isinstance(eos, int) else None
-
-    @property
     def context_length(self) -> int | None:
         """Longest text that the positions of the model reach."""
         return getattr(self.lm.config, "max_position_embeddings", None)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import agents
+import textrl_env
 from agents import GRPO, NLPO, RLOO, Linear, ReinforcePlusPlus, TextA2C, TextMaskablePPO, TextPPO, TextTRPO
 from textrl_env import IntegerTokenizer, Prompt, TextGenerationVecEnv, TextTask
 
@@ -87,7 +88,8 @@ def test_no_checkpoint_names_a_file(make_env, tmp_path, algorithm, beta):
     names = set().union(*map(globals_of, pickles_of(tmp_path / "model.zip")))
     own = {name for name in names if name.split(".")[0] in PACKAGES}
     assert {f"agents.{policy}", "agents.ScoreScale", "agents.Linear"} <= own
-    assert own <= {f"agents.{name}" for name in agents.__all__}
+    assert own <= {f"agents.{name}" for name in agents.__all__} | {"textrl_env.TokenSpace"}
+    assert "TokenSpace" in textrl_env.__all__
     loaded = algorithm.load(tmp_path / "model.zip", env=env)
     assert all(torch.equal(a, b) for a, b in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True))
 

@@ -90,6 +90,29 @@ def test_trpo_moves_every_weight_of_the_trunk_and_keeps_its_bound(make_env, mode
     assert agent.logger.name_to_value["policy/line_search_success"] == 1
 
 
+@pytest.mark.reports("A policy's parameters have the same names in named_parameters() and state_dict(), whatever the model calls them")
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "t5"])
+def test_parameters_have_one_name(make_env, name):
+    env = make_env()
+    policy = TransformerPolicy(
+        env.observation_space, env.action_space, lambda _: 1e-3, model=architectures(VOCAB)[name], critic="separate"
+    )  # fmt: skip
+    state, tied = policy.state_dict(keep_vars=True), [value for _, value in policy.named_parameters(remove_duplicate=False)]
+    for name, parameter in policy.named_parameters():
+        assert state[name] is parameter, name
+    assert {id(value) for value in tied} == {id(value) for value in state.values() if isinstance(value, torch.nn.Parameter)}
+
+
+@pytest.mark.reports("sb3-contrib's own TRPO is refused where a model's names would pass its attention for the critic's")
+def test_the_librarys_trpo_is_refused_where_it_goes_by_misleading_names(make_env):
+    kwargs = {"model": architectures(VOCAB)["gpt_neox"]}
+    agent = TRPO(
+        TransformerPolicy, make_env(num_envs=4), batch_size=8, rollout_buffer_class=SequenceRolloutBuffer, n_steps=12, policy_kwargs=kwargs
+    )
+    with pytest.raises(ValueError, match=r"query_key_value.* among them: use TextTRPO"):
+        agent.learn(48)
+
+
 @pytest.mark.parametrize("name", ["a2c", "trpo", "maskable"])
 def test_the_unmodified_libraries_run_with_policy_and_buffer(make_env, name):
     env = make_env(num_envs=4)

@@ -108,12 +108,9 @@ def test_rules_that_vllm_has_otherwise(make_env, tmp_path):
     generator = VLLMGenerator(tmp_path / "python", folder=tmp_path)
     with pytest.raises(ValueError, match=r"withholds only end-of-text, 0; in vLLM it would withhold all of \[0, 7\]"):
         generator.generate(request_of(0, min_new_tokens=2))
-    two_ends = make(make_env(), {**LLAMA, "eos_token_id": [EOS, 9], "vocab_size": 2000})
+    large = make(make_env(), {**LLAMA, "vocab_size": 2000})
     with pytest.raises(OSError, match="cannot be started"):
-        generator.load(two_ends.policy)
-    one_end = dataclasses.replace(request_of(0, min_new_tokens=2), stop_ids=(EOS,))
-    with pytest.raises(ValueError, match=r"all of \[0, 9\]"):
-        generator.generate(one_end)
+        generator.load(large.policy)
     with pytest.raises(ValueError, match=r"0 banned tokens and 1976 rows .* at most 1024"):
         generator.generate(request_of(0))
 

@@ -64,7 +64,7 @@ def test_what_save_pretrained_writes_opens_with_transformers_and_with_the_policy
     again = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=str(tmp_path / "out"))
     assert torch.equal(again.value_head.weight, policy.value_head.weight)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "value_head.safetensors"
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "value_head.safetensors"
     ]  # fmt: skip
 
 

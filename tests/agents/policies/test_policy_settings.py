@@ -24,10 +24,9 @@ def test_a_saved_policy_holds_plain_data_and_loads_with_the_same_settings(make_e
     assert again.sampler == policy.sampler
 
 
-def test_the_token_given_goes_before_the_models_own():
-    assert PolicySettings(eos_token_id=5).sampler(1).eos_token_id == 5
-    assert PolicySettings().sampler(1).eos_token_id == 1
-    assert PolicySettings().sampler(None).eos_token_id is None
+def test_the_sampler_knows_the_ends_and_never_draws_what_is_no_token():
+    assert [PolicySettings().sampler(ends).eos_token_id for ends in ([], [1], [1, 4])] == [None, 1, (1, 4)]
+    assert PolicySettings(banned_tokens=[2, 3]).sampler([1], unused=[3, 6]).banned_tokens == (2, 3, 6)
 
 
 @pytest.mark.parametrize(("setting", "message"), [({"micro_batch_size": -1}, "micro_batch_size=-1"), ({"precision": "int8"}, "'int8'")])

@@ -1,15 +1,18 @@
 """The sequence buffer against numbers by hand, and against SB3's own buffer."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import obs_as_tensor
 
+from agents import TextPPO
 from agents.models.sampler import Sampler
 from agents.policies.sampling_record import SamplingRecord
 from agents.policies.transformer_policy import TransformerPolicy
@@ -202,14 +205,84 @@ def test_a_reference_that_trains_is_copied_and_frozen(make_env):
     assert same.reference.lm is reference  # a frozen module takes no second copy
 
 
-def test_a_foreign_policy_is_refused(make_env):
+@pytest.mark.reports("A log-probability that lost the record of its sampling rules is refused with the cause: copied, moved, or never ours")
+@pytest.mark.parametrize("copy_of", [torch.clone, torch.Tensor.detach, lambda t: t.to(torch.float64), lambda t: t * 1, torch.zeros_like])
+def test_a_lost_record_is_refused(make_env, copy_of):
     env = make_env(num_envs=1)
     buffer = SequenceRolloutBuffer(4, env.observation_space, env.action_space, "cpu")
-    with pytest.raises(TypeError, match="TransformerPolicy"):
-        buffer.add(env.reset(), np.array([[5]]), np.zeros(1), np.ones(1), torch.zeros(1, 1), torch.zeros(1))
+    policy = TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model=LLAMA, temperature=0.5)
+    obs = env.reset()
+    with torch.no_grad():
+        actions, values, log_probs = policy(obs_as_tensor(obs, "cpu"))
+    step = (obs, actions.numpy(), np.zeros(1), np.ones(1), values)
+    with pytest.raises(TypeError, match=r"clone\(\), to\(\), detach\(\) or arithmetic lose it; pass the tensor that the policy returned"):
+        buffer.add(*step, copy_of(log_probs))
+    copied = copy_of(log_probs)
+    copied.acting = log_probs.acting  # as the message says
+    buffer.add(*step, copied)
+    assert buffer.sampler.temperature == 0.5
+    buffer.add(*step, pickle.loads(pickle.dumps(log_probs)))  # torch keeps attributes here
+    assert buffer.pos == 2
+
+
+@pytest.mark.reports("Sampling rules that change within a rollout, or between it and its update, are refused")
+def test_rules_stay_the_same_from_the_first_token_to_the_update(make_env):
+    changed = Sampler(temperature=2.0, eos_token_id=0)
+
+    def within(scope, _):
+        if scope["self"].num_timesteps > 12:
+            scope["self"].policy.sampler = changed
+        return True
+
+    settings = {"n_episodes": 6, "batch_size": 6, "policy_kwargs": {"model": LLAMA}}
+    with pytest.raises(ValueError, match=r"changed within a rollout, at step \d+, to Sampler\(temperature=2.0"):
+        TextPPO("TransformerPolicy", make_env(), **settings).learn(30, callback=within)
+
+    class AtTheEnd(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.model.policy.sampler = changed
+
+    with pytest.raises(ValueError, match=r"change them after train\(\)"):
+        TextPPO("TransformerPolicy", make_env(), **settings).learn(30, callback=AtTheEnd())
+
+    class BeforeTheNext(AtTheEnd):
+        def _on_rollout_start(self):
+            self.model.policy.sampler = Sampler(temperature=1 + self.model.num_rollouts, eos_token_id=0)
+
+        def _on_rollout_end(self):
+            pass
+
+    agent = TextPPO("TransformerPolicy", make_env(), **settings)
+    agent.learn(100, callback=BeforeTheNext())
+    assert agent.rollout_buffer.sampler.temperature == agent.num_rollouts > 1
+
+
+@pytest.mark.reports("A rollout's KL moves beta once and its scores the running scale once: returns are computed once for each rollout")
+def test_returns_are_computed_once(make_env):
+    env = make_env(num_envs=2)
+    buffer = SequenceRolloutBuffer(
+        2, env.observation_space, env.action_space, "cpu", n_envs=2, reference=_Uniform(), beta={"beta": 0.5, "horizon": 100},
+        norm_reward=True,
+    )  # fmt: skip
+    numbers = ([[0.0, 1.0], [4.0, 2.0]], [[0.0, 0.0]] * 2, [[-1.0, -2.0], [-3.0, -0.5]])
+    dones = stored(buffer, env, np.array([[5, 0], [0, 0]]), *numbers)
+    buffer.compute_returns_and_advantage(torch.zeros(2), dones)
+    shaping = buffer.kl_shaping
+    beta, count, rewards = shaping.controller.beta, shaping.score_scale.count, buffer.rewards.copy()
+    assert beta != 0.5 and count == 3
+    with pytest.raises(RuntimeError, match=r"called twice for one rollout.*call reset\(\) first"):
+        buffer.compute_returns_and_advantage(torch.zeros(2), dones)
+    assert (shaping.controller.beta, shaping.score_scale.count) == (beta, count)
+    np.testing.assert_array_equal(buffer.rewards, rewards)
+    buffer.reset()
+    dones = stored(buffer, env, np.array([[5, 0], [0, 0]]), *numbers)
+    buffer.compute_returns_and_advantage(torch.zeros(2), dones)
+    assert shaping.score_scale.count == 6
 
 
 def test_whiten_by_hand():
     values = np.array([1.0, 3.0, 5.0, 7.0])  # mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
     np.testing.assert_allclose(whiten(values), np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)
-    np.testing.assert_allclose(whiten(values, keep_mean=True), 4 + np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-8), rtol=1e-12)

@@ -1,6 +1,7 @@
 """Rewards from checkpoints: against transformers itself, one text at a time and without padding."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 import rewards
@@ -183,3 +185,50 @@ def test_a_pickle_is_not_loaded(folder, classifier):
     torch.save(model.state_dict(), other / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         rewards.make("classifier", path=other)
+
+
+def of_template(prompt, response, typed=()):
+    episode = Episode.from_text(prompt, response)
+    return dataclasses.replace(episode, typed=typed)
+
+
+@pytest.mark.reports("Rewards of checkpoints read special tokens that somebody spelled as text, a chat template's as tokens")
+def test_special_tokens_in_texts_are_text(classifier, scalar, lm, encoder):
+    unknown = [VOCAB["[UNK]"]] * 3  # "<", "eos", ">"
+    plain = [VOCAB["the"], *unknown, VOCAB["film"]]
+    path, model = scalar
+    reward = rewards.make("scalar_head", path=path)
+    assert reward.checkpoint.encode(["the <eos> film"], end=True) == [[*plain, 4]]
+
+    def score(row):
+        return float(model(input_ids=torch.tensor([row])).logits.detach()[0, 0])
+
+    assert reward.score([Episode.from_text("the", " <eos> film")]) == pytest.approx([score([*plain, 4])], abs=1e-5)
+    rendered = [of_template("the <eos> film", " <eos>"), of_template("the <eos> film", " <eos>", ((4, 9),))]
+    rows = [[VOCAB["the"], 4, VOCAB["film"], *unknown, 4], [*plain, *unknown, 4]]
+    assert reward.score(rendered) == pytest.approx([score(row) for row in rows], abs=1e-5)
+
+    reward = rewards.make("classifier", path=classifier[0])
+    assert reward.checkpoint.encode(["good [SEP] <eos>"]) == [[2, VOCAB["good"], 1, 1, 1, 1, 1, 1, 3]]
+    embedded = rewards.make("embedding", path=encoder[0]).checkpoint.encode(["[CLS]"])
+    assert embedded == [[2, 1, 1, 1, 3]]
+    ids, n = rewards.make("likelihood", path=lm[0])._ids("the <eos>", " good <eos>", True, None)
+    assert (ids, n) == ([4, VOCAB["the"], *unknown, VOCAB["good"], *unknown, 4], 5)
+    ids, n = rewards.make("likelihood", path=lm[0])._ids("the <eos>", " good <eos>", False, ())
+    assert (ids, n) == ([4, VOCAB["the"], 4, VOCAB["good"], *unknown], 4)
+    bertscore = rewards.make("bertscore", path=encoder[0])
+    assert bertscore._tokenize(["[SEP] film"]) == [{"input_ids": [2, 1, 1, 1, VOCAB["film"], 3], "special_tokens_mask": [1, 0, 0, 0, 0, 1]}]
+
+
+@pytest.mark.reports("A checkpoint whose tokenizer has ids that its model lacks says so")
+@pytest.mark.parametrize("name", ["classifier", "bertscore"])
+def test_a_tokenizer_that_is_larger_than_its_model(tmp_path, name):
+    save(tmp_path, "bert", AutoModelForSequenceClassification if name == "classifier" else AutoModel)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["poor"])
+    tokenizer.save_pretrained(tmp_path)
+    reward = rewards.make(name, path=tmp_path)
+    message = f"its tokenizer gives the id {len(VOCAB)}, its model has {len(VOCAB)} embeddings"
+    with pytest.raises(ValueError, match=message):
+        reward.score([Episode.from_text("the film", " poor", references=("good",))])
+    assert np.isfinite(reward.score([Episode.from_text("the film", " good", references=("good",))])).all()

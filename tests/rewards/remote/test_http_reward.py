@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -22,7 +23,8 @@ import rewards
 from agents.cli.main import main
 from agents.cli.reward_serve import listen
 from rewards import HttpReward, RewardError
-from rewards.remote.reward_server import make_app
+from rewards.remote.http_reward import as_json
+from rewards.remote.reward_server import Item, make_app
 from textrl_env import Episode
 
 from .servers import FaultyServer, episodes, lengths
@@ -273,3 +275,15 @@ def test_a_port_that_is_taken(capsys):
         held.listen()
         assert main(["reward", "serve", "length", "--port", str(held.getsockname()[1])]) == 2
     assert "choose another" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.reports("A served reward hears whether a chat template wrote the prompt, and what people typed into it")
+def test_what_a_template_wrote_reaches_the_server():
+    plain = Episode.from_text("a", " b")
+    assert "typed" not in as_json(plain)
+    for typed in ((), ((0, 3), (5, 9))):
+        sent = as_json(replace(plain, typed=typed))
+        assert Item.model_validate(json.loads(json.dumps(sent))).episode().typed == typed
+    assert Item.model_validate(as_json(plain)).episode().typed is None
+    with pytest.raises(ValueError, match="at least 2 items"):
+        Item.model_validate({**as_json(plain), "typed": [[1]]})

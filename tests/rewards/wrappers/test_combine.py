@@ -1,6 +1,7 @@
 """Rewards made of rewards, against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,6 +197,26 @@ def test_improvements_in_a_batch_of_equal_and_ending_texts():
             assert sums[row] == sevens(None, [response])[0]
             sums[row], checked = 0, checked + 1
     assert checked > 30
+
+
+class Wanted:
+    """Counts the tokens that each prompt's metadata ask for."""
+
+    def score(self, episodes):
+        return [float((e.response_ids == e.metadata["wanted"]).sum()) for e in episodes]
+
+
+@pytest.mark.reports("The improvement reward never takes the earlier score of one text for that of another that looks alike")
+def test_improvements_of_texts_that_look_alike():
+    def text(prompt, response, wanted):
+        asked = Episode.from_text("", "")
+        return replace(asked, prompt_ids=np.array(prompt), response_ids=np.array(response), metadata={"wanted": wanted})
+
+    reward = ImprovementReward(Wanted())
+    assert reward.score_steps([text([5, 0], [7], 0), text([5], [7], 7)]) == [0, 1]
+    assert reward.score_steps([text([5], [0], 0), text([5], [7], 3)]) == [1, 0]  # the second prompt's text, with another wish
+    assert reward.score_steps([text([5], [0, 7], 0)]) == [0]  # the ids of the first text, cut elsewhere
+    assert reward.score([text([5, 0], [7, 7], 0), text([5], [7, 7], 7)]) == [0, 1]
 
 
 def test_terms_reach_the_infos_of_every_shell(make_terms_env):

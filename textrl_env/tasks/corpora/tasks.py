@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...prompts.prompt import Prompt
@@ -131,9 +130,10 @@ CORPORA: Mapping[str, CorpusTask] = {
 def real_task(
     name: str,
     path: str,
-    tokenizer: str | Path | Tokenizer,
+    tokenizer: Any,
     split: str = "test",
-    eos_token: str = "<eos>",
+    eos_token: str | Sequence[str] | None = None,
+    add_bos: bool | None = None,
     columns: Mapping[str, str] | None = None,
     **options: Any,
 ) -> TextTask:
@@ -142,10 +142,11 @@ def real_task(
     Args:
         name: A key of `CORPORA`.
         path: File or folder of the corpus in its authors' format, a table of JSON Lines, CSV or Parquet, or `hf:ID`.
-        tokenizer: The policy's, or its folder or `tokenizer.json`.
+        tokenizer: The policy's, or what `FileTokenizer` takes.
         split: `"train"`, `"validation"` or `"test"`: the corpus's own, by the names of its files.  A corpus of one file whose name says no
             split is dealt: 80, 10 and 10%, by a hash of the text that a prompt is made of.  IMDB's validation split is a tenth of train.
-        eos_token: The token that ends a text, if `tokenizer` is a path.
+        eos_token: The token that ends a text, or several, see `FileTokenizer`; not for a `Tokenizer`, which knows its own.
+        add_bos: Whether prompts begin with the beginning-of-text token, see `FileTokenizer`; likewise.
         columns: A table's own name of a column, where it has another: `{"post": "body"}`.
         **options: Further arguments of the reader (`source` and `target` language), or fields of `TextTask`.
 
@@ -159,12 +160,16 @@ def real_task(
         raise ValueError(f"split={split!r}: choose 'train', 'validation' or 'test'")
     task = CORPORA[name]
     reading = {key: options.pop(key, default) for key, default in task.options.items()}
-    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token)
+    if isinstance(tokenizer, Tokenizer) and (eos_token is not None or add_bos is not None):
+        raise ValueError(f"eos_token={eos_token!r}, add_bos={add_bos}: the {type(tokenizer).__name__} says both itself; leave them out")
+    own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token, add_bos)
+    opening = len(getattr(own, "bos_ids", ()))  # beside the tokens that the protocol counts
     rows = task.read(str(path), split, columns=columns, **reading)
     prompts = tuple(prompt for row in rows for prompt in task.make(row, own))
     if not prompts:
         raise ValueError(f"{path} has no usable row for {name}, split {split}: {len(rows)} of its rows are in that split")
     settings: dict[str, Any] = {
-        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens, "over_long": task.cut, "reward": task.reward,
+        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens + opening, "over_long": task.cut,
+        "reward": task.reward,
     }  # fmt: skip
     return TextTask(own, prompts, **(settings | options))

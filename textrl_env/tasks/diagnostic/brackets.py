@@ -86,7 +86,7 @@ class BoundBalanced:
     """
 
     def __init__(self, limit: int, vocabulary: Vocabulary) -> None:
-        self.limit, self.size, self.eos = limit, vocabulary.size, vocabulary.eos_token_id
+        self.limit, self.size, self.eos = limit, vocabulary.size, vocabulary.eos_token_ids
         (opening,) = vocabulary.tokenizer.encode_batch([" ".join(PAIRS)])
         (closing,) = vocabulary.tokenizer.encode_batch([" ".join(PAIRS.values())])
         self.closing_of = dict(zip(opening, closing, strict=True))

@@ -93,7 +93,7 @@ class BoundObjects:
         groups = {"{": ["{"], "key": _KEYS, ":": [":"], "value": _VALUES, ",": [","], "}": ["}"]}
         self.ids = {name: vocabulary.tokenizer.encode_batch([" ".join(words)])[0] for name, words in groups.items()}
         self.group_of = {token: name for name, tokens in self.ids.items() for token in tokens}
-        self.size, self.eos = vocabulary.size, vocabulary.eos_token_id
+        self.size, self.eos = vocabulary.size, vocabulary.eos_token_ids
 
     def start(self, prompt: Prompt) -> tuple[str, int]:
         """Return the state of an empty text."""
