@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -232,9 +231,9 @@ class TextTask(NeverCopied):
         """Insist on whole numbers where tokens, texts and turns are counted, and on finite ones elsewhere."""
         for name, least in _COUNTS.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least):
+            if value is not None and not (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least):
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}")
         for name, least_penalty in _PENALTIES.items():
             value = getattr(self, name)
-            if not (isinstance(value, numbers.Real) and least_penalty <= value < math.inf):
+            if not (isinstance(value, (int, float, np.number)) and least_penalty <= float(value) < math.inf):
                 raise ValueError(f"{name}={value!r}: must be a finite number" + (" of at least 0" if least_penalty == 0 else ""))

@@ -6,7 +6,7 @@ Its `train()` serves all algorithms that Stable-Baselines3's loop cannot express
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -115,12 +115,12 @@ def _group_size(env: Any) -> int | None:
     return texts.core.task.group_size if isinstance(texts, (TextGenerationVecEnv, TextGenerationEnv)) else None
 
 
-def check_arguments(settings: PolicyGradientArguments, given: Collection[str]) -> None:
+def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
     """Insist on arguments that go together.
 
     Args:
         settings: All arguments.
-        given: Names of those that the caller passed.
+        given: Those that the caller passed, but for defaults.
 
     Raises:
         ValueError: They do not, or one would not be used.
@@ -133,7 +133,7 @@ def check_arguments(settings: PolicyGradientArguments, given: Collection[str]) -
         raise ValueError(
             f"ptx_coef={ptx_coef} with {len(settings['ptx_texts'])} ptx_texts: pass a weight above 0 and texts for it, or neither"
         )
-    if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and settings[name] != 0]):
+    if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and given[name] != 0]):
         raise ValueError(
             f"{', '.join(unused)}: estimator={estimator!r} has no critic and no discount; leave it out, or take estimator='gae'"
         )
@@ -174,7 +174,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[PolicyGradientArguments]) -> None:
         settings = self._complete(arguments)
-        check_arguments(settings, [name for name, value in arguments.items() if value != self._accepted[name].default])
+        check_arguments(settings, {name: value for name, value in arguments.items() if value != self._accepted[name].default})
         self.estimator, self.loss_aggregation = settings.pop("estimator"), settings.pop("loss_aggregation")
         self.clip_range_high, self.dual_clip = settings.pop("clip_range_high"), settings.pop("dual_clip")
         self.skip_equal_groups, self.max_sampling_rounds = settings.pop("skip_equal_groups"), settings.pop("max_sampling_rounds")

@@ -66,8 +66,8 @@ class PolicySettings:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
         precision_of(self.precision)
+        check_fields(self)
 
     def sampler(self, ends: Sequence[int], unused: Sequence[int] = ()) -> Sampler:
         """Return the sampling rules.

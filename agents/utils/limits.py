@@ -69,7 +69,7 @@ def check(label: str, value: Any, hint: Any, as_json: bool = False) -> Any:
 
 
 @cache
-def hints_of(kind: type) -> dict[str, Any]:
+def hints_of(kind: Any) -> dict[str, Any]:
     """Return the declared type of each field of a dataclass, limits included."""
     # A class that is exported as `agents.Name` has its annotations' names in the module of its functions
     names = getattr(getattr(kind, "__post_init__", None), "__globals__", None)
@@ -97,7 +97,7 @@ def wanted(hint: Any) -> str:
         return f"a list, each entry {wanted(arguments[0])}"
     if origin in (Union, UnionType):
         return " or ".join(map(wanted, arguments))
-    return _WANTED.get(hint) or _WANTED.get(origin) or getattr(hint, "__name__", str(hint))
+    return _WANTED.get(hint) or _WANTED.get(origin) or str(getattr(hint, "__name__", hint))
 
 
 def _limit(limit: Any) -> str:
