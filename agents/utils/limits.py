@@ -42,7 +42,8 @@ def check_fields(settings: Any, spelled: Callable[[str, Any], str] = "{}={!r}".f
     Raises:
         ValueError: A value is of another type or out of range; the message names it and what is wanted.
     """
-    for name, hint in hints_of(type(settings)).items():
+    kind: Any = type(settings)
+    for name, hint in hints_of(kind).items():
         check(spelled(name, getattr(settings, name)), getattr(settings, name), hint)
 
 

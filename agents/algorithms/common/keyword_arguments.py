@@ -28,6 +28,7 @@ from ...utils.limits import check
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_ANNOTATED: Any = Annotated  # made of values here, which type checkers do not expect
 Arguments = TypeVar("Arguments", bound=Mapping[str, object])
 
 
@@ -49,7 +50,8 @@ class KeywordArguments:
             cls._accepted, cls._hints = {}, {}
             for name, field in fields.items():
                 *limits, default, meaning = field.__metadata__
-                cls._hints[name] = Annotated[(field.__origin__, *limits)] if limits else field.__origin__
+                hint = (field.__origin__, *limits)
+                cls._hints[name] = _ANNOTATED[hint] if limits else field.__origin__
                 cls._accepted[name] = Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=field.__origin__)
                 cls._meanings = {**cls._meanings, name: meaning}
         changed = vars(cls).get("_defaults", {})
