@@ -131,7 +131,7 @@ def run_seed(config: Polarity, seed: int, console: Console) -> dict[str, dict[st
     reward.save(run.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=train, reward=reward)
     tuning = PolicyTraining(**{field.name: getattr(config, field.name) for field in fields(PolicyTraining)} | {"seed": seed})
-    train_policy(run, "ppo", str(base), env, tuning, [base.name], rules)
+    train_policy(run, "ppo", str(base), env, tuning, {"reward": run.path / "reward"}, rules)
     policies = {"base": writer, "tuned": TextPPO.load(run.path / "ppo" / "policy.zip").policy}
     reference = frozen(load_lm(base))
     texts = {

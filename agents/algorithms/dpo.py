@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from textrl_env import Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
 from textrl_env.tokenizer import check_same_tokens
 
+from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
@@ -81,6 +82,9 @@ class DPO(Supervised):
         closed = [(prompt, self._closed(chosen), self._closed(rejected)) for prompt, chosen, rejected in rows]
         self._check_room(texts, [(len(prompt), max(len(chosen), len(rejected))) for prompt, chosen, rejected in closed])
         return closed
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
 
     def _closed(self, ids: list[int]) -> list[int]:
         if self.max_new_tokens is not None and len(ids) >= self.max_new_tokens:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ import torch
 
 from textrl_env import Prompt, TextTask
 
+from ..distributed.ranks import digest
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import LMSource
+from ..utils.contents import with_contents
+from ..utils.interrupts import stop_request
 from ..utils.progress import bar
 from ..utils.run_folder import fingerprint
 from .common.training_checkpoint import load_training, save_training
@@ -68,6 +73,7 @@ class ExpertIteration:
             learning_rate=learning_rate, batch_size=batch_size, weight_decay=0.0, seed=seed,
         )  # fmt: skip
         self.scores: list[float] = []
+        self._first: str | None = None  # hash of the weights that training began with
 
     def learn(self, iterations: int, progress_bar: bool = False, checkpoint: str | Path | None = None) -> ExpertIteration:
         """Write texts and imitate the best of them, `iterations` times.
@@ -79,16 +85,17 @@ class ExpertIteration:
 
         Raises:
             ValueError: The checkpoint is damaged, or of other settings.
+            KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
         folder = None if checkpoint is None else Path(checkpoint)
-        own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size]
-        facts = {"of": fingerprint([type(self).__name__, *own])}
+        facts = {} if folder is None else {"of": fingerprint(self._depends_on())}
         if folder is not None and (saved := load_training(folder, self.policy.lm)) is not None:
             if saved.get("of") != facts["of"]:
                 raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
             self.scores = saved["scores"]
         done = len(self.scores) if folder is not None else 0
-        with bar("ExpertIteration", iterations, progress_bar) as shown:
+        stopping = nullcontext(False) if folder is None else stop_request("iteration")
+        with bar("ExpertIteration", iterations, progress_bar) as shown, stopping as stop:
             shown.advance(done)
             for _ in range(iterations - done):
                 number = len(self.scores)
@@ -106,7 +113,16 @@ class ExpertIteration:
                 if folder is not None:
                     save_training(folder, self.policy.lm, {**facts, "scores": self.scores})
                 shown.advance(note=f"score {self.scores[-1]:.2f}")
+                if stop:
+                    raise KeyboardInterrupt(f"Stopped at iteration {len(self.scores)} of {iterations}, saved in {folder}.")
         return self
+
+    def _depends_on(self) -> list[Any]:
+        self._first = self._first or digest(self.policy.lm)[0]
+        own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size, self.task.max_new_tokens]
+        prompts = [[prompt.text, list(prompt.references)] for prompt in self.task.prompts]
+        reward = with_contents(self.reward, "reward") if isinstance(self.reward, (str, Mapping)) else type(self.reward).__name__
+        return [type(self).__name__, own, self._first, prompts, reward]
 
     def _write(self, prompts: list[Prompt], seed: int) -> WrittenTexts:
         """Play the task from these prompts, with its constraints, turns and endings."""

@@ -42,6 +42,7 @@ from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.offline_training import supervised
 from ..training.policy_training import Linear
+from ..utils.contents import contents_hash
 from .spec import Spec
 
 Writer = Callable[[TextTask, int, int], WrittenTexts]  # writes texts for (task, number, seed)
@@ -270,6 +271,13 @@ def _own_class(name: str) -> Any:
     if missing:
         raise ValueError(f"agent {name!r} has no method {' and no '.join(missing)}: see agents.benchmark.agents")
     return own_class
+
+
+def own_source(spec: Spec) -> str | None:
+    """Return a hash of the file of an agent of one's own, which may change between two runs; None for those that come with the package."""
+    if not spec.name or spec.name in NAMES:
+        return None
+    return contents_hash(inspect.getfile(_own_class(spec.name)))
 
 
 def _own(spec: Spec, setup: LearningSetup) -> TrainedAgent:

@@ -12,7 +12,8 @@ from textrl_env.tasks.review.annotator import DEFAULT_TEMPERATURE
 from textrl_env.utils.folders import cache_folder
 
 from ..evaluation.policy_texts import make_policy, write_texts
-from ..utils.run_folder import fingerprint
+from ..utils.contents import contents_hash
+from ..utils.run_folder import fingerprint, versions
 
 COMPARISONS = 3000
 
@@ -28,7 +29,8 @@ def learned_reward(task: TextTask, base: str, seed: int = 0) -> Path:
         base: Folder of the base policy.
         seed: Of texts and noise.
     """
-    folder = cache_folder() / "rewards" / fingerprint(["learned", Path(base).name, COMPARISONS, DEFAULT_TEMPERATURE, seed])
+    inputs = ["learned", contents_hash(base), COMPARISONS, DEFAULT_TEMPERATURE, seed, versions()["textrl-env"]]
+    folder = cache_folder() / "rewards" / fingerprint(inputs)
     if folder.is_dir():
         return folder
     assert task.gold is not None and isinstance(task.tokenizer, FileTokenizer)

@@ -10,6 +10,7 @@ import platform
 import re
 import traceback
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,15 +23,16 @@ from filelock import FileLock, Timeout
 from textrl_env import TextTask, make_task
 from textrl_env.tasks.corpora import CORPORA
 from textrl_env.tasks.exact import BETA
-from textrl_env.utils.files import write_json
+from textrl_env.utils.files import read_json, write_json
 
 from ..evaluation.exact_optimum import optimality_gap
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.backbones import backbone_of
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
-from ..utils.run_folder import fingerprint, versions
-from .agents import LearningSetup, train_agent
+from ..utils.contents import with_contents
+from ..utils.run_folder import fingerprint, safe_name, versions
+from .agents import LearningSetup, own_source, train_agent
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
 from .review_reward import learned_reward
 from .spec import Spec, parse
@@ -66,7 +68,7 @@ class Job:
     @property
     def name(self) -> str:
         """A name for files."""
-        return "--".join(_safe(part) for part in (self.task, self.agent, str(self.seed) if self.agent else "") if part)
+        return "--".join(safe_name(part) for part in (self.task, self.agent, str(self.seed) if self.agent else "") if part)
 
     @property
     def path(self) -> Path:
@@ -76,7 +78,8 @@ class Job:
     def fingerprint(self) -> str:
         """Return a hash of what the result depends on."""
         own = [self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"]]
-        return fingerprint([*own, shared(self)["fingerprint"]])
+        agent = parse(self.agent)
+        return fingerprint([*own, with_contents(agent.settings), own_source(agent), shared(self)["fingerprint"]])
 
     @property
     def preparation(self) -> Job:
@@ -121,7 +124,7 @@ def beta_of(task: TextTask) -> float:
 
 def shared(job: Job) -> dict[str, Any]:
     """Return what the preparation of the job's task found."""
-    preparation: dict[str, Any] = json.loads(job.preparation.path.read_text(encoding="utf-8"))
+    preparation: dict[str, Any] = read_json(job.preparation.path)
     return preparation
 
 
@@ -158,8 +161,9 @@ def prepare(job: Job) -> None:
     if exact is not None:
         gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
         value, optimum = gap.reference, gap.optimum
-    prompts = [[p.text, list(p.references)] for p in task_of(spec, "test").prompts]
-    inputs = fingerprint([Path(base).name, prompts, optimum, _named(task.reward), job.texts])
+    prompts = [[p.text, list(p.references)] for t in (task, test) for p in t.prompts]
+    reward_of_task = with_contents(task.reward, "reward") if isinstance(task.reward, (str, Mapping)) else _named(task.reward)
+    inputs = fingerprint([with_contents(base, "model"), prompts, optimum, with_contents(spec.settings), reward_of_task, job.texts])
     preparation = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
         "gold": score_each(task, texts).tolist(), "fingerprint": inputs, "reward": reward,
@@ -251,8 +255,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _safe(text: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "-._=" else "_" for c in text)
-    return kept if kept == text else f"{kept[:60]}-{fingerprint(text)[:6]}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from textrl_env.utils.suggestions import did_you_mean
 
 from ..utils.limits import check, hints_of, wanted
+from ..utils.run_folder import folder_beside
 
 
 def read_settings(path: Path, kind: Any) -> dict[str, Any]:
@@ -36,6 +38,24 @@ def read_settings(path: Path, kind: Any) -> dict[str, Any]:
     return {
         name: check(f"--config {path}: {name}: {value!r}", _number(value, hints[name]), hints[name], True) for name, value in values.items()
     }
+
+
+def not_onto_itself(config: Any, read: Any, file: Path, flags: Sequence[str]) -> Any:
+    """Return a configuration that was read from a run's own `config.yaml` and changed by flags with a folder of its own beside that run's.
+
+    Args:
+        config: With the flags.
+        read: As it was read.
+        file: What it was read from.
+        flags: The flags; with `--out` among them the configuration stays as it is.
+    """
+    if not hasattr(config, "goes_on") or read.out is None or any(flag.partition("=")[0] == "--out" for flag in flags):
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in config.goes_on}
+    changed = {name: value for name, value in values.items() if value != getattr(read, name)}
+    if not changed or file.resolve() != (read.out / "config.yaml").resolve():
+        return config
+    return dataclasses.replace(config, out=folder_beside(read.out, changed))
 
 
 def _old_name(name: Any, hints: Mapping[str, Any]) -> Any:

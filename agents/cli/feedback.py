@@ -14,6 +14,7 @@ import tyro
 from annotated_types import Interval
 from rich.console import Console
 
+from ..utils.folder_lock import only_process_in
 from ..utils.limits import Above0, Count, Port, Seed
 from .arguments import reward_of
 from .reward_serve import listen
@@ -103,7 +104,8 @@ def run_create(config: Create) -> None:
         raise ValueError("nothing to ask about: pass --items FILE, or --samples FILE with at least two responses to a prompt")
     guideline = "" if config.guideline is None else config.guideline.read_text(encoding="utf-8").strip()
     same = {field.name: getattr(config, field.name) for field in dataclasses.fields(Study) if field.name != "guideline"}
-    made = create_study(config.study, Study(guideline=guideline, **same), items)
+    with only_process_in(config.study):  # of two that make the keys, one would lock the other out
+        made = create_study(config.study, Study(guideline=guideline, **same), items)
     console.print(made.describe(), soft_wrap=True)
     console.print(f"next: textrl feedback serve {config.study}")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import select
+import shlex
+import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,8 @@ COMMANDS = {
     "reward serve": ("agents.cli.reward_serve", "Serve", "run_serve", "serve a reward model over HTTP"),
 }  # fmt: skip
 
+_GO_ON = ("bench", "demo", "train", "loop", "tune")  # commands that go on where they were stopped
+
 
 def _usage() -> str:
     lines = "\n".join(f"  {command:<18} {purpose}" for command, (*_, purpose) in COMMANDS.items())
@@ -67,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 2 for a wrong command or setting, or work that failed; 130 after Ctrl-C, which keeps what was finished; 141 where whoever
-        reads the output stopped reading.
+        0; 2 for a wrong command or setting, or work that failed; 130 after Ctrl-C or SIGTERM, which keep what was finished; 141 where
+        whoever reads the output stopped reading.
     """
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
@@ -90,11 +95,15 @@ def _run(argv: list[str]) -> int:
         return 2
     module_name, kind, run, _ = COMMANDS[command]
     try:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         module = import_module(module_name)
         getattr(module, run)(resolve(getattr(module, kind), argv[words:], f"textrl {command}"))
-    except KeyboardInterrupt:
-        _tell("\nStopped. What was finished is kept; the same command goes on from there.", interrupted=True)
+    except KeyboardInterrupt as stopped:
+        again = shlex.join(["textrl", *(word for word in argv if word != "--overwrite")])
+        told = str(stopped) or "Stopped. The stages that were finished are kept."
+        _tell(f"\n{told} To go on: {again}" if command in _GO_ON else "\nStopped.", interrupted=True)
         return 130
     except (ValueError, TypeError, OSError, RewardError, FloatingPointError, ImportError) as error:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
@@ -143,15 +152,15 @@ def resolve(kind: Any, argv: list[str], program: str = "textrl") -> Any:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise ValueError("--config needs a file")
-        from .config_file import read_settings
+        from .config_file import not_onto_itself, read_settings
 
-        path, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
-        from_file = read_settings(path, kind)
+        file, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
+        from_file = read_settings(file, kind)
         default = dataclasses.replace(default, **from_file)
     config = tyro.cli(kind, default=default, args=argv, prog=program)
     check_fields(config, lambda name, value: f"--{name.replace('_', '-')} {value}")
     ignored = [name for name in getattr(config, "unused", list)() if name in from_file and getattr(config, name) == from_file[name]]
     if ignored:  # earlier versions wrote settings that the algorithm does not use
-        print(f"--config {path}: ignored, for this run does not use them: {', '.join(ignored)}", file=sys.stderr)
-        config = dataclasses.replace(config, **{name: getattr(kind(), name) for name in ignored})
-    return config
+        print(f"--config {file}: ignored, for this run does not use them: {', '.join(ignored)}", file=sys.stderr)
+        config, default = (dataclasses.replace(one, **{name: getattr(kind(), name) for name in ignored}) for one in (config, default))
+    return not_onto_itself(config, default, file, argv) if from_file else config

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 from annotated_types import Ge, Interval
 from rich.console import Console
 
-from rewards import Preference, fit_preference_model
+from rewards import Preference, RewardWarning, fit_preference_model
 from rewards.fitting.calibration import reliability
-from rewards.fitting.comparisons import hold_out
-from rewards.fitting.reward_evaluation import JudgedComparisons, judge, measures, mistakes
-from rewards.preferences.preference_files import read_preference_file
+from rewards.fitting.reward_evaluation import JudgedComparisons, doubts, judge, measures, mistakes
+from rewards.preferences.leak_free_split import hold_out, overlapping
+from rewards.preferences.preference_files import PreferenceFile, read_preference_file
 from rewards.utils.intervals import Rate
 from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
@@ -31,6 +32,7 @@ from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
+_MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
 @dataclass(frozen=True)
@@ -38,70 +40,140 @@ class Report:
     """Fit a reward model to preferences and report on it: accuracy, calibration, length, learning curve, mistakes, subgroups.
 
     Attributes:
-        file: JSON Lines (plain or gzip) or CSV, in any form that `rewards.read_preferences` knows.
+        file: JSON Lines, CSV or Parquet, plain or gzip, in any form that `rewards.read_preferences` knows.
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
+        overwrite: Delete the report and the model that are in the folder, and make them anew.
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
         tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
-        test: Share of the comparisons that the model never sees; those of one prompt stay together.
+        test: Share of the comparisons that the model never sees; they share no text and no prompt with the others.
+        test_file: Comparisons to judge the model by instead; those that share a text or a prompt with FILE are left out.
         seed: Of the split and the fit.
     """
 
     file: Annotated[Path, tyro.conf.Positional] = Path("preferences.jsonl")
     out: Path = Path("runs/reward")
+    overwrite: bool = False
     trunk: bool = False
     tokenizer: Path | None = None
     max_tokens: Annotated[int, Ge(2)] = 512
     test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    test_file: Path | None = None
     seed: Seed = 0
+
+
+class _Sides(NamedTuple):
+    train: list[Preference]
+    test: list[Preference]
+    left_out: int
+    prompts_apart: bool
 
 
 def run_report(config: Report) -> None:
     """Read, fit, judge, and write the page."""
     console = Console()
     choose_threads()
-    file = read_preference_file(config.file, skip_unreadable=True)
-    pairs = [pair for pair in file.preferences if not pair.is_identical]
-    if len(pairs) < 50:
-        raise ValueError(f"{config.file} holds {len(pairs)} comparisons of different texts: a report needs at least 50")
+    if config.test_file is not None and config.test != Report.test:
+        raise ValueError(
+            f"--test {config.test:g} keeps a share aside, and --test-file {config.test_file} is judged instead: leave one of them out"
+        )
+    file, pairs = _read(config.file, 50, console)
+    sides = _split(config, pairs) if config.test_file is None else _with_test_file(config, pairs, _read(config.test_file, 1, console)[1])
+    if sides.left_out:
+        console.print(f"{sides.left_out} comparisons are left out: they share a text or a prompt with both sides", highlight=False)
     run = RunFolder(config.out)
+    names = ("file", "trunk", "tokenizer", "max_tokens", "test", "test_file", "seed")
+    with run.begin("reward report", config.overwrite, _MADE):
+        run.config = config
+        with run.stage("report", {name: getattr(config, name) for name in names}, makes=["reward", "report.html"]) as stage:
+            if stage.needed:
+                stage.facts["lines"] = _report(config, run, file, pairs, sides)
+        text, *doubted = run.facts("report")["lines"]
+        console.print(text, highlight=False, markup=False)
+        for doubt in doubted:
+            console.print(doubt, style="bold red", highlight=False, markup=False)
+    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+
+
+def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference], sides: _Sides) -> list[str]:
+    """Fit, judge and write the page; return the result in a sentence, and what makes it doubtful."""
     tokenizer = _tokenizer(config, run, pairs)
-    order = np.random.default_rng(config.seed).permutation(len(pairs)).tolist()
-    test, train, apart = hold_out([pair.prompt for pair in pairs], order, config.test)
     curve = []
     settings: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": config.max_tokens, "seed": config.seed}
     judged: JudgedComparisons
     with bar("fit", 0) as shown:
         for fraction in _FRACTIONS:
-            part = [pairs[i] for i in train[: max(10, round(fraction * len(train)))]]
+            part = sides.train[: max(10, round(fraction * len(sides.train)))]
             own: dict[str, Any] = {} if config.trunk and fraction == 1 else {"trunk": None}
-            model, fit = fit_preference_model(part, **settings, **own, progress=shown.follow)
-            judged = judge(model, [pairs[i] for i in test])
+            with warnings.catch_warnings():
+                if fraction < 1:  # small parts hold few comparisons out
+                    warnings.simplefilter("ignore", RewardWarning)
+                model, fit = fit_preference_model(part, **settings, **own, progress=shown.follow)
+            judged = judge(model, sides.test)
             curve.append((len(part), judged.accuracy()))
     model.normalise([Episode.from_text(p.prompt, text) for p in part[:1000] for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
+    accuracy = judged.accuracy()
+    counts = {"train": len(sides.train), "test": len(sides.test), "test_decided": accuracy.num, "left_out": sides.left_out}
     facts = {
         "file": config.file.name,
-        "counts": {**file.counts(), "train": len(train), "test": len(test), "test_decided": len(judged.pairs)},
+        "test_file": config.test_file and config.test_file.name,
+        "counts": {**file.counts(), **counts},
         "forms": dict(file.forms),
         "skipped": dict(file.skipped),
-        "prompts_apart": apart,
+        "prompts_apart": sides.prompts_apart,
         "model": "n-grams and a transformer" if config.trunk else "n-grams",
         "temperature": fit.temperature,
         **measures(judged, fit.temperature),
         "learning_curve": [{"comparisons": n, **asdict(rate)} for n, rate in curve],
         "mistakes": mistakes(judged),
     }
+    facts["doubts"] = doubts(facts)
     write_json(run.path / "report.json", facts)
     _write_page(run.path, facts, file.examples, judged, fit.temperature)
-    accuracy = judged.accuracy()
-    console.print(
+    length = facts["length_rule"]
+    return [
         f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
-        f"always taking the longer response gives {facts['longer_wins']:.1%}",
-        highlight=False,
-        markup=False,
-    )
-    console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+        f"always taking the {length['takes']} response gives {length['rate']:.1%}",
+        *facts["doubts"],
+    ]
+
+
+def _read(path: Path, least: int, console: Console) -> tuple[PreferenceFile, list[Preference]]:
+    """Return a file and its comparisons of different texts, and print what is not among them."""
+    file = read_preference_file(path, skip_unreadable=True)
+    pairs = [pair for pair in file.preferences if not pair.is_identical]
+    skipped, identical = file.skipped_rows(), len(file.preferences) - len(pairs)
+    told = [f"{path.name}: {skipped}; the first: {file.examples[0]}"] if skipped else []
+    if 2 * file.skipped.total() > file.counts()["rows"]:
+        raise ValueError(f"{told[0]}. Most of the file is not read: correct it, or take these rows out")
+    if len(pairs) < least:
+        raise ValueError(f"{path} holds {len(pairs)} comparisons of different texts: a report needs at least {least}. {skipped}".rstrip())
+    for line in [*told, *([f"{path.name}: {identical} comparisons of a text with itself are left out"] if identical else [])]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return file, pairs
+
+
+def _split(config: Report, pairs: list[Preference]) -> _Sides:
+    split = hold_out(pairs, np.random.default_rng(config.seed).permutation(len(pairs)).tolist(), config.test)
+    if split is None:
+        raise ValueError(
+            f"{config.file}: {len(pairs)} comparisons hang together by texts that they share, so that none can be kept aside for a test: "
+            "add comparisons of further texts, or pass --test-file FILE with some"
+        )
+    return _Sides([pairs[i] for i in split.kept], [pairs[i] for i in split.held], split.dropped, split.prompts_apart)
+
+
+def _with_test_file(config: Report, pairs: list[Preference], test: list[Preference]) -> _Sides:
+    shared = set(overlapping(pairs, test))
+    if len(shared) == len(test):
+        raise ValueError(
+            f"{config.test_file}: all {len(test)} comparisons share a text or a prompt with {config.file}: none was never seen"
+        )
+    order = np.random.default_rng(config.seed).permutation(len(pairs)).tolist()
+    fresh = [pair for i, pair in enumerate(test) if i not in shared]
+    apart = {pair.prompt for pair in pairs if pair.prompt}.isdisjoint(pair.prompt for pair in fresh)
+    return _Sides([pairs[i] for i in order], fresh, len(shared), apart)
 
 
 def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> FileTokenizer:
@@ -114,8 +186,10 @@ def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> F
 
 def _write_page(folder: Path, facts: Mapping[str, Any], examples: Sequence[Any], judged: JudgedComparisons, temperature: float) -> None:
     learned = "comparisons learned from" + ("" if facts["model"] == "n-grams" else " (by n-grams alone, but for the last)")
-    right = np.ones(len(judged.pairs))
-    calibration = {"as fitted": reliability(judged.margins, right), "with temperature": reliability(judged.margins / temperature, right)}
+    calibration = {
+        "as fitted": reliability(judged.margins, judged.labels),
+        "with temperature": reliability(judged.margins / temperature, judged.labels),
+    }
     pictures = {
         "learning_curve": accuracies([(f"{row['comparisons']:,}", _again(row)) for row in facts["learning_curve"]], learned),
         "length": accuracies(

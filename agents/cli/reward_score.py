@@ -30,7 +30,7 @@ class Score:
 
     Attributes:
         reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
-        file: .jsonl, .csv or .parquet with the columns `prompt` and `response`.
+        file: .jsonl, .csv, .tsv (plain or .gz) or .parquet with the columns `prompt` and `response`.
         references: Columns with texts to compare the response with.
         out: JSON Lines to write, with the histogram beside it as PNG; by default FILE's name with `.scores.jsonl`.
     """
@@ -43,7 +43,8 @@ class Score:
 
 def run_score(config: Score) -> None:
     """Write scores and histogram, and print a summary."""
-    out = config.out or config.file.with_suffix(".scores.jsonl")
+    named = config.file.with_suffix("") if config.file.suffix == ".gz" else config.file
+    out = config.out or named.with_suffix(".scores.jsonl")
     rows: Sequence[Prompt] = read_prompts(config.file, references=config.references)
     scores: list[float] = []
     write_jsonl(out, _scored(as_reward_model(reward_of(config.reward, "REWARD")), rows, config.file, scores))

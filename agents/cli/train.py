@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.console import Console
 
@@ -26,13 +27,13 @@ from ..training.policy_training import PolicyTraining, check_penalty, train_poli
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.text_corpus import task_of
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
-from ..utils.run_folder import RunFolder, fingerprint, write_yaml
+from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import reward_of
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out"}
+_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Train:
         algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
             `expert-iteration` on the policy's own best texts; all others play the environment.
         task: Name of a task.
-        corpus: Text files, one sentence a line, instead of a task: a tokenizer and a base model are trained on them.
+        corpus: Text files, one sentence a line, or tables with a column `text`, instead of a task: a tokenizer and a base model are
+            trained on them.
         model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
             policy, pretrained at first use and cached.
         reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
@@ -75,8 +77,12 @@ class Train:
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
-        out: Folder of the run; running again goes on where it stopped.
+        out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
+            `runs/train`, with the flags that are given in its name.
+        overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
     """
+
+    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str = "review"
@@ -100,7 +106,8 @@ class Train:
     precision: str = "float32"
     micro_batch_size: Natural = 0
     seed: Seed = 0
-    out: Path = Path("runs/train")
+    out: Path | None = None
+    overwrite: bool = False
 
     def unused(self) -> list[str]:
         """Return the names of settings that were given and that the algorithm does not use."""
@@ -123,7 +130,20 @@ def run_train(config: Train) -> None:
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
     pairs = None if config.preferences is None else read_preferences(config.preferences)
     choose_threads()
-    run = RunFolder(config.out)
+    run = RunFolder(_folder(config))
+    with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
+        _train(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+
+
+def _folder(config: Train) -> Path:
+    if config.out is not None:
+        return config.out
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in config.goes_on}
+    return folder_beside(Path("runs/train"), {name: value for name, value in given.items() if value != getattr(Train, name)})
+
+
+def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> None:
+    together, (reward, held_out) = ranks(), rewards
     with together.main_first():
         task = task_of(config.task, config.corpus, run.path)
     if config.min_new_tokens > task.max_new_tokens:
@@ -131,8 +151,7 @@ def run_train(config: Train) -> None:
     defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
-    if together.is_main:
-        write_yaml(run.path / "config.yaml", dataclasses.asdict(dataclasses.replace(config, **settings)))
+    run.config = dataclasses.replace(config, **settings)
     if isinstance(training, OfflineTraining):
         _offline(config, training, run, task, pairs, reward)
         console.print(f"model: {run.path / config.algo / 'model'}")
@@ -141,10 +160,15 @@ def run_train(config: Train) -> None:
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
     watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
     base = str(base_policy(task, progress_bar=together.is_main)) if config.model is None else config.model
-    train_policy(run, config.algo, base, env, training, [base, config.reward], _sampling_rules(config, task), config.algo, watch)
+    depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
+    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
+
+
+def _data(config: Train, reward: Any) -> dict[str, Any]:
+    return {"task": config.task, "corpus": config.corpus, "reward": reward, "preferences": config.preferences}
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
@@ -180,10 +204,8 @@ def _flags(names: Sequence[str]) -> str:
 
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
-    names = ["temperature", "top_k", "top_p", "min_new_tokens"]
+    names = ["temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"]
     ends = task.eos_token_ids
-    # Left out at their defaults: runs that began before there were such flags go on
-    names += [name for name in ("precision", "micro_batch_size") if getattr(config, name) != getattr(Train, name)]
     return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
 
 
@@ -201,11 +223,4 @@ def _offline(
     elif config.algo == "sft":
         raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
     model = str(base_policy(task, progress_bar=True)) if model is None else model
-    depends_on = [
-        str(model),
-        config.task,
-        [str(path) for path in config.corpus],
-        config.reward,
-        pairs and fingerprint(list(map(str, pairs))),
-    ]
-    learn_offline(config.algo, run, config.algo, model, task, data, training, depends_on)
+    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward))

@@ -21,8 +21,9 @@ from textrl_env.utils.suggestions import did_you_mean
 
 from ..benchmark.run_job import task_of
 from ..benchmark.spec import parse
+from ..utils.contents import with_contents
 from ..utils.limits import check_fields
-from ..utils.run_folder import versions, write_yaml
+from ..utils.run_folder import fingerprint, versions, write_yaml
 from .search_space import SPACE, _space, suggest
 from .trial import Trial, Tune, _tokens, ended
 
@@ -40,6 +41,12 @@ def run_tune(config: Tune) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}")
     name = f"{config.algo} on {config.task}, {_tokens(config)} tokens, {config.seeds} seeds, {config.texts} texts"
+    settings = parse(config.task).settings
+    if with_contents(settings) != settings:  # files of one's own
+        name += f", {fingerprint(with_contents(settings))}"
+    others = optuna.study.get_all_study_names(storage)
+    if others and name not in others:
+        raise ValueError(f"{config.out} holds another search ({'; '.join(others)}), not {name}: pass another --out")
     # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.
     samplers = {"tpe": partial(optuna.samplers.TPESampler, constant_liar=True), "random": optuna.samplers.RandomSampler}
     pruners = {

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from annotated_types import Ge
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
+from rewards.fitting.reward_evaluation import judge
 from rewards.metrics.diversity import distinct_n
 from rewards.utils.intervals import win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
@@ -29,7 +30,7 @@ from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
 from ..utils.limits import Texts
 from ..utils.progress import bar
-from ..utils.run_folder import RunFolder, versions, write_yaml
+from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import cpu_kind
 from .demo_report import print_results, write_report
 
@@ -39,12 +40,17 @@ class Demo(PolicyTraining):
     """Run the whole loop on generated film reviews, with an annotator whose true taste is known.
 
     Attributes:
-        out: Folder of the run; running again goes on where it stopped.
+        out: Folder of the run; running again goes on where it stopped, also with another `beta` beside what is there, or with a higher
+            `total_tokens`.
+        overwrite: Delete the run that is in the folder, and start anew.
         pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
         texts: Texts of each policy that are judged at the end.
     """
 
+    goes_on: ClassVar = ("beta", "total_tokens", "texts", "out", "overwrite")  # with other values of these it is still the same run
+
     out: Path = Path("runs/demo")
+    overwrite: bool = False
     pairs: Annotated[int, Ge(50)] = 3000
     texts: Annotated[Texts, tyro.conf.arg(aliases=("--test-texts",))] = 500
 
@@ -55,6 +61,9 @@ class Demo(PolicyTraining):
 
 
 HELD_OUT_PAIRS = 500
+_RESULTS = ("results.json", "texts.jsonl", "report.html", "frontier.png", "learning_curve.png")
+_ANSWERS = ("preferences.jsonl", "held_out.jsonl")
+_MADE = (*_ANSWERS, "reward", *_RESULTS)
 
 
 def run_demo(config: Demo) -> None:
@@ -63,7 +72,12 @@ def run_demo(config: Demo) -> None:
     console = Console()
     torch.set_num_threads(1)  # of more, sums are rounded in another order: the figures would depend on the machine's load
     run = RunFolder(config.out)
-    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    with run.begin("demo", config.overwrite, _MADE):
+        run.config = config
+        _run(config, run, console)
+
+
+def _run(config: Demo, run: RunFolder, console: Console) -> None:
     console.print(f"[bold]textrl demo[/bold]  folder {run.path}")
     task = make_task("review")
     began = perf_counter()
@@ -72,7 +86,8 @@ def run_demo(config: Demo) -> None:
     shared = prepare(config, run, task, base)
     reward = PreferenceRewardModel.load(run.path / "reward")
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
-    train_policy(run, config.variant, str(base), env, config, shared)
+    depends_on = {**shared, "reward": str(run.path / "reward")}
+    train_policy(run, config.variant, str(base), env, config, depends_on, outdated=_RESULTS)
     _judge(run, config, base, reward, {"pretrain": pretrain})
     report = write_report(run.path)
     print_results(run.path, console)
@@ -82,13 +97,14 @@ def run_demo(config: Demo) -> None:
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
 
 
-def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> list[Any]:
+def prepare(config: Demo, run: RunFolder, task: TextTask, base: Path) -> dict[str, Any]:
     """Have pairs of texts written and compared, fit the reward model, and return the data that these stages depend on."""
-    shared = [base.name, config.pairs, config.seed]
-    with run.stage("compare", shared) as stage:
+    shared = {"base": base, "pairs": config.pairs, "seed": config.seed}
+    with run.stage("compare", shared, makes=_ANSWERS) as stage:
         if stage.needed:
             stage.facts = _compare(run, config, base)
-    with run.stage("reward", shared) as stage:
+    answers = [run.path / name for name in _ANSWERS]
+    with run.stage("reward", {**shared, "answers": answers}, makes=["reward"]) as stage:
         if stage.needed:
             stage.facts = _fit_reward(run, config, task, base)
     return shared
@@ -125,22 +141,14 @@ def _fit_reward(run: RunFolder, config: Demo, task: TextTask, base: Path) -> dic
     model.normalise([Episode.from_text(p.prompt, text) for p in held_out for text in (p.chosen, p.rejected)])
     model.save(run.path / "reward")
     seconds = perf_counter() - began
-    return {"seconds": seconds, "train_accuracy": report.train_accuracy, "held_out_accuracy": accuracy(model, held_out)}
-
-
-def accuracy(model: PreferenceRewardModel, pairs: list[Preference]) -> float:
-    """Return the share of pairs whose chosen text scores higher, ties counting one half."""
-    chosen, rejected = (
-        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
-    )
-    return win_rate(chosen, rejected).rate
+    return {"seconds": seconds, "train_accuracy": report.train_accuracy, "held_out_accuracy": judge(model, held_out).accuracy().rate}
 
 
 def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardModel, seconds: dict[str, float]) -> None:
     """Have every policy of the run write on the test openings, and compare them by learned and gold score."""
     task = make_task("review", split="test", prompt_order="sequential")
     reference = frozen(load_lm(base))
-    variants = [name for name in ("kl", "no-kl", config.variant) if (run.path / name / "policy.zip").is_file()]
+    variants = [name for name in ("kl", "no-kl", config.variant) if run.facts(name)]  # those that are finished
     policies = {"base": make_policy(task, base)}
     policies |= {name: TextPPO.load(run.path / name / "policy.zip").policy for name in dict.fromkeys(variants)}
     written: dict[str, WrittenTexts] = {}
@@ -151,7 +159,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
     results = {
-        "config": plain(dataclasses.asdict(config)),
+        "config": plain({k: v for k, v in dataclasses.asdict(config).items() if k != "overwrite"}),
         "reward_model": {
             "pairs": config.pairs, "held_out_pairs": HELD_OUT_PAIRS, "best_accuracy": run.facts("compare")["best_accuracy"],
             **{k: v for k, v in run.facts("reward").items() if k.endswith("accuracy")},

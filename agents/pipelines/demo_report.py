@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rewards.utils.intervals import wilson
+from textrl_env.utils.files import read_json
+from textrl_env.utils.row_files import read_rows
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
@@ -68,12 +69,11 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "results.json").is_file():
         raise FileNotFoundError(f"no results.json in {folder}: give the folder of a finished `textrl demo`")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "results.json")
     if not results["variants"]:
         raise ValueError(f"{folder / 'results.json'} has no variants: there is nothing to report")
     curves = {name: _read_curve(folder / name / "curve.csv", measures["title"]) for name, measures in results["variants"].items()}
-    with (folder / "texts.jsonl").open(encoding="utf-8") as lines:
-        return Run(results, curves, [json.loads(line) for line in islice(filter(str.strip, lines), _NUM_PROMPTS)])
+    return Run(results, curves, read_rows(folder / "texts.jsonl")[:_NUM_PROMPTS])
 
 
 def _read_curve(path: Path, title: str) -> Curve:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +31,7 @@ from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
 from ..utils.limits import Count, Texts
-from ..utils.run_folder import RunFolder, versions, write_yaml
+from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import choose_threads
 from .feedback_loop_report import below_chance, write_loop_report
 
@@ -53,6 +53,7 @@ class Loop(PolicyTraining):
 
     Attributes:
         out: Folder; each round has its own, with a manifest.
+        overwrite: Delete the run that is in the folder, and start anew; one with a study that people answer is never deleted.
         task: Name of a task with a base policy.
         rounds: How many.
         labels: Answers of each round, of all annotators together.
@@ -64,7 +65,10 @@ class Loop(PolicyTraining):
         texts: Texts of each policy that are judged, on the task's test prompts.
     """
 
+    goes_on: ClassVar = ("rounds", "out", "overwrite")  # with other values of these it is still the same run
+
     out: Path = Path("runs/loop")
+    overwrite: bool = False
     task: str = "review"
     rounds: Count = 3
     labels: Count = 1000
@@ -112,16 +116,23 @@ def run_loop(config: Loop) -> None:
     if not config.asks_people:
         _simulated(config, task)
     run = RunFolder(config.out)
-    write_yaml(run.path / "config.yaml", dataclasses.asdict(config))
+    if config.overwrite and any(run.path.glob("round-*/study")):
+        raise ValueError(f"--overwrite: {run.path} holds a study for people: use another --out, or move their answers away first")
+    with run.begin("loop", config.overwrite, ("round-*", "base.jsonl", "rounds.json", "rounds.png", "report.html")):
+        run.config = config
+        _rounds(config, run, task, console)
+
+
+def _rounds(config: Loop, run: RunFolder, task: TextTask, console: Console) -> None:
     base = base_policy(task, progress_bar=True)
+    names = ("task", "annotators", "overlap", "choose", "weigh", "texts", *(f.name for f in dataclasses.fields(PolicyTraining)))
+    depends_on = {"base": base, **{name: getattr(config, name) for name in names}}
+    if not config.asks_people:  # whose answers may turn out fewer than were planned
+        depends_on["labels"] = config.labels
     rows: list[dict[str, Any]] = []
-    depends_on: list[Any] = [base.name, config.task, config.seed]
     _judge_base(config, run, base, depends_on)
     for number in range(1, config.rounds + 1):
         console.rule(f"round {number} of {config.rounds}")
-        asked = [list(config.annotators), config.labels, config.overlap, config.choose]
-        training = [getattr(config, f.name) for f in dataclasses.fields(PolicyTraining)]
-        depends_on = [*depends_on, number, asked, config.weigh, training, config.texts]
         rows.append(_round(config, run, number, task, base, depends_on))
         if (line := below_chance(rows[-1])) is not None:
             console.print(f"warning: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
@@ -130,29 +141,31 @@ def run_loop(config: Loop) -> None:
     console.print(f"report: {write_loop_report(run.path)}")
 
 
-def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, depends_on: Any) -> dict[str, Any]:
+def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path, shared: Mapping[str, Any]) -> dict[str, Any]:
     own = RunFolder(run.path / f"round-{number}")
     manifest = {"round": number, "config": plain(dataclasses.asdict(config)), "base": base.name, "versions": versions()}
     write_json(own.path / "manifest.json", manifest)
-    before = run.path / f"round-{number - 1}"
-    with own.stage("pairs", depends_on) as stage:
+    before = run.path / f"round-{number - 1}" / "policy" / "policy.zip"
+    policy, reward_folder = own.path / "policy" / "policy.zip", own.path / "reward"
+    answers = [run.path / f"round-{n}" / "preferences.jsonl" for n in range(1, number + 1)]
+    with own.stage("pairs", {**shared, "answers": answers[:-1], "writer": before if number > 1 else None}, makes=["pairs.jsonl"]) as stage:
         if stage.needed:
-            writer = make_policy(task, base) if number == 1 else TextPPO.load(before / "policy" / "policy.zip", device="cpu").policy
+            writer = make_policy(task, base) if number == 1 else TextPPO.load(before, device="cpu").policy
             ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
             _choose(config, own, number, task, writer, ensemble)
-    with own.stage("labels", depends_on) as stage:
+    with own.stage("labels", {**shared, "labels": config.labels, "pairs": own.path / "pairs.jsonl"}, makes=["preferences.jsonl"]) as stage:
         if stage.needed:
             (_ask_people if config.asks_people else _ask_simulated)(config, own, task)
-    with own.stage("reward", depends_on) as stage:
+    with own.stage("reward", {**shared, "answers": answers}, makes=["reward"]) as stage:
         if stage.needed:
             stage.facts = _fit(config, run.path, own, number, task)
-    reward = PreferenceRewardModel.load(own.path / "reward")
+    reward = PreferenceRewardModel.load(reward_folder)
     env = TextGenerationVecEnv(config.n_episodes, task=task, reward=reward)
-    train_policy(own, "policy", str(base), env, config, depends_on)
-    with own.stage("judged", depends_on) as stage:
+    train_policy(own, "policy", str(base), env, config, {**shared, "reward": reward_folder}, outdated=["texts.jsonl"])
+    judged = {**shared, "reward": reward_folder, "policy": policy, "base_texts": run.path / "base.jsonl"}
+    with own.stage("judged", judged, makes=["texts.jsonl"]) as stage:
         if stage.needed:
-            policy = TextPPO.load(own.path / "policy" / "policy.zip", device="cpu").policy
-            stage.facts = _judge(config, own, policy, reward, base, read_rows(run.path / "base.jsonl"))
+            stage.facts = _judge(config, own, TextPPO.load(policy, device="cpu").policy, reward, base, read_rows(run.path / "base.jsonl"))
     return {"round": number, **own.facts("reward"), **own.facts("judged")}
 
 
@@ -224,8 +237,10 @@ def _fit(config: Loop, folder: Path, own: RunFolder, number: int, task: TextTask
     model, report = fit_preference_model(data, tokenizer=_tokenizer(task), trunk=None, seed=config.seed)
     model.normalise([Episode.from_text(p.prompt, text) for p in given[:1000] for text in (p.chosen, p.rejected)])
     model.save(own.path / "reward")
-    alpha = agreement(given)
-    return {"held_out_accuracy": report.held_out_accuracy, "answers": len(given), "alpha": None if np.isnan(alpha) else alpha}
+    Console().print(f"reward model: {report}", highlight=False, markup=False)
+    measured = {"held_out_accuracy": report.held_out_accuracy, "alpha": agreement(given)}
+    interval = {"held_out_interval": report.held_out_interval, "held_out": report.n_held_out}
+    return {"answers": len(given), **interval, **{name: None if np.isnan(value) else value for name, value in measured.items()}}
 
 
 def _ensemble(config: Loop, task: TextTask, given: Sequence[Preference]) -> list[PreferenceRewardModel]:
@@ -245,7 +260,7 @@ def _tokenizer(task: TextTask) -> FileTokenizer:
 
 def _judge_base(config: Loop, run: RunFolder, base: Path, depends_on: Any) -> None:
     """Have the base policy write on the test prompts; every round is compared with these texts."""
-    with run.stage("base", [*depends_on, config.texts]) as stage:
+    with run.stage("base", depends_on, makes=["base.jsonl"]) as stage:
         if stage.needed:
             task = make_task(config.task, split="test", prompt_order="sequential")
             policy, seed = make_policy(task, base), 1000 + config.seed
@@ -283,7 +298,7 @@ def _judge(
         ours, base_gold = task.gold(texts.prompts, texts.responses), task.gold(texts.prompts, theirs)
         margins, truth = texts.scores - base_scores, ours - base_gold
         decided = truth != 0
-        right = ((margins > 0) == (truth > 0))[decided]
+        right = np.where(margins == 0, 0.5, (margins > 0) == (truth > 0))[decided]
         facts |= {
             "gold": float(ours.mean()),
             "gold_error": float(ours.std(ddof=1) / np.sqrt(len(ours))),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from textrl_env.utils.files import read_json
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, dress, interval_bars, look, new_figure, save
@@ -15,7 +16,7 @@ from ..reports.plots import data_uri, dress, interval_bars, look, new_figure, sa
 
 def write_loop_report(folder: Path) -> Path:
     """Write `report.html` and `rounds.png` from `rounds.json` of a loop's folder, and return the page's path."""
-    results = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+    results = read_json(folder / "rounds.json")
     base, rounds = results["base"], results["rounds"]
     image = None
     if "gold" in rounds[0]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from textrl_env import TextTask
@@ -11,6 +9,7 @@ from textrl_env.utils.folders import cache_folder
 
 from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
+from ..utils.run_folder import fingerprint, versions
 
 
 def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
@@ -37,7 +36,7 @@ def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
 def _fingerprint(task: TextTask, texts: list[tuple[str, str]]) -> str:
     assert task.recipe is not None
     recipe = task.recipe
-    plain = [dict(recipe.model), recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, texts]
-    # What a tokenizer does to the texts is all that matters of it.
-    plain.append(task.tokenizer.encode_batch([p + r for p, r in texts[:200]]))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    plain = [dict(recipe.model), recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, texts, versions()["textrl-env"]]
+    # What a tokenizer does to the texts, and how it ends them, is all that matters of it
+    plain += [task.tokenizer.encode_batch(list(column)) for column in zip(*texts, strict=True)]
+    return fingerprint([*plain, task.tokenizer.eos_token_id, task.tokenizer.vocab_size])

@@ -12,9 +12,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from textrl_env.task import GoldScore
-from textrl_env.utils.files import append_csv, write_text
+from textrl_env.utils.files import append_csv, told_when_full, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
+from .rewind_logs import naming
 
 CURVE = (
     "iteration", "texts", "tokens", "learned", "gold", "kl_per_sequence", "beta", "entropy", "length", "finished_by_eos",
@@ -74,7 +75,8 @@ class CurveCallback(BaseCallback):
 
     def _show(self, texts: Sequence[Mapping[str, Any]]) -> None:
         rows = [{"tokens": self.model.num_timesteps, **{key: text[key] for key in ("prompt", "response", "score")}} for text in texts]
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "samples.jsonl"
+        with told_when_full(path, "its last row may be cut"), path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         table = ["| prompt | response | score |", "| --- | --- | --- |"]
         table += ["| {} | {} | {:.2f} |".format(*(_cell(row[key]) for key in ("prompt", "response")), row["score"]) for row in rows]
@@ -91,15 +93,24 @@ def _cell(text: str) -> str:
 
 
 def rewind_curve(folder: Path, tokens: int) -> None:
-    """Drop what `CurveCallback` wrote after a checkpoint taken at `tokens`, before training goes on from it."""
-    samples = folder / "samples.jsonl"
-    if samples.is_file():
-        lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(samples, "".join(line for line in lines if line.endswith("}\n") and json.loads(line)["tokens"] <= tokens))
-    file = folder / "curve.csv"
-    if not file.is_file():
-        return
-    header, *rows = file.read_text(encoding="utf-8").splitlines()
+    """Drop what `CurveCallback` wrote after a checkpoint taken at `tokens`, before training goes on from it.
+
+    Raises:
+        ValueError: A file is damaged; nothing is dropped then.
+    """
+    for name, rewound in (("samples.jsonl", _samples_until), ("curve.csv", _curve_until)):
+        file = folder / name
+        if not file.is_file():
+            continue
+        with naming(file):
+            write_text(file, rewound(file.read_text(encoding="utf-8"), tokens))
+
+
+def _samples_until(text: str, tokens: int) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if line.endswith("}\n") and json.loads(line)["tokens"] <= tokens)
+
+
+def _curve_until(text: str, tokens: int) -> str:
+    header, *rows = text.splitlines() or [""]
     column = header.split(",").index("tokens")
-    kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[column]) <= tokens]
-    write_text(file, "\n".join([header, *kept]) + "\n")
+    return "\n".join([header, *(r for r in rows if r.count(",") == header.count(",") and int(r.split(",")[column]) <= tokens)]) + "\n"

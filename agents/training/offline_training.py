@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewards.preferences.preference import Preference
@@ -53,7 +53,7 @@ def learn_offline(
     task: TextTask,
     data: Sequence[tuple[str, str]] | Sequence[Preference] | Any,
     config: OfflineTraining,
-    depends_on: Any,
+    depends_on: Mapping[str, Any],
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
@@ -65,16 +65,21 @@ def learn_offline(
         task: Its tokenizer, lengths, and for expert iteration its prompts.
         data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
         config: How.
-        depends_on: Plain data that the result depends on besides these arguments.
+        depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
+
+    Raises:
+        ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
+        KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
-    circumstances = [depends_on, algo, *astuple(config)]
+    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config)}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
-    with run.stage(stage, circumstances) as whole:
+    with run.stage(stage, inputs, makes=[f"{stage}/model"]) as whole:
         if not whole.needed:
             return
-        with run.stage(f"{stage} began", circumstances) as start:
+        with run.stage(f"{stage} began", inputs, makes=[f"{stage}/checkpoint"]) as start:
             if start.needed:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
         if algo == "expert-iteration":
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
             agent.learn(config.steps, True, checkpoint)
@@ -85,6 +90,7 @@ def learn_offline(
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             whole.facts["loss"] = trainer.losses[-1]
+        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,10 +17,14 @@ from ..algorithms.common.memory_check import check_memory
 from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
+from ..utils.interrupts import StopCallback, stop_request
 from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
 from .reward_hacking_callback import RewardHackingCallback
+from .rewind_logs import rewind_logs
+
+_MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt")  # in the folder of a stage
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,16 @@ def train_policy(
     model: LMSource,
     env: TextGenerationVecEnv,
     config: PolicyTraining,
-    depends_on: Any,
+    depends_on: Mapping[str, Any],
     rules: dict[str, Any] | None = None,
     algo: str = "ppo",
     watch: RewardHackingCallback | None = None,
+    outdated: Sequence[str] = (),
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
-    A stage that was interrupted goes on from its last checkpoint; one that is done is not run again.
+    A stage that was interrupted goes on from its last checkpoint; one that is done is not run again, but goes on if `total_tokens` was
+    raised.  The first Ctrl-C or SIGTERM saves a checkpoint between two rollouts; from there a run goes on bit by bit.
 
     Args:
         run: The folder.
@@ -90,32 +97,56 @@ def train_policy(
         model: Where the policy starts, and its reference.
         env: What it plays.
         config: How.
-        depends_on: Plain data that the result depends on besides `config`.
+        depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         rules: Sampling rules of the policy.
         algo: Name of the algorithm, see `agents.algorithms.registry`.
         watch: Looks for reward hacking beside it.
+        outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
+
+    Raises:
+        ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
+        KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
     config.check()
     together = ranks()
-    algorithm_of = ALGORITHMS[algo] if together.size == 1 else on_ranks(algo)
-    names = ("beta", "kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate", "seed")
-    circumstances = [depends_on, rules, algo, *(getattr(config, name) for name in names)]
-    with run.stage(stage, circumstances, record=together.is_main) as whole:
+    checkpoint = run.path / stage / "policy.zip"
+    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo}
+    inputs |= {field.name: getattr(config, field.name) for field in fields(PolicyTraining) if field.name != "total_tokens"}
+    outdated = [*outdated, f"evaluation-{stage}.*", f"groups-{stage}.json"]
+    settings: dict[str, Any] = {"depends_on": inputs, "record": together.is_main, "makes": [f"{stage}/policy.zip"]}
+    with run.stage(f"{stage} began", **settings) as start:
+        asked = start.facts.get("total_tokens", config.total_tokens)
+        if asked > config.total_tokens:
+            raise ValueError(
+                f"{run.path / stage} trains for {asked:,} tokens, and total_tokens={config.total_tokens:,} are fewer: "
+                "ask for as many, use another folder (--out), or delete this run first (--overwrite)"
+            )
+        resumes = together.broadcast(not start.needed)
+        start.needed, start.facts = True, {"total_tokens": config.total_tokens}
+    if together.is_main and asked < config.total_tokens:
+        run.forget(stage)
+    together.wait()
+    with run.stage(stage, **settings) as whole:
         if together.broadcast(whole.needed):
+            if together.is_main:
+                run.remove(outdated)
+                if not resumes:
+                    run.remove([f"{stage}/{name}" for name in _MADE])
             began = perf_counter()
-            with run.stage(f"{stage} began", circumstances, record=together.is_main) as start:
-                checkpoint = run.path / stage / "policy.zip"
-                resumes = together.broadcast(not start.needed and checkpoint.is_file())
-                if not resumes and together.is_main:
-                    for left_over in ("policy.zip", "curve.csv", "samples.jsonl"):
-                        (run.path / stage / left_over).unlink(missing_ok=True)
             if resumes:
-                algorithm = algorithm_of.made.load(checkpoint, env=env, **algorithm_of.when_loaded)
+                algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
             else:
-                algorithm = _new(algorithm_of, model, env, config, rules)
+                algorithm = _new(algorithm_of(algo), model, env, config, rules)
             _learn(algorithm, run.path / stage, env, config, watch)
+            if together.is_main:
+                run.remove(outdated)  # made of a checkpoint on the way
             whole.facts["seconds"] = perf_counter() - began
     together.wait()
+
+
+def algorithm_of(algo: str) -> Algorithm:
+    """Return the algorithm of this name for the processes that there are."""
+    return ALGORITHMS[algo] if ranks().size == 1 else on_ranks(algo)
 
 
 def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: PolicyTraining, watch: RewardHackingCallback | None) -> None:
@@ -123,21 +154,26 @@ def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: Poli
     together = ranks()
     if together.is_main:
         rewind_curve(folder, algorithm.num_timesteps)
+        rewind_logs(folder, algorithm.num_timesteps)
         algorithm.set_logger(configure(str(folder / f"log-{algorithm.num_timesteps}"), ["csv", "json", "tensorboard"]))
     else:
         algorithm.set_logger(Logger(None, []))
     remaining = config.total_tokens - algorithm.num_timesteps
-    try:
-        if remaining > 0:
-            algorithm.memory = check_memory(algorithm, tell=together.is_main)
-            watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
-            watched += [] if watch is None else [watch]
-            algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)
-    finally:
-        algorithm.logger.close()
-    together.check_equal({"weights": algorithm.policy})
-    if together.is_main:
-        algorithm.save(folder / "policy.zip")
+    with stop_request("update of the policy", together.size > 1) as stop:
+        try:
+            if remaining > 0:
+                algorithm.memory = check_memory(algorithm, tell=together.is_main)
+                watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
+                watched += [StopCallback(stop)] if watch is None else [StopCallback(stop), watch]
+                algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)
+        finally:
+            algorithm.logger.close()
+        together.check_equal({"weights": algorithm.policy})
+        if together.is_main:
+            algorithm.save(folder / "policy.zip")
+    if any(together.gather(bool(stop))):
+        saved = algorithm.saved_timesteps
+        raise KeyboardInterrupt(f"Stopped at {saved:,} of {config.total_tokens:,} tokens, saved in {folder / 'policy.zip'}.")
 
 
 def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: PolicyTraining, rules: dict[str, Any] | None) -> Any:

@@ -20,6 +20,7 @@ from textrl_env.utils.files import append_csv, write_text
 from ..algorithms.common.text_algorithm import TextAlgorithm
 from ..algorithms.common.training_warnings import TrainingWarning
 from ..distributed.process_group import ranks
+from .rewind_logs import naming
 
 WINDOW = 5  # rollouts
 _COLUMNS = ("tokens", "learned", "learned_error", "held_out", "held_out_error", "kl_per_sequence", "length", "distinct_2")
@@ -158,6 +159,6 @@ def _mean(rollouts: Sequence[RolloutSummary], name: str) -> float:
 def _read(path: Path) -> list[RolloutSummary]:
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [RolloutSummary(int(row["tokens"]), *(float(row[name]) for name in _COLUMNS[1:])) for row in rows if None not in row.values()]
+    with naming(path), open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        return [RolloutSummary(int(row["tokens"]), *(float(row[name]) for name in _COLUMNS[1:])) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
@@ -48,7 +49,7 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
 
     Raises:
         FileNotFoundError: The folder holds no configuration or no finished policy.
-        ValueError: There is no such policy, or several and none is named.
+        ValueError: There is no such policy, several and none is named, or the configuration is damaged.
     """
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
@@ -58,7 +59,7 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     name = policy or (policies[0] if len(policies) == 1 else "kl")
     if name not in policies:
         raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(policies)} with --policy")
-    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    settings = _settings(folder / "config.yaml")
     if "algo" in settings:
         corpus = tuple(Path(path) for path in settings.get("corpus", ()))
         task, reward = task_of(settings["task"], corpus, folder, split="test"), settings["reward"]
@@ -75,3 +76,13 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
             f"{task.tokenizer.vocab_size}: the folder holds runs on two tasks; train into a folder for each"
         )
     return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward, first)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = " ".join(str(error).split())
+    if not isinstance(settings, dict) or ("algo" in settings and not {"task", "reward"} <= settings.keys()):
+        raise ValueError(f"{file} is empty or damaged ({settings}): the command that made the run, given again, writes it anew")
+    return settings

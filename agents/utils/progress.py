@@ -28,8 +28,11 @@ class Bar:
         self._progress.start()
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
-        """Add to what is done, and draw at most five times a second."""
+        """Add to what is done, and draw at most five times a second; what is to do is never less than what is done."""
         self._progress.update(self._task, advance=amount)
+        task = self._progress.tasks[0]
+        if task.total is not None and task.completed > task.total > 0:  # a rollout ends with whole texts, beyond the tokens asked for
+            self._progress.update(self._task, total=task.completed)
         if note is not None:
             self._progress.update(self._task, note=note)
         if monotonic() - self._drawn > 0.2:

@@ -46,7 +46,7 @@ def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, A
 def _about(a: Answer) -> dict[str, Any]:
     more = {
         "annotator": a.annotator, "group": a.item.group,
-        "time": _time(a.answered_at), "seconds": round(a.seconds, 3), "order": list(a.order),
+        "time": _time(a.answered_at) if a.answered_at else None, "seconds": round(a.seconds, 3) or None, "order": list(a.order),
         "sources": list(a.item.sources) or None, "ratings_by_criterion": a.value.get("ratings"), "reason": a.words.get("reason"),
     }  # fmt: skip
     return {key: value for key, value in more.items() if value is not None}
@@ -85,7 +85,8 @@ def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) and k != "gold" else v for k, v in row["item"].items()}
             item = Item(**fields)
-            rest = {key: row[key] for key in ("annotator", "turn", "value", "words", "answered_at", "seconds")}
+            rest = {key: row[key] for key in ("annotator", "turn", "value", "words")}
+            rest |= {key: float(row.get(key) or 0) for key in ("answered_at", "seconds")}
             answers.append(Answer(item_id=0, item=item, order=tuple(row["order"]), **rest))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"row {number} is no exported answer: it lacks {error}") from error
@@ -121,7 +122,7 @@ def _annotation(a: Answer) -> dict[str, Any]:
         results.append({"from_name": "neither", "to_name": "prompt", "type": "choices", "value": {"choices": [choice]}})
     if "reason" in a.words:
         results.append({"from_name": "reason", "to_name": "prompt", "type": "textarea", "value": {"text": [a.words["reason"]]}})
-    when = {"created_at": _time(a.answered_at), "lead_time": a.seconds}
+    when = {"created_at": _time(a.answered_at), "lead_time": a.seconds or None}
     return {"completed_by": a.annotator, "result": results, "was_cancelled": choice is None, "ground_truth": False, **when}
 
 

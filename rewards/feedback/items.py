@@ -57,8 +57,8 @@ class Answer:
         order: Number of the response shown at each place.
         value: Such as `{"choice": "a", "ratings": {"fluent": [3, 5]}}`, by the item's own order.
         words: Such as `{"reason": "..."}`.
-        answered_at: Seconds since 1970.
-        seconds: From showing to answer.
+        answered_at: Seconds since 1970; 0 where nobody knows.
+        seconds: From showing to answer; 0 where nobody measured them, as in answers from elsewhere.
     """
 
     item_id: int

@@ -35,7 +35,7 @@ class AnnotatorQuality:
         consistency: Repeated questions that were answered as before.
         gold: Gold questions answered rightly.
         first_shown: Decided comparisons in which the response shown first won.
-        seconds: Median time of an answer.
+        seconds: Median time of an answer; NaN if none was measured.
         curve: Agreement with the others' consensus in each block of 25 answers, in order.
         doubts: Reasons to look at this annotator's answers.
     """
@@ -145,7 +145,8 @@ def _person(name: str, answers: Sequence[Answer], study: Study, model: LabelEsti
         "gold": wilson(right, len(gold)) if gold else None,
         "first_shown": wilson(won, len(decided)) if decided else None,
     }
-    seconds = median(a.seconds for a in given) if given else math.nan
+    measured = [a.seconds for a in given if a.seconds > 0]
+    seconds = median(measured) if measured else math.nan
     doubts = _doubts(accuracy, len(overlapping), seconds, **person)
     curve = _curve(name, labels)
     return AnnotatorQuality(name, len(first), len(mine) - len(given), accuracy, **person, seconds=seconds, curve=curve, doubts=doubts)

@@ -1,8 +1,7 @@
-"""Comparisons as rows of token ids: pairs and rankings, each with its loss and its accuracy, and how they are split."""
+"""Comparisons as rows of token ids: pairs and rankings, each with its loss and its accuracy."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.scorers import pad, score_rows
+from ..preferences.preference import is_decided
 from .losses import bradley_terry_loss, pair_accuracy, plackett_luce_loss
 
 Ids = np.ndarray  # one text, shape (t,), int64, t > 0
@@ -79,6 +79,7 @@ class PairRows:
         label: Probability that the chosen one is the better, shape (N,); None: 1.
         margin: See `bradley_terry_loss`, shape (N,); None: 0.
         group: Number of the annotators' group, shape (N,), int64; None where nobody asks for it.
+        smoothing: Share of labels taken to be wrong while learning, in [0, 0.5).
     """
 
     chosen: Sequence[Ids]
@@ -86,6 +87,7 @@ class PairRows:
     label: Tensor | None = None
     margin: Tensor | None = None
     group: Tensor | None = None
+    smoothing: float = 0.0
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -106,6 +108,8 @@ class PairRows:
         if scales is not None and self.group is not None:
             scores = scores * scales(self.group[rows].to(device)).repeat(2)
         label, margin = (None if of is None else of[rows].to(device) for of in (self.label, self.margin))
+        if self.smoothing:
+            label = (1 - 2 * self.smoothing) * (torch.ones(n, device=device) if label is None else label) + self.smoothing
         return bradley_terry_loss(scores[:n], scores[n:], label=label, margin=margin)
 
     def evaluate(self, scorer: nn.Module, batch_size: int, device: torch.device) -> tuple[float, float]:
@@ -115,10 +119,12 @@ class PairRows:
 
     def accuracy(self, chosen: Tensor, rejected: Tensor) -> float:
         """Return the pair accuracy of scores, each of shape (len(self),), on pairs that are no ties; 0.5 if all are."""
-        if self.label is None:
-            return pair_accuracy(chosen, rejected)
-        decided = self.label != 0.5  # (N,)
+        decided = self.decided()  # (N,)
         return pair_accuracy(chosen[decided], rejected[decided]) if decided.any() else 0.5
+
+    def decided(self) -> Tensor:
+        """Return which pairs are no ties, see `preference.is_decided`, shape (N,), bool."""
+        return torch.ones(len(self), dtype=torch.bool) if self.label is None else is_decided(self.label)
 
     def pairs(self) -> PairRows:
         """Return itself."""
@@ -127,7 +133,7 @@ class PairRows:
     def first(self, n: int) -> PairRows:
         """Return the first n pairs."""
         label, margin, group = (None if of is None else of[:n] for of in (self.label, self.margin, self.group))
-        return PairRows(self.chosen[:n], self.rejected[:n], label, margin, group)
+        return PairRows(self.chosen[:n], self.rejected[:n], label, margin, group, self.smoothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,33 +185,3 @@ class RankingRows:
         counts = torch.tensor([len(self.texts[i]) for i in rows])
         mask = (torch.arange(int(counts.max())) < counts[:, None]).to(flat.device)  # (n, K)
         return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat), mask
-
-
-def hold_out(prompts: Sequence[str], order: Sequence[int], share: float) -> tuple[list[int], list[int], bool]:
-    """Choose what is held out, so that no prompt is on both sides.
-
-    Prompts are taken whole, in the order of their first comparison, where they still fit in; an empty prompt is none and
-    keeps nothing together.  With distinct prompts this is the first `share` of the order.  If a few prompts have most of the
-    comparisons, so that not even half of the share comes together, prompts are split after all.
-
-    Args:
-        prompts: Of each comparison, shape (N,).
-        order: A permutation of 0..N-1.
-        share: In (0, 1).
-
-    Returns:
-        What is held out and what is left, at least one of each and both in the given order, and whether prompts were kept
-        together.
-    """
-    wanted = min(max(1, round(share * len(order))), len(order) - 1)
-    together: dict[str | int, list[int]] = defaultdict(list)
-    for i in order:
-        together[prompts[i] or i].append(i)
-    held: set[int] = set()
-    for rows in together.values():
-        if len(held) + len(rows) <= wanted:
-            held.update(rows)
-    apart = len(held) >= max(1, wanted / 2)
-    if not apart:
-        held = set(order[:wanted])
-    return [i for i in order if i in held], [i for i in order if i not in held], apart

@@ -66,24 +66,28 @@ def pair_accuracy(chosen: Tensor, rejected: Tensor) -> float:
     return float(((margin > 0).double() + 0.5 * (margin == 0).double()).mean())
 
 
-def blend_weights(margins: Tensor) -> Tensor:
-    """Return the weights >= 0 of two scorers whose weighted sum has the lowest Bradley-Terry loss on held-out pairs.
+def blend_weights(differences: Tensor, *, label: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+    """Return the weights >= 0 of two scorers whose weighted sum has the lowest `bradley_terry_loss` on held-out pairs.
 
     A grid over the share of each and the common scale: two numbers need no optimiser, and the grid keeps them finite
     where the pairs are separable.
 
     Args:
-        margins: score(chosen) - score(rejected) by either scorer, shape (B, 2).
+        differences: score(chosen) - score(rejected) by either scorer, shape (B, 2).
+        label: See `bradley_terry_loss`, shape (B,).
+        margin: See `bradley_terry_loss`, shape (B,).
 
     Returns:
         Weights, shape (2,).
     """
-    size = margins.double().square().mean(0).sqrt().clamp(min=1e-8)  # (2,)
+    size = differences.double().square().mean(0).sqrt().clamp(min=1e-8)  # (2,)
     shares = torch.linspace(0, 1, 11, dtype=torch.float64)  # (S,)
-    scales = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)  # (C,)
+    scales = 2.0 ** torch.arange(-6, 4, dtype=torch.float64)  # (C,): labels near one half ask for small ones
     mix = torch.stack([1 - shares, shares], 1)  # (S, 2)
     grid = (scales[:, None, None] * mix).flatten(0, 1)  # (C*S, 2)
-    losses = nn.functional.softplus(-(margins.double() / size) @ grid.T).mean(0)  # (C*S,)
+    nothing = torch.zeros(len(differences), dtype=torch.float64)
+    mixed = (differences.double() / size) @ grid.T  # (B, C*S)
+    losses = torch.stack([bradley_terry_loss(mix, nothing, label=label, margin=margin) for mix in mixed.T])  # (C*S,)
     return (grid[losses.argmin()] / size).float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,19 @@ import numpy as np
 import torch
 
 from textrl_env.episode import Episode
+from textrl_env.reward_warnings import RewardWarning
 
 from ..models.personal_model import PersonalRewardModel
 from ..models.preference_model import PreferenceRewardModel
+from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference
 from .losses import blend_weights
 from .preference_fitting import fit_preference_model
+
+_NONE_ASIDE = (
+    "nothing is kept aside, for the comparisons hang together by texts that they share: the shared model and each group's own count alike. "
+    "Give comparisons of further texts"
+)
 
 
 def fit_personal_model(
@@ -36,7 +44,7 @@ def fit_personal_model(
         column: Metadata of prompts that will name the group.
         pattern: See `PersonalRewardModel`.
         least: Groups with fewer comparisons have no head.
-        validation: Share of each group's comparisons kept aside for the weights.
+        validation: Share of the comparisons kept aside for the weights; they share no text with the others, see `hold_out`.
         seed: Of the split and the fits.
         **fit: Settings of `fit_preference_model`, such as `trunk=None`.
 
@@ -46,21 +54,29 @@ def fit_personal_model(
     if not any(p.group is not None for p in preferences):
         raise ValueError("no comparison names a group: give preferences a `group`, or use fit_preference_model")
     settings: dict[str, Any] = {"trunk": None, **fit, "tokenizer": tokenizer, "seed": seed}
-    aside = np.random.default_rng(seed).random(len(preferences)) < validation
-    shared, _ = fit_preference_model([p for p, out in zip(preferences, aside, strict=True) if not out], **settings)
-    heads = {}
+    order = np.random.default_rng(seed).permutation(len(preferences)).tolist()
+    split = hold_out(preferences, order, validation) or Split([], order, 0, True)
+    kept, aside = ([preferences[i] for i in side] for side in (split.kept, split.held))
+    if not aside:
+        warnings.warn(_NONE_ASIDE, RewardWarning, stacklevel=2)
+    shared, _ = fit_preference_model(kept, **settings)
+    heads: dict[str, tuple[PreferenceRewardModel, tuple[float, float]]] = {}
     for group in sorted({p.group for p in preferences if p.group is not None}):
-        own = [(p, out) for p, out in zip(preferences, aside, strict=True) if p.group == group]
-        kept, test = [p for p, out in own if not out], [p for p, out in own if out and not p.is_tie]
-        if len(own) < least or len(kept) < 10 or not test:
+        own, test = ([p for p in side if p.group == group] for side in (kept, aside))
+        if sum(p.group == group for p in preferences) < least or len(own) < 10 or (aside and not test):
             continue
-        model, _ = fit_preference_model(kept, **settings)
-        margins = torch.tensor(np.stack([_margins(m, test) for m in (shared, model)], 1), dtype=torch.float32)
-        both, alone = blend_weights(margins).tolist()
-        heads[group] = (model, (both, alone))
+        model, _ = fit_preference_model(own, **settings)
+        heads[group] = (model, _weights(shared, model, test) if test else (0.5, 0.5))
     return PersonalRewardModel(shared, heads, column, pattern)
 
 
-def _margins(model: PreferenceRewardModel, pairs: Sequence[Preference]) -> np.ndarray:
+def _weights(shared: PreferenceRewardModel, model: PreferenceRewardModel, test: Sequence[Preference]) -> tuple[float, float]:
+    differences = torch.tensor(np.stack([_differences(m, test) for m in (shared, model)], 1), dtype=torch.float32)  # (n, 2)
+    label, margin = (torch.tensor([getattr(p, name) for p in test]) for name in ("label", "margin"))
+    both, alone = blend_weights(differences, label=label, margin=margin).tolist()
+    return both, alone
+
+
+def _differences(model: PreferenceRewardModel, pairs: Sequence[Preference]) -> np.ndarray:
     chosen, rejected = (np.array(model.score([Episode.from_text(p.prompt, getattr(p, s)) for p in pairs])) for s in ("chosen", "rejected"))
     return chosen - rejected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,21 +13,24 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from textrl_env.reward_warnings import RewardWarning
 from textrl_env.tokenizer import FileTokenizer, check_same_tokens
 
 from ..models.lora import add_adapters, merge_adapters
 from ..models.preference_model import PreferenceRewardModel
 from ..models.scorers import PreferenceNetwork, build_trunk
 from ..preferences.label_consensus import warn_of_disagreement
+from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
-from ..utils.intervals import wilson
+from ..utils.intervals import Rate, wilson
 from .calibration import fit_scales, fit_temperature, reliability
-from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows, hold_out
+from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
 from .losses import blend_weights, bradley_terry_loss
 from .scorer_training import fit_scorer
 
+_WIDE = 0.3  # of a 95% interval: 40 held-out comparisons tell an accuracy to about 15 points either way
 _NGRAM_RECIPE = (6, 32, 0.03, 0.0)  # epochs, batch size, rate, decay; batches of 128 cost 0.01 of accuracy on reviews
 
 DEFAULT_TRUNK: Mapping[str, Any] = dict(
@@ -39,9 +44,12 @@ class FitReport:
 
     Attributes:
         n_train: Comparisons trained on.
-        n_held_out: Comparisons held out; they chose the epoch and the blend, so their accuracy is slightly flattering.
+        n_held_out: Comparisons held out, which share no text with those trained on; they chose the epoch and the blend, so their accuracy
+            is slightly flattering.
+        n_dropped: Comparisons on neither side, because they have a text or a prompt of each, see `leak_free_split.hold_out`.
         train_accuracy: Pair accuracy on at most 1,000 training comparisons, in [0, 1]; ties are left out.
-        held_out_accuracy: Pair accuracy on the held-out comparisons, in [0, 1]; ties are left out.
+        held_out_accuracy: Pair accuracy on the held-out comparisons, in [0, 1]; ties are left out.  NaN where nothing was held out, as the
+            loss and the calibration error are then.
         held_out_loss: Bradley-Terry loss on their pairs, in nats.
         losses: Mean training loss per epoch, in nats, of each part.
         best_epochs: The epoch kept of each part, from 1.
@@ -49,14 +57,15 @@ class FitReport:
         seconds: Wall time.
         held_out_interval: 95% interval of the held-out accuracy (Wilson); pairs of one ranking count as independent.
         calibration_error: Expected calibration error of the held-out pairs, in [0, 1].
-        temperature: Divide score differences by it, and their sigmoid predicts the held-out pairs best.
-        prompts_apart: Whether no prompt is on both sides of the split; see `comparisons.hold_out`.
+        temperature: Divide score differences by it, and their sigmoid predicts the held-out pairs best; 1 where nothing was held out.
+        prompts_apart: Whether no prompt is on both sides of the split; see `leak_free_split.hold_out`.
         annotator_scales: With `scale_by`, how much each group heeds the score, measured on the held-out pairs; their geometric
             mean is 1.
     """
 
     n_train: int
     n_held_out: int
+    n_dropped: int
     train_accuracy: float
     held_out_accuracy: float
     held_out_loss: float
@@ -69,6 +78,13 @@ class FitReport:
     temperature: float
     prompts_apart: bool
     annotator_scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        low, high = self.held_out_interval
+        interval = f"{self.held_out_accuracy:.1%} [{low:.1%}, {high:.1%}]"
+        held = f"{interval} of {self.n_held_out} held out" if self.n_held_out else "nothing held out"
+        dropped = f", {self.n_dropped} on neither side, for they share texts or prompts with both" if self.n_dropped else ""
+        return f"agrees with {self.train_accuracy:.1%} of {self.n_train} comparisons trained on, {held}{dropped}"
 
 
 def fit_preference_model(
@@ -98,11 +114,12 @@ def fit_preference_model(
     little data what single words say; the trunk learns what their order says.  Fitted jointly, the trunk memorises the
     pairs before the n-grams have learned anything (0.75 instead of 0.82 on sentences of real reviews).
 
-    Labels below 1 and margins of the preferences enter the loss, see `bradley_terry_loss`.  Where annotators compared the same pairs and
-    agree little, a `RewardWarning` says so.
+    Labels below 1 and margins of the preferences enter the loss, see `bradley_terry_loss`.  A `RewardWarning` says where annotators who
+    compared the same pairs agree little, where comparisons are dropped or none can be held out because texts recur in them, and where too
+    few are held out to tell how good the model is.
 
     Args:
-        preferences: At least 10, of one kind.  If texts recur in many pairs, the held-out accuracy is flattering.
+        preferences: At least 10, of one kind; some hundreds before the held-out accuracy says much.
         tokenizer: The model's own, or what `FileTokenizer` takes; saved with it.
         trunk: A folder with a Hugging Face model whose weights to start from (its language-model head is dropped;
             pass the tokenizer it was trained with), or the config of a new one, or None for n-grams alone.
@@ -120,7 +137,8 @@ def fit_preference_model(
         scale_by: Give each annotator, or each group, a scale of its own on the score, see `comparisons.AnnotatorScales`: those
             who choose at random then count less.  Comparisons without a name share one.
         patience: End a part's fit after this many epochs in a row without a better one; None: never.
-        validation: Share held out, in (0, 1); comparisons of one prompt stay together, see `comparisons.hold_out`.
+        validation: Share held out, in [0, 1); comparisons that share texts or prompts stay together, see `leak_free_split.hold_out`.
+            With 0 all are trained on, the last epoch is kept, the two scorers count alike, and nothing is measured.
         seed: Of initial weights, split, order and dropout.  The global generators are left as they were.
         device: Where to fit; the model stays there.
         progress: Called as `progress(part, step, steps, loss)` after every step.
@@ -134,6 +152,8 @@ def fit_preference_model(
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
     check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
+    if patience is not None and not validation:
+        raise ValueError(f"patience={patience} needs held-out comparisons, and validation=0 holds none out: leave one of them out")
     warn_of_disagreement([p for p in preferences if isinstance(p, Preference)])
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -143,35 +163,65 @@ def fit_preference_model(
         network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, body, dropout)
         model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens, device=device)
         order = torch.randperm(len(preferences), generator=generator).tolist()
-        held, kept, apart = hold_out([p.prompt for p in preferences], order, validation)
+        split = (hold_out(preferences, order, validation) if validation else None) or Split([], order, 0, True)
         names, group = _groups(preferences, scale_by)
-        held_out, train = (_rows(model, [preferences[i] for i in rows], group[rows], s) for rows, s in ((held, 0.0), (kept, smoothing)))
-        pairs = held_out.pairs()
+        train, held_out = (
+            _rows(model, [preferences[i] for i in side], group[side], s) if side else None
+            for side, s in ((split.kept, smoothing), (split.held, 0.0))
+        )
+        assert train is not None
+        pairs = None if held_out is None else held_out.pairs()
         recipes = {"ngrams": _NGRAM_RECIPE, "trunk": (epochs, batch_size, learning_rate, weight_decay)}
-        losses, best_epochs, margins = {}, {}, []
+        losses, best_epochs, differences = {}, {}, []
         for name, part in network.parts.items():
             passes, batch, rate, decay = recipes[name]
             part.requires_grad_(True)
             if name == "trunk" and lora is not None:
                 add_adapters(part.get_submodule("trunk"), lora)
+            scales = AnnotatorScales(len(names)).to(device) if names else None
             curve, best_epochs[name] = fit_scorer(
                 part, train, held_out, epochs=passes, batch_size=batch, learning_rate=rate, weight_decay=decay,
-                generator=generator, patience=patience, scales=AnnotatorScales(len(names)).to(device) if names else None,
+                generator=generator, patience=patience, scales=scales,
                 progress=None if progress is None else partial(progress, name),
             )  # fmt: skip
             if name == "trunk" and lora is not None:
                 merge_adapters(part.get_submodule("trunk"))
             losses[name] = tuple(curve)
-            chosen, rejected = pairs.scores(part.requires_grad_(False), 64, device)
-            margins.append(chosen - rejected)
-    if len(margins) == 2:
-        network.blend.copy_(blend_weights(torch.stack(margins, 1)))
+            part.requires_grad_(False)
+            if pairs is not None:
+                differences.append(_differences(part, pairs, device, scales))
+    if len(network.parts) == 2:
+        network.blend.fill_(0.5)
+    if len(differences) == 2 and pairs is not None:
+        network.blend.copy_(blend_weights(torch.stack(differences, 1), label=pairs.label, margin=pairs.margin))
     sample = train.first(1000).evaluate(network, 64, device)
     blend = dict(zip(network.parts, network.blend.tolist(), strict=True))
+    measured, accuracy = _measure(network, pairs, device, names)
+    if validation:
+        _warn_of_split(split, len(preferences), accuracy)
     return model, FitReport(
-        len(train), len(held_out), sample[0], **_measure(network, pairs, device, names), losses=losses, best_epochs=best_epochs,
-        blend=blend, seconds=time.perf_counter() - started, prompts_apart=apart,
+        len(split.kept), len(split.held), split.dropped, sample[0], **measured, losses=losses, best_epochs=best_epochs,
+        blend=blend, seconds=time.perf_counter() - started, prompts_apart=split.prompts_apart,
     )  # fmt: skip
+
+
+def _warn_of_split(split: Split, number: int, rate: Rate) -> None:
+    """Warn where the held-out side cost comparisons, does not exist, or says next to nothing."""
+    if not split.held:
+        message = (
+            f"nothing is held out: {number} comparisons hang together by texts that they share, and every split has some on both sides; "
+            "all are trained on, and nothing is measured. Give comparisons of further texts, or validation=0 if this is meant"
+        )
+    elif rate.low <= 0.5 or rate.high - rate.low > _WIDE:
+        found = "does not tell the model from chance" if rate.low <= 0.5 else "tells little"
+        message = f"the held-out accuracy {found}: {rate} of {rate.num} comparisons; give more of them, or a larger validation="
+    else:
+        message = ""
+    if split.dropped:
+        cost = f"{split.dropped} of {number} comparisons have a text or a prompt of either side of the split, and are on none; "
+        message = f"{cost}validation=0 trains on all and measures nothing. {message}".strip()
+    if message:
+        warnings.warn(message, RewardWarning, stacklevel=3)
 
 
 def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: float, any_part: bool) -> None:
@@ -179,8 +229,8 @@ def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: flo
         raise ValueError(f"{n} preference(s): give at least 10, better a few hundred")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs={epochs}, batch_size={batch_size}: both must be at least 1")
-    if not 0 <= dropout < 1 or not 0 < validation < 1:
-        raise ValueError(f"dropout={dropout} must be in [0, 1) and validation={validation} in (0, 1)")
+    if not 0 <= dropout < 1 or not 0 <= validation < 1:
+        raise ValueError(f"dropout={dropout} and validation={validation} must be in [0, 1)")
     if not any_part:
         raise ValueError("trunk=None and ngram_buckets=0 leave nothing to fit: give one")
 
@@ -220,17 +270,29 @@ def _rows(model: PreferenceRewardModel, items: Sequence[Preference | Ranking], g
     return PairRows(
         model.encode([p.prompt + p.chosen for p in pairs]),
         model.encode([p.prompt + p.rejected for p in pairs]),
-        (1 - smoothing) * label + smoothing * (1 - label) if smoothing or (label < 1).any() else None,
+        label if (label < 1).any() else None,
         margin if margin.any() else None,
         group,
+        smoothing,
     )
 
 
-def _measure(network: PreferenceNetwork, pairs: PairRows, device: torch.device, names: Sequence[str]) -> dict[str, Any]:
-    """Return what the held-out pairs say of the finished network, as fields of `FitReport`."""
+def _differences(part: nn.Module, pairs: PairRows, device: torch.device, scales: AnnotatorScales | None) -> Tensor:
+    """Return score(chosen) - score(rejected) by one part, times the scale of each pair's annotators, shape (N,)."""
+    chosen, rejected = pairs.scores(part, 64, device)
+    if scales is None or pairs.group is None:
+        return chosen - rejected
+    return (chosen - rejected) * scales(pairs.group.to(device)).detach().cpu()
+
+
+def _measure(network: PreferenceNetwork, pairs: PairRows | None, device: torch.device, names: Sequence[str]) -> tuple[dict[str, Any], Rate]:
+    """Return what the held-out pairs say of the finished network, as fields of `FitReport`, and its accuracy."""
+    if pairs is None:
+        rate = wilson(0, 0)
+        unknown = dict.fromkeys(("held_out_accuracy", "held_out_loss", "calibration_error"), math.nan)
+        return {**unknown, "held_out_interval": (rate.low, rate.high), "temperature": 1.0}, rate
     chosen, rejected = pairs.scores(network, 64, device)
-    accuracy = pairs.accuracy(chosen, rejected)
-    decided = len(pairs) if pairs.label is None else int((pairs.label != 0.5).sum())
+    accuracy, decided = pairs.accuracy(chosen, rejected), int(pairs.decided().sum())
     rate = wilson(accuracy * decided, decided)
     margins = (chosen - rejected).double().numpy()
     labels = np.ones(len(pairs)) if pairs.label is None else pairs.label.double().numpy()
@@ -242,4 +304,4 @@ def _measure(network: PreferenceNetwork, pairs: PairRows, device: torch.device, 
         "calibration_error": reliability(margins, labels).error,
         "temperature": fit_temperature(margins, labels),
         "annotator_scales": dict(zip(names, scales, strict=True)),
-    }
+    }, rate

@@ -41,7 +41,7 @@ class PrivacyReport:
 
     Attributes:
         epsilon: Privacy loss; at most what was asked for.
-        delta: Probability with which the loss may be larger.
+        delta: Probability with which the loss may be larger; by default 1 / units^1.5.
         unit: What may be added or removed: one comparison, or all of one annotator's.
         units: How many there were.
         pairs: Comparisons that were used.
@@ -60,6 +60,10 @@ class PrivacyReport:
     noise: float
     sampling_rate: float
     steps: int
+
+    def __str__(self) -> str:
+        protected = {"pair": "comparisons", "annotator": "annotators"}[self.unit]
+        return f"epsilon {self.epsilon:.2f} at delta {self.delta:.1e}, for each of {self.units} {protected}"
 
 
 def gaussian_epsilon(noise: float, steps: int, delta: float) -> float:
@@ -107,7 +111,8 @@ def fit_private_model(
         preferences: Comparisons.
         tokenizer: Must not have been trained on their texts: its vocabulary would tell of them.
         epsilon: Privacy loss that is allowed, > 0; 1 is strong, 8 is common.
-        delta: Below 1 / units; by default 1 / (2 units).
+        delta: Far below 1 / units, where units are what is protected: giving away all of one unit in N would be private at delta 1 / N.
+            By default 1 / units^1.5.
         unit: What is protected: single comparisons, or everything an annotator said.
         most_per_annotator: With `unit="annotator"`, comparisons used of each.
         ngram_buckets: Hashed token pairs; fewer than without privacy, for each has noise of its own.
@@ -122,7 +127,7 @@ def fit_private_model(
         ImportError: The extra `privacy` is not installed.
     """
     groups, left_out = _units(preferences, unit, most_per_annotator)
-    delta = 1 / (2 * len(groups)) if delta is None else delta
+    delta = len(groups) ** -1.5 if delta is None else delta
     _check(len(groups), epsilon, delta, sampling_rate, steps, clip)
     tokenizer = FileTokenizer.of(tokenizer)
     network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, None, 0.0)
@@ -131,9 +136,9 @@ def fit_private_model(
     assert isinstance(scorer, NgramScorer)
     chosen = features(scorer, model.encode([p.prompt + p.chosen for p in preferences]))
     rejected = features(scorer, model.encode([p.prompt + p.rejected for p in preferences]))
-    labels = torch.tensor([p.label for p in preferences])
+    labels, margins = (torch.tensor([getattr(p, name) for p in preferences]) for name in ("label", "margin"))
     noise = noise_for(epsilon, delta, sampling_rate, steps)
-    weight = _descend((chosen - rejected).coalesce(), labels, groups, noise, sampling_rate, steps, clip, learning_rate)
+    weight = _descend((chosen - rejected).coalesce(), labels, margins, groups, noise, sampling_rate, steps, clip, learning_rate)
     with torch.no_grad():
         scorer.weight.copy_(weight)
     spent = epsilon_of(noise, delta, sampling_rate, steps)
@@ -188,7 +193,15 @@ class _Differences(nn.Module):
 
 
 def _descend(
-    differences: Tensor, labels: Tensor, groups: Sequence[Sequence[int]], noise: float, rate: float, steps: int, clip: float, speed: float
+    differences: Tensor,
+    labels: Tensor,
+    margins: Tensor,
+    groups: Sequence[Sequence[int]],
+    noise: float,
+    rate: float,
+    steps: int,
+    clip: float,
+    speed: float,
 ) -> Tensor:
     opacus = _opacus()
     module = _Differences(differences.shape[1])
@@ -210,8 +223,8 @@ def _descend(
         rows = torch.tensor([[*group, *[0] * (most - len(group))] for group in drawn])  # (units, pairs)
         real = torch.tensor([[True] * len(group) + [False] * (most - len(group)) for group in drawn])  # (units, pairs)
         dense = differences.index_select(0, rows.flatten()).to_dense().view(*rows.shape, -1)  # (units, pairs, features)
-        margin, label = wrapped(dense), labels[rows]  # (units, pairs) each
-        loss = -(label * nn.functional.logsigmoid(margin) + (1 - label) * nn.functional.logsigmoid(-margin))
+        odds, label = wrapped(dense) - margins[rows], labels[rows]  # (units, pairs) each
+        loss = -(label * nn.functional.logsigmoid(odds) + (1 - label) * nn.functional.logsigmoid(-odds))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of opacus's hooks
             (loss * real / real.sum(1, keepdim=True).clamp(min=1)).sum().backward()

@@ -12,7 +12,7 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel
 
-from ..preferences.preference import Preference
+from ..preferences.preference import Preference, is_decided
 from ..utils.intervals import Rate, wilson
 from .calibration import reliability
 
@@ -26,7 +26,7 @@ class JudgedComparisons:
     """Test comparisons and what the model makes of them.
 
     Attributes:
-        pairs: Those that somebody decided: no ties.
+        pairs: All of them, ties too.
         margins: score(chosen) - score(rejected), shape (n,).
         longer: Characters that the chosen response has more than the rejected one, shape (n,).
     """
@@ -35,9 +35,19 @@ class JudgedComparisons:
     margins: np.ndarray
     longer: np.ndarray
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the probability that chosen is better, shape (n,)."""
+        return np.array([pair.label for pair in self.pairs])
+
+    def decided(self) -> JudgedComparisons:
+        """Return those that are no ties."""
+        rows = np.flatnonzero(is_decided(self.labels)).tolist()
+        return JudgedComparisons([self.pairs[i] for i in rows], self.margins[rows], self.longer[rows])
+
     def accuracy(self, rows: Any = slice(None)) -> Rate:
-        """Return how often the chosen response scores higher, a tie counting one half."""
-        return _rate(self.margins[rows])
+        """Return how often the likelier response of decided comparisons scores higher, equal scores counting one half."""
+        return _rate(self.margins[rows][is_decided(self.labels[rows])])
 
 
 def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
@@ -46,13 +56,12 @@ def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
     Raises:
         ValueError: All comparisons are ties.
     """
-    decided = [pair for pair in pairs if not pair.is_tie]
-    if not decided:
+    if all(pair.is_tie for pair in pairs):
         raise ValueError("all comparisons that were kept aside are ties: there is nothing to measure")
     chosen, rejected = (
-        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in decided])) for side in ("chosen", "rejected")
+        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
     )
-    return JudgedComparisons(decided, chosen - rejected, np.array([len(p.chosen) - len(p.rejected) for p in decided]))
+    return JudgedComparisons(pairs, chosen - rejected, np.array([len(p.chosen) - len(p.rejected) for p in pairs]))
 
 
 def _rate(margins: np.ndarray) -> Rate:
@@ -60,15 +69,18 @@ def _rate(margins: np.ndarray) -> Rate:
 
 
 def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
-    """Return what the test comparisons say, as plain data."""
-    right = np.ones(len(judged.pairs))
+    """Return what the test comparisons say, as plain data: of all for the calibration, of those that are no ties for the rest."""
+    calibration = [reliability(judged.margins / t, judged.labels).error for t in (1.0, temperature)]
+    judged = judged.decided()
     spread = judged.margins.std() > 0 and judged.longer.std() > 0
+    longer_wins = _rate(judged.longer.astype(float)).rate
     return {
         "accuracy": asdict(judged.accuracy()),
-        "longer_wins": _rate(judged.longer.astype(float)).rate,
+        "longer_wins": longer_wins,
+        "length_rule": {"takes": "longer" if longer_wins >= 0.5 else "shorter", "rate": max(longer_wins, 1 - longer_wins)},
         "length_correlation": float(np.corrcoef(judged.margins, judged.longer)[0, 1]) if spread else 0.0,
-        "calibration_error": reliability(judged.margins, right).error,
-        "calibration_error_with_temperature": reliability(judged.margins / temperature, right).error,
+        "calibration_error": calibration[0],
+        "calibration_error_with_temperature": calibration[1],
         "by_length": [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in _length_parts(judged.longer)],
         "groups": {
             column: [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in parts.items()]
@@ -76,6 +88,21 @@ def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
         },
         "gaps": {column: _gap(judged, parts) for column, parts in _groups(judged.pairs).items()},
     }
+
+
+def doubts(facts: Mapping[str, Any]) -> list[str]:
+    """Return what should be known before the accuracy in `measures` is believed, in sentences."""
+    low, high, length = facts["accuracy"]["low"], facts["accuracy"]["high"], facts["length_rule"]
+    found = []
+    if high < 0.5:
+        found.append("The interval lies below 50%: the model prefers what people reject.")
+    if length["rate"] > high:
+        found.append(f"Always taking the {length['takes']} response is right more often than the model.")
+    elif low <= 0.5:
+        found.append("The interval holds 50%: this file has not taught the model anything that can be shown.")
+    elif low <= length["rate"]:
+        found.append("The interval holds what length alone gives: the model may have learned little else.")
+    return found
 
 
 def _length_parts(longer: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -105,7 +132,8 @@ def _gap(judged: JudgedComparisons, parts: Mapping[str, Sequence[int]]) -> dict[
 
 
 def mistakes(judged: JudgedComparisons) -> list[dict[str, Any]]:
-    """Return the comparisons that the model is surest and wrong about."""
+    """Return the comparisons, without ties, that the model is surest and wrong about."""
+    judged = judged.decided()
     worst = [i for i in np.argsort(judged.margins)[:_MISTAKES] if judged.margins[i] < 0]
     return [
         {

@@ -17,7 +17,7 @@ _SCALE_RATE = 0.03  # of the annotators' log scales
 def fit_scorer(
     scorer: nn.Module,
     train: Comparisons,
-    held_out: Comparisons,
+    held_out: Comparisons | None,
     *,
     epochs: int,
     batch_size: int,
@@ -28,7 +28,7 @@ def fit_scorer(
     scales: AnnotatorScales | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[float], int]:
-    """Fit `scorer(ids, mask)` to comparisons in place and keep its best epoch on `held_out` (accuracy, then loss).
+    """Fit `scorer(ids, mask)` to comparisons in place and keep its best epoch on `held_out` (accuracy, then loss), else its last.
 
     AdamW; the learning rate rises over the first tenth of the steps and then falls to 0 in a straight line.  With `patience`,
     fitting ends after that many epochs without a better one.  `scales`, if given, are fitted along.
@@ -66,7 +66,7 @@ def fit_scorer(
         if not math.isfinite(total):
             raise ValueError(f"the loss became {total} in epoch {epoch}: lower the learning rate ({learning_rate})")
         losses.append(total / len(train))
-        accuracy, held_out_loss = held_out.evaluate(scorer, batch_size, device)
+        accuracy, held_out_loss = (float(epoch), 0.0) if held_out is None else held_out.evaluate(scorer, batch_size, device)
         if (accuracy, -held_out_loss) > best:
             best, best_epoch, best_state = (accuracy, -held_out_loss), epoch, copy.deepcopy(scorer.state_dict())
         elif patience is not None and epoch - best_epoch >= patience:

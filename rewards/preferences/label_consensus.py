@@ -10,7 +10,7 @@ from functools import partial
 
 from textrl_env.reward_warnings import RewardWarning
 
-from .preference import Preference
+from .preference import Preference, words_of
 from .rater_agreement import Label, LabelEstimate, dawid_skene, krippendorff_alpha, rating_matrix
 
 LOW_ALPHA = 0.2  # below it answers have little in common; Krippendorff asks for 0.667 before conclusions are drawn
@@ -21,12 +21,16 @@ Pair = tuple[str, str, str]  # prompt and the two responses, in the order of the
 def votes(preferences: Sequence[Preference]) -> list[tuple[Pair, str, int]]:
     """Return one answer for each comparison: the label is 0 or 1 for the preferred response of the pair, 2 for a tie.
 
-    The order of a pair has nothing to do with what is written in it, so that what annotators agree on by chance is not mistaken.
+    The order of a pair has nothing to do with what is written in it, so that what annotators agree on by chance is not mistaken.  Case and
+    white space make no other pair of it, unless they are all that its responses differ in.
     """
     answers: list[tuple[Pair, str, int]] = []
+    known: dict[tuple[str, frozenset[str]], Pair] = {}
     for p in preferences:
+        same = words_of if words_of(p.chosen) != words_of(p.rejected) else str
         first, second = sorted((p.chosen, p.rejected), key=partial(_lot, p.prompt))
-        answers.append(((p.prompt, first, second), p.annotator or "", 2 if p.is_tie else int(p.chosen == second)))
+        pair = known.setdefault((words_of(p.prompt), frozenset(map(same, (first, second)))), (p.prompt, first, second))
+        answers.append((pair, p.annotator or "", 2 if p.is_tie else int(same(p.chosen) == same(pair[2]))))
     return answers
 
 
@@ -66,14 +70,18 @@ def consensus(preferences: Sequence[Preference], weigh: bool = True, known: Mapp
 
     Args:
         preferences: Answers of several annotators; answers without one count as those of one person.
-        weigh: Dawid and Skene's posterior, in which reliable annotators count for more; else the share of the votes.
+        weigh: Dawid and Skene's posterior, in which reliable annotators count for more; else the mean of the labels, a tie being one half.
         known: Right labels of gold questions, as `votes` numbers them.
+
+    Raises:
+        ValueError: With `weigh`, a label is a probability: the model is one of answers.
     """
-    groups: dict[Pair, list[Preference]] = defaultdict(list)
-    labels: dict[Pair, list[int]] = defaultdict(list)
+    soft = next((p.label for p in preferences if not p.is_tie and p.label < 1), None)
+    if weigh and soft is not None:
+        raise ValueError(f"label={soft} is a probability, and Dawid and Skene's model takes answers, 1 or a tie: weigh=False takes means")
+    groups: dict[Pair, list[tuple[Preference, int]]] = defaultdict(list)
     for preference, (pair, _, label) in zip(preferences, votes(preferences), strict=True):
-        groups[pair].append(preference)
-        labels[pair].append(label)
+        groups[pair].append((preference, label))
     posterior = estimate(preferences, known).posterior if weigh else {}
     merged = []
     for pair, own in groups.items():
@@ -81,8 +89,8 @@ def consensus(preferences: Sequence[Preference], weigh: bool = True, known: Mapp
             chance = posterior[pair]
             second = float(chance[1] + (chance[2] / 2 if len(chance) > 2 else 0))
         else:
-            second = sum((label == 1) + 0.5 * (label == 2) for label in labels[pair]) / len(own)
-        _, x, y = pair
+            second = sum((1 - p.label, p.label, 0.5)[label] for p, label in own) / len(own)
+        prompt, x, y = pair
         chosen, rejected = (y, x) if second >= 0.5 else (x, y)
-        merged.append(Preference(own[0].prompt, chosen, rejected, min(1.0, max(second, 1 - second)), group=own[0].group))
+        merged.append(Preference(prompt, chosen, rejected, min(1.0, max(second, 1 - second)), group=own[0][0].group))
     return merged

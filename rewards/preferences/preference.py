@@ -14,6 +14,21 @@ from typing import Any
 
 from textrl_env.utils.files import new_file
 
+_DECIDED = 0.51
+
+
+def words_of(text: str) -> str:
+    """Return what counts of a text where it is asked whether two are the same: not case, nor white space."""
+    return " ".join(text.casefold().split())
+
+
+def is_decided(label: Any) -> Any:
+    """Return whether labels, a number or an array, favour a side: 0.51 or more.
+
+    A consensus of people who disagree ends near one half and hardly ever at it: which side of it says nothing.
+    """
+    return label > _DECIDED - 1e-6  # 0.51 itself may have been rounded
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
@@ -25,7 +40,7 @@ class Preference:
         prompt: What both responses answer; may be empty.
         chosen: The preferred response.
         rejected: The other one.
-        label: Probability that `chosen` is the better one, in [0.5, 1]; 0.5 is a tie.
+        label: Probability that `chosen` is the better one, in [0.5, 1]; below 0.51 it is a tie, see `is_decided`.
         margin: By how much it is better, >= 0, on the scale of the reward; see `bradley_terry_loss`.
         annotator: Who compared.
         group: What the accuracy is broken down by, such as the topic or the kind of annotator.
@@ -51,8 +66,8 @@ class Preference:
 
     @property
     def is_tie(self) -> bool:
-        """Whether neither response was preferred."""
-        return self.label == 0.5
+        """Whether neither response was preferred, or so little that it says nothing."""
+        return not is_decided(self.label)
 
     @property
     def is_identical(self) -> bool:

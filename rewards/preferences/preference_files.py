@@ -30,6 +30,11 @@ class PreferenceFile:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
+    def skipped_rows(self) -> str:
+        """Return how many rows could not be read, and why; empty if all could."""
+        reasons = "; ".join(f"{number}: {reason}" for reason, number in self.skipped.most_common())
+        return f"{self.skipped.total()} of {self.counts()['rows']} rows could not be read ({reasons})" if reasons else ""
+
     def counts(self) -> dict[str, int]:
         """Return how many rows and pairs there are, and how many pairs are odd in some way."""
         pairs = self.preferences
@@ -45,7 +50,7 @@ class PreferenceFile:
 
 
 def read_preferences(path: str | Path) -> list[Preference]:
-    r"""Read preferences from JSON Lines (plain or gzip) or from CSV with a header.
+    r"""Read preferences from JSON Lines, from CSV with a header (`.csv`, `.tsv`; either may be gzip) or from Parquet.
 
     Each row has one of these forms, told by its columns:
 

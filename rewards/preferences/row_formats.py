@@ -59,7 +59,9 @@ def ranking_of(row: Row) -> Ranking:
     """
     if "responses" not in row:
         (pair,) = preferences_of(row)
-        prompt, responses, keys = pair.prompt, [pair.chosen, pair.rejected], [0.0, float(pair.label == 1)]
+        if not pair.is_tie and pair.label < 1:
+            raise RowError(f"the label {pair.label:g} is a probability: a ranking has none, read_preferences keeps it", "soft labels")
+        prompt, responses, keys = pair.prompt, [pair.chosen, pair.rejected], [0.0, float(not pair.is_tie)]
     else:
         prompt, responses = _texts(row, _responses(row))
         keys = _order_keys(row, len(responses))

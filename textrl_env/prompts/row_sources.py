@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.optional_imports import optional_import
-from ..utils.row_files import CsvRows, JsonRows, LineRows, ParquetRows, Rows, quoted
+from ..utils.row_files import TABLES, JsonRows, Rows, file_rows, kind_of, quoted
 
-_FORMATS = ("csv", "json", "jsonl", "parquet", "txt")
+_FORMATS = (*TABLES, "txt")
 
 
 class DatasetRows(Rows):
@@ -59,18 +59,15 @@ def rows_of(source: Any, format: str | None, needed: Sequence[str] | None) -> Ro
 
 
 def _file_rows(path: Path, format: str | None, needed: Sequence[str] | None) -> Rows:
-    kind = path.suffix[1:].lower() if format is None else format
+    kind = kind_of(path) if format is None else format
     if kind not in _FORMATS:
         what = f"format={format!r}" if format is not None else f"{path} has the suffix {path.suffix!r}"
         raise ValueError(f"{what}: choose format= from {quoted(_FORMATS)}")
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path.absolute()}")
-    if kind == "parquet":
-        return ParquetRows(path, needed)
-    if kind in ("csv", "txt"):
-        return CsvRows(path) if kind == "csv" else LineRows(path)
-    rows = JsonRows(path)
-    rows.check_last_line()
+    rows = file_rows(path, kind, needed)
+    if isinstance(rows, JsonRows):
+        rows.check_last_line()
     return rows
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import gzip
 import json
 import os
 import shutil
@@ -12,6 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from .row_files import BOM, GZIP, TABLES, RowError, kind_of, table_rows
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def new_path(path: str | Path) -> Iterator[Path]:
@@ -19,13 +25,17 @@ def new_path(path: str | Path) -> Iterator[Path]:
 
     If the block ends well, what it wrote is renamed to `path`, else it is deleted: a reader never sees half of it.  A folder that had the
     name before is moved aside first and deleted last, so that a crash never loses both.
+
+    Raises:
+        OSError: There was no room on the disk; what was at `path` before is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     _delete(temporary)  # left by a process that was killed
     try:
-        yield temporary
+        with told_when_full(path, "what was there before is unchanged"):
+            yield temporary
         if temporary.is_dir() and path.exists():
             _delete(old)
             path.rename(old)
@@ -33,6 +43,23 @@ def new_path(path: str | Path) -> Iterator[Path]:
         _delete(old)
     finally:
         _delete(temporary)
+
+
+@contextmanager
+def told_when_full(path: Path, left: str) -> Iterator[None]:
+    """Name the file in the error of a write for which the disk has no room, and say what is left of it.
+
+    Raises:
+        OSError: There was no room.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has an exception of its own, with the number in its text
+        number = next((n for n in _FULL if getattr(error, "errno", None) == n or f"(os error {n})" in str(error)), None)
+        if number is None:
+            raise
+        message = f"{os.strerror(number)}: {path} could not be written, {left}; make room, and run the same command again"
+        raise OSError(number, message) from error
 
 
 @contextmanager
@@ -76,18 +103,21 @@ def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
     """Return the lines of a text file, such as sentences or a list of words, stripped and without the blank ones.
 
     Args:
-        path: The file.
+        path: The file, plain or gzip.  Of a table (`row_files.TABLES`) it is the column `text`, or the only one.
         encoding: Of the file; older corpora are often `"latin-1"`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds only blank lines, or bytes that are not of this encoding.
+        ValueError: It holds only blank lines, or bytes that are not of this encoding; or a table has several columns and none is `text`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no text file at {path}")
-    lines = []
-    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    if kind_of(path) in TABLES:
+        return _column(path)
+    lines, content = [], path.read_bytes()
+    content = gzip.decompress(content) if content.startswith(GZIP) else content
+    for number, raw in enumerate(content.removeprefix(BOM).split(b"\n"), start=1):
         try:
             lines.append(raw.decode(encoding).strip())
         except UnicodeDecodeError as error:
@@ -95,6 +125,19 @@ def read_lines(path: str | Path, encoding: str = "utf-8") -> list[str]:
     if not any(lines):
         raise ValueError(f"{path} holds no lines: no sentence, no word")
     return [line for line in lines if line]
+
+
+def _column(path: Path) -> list[str]:
+    def text_of(row: Any) -> str:
+        name = "text" if "text" in row or len(row) != 1 else next(iter(row))
+        if not isinstance(row.get(name), str):
+            raise RowError(f"its texts must be in a column called 'text', and it has {', '.join(row)}: rename one, or write a text a line")
+        return row[name].strip()
+
+    lines = [text for text in table_rows(path).map(text_of) if text]
+    if not lines:
+        raise ValueError(f"{path} holds no texts")
+    return lines
 
 
 def plain(value: Any) -> Any:
@@ -107,6 +150,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        ValueError: The file is empty or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is empty or damaged ({error}): restore it, or run the command that wrote it again") from error
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON document a line."""
     with new_file(path) as file:
@@ -116,7 +171,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def append_csv(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Append a row; a new file gets the header first."""
     new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with told_when_full(path, "its last row may be cut"), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -20,8 +21,9 @@ import numpy as np
 
 from .optional_imports import optional_import
 
-_BOM = b"\xef\xbb\xbf"
-_GZIP = b"\x1f\x8b"
+TABLES = ("jsonl", "json", "csv", "tsv", "parquet")  # kinds of files with named columns
+BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
 
 Made = TypeVar("Made")
 
@@ -100,7 +102,7 @@ class FileRows(Rows):
     def _bytes(self) -> Iterator[IO[bytes]]:
         """Open the file; gzip is recognised by its first bytes, whatever the name."""
         with open(self.path, "rb") as raw:
-            zipped = raw.read(len(_GZIP)) == _GZIP
+            zipped = raw.read(len(GZIP)) == GZIP
             raw.seek(0)
             try:
                 with gzip.open(raw) if zipped else raw as file:
@@ -122,7 +124,7 @@ class LineRows(FileRows):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         with self._bytes() as file:
-            start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+            start = len(BOM) if file.read(len(BOM)) == BOM else 0
             file.seek(start)
             self.offsets = np.array(self._starts(file, start), np.int64)
         self._check_unchanged()
@@ -209,9 +211,10 @@ class JsonRows(LineRows):
 
 
 class CsvRows(LineRows):
-    """Comma-separated values with a header; a quoted field may hold newlines.
+    """Values separated by commas, semicolons or tabs, with a header; a quoted field may hold newlines.
 
-    The csv module itself finds where records end, so that index and reader agree on every quote.
+    The separator is the one of the three by which the header has the most fields.  The csv module itself finds where records end, so that
+    index and reader agree on every quote.
 
     Args:
         path: The file, UTF-8.
@@ -222,6 +225,7 @@ class CsvRows(LineRows):
     """
 
     header: list[str]
+    separator: str
 
     def __init__(self, path: str | Path, longest: int | None = None) -> None:
         self.longest = longest
@@ -236,9 +240,10 @@ class CsvRows(LineRows):
                 end += len(raw)
                 yield _decoded(raw)
 
-        self.header = []
-        starts = array("q")
-        reader = csv.reader(lines(), strict=True)
+        self.header, starts, texts = [], array("q"), lines()
+        first = next(texts, "")
+        self.separator = max(",;\t", key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+        reader = csv.reader(chain([first], texts), strict=True, delimiter=self.separator)
         try:
             with _field_limit(self.longest):
                 for record in reader:
@@ -256,10 +261,10 @@ class CsvRows(LineRows):
 
     def _parse(self, text: str) -> dict[str, str]:
         with _field_limit(self.longest):
-            fields = next(csv.reader(io.StringIO(text, newline="\n"), strict=True))
+            fields = next(csv.reader(io.StringIO(text, newline="\n"), strict=True, delimiter=self.separator))
         if len(fields) != len(self.header):
             counts = f"{len(fields)} fields, but the header has {len(self.header)} ({', '.join(self.header)})"
-            raise RowError(f"{counts}: quote commas", "wrong number of fields")
+            raise RowError(f"{counts}: quote fields that hold {self.separator!r}", "wrong number of fields")
         return dict(zip(self.header, fields, strict=True))
 
 
@@ -317,14 +322,24 @@ class ParquetRows(FileRows):
         return {**self.__dict__, "_cached": None}
 
 
-def table_rows(path: str | Path) -> Rows:
-    """Return the rows of a file: CSV if its name ends in `.csv` or `.csv.gz`, else JSON Lines; either may be gzip.
+def kind_of(path: str | Path) -> str:
+    """Return what the name of a file says that it holds: its last suffix without the dot, in lower case; `.gz` does not count."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix[1:]
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is a JSON array, damaged gzip, or CSV that is malformed or has no usable header.
-    """
-    return CsvRows(path, sys.maxsize) if str(path).lower().endswith((".csv", ".csv.gz")) else JsonRows(path)
+
+def file_rows(path: str | Path, kind: str, columns: Sequence[str] | None = None, longest: int | None = None) -> Rows:
+    """Return the rows of a file of one of `TABLES` or `txt`; see `ParquetRows` for `columns`, `CsvRows` for `longest`."""
+    if kind == "parquet":
+        return ParquetRows(path, columns)
+    if kind in ("csv", "tsv"):
+        return CsvRows(path, longest)
+    return LineRows(path) if kind == "txt" else JsonRows(path)
+
+
+def table_rows(path: str | Path) -> Rows:
+    """Return the rows of a table: CSV or Parquet if its name says so, else JSON Lines; raises what the readers raise."""
+    kind = kind_of(path)
+    return file_rows(path, kind if kind in TABLES else "jsonl", longest=sys.maxsize)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
@@ -16,8 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from textrl_env import Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
+from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
+from ...utils.interrupts import stop_request
 from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
@@ -69,6 +72,7 @@ class Supervised(KeywordArguments, ABC):
             agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
         set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
+        self._first: str | None = None
 
     def learn(
         self,
@@ -95,6 +99,7 @@ class Supervised(KeywordArguments, ABC):
         Raises:
             ValueError: There are no texts, or the checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
+            KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
         check(f"steps={steps!r}", steps, Count)
         check(f"save_every={save_every!r}", save_every, Count)
@@ -105,11 +110,12 @@ class Supervised(KeywordArguments, ABC):
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
-        facts = {"of": fingerprint([type(self).__name__, list(map(str, texts)), steps, self.learning_rate, self.batch_size, self.seed])}
         folder = None if checkpoint is None else Path(checkpoint)
+        facts = {} if folder is None else {"of": fingerprint([self._depends_on(), rows, steps])}
         done = 0 if folder is None else self._go_on(folder, facts, course)
         self.lm.train()
-        with bar(title or type(self).__name__, steps, progress_bar) as shown:
+        stopping = nullcontext(False) if folder is None else stop_request("step")
+        with bar(title or type(self).__name__, steps, progress_bar) as shown, stopping as stop:
             shown.advance(done)
             for number, batch in enumerate(self._batches(rows, steps)):
                 if number < done:
@@ -126,10 +132,18 @@ class Supervised(KeywordArguments, ABC):
                 shown.advance(note=f"loss {self.losses[-1]:.2f}")
                 if callback is not None:
                     callback(number + 1)
-                if folder is not None and ((number + 1) % save_every == 0 or number + 1 == steps):
+                if folder is not None and (stop or (number + 1) % save_every == 0 or number + 1 == steps):
                     save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
+                if stop:
+                    raise KeyboardInterrupt(f"Stopped at step {number + 1:,} of {steps:,}, saved in {folder}.")
         self.lm.eval()
         return self
+
+    def _depends_on(self) -> dict[str, Any]:
+        """Return the settings, and a hash of the weights that training began with."""
+        self._first = self._first or digest(self.lm)[0]
+        plain = {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
+        return {"class": type(self).__name__, **plain}
 
     def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
         """Restore what was saved, and return how many steps it had taken."""

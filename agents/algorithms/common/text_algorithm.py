@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -108,6 +110,11 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def texts_per_update(self) -> int:
         """Texts in each optimizer step of the policy: a minibatch, or all where the algorithm has none."""
         return getattr(self, "batch_size", self.n_episodes)
+
+    @property
+    def saved_timesteps(self) -> int:
+        """Tokens at which a checkpoint that is saved now goes on: those at the start of the rollout that is under way."""
+        return int((self._rollout_start or self.__dict__)["num_timesteps"])
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -309,7 +316,12 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """Load as SB3 does; `policy_kwargs` replaces single arguments of the saved policy, such as the temperature.
 
         The file holds pickled data: load only files you trust.
+
+        Raises:
+            ValueError: The file is damaged, or half of one.
         """
+        if isinstance(path, (str, Path)):
+            _check_whole(Path(path))
         if changed := kwargs.pop("policy_kwargs", None):
             data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
             assert data is not None
@@ -339,3 +351,21 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
         return state_dicts + (["reference"] if weights else []), variables
+
+
+def _check_whole(file: Path) -> None:
+    """Check that a checkpoint is a whole ZIP file, whose parts have their checksums.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not file.is_file():  # SB3 adds ".zip", or says that there is none
+        return
+    try:
+        with zipfile.ZipFile(file) as opened:
+            # The tail of half a file may be a whole ZIP file: the one that holds the weights
+            damaged = opened.testzip() if "data" in opened.namelist() else "half of it is missing"
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise ValueError(f"{file} is a damaged checkpoint ({damaged}): restore it from a copy, or delete it to start this training anew")

@@ -123,7 +123,8 @@ def _trained(
     if name in ALGORITHMS:
         training = PolicyTraining(total_tokens=config.tokens, seed=seed)
         grouped = dataclasses.replace(task, group_size=ALGORITHMS[name].group_size)
-        train_policy(run, name, str(base), TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward), training, [], algo=name)
+        env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
+        train_policy(run, name, str(base), env, training, {"reward": shared / "reward"}, algo=name)
         rows = np.atleast_1d(np.genfromtxt(run.path / name / "curve.csv", delimiter=",", names=True))
         agent = ALGORITHMS[name].made.load(run.path / name / "policy.zip")
         return agent.policy, list(zip((rows["tokens"] / rows["tokens"][-1]).tolist(), rows["gold"].tolist(), strict=True)), 0.0

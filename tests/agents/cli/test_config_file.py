@@ -30,7 +30,7 @@ EVERY = ", ".join(sorted(field.name for field in dataclasses.fields(Train)))
         ("train", "seed:", "seed: None is not a whole number from 0 to 4294967295"),
         ("train", "learning_rate: fast", "learning_rate: 'fast' is not a number above 0 or null"),
         ("train", "reward: {name: length}", "reward: {'name': 'length'} is not text"),
-        ("train", "out: 3", "out: 3 is not a path"),
+        ("train", "out: 3", "out: 3 is not a path or null"),
         ("train", "total-tokens: 3", f"unknown settings total-tokens (did you mean 'total_tokens'?); known: {EVERY}"),
         ("train", "", "expected settings as 'name: value', one a line"),
         ("train", "a: [", "no YAML: while parsing a flow node expected the node content, but found '<stream end>' in "

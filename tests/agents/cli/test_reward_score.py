@@ -1,5 +1,6 @@
 """`textrl reward score`."""
 
+import gzip
 import json
 
 import pytest
@@ -46,3 +47,12 @@ def test_settings_from_a_file(texts, tmp_path):
     config.write_text(f"reward: exact_match\nfile: {texts}\nreferences: [answer]\nout: {tmp_path / 'o.jsonl'}\n", encoding="utf-8")
     assert main(["reward", "score", "--config", str(config)]) == 0
     assert (tmp_path / "o.jsonl").is_file()
+
+
+@pytest.mark.reports("`textrl reward score` reads the gzip files that `textrl reward report` reads")
+def test_gzip(texts, tmp_path):
+    zipped = tmp_path / "zipped.jsonl.gz"
+    zipped.write_bytes(gzip.compress(texts.read_bytes()))
+    assert main(["reward", "score", '{"name": "length", "target": 4}', str(zipped)]) == 0
+    scores = [json.loads(line)["score"] for line in (tmp_path / "zipped.scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert scores == [(i % 5) / 4 for i in range(600)]

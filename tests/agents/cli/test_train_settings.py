@@ -8,7 +8,9 @@ import yaml
 from agents.algorithms.registry import ALGORITHMS
 from agents.cli import train as command
 from agents.cli.main import main
+from agents.training.offline_training import OFFLINE
 from agents.training.policy_training import PolicyTraining, _new
+from agents.utils.contents import contents_hash
 from agents.utils.run_folder import fingerprint
 from textrl_env import make_task
 
@@ -17,20 +19,28 @@ from ..conftest import LLAMA
 PAIR = {"prompt": "the", "chosen": " good", "rejected": " bad"}
 
 
-def goes_on(folder, algo, depends_on, *flags):
-    """Whether a run that was finished with these circumstances is taken as finished; there is no model "m" to train."""
-    (folder / "stages.json").write_text(json.dumps({algo: {"fingerprint": fingerprint(depends_on)}}))
+def goes_on(folder, algo, inputs, *flags):
+    """Whether a run that was finished with these inputs is taken as finished; there is no model "m" to train."""
+    made = folder / algo / ("model" if algo in OFFLINE else "policy.zip")
+    made.mkdir(parents=True, exist_ok=True)
+    record = {"fingerprint": fingerprint(inputs)}
+    (folder / "stages.json").write_text(json.dumps({algo: record, f"{algo} began": record}))
     return main(["train", "--algo", algo, "--model", "m", "--out", str(folder), *flags]) == 0
 
 
-def rules():
-    return {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "eos_token_id": make_task("review").tokenizer.eos_token_id}
+def inputs_of(algo, **others):
+    data = {"task": "review", "corpus": [], "reward": "vader", "preferences": None}
+    return {**data, "model": "m", "algo": algo, "seed": 0, **others}
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
-    assert goes_on(tmp_path, algo, [["m", "vader"], rules(), algo, None, 8.0, 110_000, 128, 32, 5e-4, 0])
-    assert not goes_on(tmp_path, algo, [["m", "vader"], rules(), algo, None, 8.0, 110_000, 128, 32, 3e-4, 0])
+    rules = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "precision": "float32", "micro_batch_size": 0}
+    rules["eos_token_id"] = make_task("review").tokenizer.eos_token_id
+    training = {"beta": None, "kl_target": 8.0, "n_episodes": 128, "batch_size": 32, "learning_rate": 5e-4}
+    inputs = inputs_of(algo, rules=rules, held_out=None, stop_at_alarm=False, **training)
+    assert goes_on(tmp_path, algo, inputs)
+    assert not goes_on(tmp_path, algo, {**inputs, "learning_rate": 3e-4})
 
 
 @pytest.mark.parametrize(
@@ -41,11 +51,11 @@ def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
     ],
 )  # fmt: skip
 def test_runs_at_default_settings_go_on_without_playing(tmp_path, algo, preferences, steps, rate):
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
-    flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if preferences else []
-    pairs = command.read_preferences(tmp_path / "pairs.jsonl")
-    given = fingerprint([str(pair) for pair in pairs]) if preferences else None
-    assert goes_on(tmp_path, algo, [["m", "review", [], "vader", given], algo, steps, rate, 0.1, 0], *flags)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps(PAIR))
+    flags = ["--preferences", str(file)] if preferences else []
+    given = f"contents {contents_hash(file)}" if preferences else None
+    assert goes_on(tmp_path, algo, inputs_of(algo, preferences=given, steps=steps, learning_rate=rate, beta=0.1), *flags)
 
 
 @pytest.mark.parametrize("algo", ["sft", "dpo", "ipo", "expert-iteration"])
@@ -53,13 +63,21 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
     flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo in ("dpo", "ipo") else []
     used = []
-    monkeypatch.setattr(command, "learn_offline", lambda *arguments: used.append(arguments[6]))
-    assert main(["train", "--algo", algo, "--model", "m", "--out", str(tmp_path), "--learning-rate", "5e-4", *flags]) == 0
+
+    def learned(algo, run, stage, model, task, data, config, depends_on):
+        with run.stage(stage, depends_on):
+            used.append(config)
+
+    monkeypatch.setattr(command, "learn_offline", learned)
+    out = tmp_path / "run"
+    assert main(["train", "--algo", algo, "--model", "m", "--out", str(out), "--learning-rate", "5e-4", *flags]) == 0
     assert [config.learning_rate for config in used] == [5e-4]
-    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["learning_rate"] == 5e-4 and saved["steps"] == used[0].steps and saved["total_tokens"] is None
-    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--seed", "1"]) == 0  # a run's own settings are settings
+    assert main(["train", "--config", str(out / "config.yaml"), "--seed", "1"]) == 0  # a run's own settings are settings
     assert used[1].seed == 1 and used[1].steps == used[0].steps
+    again = yaml.safe_load((tmp_path / "run-seed-1" / "config.yaml").read_text())
+    assert again == {**saved, "seed": 1, "out": str(tmp_path / "run-seed-1")}
 
 
 SFT = "--learning-rate, --preferences, --seed, --steps"

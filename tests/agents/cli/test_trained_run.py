@@ -96,6 +96,18 @@ def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, c
     capsys.readouterr()
 
 
+@pytest.mark.reports("A damaged config.yaml of a run is named, with what writes it anew")
+def test_a_damaged_configuration_is_named(run, capsys):
+    file = run / "config.yaml"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:60], b"\xff\xfe", b"- 1\n", b"algo: [\n"):
+        file.write_bytes(damaged)
+        for command in (["evaluate", str(run)], ["generate", str(run), "the plot"]):
+            assert main(command) == 2
+            assert f"error: {file} is empty or damaged (" in " ".join(capsys.readouterr().err.split())
+        assert file.read_bytes() == damaged
+
+
 def test_wrong_folders_and_policies(run, tmp_path, capsys):
     for arguments, message in (
         (["evaluate", str(tmp_path)], "holds no config.yaml"),

@@ -340,7 +340,10 @@ def test_ctrl_c_ends_all_with_one_message(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) != 0
     said = (tmp_path / "log").read_text()
-    assert said.count("Stopped. What was finished is kept") == 1 and "error:" not in said
+    assert said.count("Stopped at ") == 1 and "error:" not in said
+    saved = TextPolicyGradient.load(tmp_path / "run" / "ppo" / "policy.zip", device="cpu").num_timesteps
+    assert saved == int(rows_of(tmp_path / "run")[-1]["tokens"])
+    assert f"Stopped at {saved:,} of 9,000 tokens, saved in" in " ".join(said.split())
 
 
 @pytest.mark.slow

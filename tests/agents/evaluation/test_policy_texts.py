@@ -79,6 +79,24 @@ def test_base_policies_are_built_once(task, tmp_path, monkeypatch):
         base_policy(task)
 
 
+class Swapped(IntegerTokenizer):
+    """Swaps the numbers 20 and 21."""
+
+    def encode_batch(self, texts):
+        return [[{20: 21, 21: 20}.get(i, i) for i in ids] for ids in super().encode_batch(texts)]
+
+
+@pytest.mark.reports("A cached base policy is not used for a tokenizer that differs only in late texts, or in how texts end")
+def test_a_cached_base_policy_depends_on_every_text_and_on_the_end(task, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path))
+    texts = [("1 2", "3")] * 300 + [("4", "20")]
+    recipe = BaseRecipe(corpus=lambda: texts, model=LLAMA, steps=1, batch_size=4)
+    tokenizers = (IntegerTokenizer(VOCAB), Swapped(VOCAB), IntegerTokenizer(VOCAB, 23), IntegerTokenizer(VOCAB - 1))
+    tasks = [dataclasses.replace(task, tokenizer=tokenizer, recipe=recipe) for tokenizer in tokenizers]
+    assert len({base_policy(made) for made in tasks}) == 4
+    assert base_policy(tasks[0]) == base_policy(dataclasses.replace(tasks[0], max_new_tokens=5))
+
+
 SENTENCES = [f"the {a} film was {b} and the {c} was {b}" for a in ("old", "new") for b in ("fine", "dull") for c in ("score", "cast")]
 
 
@@ -136,9 +154,9 @@ def test_train_from_files_and_go_on(tmp_path, monkeypatch, capsys):
     time = checkpoint.stat().st_mtime_ns
     assert main(command) == 0
     assert checkpoint.stat().st_mtime_ns == time
-    files = ["--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run")]
+    files = ["--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "sft")]
     assert main(["train", *files, "--algo", "sft", "--steps", "5"]) == 0
-    assert load_lm(tmp_path / "run" / "sft" / "model").config.hidden_size == 128
+    assert load_lm(tmp_path / "sft" / "sft" / "model").config.hidden_size == 128
     assert "policy.zip" in capsys.readouterr().out.replace("\n", "")
 
 
@@ -173,4 +191,4 @@ def test_ctrl_c_is_a_line_and_not_a_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("agents.cli.train.run_train", pressed)
     assert main(["train"]) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nStopped. The stages that were finished are kept. To go on: textrl train\n"

@@ -49,6 +49,17 @@ def test_best_is_the_largest_of_the_trials_and_is_kept(tmp_path):
     assert trials(tmp_path / "two") == rows  # the seed decides everything
 
 
+@pytest.mark.reports("textrl tune refuses a folder that holds another search, instead of replacing its best settings")
+def test_one_search_a_folder(tmp_path, capsys):
+    assert tune(tmp_path, "--trials", "1") == 0
+    best = (tmp_path / "best.yaml").read_bytes()
+    assert tune(tmp_path, "--trials", "1", "--task", "exact-wide") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds another search (a2c on exact-smooth, 800 tokens, 1 seeds, 32 texts), not a2c on exact-wide" in said
+    assert (tmp_path / "best.yaml").read_bytes() == best
+    assert tune(tmp_path, "--trials", "1") == 0
+
+
 def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path):
     command = [sys.executable, "-m", "agents.cli", "tune", *FLAGS, "--out", str(tmp_path), "--trials", "30", "--pruner", "none"]
     runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

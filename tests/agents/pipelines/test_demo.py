@@ -1,6 +1,7 @@
 """The whole loop in small: it is interrupted, goes on, and makes texts better by the annotator's true taste."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -10,11 +11,15 @@ import torch
 import agents.pipelines.demo
 from agents.pipelines.demo import Demo, run_demo
 from agents.training.callbacks import CurveCallback
+from rewards import PreferenceRewardModel
+from textrl_env import Episode
 
 from ..small_reviews import small_task
 
 
-@pytest.mark.reports("The demo's figures do not depend on the number of threads, and the run says what they do depend on.")
+@pytest.mark.reports(
+    "textrl demo refuses a finished folder with another seed or a refitted reward model; its figures do not depend on threads"
+)
 def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
     monkeypatch.setattr(agents.pipelines.demo, "make_task", small_task)
@@ -55,3 +60,15 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cac
     assert 0.5 < results["reward_model"]["held_out_accuracy"] < results["reward_model"]["best_accuracy"]
     assert "<html" in (config.out / "report.html").read_text().lower()
     assert "Gold win rate" in capsys.readouterr().out
+
+    before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="holds a run with other inputs \\(seed: 0 then, 1 now\\)"):
+        run_demo(dataclasses.replace(config, seed=1))
+    other = PreferenceRewardModel.load(config.out / "reward")
+    other.normalise([Episode.from_text("the plot", " was good"), Episode.from_text("the plot", " was bad")])
+    other.save(config.out / "reward")
+    with pytest.raises(ValueError, match=r"\(reward: contents \w+ then, contents \w+ now\)"):
+        run_demo(config)
+    for path in (config.out / "reward").iterdir():
+        path.write_bytes(before[path])
+    assert {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()} == before

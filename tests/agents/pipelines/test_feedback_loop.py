@@ -1,5 +1,6 @@
 """Rounds of feedback: each resumable, with simulated annotators or with a study that people answer."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -69,6 +70,36 @@ def test_the_same_command_does_nothing_again_and_a_changed_one_only_what_it_must
     config = Loop(out=two_rounds, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
     run_loop(config)
     assert rounds(two_rounds) == before and set(called) == {"train_policy"}  # which sees that it is done
+
+
+@pytest.mark.reports("textrl loop refuses a finished folder with other labels or answers, names a damaged file, and leaves it as it is")
+def test_a_finished_loop_is_never_replaced_unasked(two_rounds):
+    config = Loop(out=two_rounds, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
+    before = {path: path.read_bytes() for path in two_rounds.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"\(labels: 60 then, 80 now\)"):
+        run_loop(dataclasses.replace(config, labels=80))
+    with pytest.raises(ValueError, match=r"\(total_tokens: 1500 then, 3000 now\)"):
+        run_loop(dataclasses.replace(config, total_tokens=3000))
+    for name, text, says in (
+        ("round-1/preferences.jsonl", "{}\n", r"\(answers: .* then, .* now\)"),
+        ("round-2/stages.json", "{", "stages.json is damaged"),
+        ("round-1/policy/policy.zip", "PK", r"\((policy|writer): contents"),
+    ):
+        (two_rounds / name).write_text(text)
+        with pytest.raises(ValueError, match=says):
+            run_loop(config)
+        (two_rounds / name).write_bytes(before[two_rounds / name])
+    run_loop(config)
+    kept = {path: path.read_bytes() for path in before if path.suffix not in (".html", ".png")}
+    assert kept == {path: before[path] for path in kept}
+
+
+@pytest.mark.reports("textrl loop --overwrite never deletes a study that people answer")
+def test_a_study_is_not_deleted(tmp_path, capsys):
+    (tmp_path / "round-1" / "study").mkdir(parents=True)
+    assert main(["loop", "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "holds a study for people: use another --out" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "round-1" / "study").is_dir()
 
 
 def test_an_interrupted_loop_ends_as_an_undisturbed_one(tmp_path, two_rounds, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,26 @@ def test_habits_are_found():
     assert any("repeated" in d for d in people["fickle"].doubts)
     assert len(people["careful"].curve) == 8 and np.mean(people["careful"].curve) > 0.8
     assert trust.contested and all(0.1 < bits <= 1.59 for *_, bits in trust.contested)
+
+
+@pytest.mark.reports("Annotators whose answers came without times are not doubted for their haste")
+def test_no_time_is_no_doubt():
+    tasks = [
+        {
+            "data": {"prompt": f"p{i}", "response_a": "x", "response_b": "y"},
+            "annotations": [{"completed_by": 7, "result": [{"type": "pairwise", "value": {"selected": "left" if i % 2 else "right"}}]}],
+        }
+        for i in range(30)
+    ]
+    imported = [replace(a, item_id=i) for i, a in enumerate(from_label_studio(tasks)[1])]
+    (person,) = quality_report(imported, Study()).people
+    assert person.answers == 30 and math.isnan(person.seconds) and person.doubts == ()
+    assert all("seconds" not in row and "time" not in row for row in preference_rows(imported, Study()))
+    rows = [{**row, "seconds": None, "answered_at": None} for row in answer_rows(imported)]
+    assert {(a.seconds, a.answered_at) for a in answers_of(rows)} == {(0.0, 0.0)}
+    hasty = [answered(90 + i, "7", {"choice": "ab"[i % 2]}, seconds=1.0) for i in range(3)]  # what was measured counts
+    assert quality_report([*imported, *hasty], Study()).people[0].doubts == ("median time 1.0 s",)
+    assert to_label_studio(imported, [(0, imported[0].item)])[0]["annotations"][0]["lead_time"] is None
 
 
 def test_one_voice_has_no_agreement():

@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from rewards.fitting.comparisons import PairRows
 from rewards.fitting.losses import blend_weights, bradley_terry_loss, pair_accuracy
@@ -76,6 +77,24 @@ def test_blend_of_two_halves_uses_both():
     half = torch.cat([torch.ones(50), torch.zeros(50)])
     weights = blend_weights(torch.stack([half, 1 - half], 1))
     assert weights[0] == pytest.approx(weights[1].item(), rel=1e-5) and weights[0] > 0
+
+
+@pytest.mark.reports("Two scorers are blended by the soft labels and margins that they learned from, down to saying next to nothing")
+@pytest.mark.parametrize(("label", "margin"), [(0.6, 0.0), (0.52, 0.0), (0.9, 2.0)])
+def test_blend_heeds_labels_and_margins(label, margin):
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 1, (400, 2)) * [1.0, 30.0] + 0.5
+    labels, margins = np.full(400, label), np.full(400, margin)
+
+    def loss(weights):
+        odds = differences @ weights - margins
+        return np.mean(np.logaddexp(0, -odds) + (1 - labels) * odds)
+
+    tensors = {"label": torch.tensor(labels), "margin": torch.tensor(margins)}
+    found = blend_weights(torch.tensor(differences), **tensors).numpy()
+    best = minimize(loss, np.zeros(2), bounds=[(0, None)] * 2, method="L-BFGS-B").fun
+    assert loss(found) == pytest.approx(best, abs=0.01)
+    assert margin or loss(found) < math.log(2) + 1e-3 < loss(blend_weights(torch.tensor(differences)).numpy())
 
 
 def rows_of(token, n, rng):

@@ -1,15 +1,18 @@
 import math
+import warnings
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from rewards import Preference, PreferenceRewardModel, Ranking, fit_preference_model
-from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows, hold_out
+from rewards import Preference, PreferenceRewardModel, Ranking, RewardWarning, fit_preference_model
+from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows
 from rewards.fitting.losses import bradley_terry_loss, plackett_luce_loss
+from rewards.fitting.preference_fitting import _differences
 from rewards.fitting.scorer_training import fit_scorer
+from rewards.preferences.leak_free_split import hold_out
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 
@@ -22,7 +25,7 @@ TINY = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<eos>", *WORDS])}, unk_token="<eos>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     backend.save(str(path))
     return FileTokenizer(path)
 
@@ -181,7 +184,7 @@ def test_fit_to_rankings(tokenizer):
     rankings = []
     for i in range(300):
         best = sorted(rng.choice(len(WORDS), rng.integers(2, 5), replace=False))  # w0 is better than w1 and so on
-        rankings.append(Ranking(f"{i}", tuple(f" {WORDS[k]}" for k in best)))
+        rankings.append(Ranking(f"{i}", tuple(f" {WORDS[k]} {i}" for k in best)))
     model, report = fit_preference_model(rankings, tokenizer=tokenizer, trunk=None, ngram_buckets=1)
     assert report.held_out_accuracy > 0.85 and (report.n_train, report.n_held_out) == (270, 30)
     scores = model.score([Episode.from_text("", f" {word}") for word in WORDS])
@@ -211,19 +214,85 @@ def test_smoothing_keeps_scores_apart_by_less(tokenizer):
 
 
 def test_ties_do_not_count_for_the_accuracy(tokenizer):
-    pairs = [Preference(f"{i}", *((" w1", " w2") if i % 2 else (" w3", " w3")), label=1.0 if i % 2 else 0.5) for i in range(200)]
+    pairs = [
+        Preference("", *((f" w1 {i}", f" w2 {i}") if i % 2 else (f" w3 {i}", f" w3 w3 {i}")), label=1.0 if i % 2 else 0.5)
+        for i in range(200)
+    ]
     _, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None)
     assert report.held_out_accuracy == report.train_accuracy == 1.0
     assert report.held_out_interval[0] < 0.85  # of about 10 pairs, not 20
-    _, report = fit_preference_model([Preference(f"{i}", " w1", " w2", 0.5) for i in range(20)], tokenizer=tokenizer, trunk=None)
+    _, report = fit_preference_model([Preference("", f" w1 {i}", f" w2 {i}", 0.5) for i in range(20)], tokenizer=tokenizer, trunk=None)
     assert report.held_out_accuracy == 0.5 and report.held_out_interval == (0.0, 1.0)
+
+
+@pytest.mark.reports("A blend of n-grams and a transformer heeds soft labels: it is no worse than saying nothing, or than n-grams alone")
+def test_blend_of_soft_labels(tokenizer):
+    pairs, _ = noisy_world(500, [3.0])
+    soft = [Preference(p.prompt, p.chosen, p.rejected, 0.6) for p in pairs]
+    settings = {"tokenizer": tokenizer, "ngram_buckets": 64, "epochs": 4, "learning_rate": 0.01, "validation": 0.2}
+    _, alone = fit_preference_model(soft, trunk=None, **settings)
+    _, blended = fit_preference_model(soft, trunk=TINY, **settings)
+    least = -0.6 * math.log(0.6) - 0.4 * math.log(0.4)
+    assert least <= blended.held_out_loss < min(math.log(2), alone.held_out_loss + 0.005)
+
+
+@pytest.mark.reports("Groups that heed the score less count less in the blend of two scorers, as they do in each")
+def test_blend_heeds_the_scales_of_groups(tokenizer):
+    pairs = PairRows([ids(1), ids(1)], [ids(2), ids(2)], group=torch.tensor([0, 1]))
+    scorer, scales = Bag(4), AnnotatorScales(2)
+    scorer.weight.data = torch.tensor([0.0, 3.0, 1.0, 0.0])
+    scales.log_scale.data = torch.tensor([1.0, -1.0])
+    assert _differences(scorer, pairs, CPU, scales).tolist() == pytest.approx([2 * math.e, 2 / math.e])
+    assert _differences(scorer, pairs, CPU, None).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.reports("The held-out accuracy of a reward model is that on texts which it never saw, however often texts recur")
+def test_nothing_is_learned_of_the_held_out_texts(tokenizer):
+    rng = np.random.default_rng(0)
+    texts = [" " + " ".join(rng.choice(WORDS, 6)) for _ in range(300)]
+    worth = rng.normal(0, 1, 300)  # of each text, whatever its words: there is nothing to learn but the texts by heart
+    drawn = [sorted(rng.choice(300, 2, replace=False), key=worth.__getitem__) for _ in range(1500)]
+    pairs = [Preference("Which is better?", texts[b].upper() if i % 3 == 0 else texts[b], texts[a]) for i, (a, b) in enumerate(drawn)]
+    with pytest.warns(RewardWarning, match=r"\d+ of 1500 comparisons have a text .* of either side"):
+        _, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, validation=0.2)
+    assert report.train_accuracy > 0.85  # by heart
+    assert report.held_out_interval[0] < 0.5 and report.held_out_accuracy < 0.6
+    assert report.n_held_out + report.n_train + report.n_dropped == 1500 and report.n_held_out > 100
+    assert str(report.n_dropped) in str(report) and f"of {report.n_held_out} held out" in str(report)
+
+
+@pytest.mark.reports("Where all comparisons share a text, a fit says that nothing is held out, and shows no accuracy")
+def test_where_nothing_can_be_held_out_nothing_is_measured(tokenizer):
+    pairs = [Preference("", " w1", f" w2 {i}") for i in range(40)]
+    with pytest.warns(RewardWarning, match="nothing is held out: 40 comparisons hang together"):
+        _, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=TINY, epochs=2)
+    assert (report.n_train, report.n_held_out, report.held_out_interval, report.temperature) == (40, 0, (0.0, 1.0), 1.0)
+    assert math.isnan(report.held_out_accuracy) and math.isnan(report.held_out_loss) and "nothing held out" in str(report)
+    assert dict(report.best_epochs) == {"ngrams": 6, "trunk": 2} and dict(report.blend) == {"ngrams": 0.5, "trunk": 0.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, meant = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, validation=0)
+    assert meant.n_train == 40 and meant.losses["ngrams"] == report.losses["ngrams"]
+
+
+@pytest.mark.reports("A fit whose held-out comparisons are too few to tell says so, with the interval")
+def test_too_few_held_out_comparisons_are_named(tokenizer):
+    pairs = [Preference("", f" w1 {i}", f" w2 {i}") for i in range(20)]
+    with pytest.warns(RewardWarning, match=r"does not tell the model from chance: 100.0% \[34.2%, 100.0%\] of 2 comparisons"):
+        fit_preference_model(pairs, tokenizer=tokenizer, trunk=None)
+    with pytest.warns(RewardWarning, match=r"tells little: 100.0% \[56.6%, 100.0%\] of 5 comparisons"):
+        fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, validation=0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_preference_model([Preference("", f" w1 {i}", f" w2 {i}") for i in range(200)], tokenizer=tokenizer, trunk=None)
 
 
 def test_temperature_and_calibration_of_the_held_out_pairs(tokenizer):
     pairs, _ = noisy_world(1000, [1.0])
     model, report = fit_preference_model(pairs, tokenizer=tokenizer, trunk=None, ngram_buckets=1, seed=3)
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(3)).tolist()
-    held = [pairs[i] for i in order[:100]]
+    held = [pairs[i] for i in hold_out(pairs, order, 0.1).held]
+    assert len(held) == report.n_held_out == 100
     chosen, rejected = (np.array(model.score([Episode.from_text(p.prompt, getattr(p, s)) for p in held])) for s in ("chosen", "rejected"))
     temperatures = [factor * report.temperature for factor in (0.9, 1.0, 1.1)]
     losses = [np.logaddexp(0, (rejected - chosen) / t).mean() for t in temperatures]
@@ -239,7 +308,7 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(tokenizer, tmp_path):
     with torch.random.fork_rng():
         base = AutoModel.from_config(AutoConfig.for_model(**TINY, vocab_size=tokenizer.vocab_size, num_key_value_heads=2))
     base.save_pretrained(tmp_path / "base")
-    pairs = [Preference(f"{i}", " w1 w2 w3", " w3 w2 w1") for i in range(60)]
+    pairs = [Preference("", f" w1 w2 w3 {i}", f" w3 w2 w1 {i}") for i in range(60)]
     model, report = fit_preference_model(
         pairs, tokenizer=tokenizer, trunk=tmp_path / "base", ngram_buckets=0, lora={"r": 2}, epochs=6, learning_rate=0.02
     )
@@ -255,33 +324,12 @@ def test_lora_trains_adapters_and_leaves_an_ordinary_model(tokenizer, tmp_path):
     assert PreferenceRewardModel.load(tmp_path / "reward").score(sample) == model.score(sample)
 
 
-def test_held_out_prompts_are_on_one_side():
-    rng = np.random.default_rng(0)
-    prompts = [f"p{k}" for k in rng.integers(0, 60, 200)]
-    order = rng.permutation(200).tolist()
-    held, kept, apart = hold_out(prompts, order, 0.1)
-    assert apart and 10 <= len(held) <= 20
-    assert not {prompts[i] for i in held} & {prompts[i] for i in kept}
-    assert sorted(held + kept) == list(range(200))
-    assert held == [i for i in order if i in set(held)] and kept == [i for i in order if i in set(kept)]
-
-
-@pytest.mark.parametrize("prompts", [[f"p{i}" for i in range(50)], [""] * 50])
-def test_distinct_prompts_are_held_out_in_order(prompts):
-    order = np.random.default_rng(0).permutation(50).tolist()
-    assert hold_out(prompts, order, 0.1) == (order[:5], order[5:], True)
-
-
-def test_one_prompt_cannot_be_kept_together():
-    order = np.random.default_rng(0).permutation(50).tolist()
-    assert hold_out(["p"] * 50, order, 0.1) == (order[:5], order[5:], False)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"smoothing": 0.5}, ValueError, "smoothing=0.5"),
         ({"patience": 0}, ValueError, "patience=0"),
+        ({"patience": 2, "validation": 0}, ValueError, "patience=2 needs held-out comparisons"),
         ({"scale_by": "age"}, ValueError, "scale_by='age'"),
         ({"lora": {"r": 2}}, ValueError, "lora needs a trunk"),
         ({"preferences": [Preference("", "a", "b")] * 10 + [Ranking("", ("a", "b"))]}, TypeError, "mixed"),

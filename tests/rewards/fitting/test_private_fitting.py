@@ -107,7 +107,7 @@ def test_without_privacy_it_learns_and_with_little_it_knows_less(unit):
         return (chosen > rejected).mean()
 
     lots, report = fit_private_model(pairs, tokenizer=tokenizer, epsilon=50.0, unit=unit, steps=10)
-    assert accuracy(lots) > 0.9 and report.epsilon <= 50 and report.unit == unit and report.delta == 1 / (2 * report.units)
+    assert accuracy(lots) > 0.9 and report.epsilon <= 50 and report.unit == unit and report.delta == report.units**-1.5
     assert (report.units, report.pairs, report.left_out) == ((400, 400, 0) if unit == "pair" else (20, 400, 0))
     _, strict = fit_private_model(pairs, tokenizer=tokenizer, epsilon=0.5, unit=unit, steps=10)
     assert strict.epsilon == pytest.approx(0.5, abs=1e-6) and strict.noise > 20 * report.noise
@@ -135,6 +135,29 @@ def test_the_noise_has_the_promised_size():
     )
     again, _ = fit_private_model(pairs, tokenizer=tokenizer, epsilon=1.0, steps=1, clip=0.5, learning_rate=3.0, ngram_buckets=20_000)
     assert not torch.equal(weight, again.network.parts["ngrams"].weight)  # no seed that could be known
+
+
+@pytest.mark.reports("Private fitting's delta is 1 / N^1.5, where N counts what is protected: comparisons, or annotators")
+@pytest.mark.parametrize(("unit", "number", "said"), [("pair", 40, "40 comparisons"), ("annotator", 20, "20 annotators")])
+def test_delta_follows_what_is_protected(unit, number, said):
+    tokenizer, pairs = world(40)  # of 20 annotators
+    _, report = fit_private_model(pairs, tokenizer=tokenizer, epsilon=3.0, unit=unit, steps=2, ngram_buckets=64)
+    assert report.delta == pytest.approx(1 / number**1.5) and report.units == number
+    assert delta_by_integration(report.noise, 2, 3.0) == pytest.approx(report.delta, rel=1e-4)
+    assert str(report) == f"epsilon 3.00 at delta {1 / number**1.5:.1e}, for each of {said}"
+
+
+@pytest.mark.reports("Margins of comparisons enter a private fit too")
+def test_margins_push_scores_apart():
+    tokenizer, pairs = world(40)
+    gaps = []
+    for margin in (0.0, 10.0):
+        own = [Preference(p.prompt, p.chosen, p.rejected, margin=margin) for p in pairs]
+        model, _ = fit_private_model(own, tokenizer=tokenizer, epsilon=500.0, steps=1, ngram_buckets=64, clip=1.5, learning_rate=1.0)
+        chosen, rejected = (model.score([Episode.from_text(p.prompt, getattr(p, s)) for p in own]) for s in ("chosen", "rejected"))
+        gaps.append(np.subtract(chosen, rejected).mean())
+    # one step from 0: the gradient is sigmoid(margin), 1/2 and nearly 1
+    assert gaps[1] / gaps[0] == pytest.approx(2, rel=0.05)
 
 
 def test_poisson_draws_may_be_empty():

@@ -246,7 +246,7 @@ def test_gpt2_and_bert_trunks(tokenizer):
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"validation": 0.0}, "validation=0.0"),
+        ({"validation": 1.0}, "validation=1.0"),
         ({"trunk": None, "ngram_buckets": 0}, "nothing to fit"),
         ({"trunk": {**TINY, "vocab_size": 10}}, "embedding 10"),
         ({"trunk": {"hidden_size": 8}}, "'model_type'"),

@@ -151,6 +151,27 @@ def test_consensus_counts_or_weighs():
     assert agreement(given) == pytest.approx(krippendorff_alpha(rating_matrix(answers)), abs=0.03)
 
 
+@pytest.mark.reports("A consensus takes labels that are probabilities as such, or refuses them")
+def test_consensus_of_soft_labels():
+    given = [Preference("p", "x", "y", 0.8, annotator="a"), Preference("p", "y", "x", 0.9, annotator="b")]
+    (mean,) = consensus(given, weigh=False)
+    assert (mean.chosen, mean.label) == ("y", pytest.approx((0.2 + 0.9) / 2))
+    with pytest.raises(ValueError, match=r"label=0\.8 is a probability"):
+        consensus(given)
+
+
+@pytest.mark.reports("Annotators agree on one pair, however its texts are spaced and capitalised")
+def test_agreement_on_texts_that_are_nearly_equal():
+    given = [Preference(f"p{i}", *(("Fine", "poor") if i % 3 else ("poor", "Fine")), annotator="a") for i in range(30)]
+    again = [Preference(p.prompt.upper(), f" {p.chosen.upper()} ", p.rejected, annotator="b") for p in given]
+    assert agreement([*given, *again]) == 1
+    merged = consensus([*given, *again])
+    assert len(merged) == 30 and {(m.chosen, m.rejected) for m in merged} == {("Fine", "poor"), ("poor", "Fine")}
+    cases = [Preference("p", "Fine", "fine", annotator=who) for who in "ab"] + [Preference("p", "fine", "Fine", annotator="c")]
+    (merged,) = consensus(cases, weigh=False)
+    assert (merged.chosen, merged.label) == ("Fine", pytest.approx(2 / 3))
+
+
 def test_disagreement_warns():
     truth, answers = simulate((0.52, 0.5), 300, 2, 0)
     with pytest.warns(RewardWarning, match="agree little"):

@@ -145,6 +145,9 @@ def test_rankings(tmp_path):
     path.write_text(json.dumps({"prompt": "p", "responses": ["a", "b"], "ratings": [1, 1]}))
     with pytest.raises(ValueError, match="line 1: two responses are equally good"):
         read_rankings(path)
+    path.write_text(json.dumps(pair(label=0.8)))
+    with pytest.raises(ValueError, match=r"line 1: the label 0\.8 is a probability"):
+        read_rankings(path)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json.gz", "zipped.jsonl"])

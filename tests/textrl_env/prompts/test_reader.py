@@ -226,8 +226,8 @@ def test_a_file_that_changed_is_noticed_by_size_or_time(kind, tmp_path):
     ("source", "kwargs", "error", "message"),
     [
         ("nowhere.jsonl", {}, FileNotFoundError, "no file of prompts at /.*nowhere.jsonl"),
-        ("rows.xml", {}, ValueError, "has the suffix '.xml': choose format= from 'csv'"),
-        ("rows.csv", {"format": "tsv"}, ValueError, "format='tsv': choose format="),
+        ("rows.xml", {}, ValueError, "has the suffix '.xml': choose format= from 'jsonl'"),
+        ("rows.csv", {"format": "xlsx"}, ValueError, "format='xlsx': choose format="),
         (["a"], {"format": "csv"}, ValueError, "describes a file, but the source is of type list"),
         ([], {}, ValueError, "the list of prompts holds no prompts"),
         (iter(["a"]), {}, TypeError, "prompts cannot come from list_iterator"),

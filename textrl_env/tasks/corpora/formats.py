@@ -12,10 +12,11 @@ from typing import Any
 
 from ...prompts.reader import split_of_text
 from ...prompts.row_sources import rows_of
+from ...utils.row_files import TABLES
 from .split_files import Row, deal, named_split, parallel_files, split_files
 
 Columns = Mapping[str, str] | None  # the task's name of a column -> the table's
-_TABLES = (".jsonl", ".json", ".csv", ".parquet")
+_TABLES = tuple(f".{kind}{end}" for end in ("", ".gz") for kind in TABLES)
 _LABELS = {"0": 0, "negative": 0, "neg": 0, "false": 0, "1": 1, "positive": 1, "pos": 1, "true": 1}
 
 
