@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,9 +16,14 @@ from .prompts.prompt import Prompt
 from .prompts.sampler import ORDERS
 from .tokenizer import FileTokenizer, Tokenizer, as_tokenizer, ends_of, id_of
 from .utils.never_copied import NeverCopied
+from .utils.suggestions import did_you_mean
 
 GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
+
+# Smallest value of each
+_COUNTS = {"max_new_tokens": 1, "max_prompt_tokens": 1, "group_size": 1, "min_new_tokens": 0, "max_turns": 1, "soft_max_tokens": 0}
+_PENALTIES = {"missing_eos_penalty": 0.0, "soft_penalty": 0.0, "illegal_score": -sys.float_info.max}
 
 Measure = Callable[[Sequence[str], Sequence[str]], float]
 
@@ -201,17 +208,32 @@ class TextTask(NeverCopied):
         return found
 
     def _check_limits(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: a response needs room for at least 1 token")
+        self._check_numbers()
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens}: must be from 0 to max_new_tokens={self.max_new_tokens}")
-        if self.max_turns is not None and (self.max_turns < 1 or self.reply is None):
-            raise ValueError(f"max_turns={self.max_turns}: must be at least 1, and needs reply")
+        if self.max_turns is not None and self.reply is None:
+            raise ValueError(f"max_turns={self.max_turns} needs reply: a text without it has one turn")
         if self.soft_max_tokens is not None and not 0 <= self.soft_max_tokens < self.max_new_tokens:
             raise ValueError(f"soft_max_tokens={self.soft_max_tokens}: must be from 0 to below max_new_tokens={self.max_new_tokens}")
+        if self.soft_max_tokens is None and self.soft_penalty != TextTask.soft_penalty:
+            raise ValueError(f"soft_penalty={self.soft_penalty}: it grows from soft_max_tokens on, and there is none; pass both")
         choices = {"over_long": ("reject", "left", "right"), "missing_eos": ("subtract", "replace"), "prompt_order": ORDERS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, known))}")
+                close = did_you_mean(str(getattr(self, name)), known)
+                raise ValueError(f"{name}={getattr(self, name)!r}{close}: choose {', '.join(map(repr, known))}")
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
             raise ValueError(f"stop_strings={self.stop_strings!r}: pass a list of texts, none of them empty")
+        if isinstance(self.stop_tokens, (str, int)):
+            raise ValueError(f"stop_tokens={self.stop_tokens!r}: pass a list of ids or spellings")
+
+    def _check_numbers(self) -> None:
+        """Insist on whole numbers where tokens, texts and turns are counted, and on finite ones elsewhere."""
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least):
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least {least}")
+        for name, least_penalty in _PENALTIES.items():
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float, np.number)) and least_penalty <= float(value) < math.inf):
+                raise ValueError(f"{name}={value!r}: must be a finite number" + (" of at least 0" if least_penalty == 0 else ""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,6 +148,35 @@ class FileTokenizer(NeverCopied):
         return [], 0
 
 
+def check_same_tokens(source: Any, tokenizer: Tokenizer, what: str = "model") -> None:
+    """Insist that a model was trained on a tokenizer's ids, as far as its folder says: by the `tokenizer.json` in it, if there is one.
+
+    Args:
+        source: Folder of the model, or plain data with the folder as `weights`; anything else says nothing.
+        tokenizer: Whose ids the model will be given; one that has no files (`pretrained_files`) is not compared.
+        what: What the model is, for the message.
+
+    Raises:
+        ValueError: An id stands for different tokens; the message names the first.
+    """
+    folder = source.get("weights") if isinstance(source, Mapping) else source
+    if not isinstance(folder, (str, Path)) or not (Path(folder) / "tokenizer.json").is_file():
+        return
+    from tokenizers import Tokenizer as Backend
+
+    files = files_of(tokenizer)
+    if "tokenizer.json" not in files:
+        return
+    theirs, own = Backend.from_file(str(Path(folder) / "tokenizer.json")), Backend.from_str(files["tokenizer.json"])
+    for i in range(max(theirs.get_vocab_size(), own.get_vocab_size())):
+        there, here = theirs.id_to_token(i), own.id_to_token(i)
+        if there != here:
+            raise ValueError(
+                f"{what} {folder} has a tokenizer.json of its own, in which id {i} is {there!r}; in the task it is {here!r}: make the task "
+                f"with tokenizer=FileTokenizer({str(folder)!r}), or take a model that was trained on the task's tokens"
+            )
+
+
 def _ends(files: PretrainedFiles, given: str | Sequence[str] | None) -> tuple[int, ...]:
     """Return the ids that end a text, as the user names them or else as the tokenizer's files do."""
     own = [] if given is not None else [token for token in [files.token("eos_token")] if token is not None]
@@ -184,7 +213,16 @@ class IntegerTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers in each text."""
-        rows = [[int(word) for word in text.split()] for text in texts]
+        rows = []
+        for text in texts:
+            words = text.split()
+            if not all(word.isdecimal() for word in words):
+                wrong = next(word for word in words if not word.isdecimal())
+                raise ValueError(
+                    f"text {text[:80]!r} holds {wrong!r}: an IntegerTokenizer reads token ids, such as '3 1 4'; for words take a "
+                    "WordTokenizer or a FileTokenizer"
+                )
+            rows.append([int(word) for word in words])
         for row, text in zip(rows, texts, strict=True):
             if row and not (min(row) >= 0 and max(row) < self.vocab_size):
                 raise ValueError(f"text {text!r} holds an id outside [0, {self.vocab_size})")

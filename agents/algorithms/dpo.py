@@ -13,6 +13,7 @@ from rewards.fitting.losses import bradley_terry_loss
 from rewards.preferences.preference import Preference
 from textrl_env import Prompt, Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
+from textrl_env.tokenizer import check_same_tokens
 
 from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
@@ -88,6 +89,7 @@ class DPO(Supervised):
             raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss 'sigmoid' or 'ipo'")
         super().__init__(model, tokenizer, **arguments)
         self.beta, self.loss, self.num_equal = beta, loss, 0
+        check_same_tokens(reference, tokenizer, "reference")
         other = load_lm(model if reference is None else reference)
         if reference is None:
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once

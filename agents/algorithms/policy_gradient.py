@@ -6,12 +6,13 @@ Its `train()` serves all algorithms that Stable-Baselines3's loop cannot express
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
+from annotated_types import Gt
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
@@ -24,6 +25,7 @@ from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
 from ..rollouts.text_vec_env import text_env_of
+from ..utils.limits import Above0, AtLeast0, Count
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import ClippedArguments, WhiteningArguments
@@ -67,11 +69,13 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     """What `TextPolicyGradient` takes, and every algorithm of its family."""
 
     estimator: Annotated[str, "rloo", "Estimator of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`."]
-    group_size: Annotated[int, 4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts."]
+    group_size: Annotated[Count, 4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts."]
     clip_range_high: Annotated[
-        float | None, None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`."
+        Above0 | None, None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`."
     ]
-    dual_clip: Annotated[float | None, None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any."]
+    dual_clip: Annotated[
+        Annotated[float, Gt(1)] | None, None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any."
+    ]
     loss_aggregation: Annotated[
         Aggregation,
         "token",
@@ -86,7 +90,7 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
         "update, which a warning and `policy/update_skipped` say.  For estimators that compare the texts of a group.",
     ]
     max_sampling_rounds: Annotated[
-        int,
+        Count,
         1,
         "With `skip_equal_groups`: write as many texts again as are left out, until `n_episodes` others are there or this many times "
         "`n_episodes` were written; at least 1.",
@@ -101,33 +105,46 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
         "price of another pass of policy and reference, see the class.",
     ]
     ptx_coef: Annotated[
-        float, 0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."
+        AtLeast0, 0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."
     ]
     ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
 
 
-def check_arguments(settings: PolicyGradientArguments) -> None:
-    """Insist on arguments in their range.
+_OF_GAE = ("gamma", "gae_lambda", "vf_coef", "clip_range_vf")
+
+
+def _group_size(env: Any) -> int | None:
+    """Return how many texts in a row an environment gives the same prompt; None for one that writes no texts."""
+    core = getattr(env.unwrapped, "core", None)
+    return None if core is None else core.task.group_size
+
+
+def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
+    """Insist on arguments that go together.
+
+    Args:
+        settings: All arguments.
+        given: Those that the caller passed, but for defaults.
 
     Raises:
-        ValueError: One is not.
+        ValueError: They do not, or one would not be used.
     """
     if (estimator := settings["estimator"]) not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r}: must be one of {', '.join(ESTIMATORS)}")
-    if (aggregation := settings["loss_aggregation"]) not in ("token", "sequence", "budget"):
-        raise ValueError(f"loss_aggregation={aggregation!r}: must be 'token', 'sequence' or 'budget'")
-    if (dual_clip := settings["dual_clip"]) is not None and dual_clip <= 1:
-        raise ValueError(f"dual_clip={dual_clip}: a ratio above 1, usually 3")
-    if (n_episodes := settings["n_episodes"]) == 1 and (settings["whiten_advantages"] or estimator == "reinforce++"):
-        raise ValueError(
-            f"n_episodes={n_episodes}: whitened advantages compare the texts of a rollout, and one says nothing; write at least 2"
-        )
+    if settings["n_episodes"] == 1 and (settings["whiten_advantages"] or estimator == "reinforce++"):
+        raise ValueError("n_episodes=1: whitened advantages compare the texts of a rollout, and one says nothing; write at least 2")
     if settings["skip_equal_groups"] and estimator not in GROUPED:
         raise ValueError(f"skip_equal_groups=True with estimator={estimator!r}, which has no groups: take one of {', '.join(GROUPED)}")
-    if (rounds := settings["max_sampling_rounds"]) < 1 or (rounds > 1 and not settings["skip_equal_groups"]):
-        raise ValueError(f"max_sampling_rounds={rounds}: at least 1, and more only with skip_equal_groups=True")
-    if (ptx_coef := settings["ptx_coef"]) < 0 or (ptx_coef > 0 and not settings["ptx_texts"]):
-        raise ValueError(f"ptx_coef={ptx_coef} with {len(settings['ptx_texts'])} ptx_texts: a weight of at least 0, and texts for it")
+    if (rounds := settings["max_sampling_rounds"]) > 1 and not settings["skip_equal_groups"]:
+        raise ValueError(f"max_sampling_rounds={rounds}: more than 1 only with skip_equal_groups=True")
+    if ((ptx_coef := settings["ptx_coef"]) > 0) != bool(settings["ptx_texts"]):
+        raise ValueError(
+            f"ptx_coef={ptx_coef} with {len(settings['ptx_texts'])} ptx_texts: pass a weight above 0 and texts for it, or neither"
+        )
+    if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and given[name] != 0]):
+        raise ValueError(f"{', '.join(unused)}: estimator={estimator!r} has no critic, no discount: leave it out, or take estimator='gae'")
+    if estimator not in GROUPED and "group_size" in given:
+        raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
     check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
 
 
@@ -161,7 +178,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[PolicyGradientArguments]) -> None:
         settings = self._complete(arguments)
-        check_arguments(settings)
+        check_arguments(settings, {name: value for name, value in arguments.items() if value != self._accepted[name].default})
         self.estimator, self.loss_aggregation = settings.pop("estimator"), settings.pop("loss_aggregation")
         self.clip_range_high, self.dual_clip = settings.pop("clip_range_high"), settings.pop("dual_clip")
         self.skip_equal_groups, self.max_sampling_rounds = settings.pop("skip_equal_groups"), settings.pop("max_sampling_rounds")
@@ -171,6 +188,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.estimator != "gae":
             settings["vf_coef"] = 0.0
             settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}
+        if not isinstance(env, str) and "group_size" in arguments and (size := _group_size(env)) not in (None, group_size):
+            raise ValueError(f"group_size={group_size}: the environment deals groups of {size}; make it with group_size={group_size}")
         if isinstance(env, str):
             env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
         kl_reward = "none" if self.kl_in == "loss" else "full" if self.kl_estimator == "full" else "k1"

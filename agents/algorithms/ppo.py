@@ -22,8 +22,6 @@ class ClippedText(TextAlgorithm):
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[ClippedArguments]) -> None:
         settings = self._complete(arguments)
-        if settings["batch_size"] < 1:
-            raise ValueError(f"batch_size={settings['batch_size']}: texts per minibatch, at least 1")
         self._construct(policy, env, settings, whiten_advantages=True)
 
 

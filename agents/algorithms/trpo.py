@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
+from annotated_types import Interval
 from sb3_contrib import TRPO
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..policies.critic import SHARED
 from ..policies.transformer_policy import TransformerPolicy
+from ..utils.limits import Above0, AtLeast0, Count
 from .common.text_algorithm import TextAlgorithm
 from .common.text_arguments import TextArguments, WhiteningArguments
 
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 class TRPOArguments(TextArguments, WhiteningArguments, total=False):
     """What `TextTRPO` takes."""
 
-    batch_size: Annotated[int, 16, "Texts per minibatch of the critic, at least 1; sb3-contrib's 128 counts steps."]
+    batch_size: Annotated[Count, 16, "Texts per minibatch of the critic, at least 1; sb3-contrib's 128 counts steps."]
     cg_max_steps: Annotated[
-        int, 15, "Steps of the conjugate gradient, each two passes over a rollout; 5 do nearly as well on language models."
+        Count, 15, "Steps of the conjugate gradient, each two passes over a rollout; 5 do nearly as well on language models."
     ]
-    cg_damping: Annotated[float, 0.1, "Added to the diagonal of the Hessian of KL, at least 0."]
-    line_search_shrinking_factor: Annotated[float, 0.8, "Each try of the line search is this times the last, in (0, 1)."]
-    line_search_max_iter: Annotated[int, 10, "Tries of the line search, at least 1."]
-    n_critic_updates: Annotated[int, 10, "Passes of the critic over a rollout."]
-    target_kl: Annotated[float, 0.01, "Largest mean KL between the policies before and after an update, in nats per token, > 0."]
+    cg_damping: Annotated[AtLeast0, 0.1, "Added to the diagonal of the Hessian of KL, at least 0."]
+    line_search_shrinking_factor: Annotated[
+        Annotated[float, Interval(gt=0, lt=1)], 0.8, "Each try of the line search is this times the last, in (0, 1)."
+    ]
+    line_search_max_iter: Annotated[Count, 10, "Tries of the line search, at least 1."]
+    n_critic_updates: Annotated[Count, 10, "Passes of the critic over a rollout."]
+    target_kl: Annotated[Above0, 0.01, "Largest mean KL between the policies before and after an update, in nats per token, > 0."]
 
 
 class TextTRPO(TextAlgorithm, TRPO):

@@ -117,13 +117,27 @@ def tuned(algo: str, task: str) -> dict[str, Any]:
 
 
 def check(spec: Spec) -> None:
-    """Check the name of an agent before anything runs.
+    """Check the name of an agent and its settings before anything runs.
 
     Raises:
-        ValueError: No agent has this name.
+        ValueError: No agent has this name, or it has no such setting, or not with such a value.
     """
-    if spec.name not in ALGORITHMS and spec.name not in _OTHERS:
-        _own_class(spec.name)
+    settings = {name: value for name, value in spec.settings.items() if name not in ("tuned", "group_size")}
+    if spec.name not in ALGORITHMS:
+        made = _OTHERS[spec.name] if spec.name in _OTHERS else _own_class(spec.name)
+        takes = {
+            name: one for name, one in inspect.signature(made).parameters.items() if name not in ("setup", "algo", "env", "base", "seed")
+        }
+        open_ended = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        for name in () if open_ended else spec.settings.keys() - takes.keys() - {"tuned"}:
+            raise ValueError(
+                f"agent {spec.text!r}: there is no setting {name!r}{did_you_mean(name, takes)}; it takes {', '.join(takes) or 'none'}"
+            )
+        return
+    try:
+        ALGORITHMS[spec.name].made.check(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"agent {spec.text!r}: {error}") from error
 
 
 class _Watcher(BaseCallback):

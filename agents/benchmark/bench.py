@@ -7,16 +7,18 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 
+from ..utils.limits import Above0, Count, Texts, check_fields
 from ..utils.progress import bar
 from ..utils.run_folder import write_yaml
 from .agents import check
 from .process_pool import run_jobs
 from .report import write_bench_report
-from .run_job import Job
+from .run_job import Job, task_of
 from .spec import parse_all
 from .suites import PRESETS, budget, tasks_of
 
@@ -35,7 +37,7 @@ class Bench:
             preset's.
         tasks: Likewise, instead of a suite: `recall-64,textrl/Lock-v0`.
         seeds: Runs of each agent on each task; by default the preset's.
-        tokens: Tokens that an agent may write while it learns; by default each task's own budget.
+        total_tokens: Tokens that an agent may write while it learns; by default each task's own budget.
         texts: Test texts by which an agent is judged.
         processes: Cells at a time, one thread each.
         ray: Address of a Ray cluster to run on, such as `auto`; `local` starts one with as many cores as `processes`. All its nodes must
@@ -48,12 +50,12 @@ class Bench:
     preset: Literal["quick", "full"] = "quick"
     agents: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    seeds: int | None = None
-    tokens: int | None = None
-    texts: int = 256
-    processes: int = 2
+    seeds: Count | None = None
+    total_tokens: Annotated[Count | None, tyro.conf.arg(aliases=("--tokens",))] = None
+    texts: Texts = 256
+    processes: Count = 2
     ray: str | None = None
-    limit: float = 1800.0
+    limit: Above0 = 1800.0
     out: Path = Path("runs/bench")
 
 
@@ -92,15 +94,18 @@ def jobs_of(config: Bench) -> list[Job]:
     agents = parse_all(config.agents) or parse_all(QUICK if config.preset == "quick" else FULL)
     tasks = parse_all(config.tasks) or tasks_of(config.suite)
     seeds = config.seeds if config.seeds is not None else 3 if config.preset == "quick" else 5
-    if seeds < 1 or config.processes < 1 or config.texts < 2:
-        raise ValueError(f"seeds={seeds}, processes={config.processes}, texts={config.texts}: need at least 1, 1 and 2")
+    check_fields(config)
+    if config.tasks and config.suite != Bench.suite:
+        raise ValueError(f"--suite {config.suite} and --tasks {' '.join(config.tasks)}: tasks are run instead of a suite; leave one out")
     for agent in agents:
         check(agent)
+    for task in tasks:
+        task_of(task)
     facts = (("git", _git_revision()),)
     jobs = []
     for seed in range(seeds):
         for task in tasks:
-            tokens = config.tokens or round(PRESETS[config.preset] * budget(task.name))
+            tokens = round(PRESETS[config.preset] * budget(task.name)) if config.total_tokens is None else config.total_tokens
             jobs += [Job(str(config.out), task.text, agent.text, seed, tokens, config.texts, facts) for agent in agents]
     return jobs
 

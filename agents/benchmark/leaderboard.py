@@ -77,9 +77,9 @@ def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> 
     """Return the command that repeats the rows of one agent."""
     parts = ["textrl", "bench", "--preset", config["preset"], "--agents", agent, "--seeds", str(len({c.seed for c in cells}))]
     parts += ["--tasks", ",".join(",".join(config["tasks"]).split(","))] if config.get("tasks") else ["--suite", config["suite"]]
-    for name in ("tokens", "texts"):
-        if config.get(name) is not None:
-            parts += [f"--{name}", str(config[name])]
+    for name, value in {"total-tokens": config.get("total_tokens", config.get("tokens")), "texts": config.get("texts")}.items():
+        if value is not None:
+            parts += [f"--{name}", str(value)]
     return shlex.join(parts)
 
 

@@ -23,7 +23,7 @@ from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
 from .aggregate_statistics import (
     IntervalEstimate,
-    improvement,
+    improvement_interval,
     interval,
     iqm,
     mean,
@@ -77,7 +77,7 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     scores = scores_of(cells)
     total = {a: {name: list(interval(f, scores[a])) for name, f in (("iqm", iqm), ("mean", mean), ("gap", optimality_gap))} for a in agents}
     order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
-    better = {a: {b: list(interval(improvement, scores[a], scores[b])) for b in order if b != a} for a in order}
+    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
     table = {t: {a: list(mean_interval(scores[a][i])) if len(scores[a][i]) else None for a in order} for i, t in enumerate(tasks)}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])
@@ -129,7 +129,7 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
     scores = scores_of(cells)
     thresholds = np.linspace(-0.25, 1.0, 51)
     titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
-    bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds, resamples=500)) for a in agents}
+    bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds)) for a in agents}
     figures = {
         "intervals": benchmark_plots.intervals({title: {a: summary["total"][a][key] for a in agents} for key, title in titles.items()}),
         "profiles": benchmark_plots.profiles(thresholds, bands),
@@ -139,7 +139,7 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
         figures["radar"] = benchmark_plots.radar([_short(t) for t in tasks], means)
     if len(agents) > 1:
         pairs = {(a, b): estimate for a, row in summary["better"].items() for b, estimate in row.items()}
-        figures["comparisons"] = benchmark_plots.comparisons(agents, pairs)
+        figures["comparisons"] = benchmark_plots.comparisons(agents, pairs, decides=len(summary["seeds"]) >= MIN_SEEDS)
     lines = _curves(cells, tasks, agents)
     if lines:
         figures["curves"] = benchmark_plots.curves(agents, lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textrl_env import EXACT_TASKS, LADDERS
+from textrl_env.utils.suggestions import did_you_mean
 
 from .spec import Spec, parse
 
@@ -23,7 +24,9 @@ def tasks_of(suite: str) -> list[Spec]:
         ValueError: There is no such suite.
     """
     if suite not in SUITES:
-        raise ValueError(f"suite {suite!r}: choose one of {', '.join(SUITES)}, or name --tasks")
+        raise ValueError(
+            f"--suite {suite}: no suite is called so{did_you_mean(suite, SUITES)}; choose one of {', '.join(SUITES)}, or name --tasks"
+        )
     return [parse(name) for name in SUITES[suite]]
 
 

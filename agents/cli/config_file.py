@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from textrl_env.utils.suggestions import did_you_mean
 
+from ..utils.limits import check, hints_of, wanted
 from ..utils.run_folder import folder_beside
-
-_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", NoneType: "null"}
 
 
 def read_settings(path: Path, kind: Any) -> dict[str, Any]:
@@ -33,15 +29,15 @@ def read_settings(path: Path, kind: Any) -> dict[str, Any]:
         raise ValueError(f"--config {path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected settings as 'name: value', one a line")
-    known = sorted(field.name for field in dataclasses.fields(kind))
+    hints = hints_of(kind)
+    values = {_old_name(name, hints): value for name, value in values.items()}
+    known = sorted(hints)
     unknown = [f"{name}{did_you_mean(str(name), known)}" for name in values if name not in known]
     if unknown:
         raise ValueError(f"--config {path}: unknown settings {', '.join(unknown)}; known: {', '.join(known)}")
-    hints = get_type_hints(kind)
-    try:
-        return {name: _as_declared(name, value, hints[name]) for name, value in values.items()}
-    except ValueError as error:
-        raise ValueError(f"--config {path}: {error}") from error
+    return {
+        name: check(f"--config {path}: {name}: {value!r}", _number(value, hints[name]), hints[name], True) for name, value in values.items()
+    }
 
 
 def not_onto_itself(config: Any, read: Any, file: Path, flags: Sequence[str]) -> Any:
@@ -62,29 +58,18 @@ def not_onto_itself(config: Any, read: Any, file: Path, flags: Sequence[str]) ->
     return dataclasses.replace(config, out=folder_beside(read.out, changed))
 
 
-def _as_declared(name: str, value: Any, hint: Any) -> Any:
-    number = _number(value) if float in (hint, *get_args(hint)) else value
-    try:
-        # As JSON: in that mode a strict adapter takes paths as texts and tuples as lists, and nothing else
-        return TypeAdapter(hint).validate_json(json.dumps(number, default=str), strict=True)
-    except ValidationError as error:
-        close = did_you_mean(value, map(str, get_args(hint))) if isinstance(value, str) else ""
-        listed = f", such as [{value}]" if get_origin(hint) is tuple and isinstance(value, str) else ""
-        raise ValueError(f"{name}: {value!r} is not {_wanted(hint)}{listed}{close}") from error
+def _old_name(name: Any, hints: Mapping[str, Any]) -> Any:
+    """Return the present name of a setting that files of earlier versions call as its flag's alias."""
+    for now, hint in hints.items():
+        for argument in getattr(hint, "__metadata__", ()):
+            if f"--{name}".replace("_", "-") in (getattr(argument, "aliases", None) or ()):
+                return now
+    return name
 
 
-def _number(value: Any) -> Any:
-    """Return 1e-3 as a number, which YAML 1.1 takes for text, for want of a point."""
+def _number(value: Any, hint: Any) -> Any:
+    """Return 1e-3 as a number where one is asked for: YAML 1.1 takes it for text, for want of a point."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and "a number" in wanted(hint) else value
     except ValueError:
         return value
-
-
-def _wanted(hint: Any) -> str:
-    arguments = get_args(hint)
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if get_origin(hint) is tuple:
-        return f"a list, each entry {_wanted(arguments[0])}"
-    return _WANTED[hint] if hint in _WANTED else " or ".join(map(_wanted, arguments))

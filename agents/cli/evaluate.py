@@ -18,6 +18,7 @@ from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..training.trained_run import TrainedRun, open_run
+from ..utils.limits import Seed, Texts
 from .arguments import reward_of
 
 
@@ -38,8 +39,8 @@ class Evaluate:
     policy: str | None = None
     reward: str | None = None
     by: str | None = None
-    texts: int = 500
-    seed: int = 0
+    texts: Texts = 500
+    seed: Seed = 0
 
 
 def measures(texts: WrittenTexts, task: TextTask) -> dict[str, float]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from annotated_types import Interval
 from rich.console import Console
 
 from ..utils.folder_lock import only_process_in
+from ..utils.limits import Above0, Count, Port, Seed
 from .arguments import reward_of
 from .reward_serve import listen
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _Folder = Annotated[Path, tyro.conf.Positional]
 _STUDY = Path("runs/study")
+_PAIRS = 200
+_Half = Annotated[float, Interval(ge=0, le=0.5)]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Create:
         items: JSON Lines of what is asked: `prompt` with `responses`, `chosen` and `rejected`, or `response`; also `sources`, `group`, and
             `gold`, the right answer of a gold question.
         samples: Texts of policies to make pairs of, as NAME=FILE, or FILE, in the form of `textrl generate --out`.
-        pairs: How many pairs are made of the samples.
+        pairs: How many pairs are made of the samples; by default 200.
         choose: Which: at random, as many for each prompt, or those an ensemble of reward models disagrees about most.
         ensemble: Reward models for `uncertain`: names, folders or JSON objects.
         kind: What annotators do.
@@ -55,7 +59,7 @@ class Create:
     study: _Folder = _STUDY
     items: tuple[Path, ...] = ()
     samples: tuple[str, ...] = ()
-    pairs: int = 200
+    pairs: Count | None = None
     choose: Literal["random", "balanced", "uncertain"] = "random"
     ensemble: tuple[str, ...] = ()
     kind: Literal["pair", "rating", "ranking", "spans", "demonstration"] = "pair"
@@ -64,14 +68,14 @@ class Create:
     guideline: Path | None = None
     criteria: tuple[str, ...] = ()
     flags: tuple[str, ...] = ("wrong", "rude", "unclear")
-    overlap: int = 1
-    repeat_share: float = 0.05
-    gold_share: float = 0.05
+    overlap: Count = 1
+    repeat_share: _Half = 0.05
+    gold_share: _Half = 0.05
     language: Literal["en", "zh"] = "en"
     scrub: bool = True
-    retention_days: float | None = None
+    retention_days: Above0 | None = None
     database: str | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 def run_create(config: Create) -> None:
@@ -85,12 +89,17 @@ def run_create(config: Create) -> None:
 
     if config.ensemble and config.choose != "uncertain":
         raise ValueError(f"--ensemble chooses nothing with --choose {config.choose}: add --choose uncertain, or leave it out")
+    unused = [name for name in ("pairs", "choose") if getattr(config, name) != getattr(Create, name) and not config.samples]
+    unused += ["flags"] if config.flags != Create.flags and config.kind != "spans" else []
+    if unused:
+        uses = "pairs are made of --samples" if unused != ["flags"] else "words are flagged with --kind spans"
+        raise ValueError(f"--{' --'.join(unused)}: would not be used, for {uses}; leave it out, or add what it needs")
     console = Console()
     items = [item for path in config.items for item in items_of(read_rows(path))]
     if config.samples:
         written = [s for text in config.samples for s in samples_of(read_rows(_file(text)), _source(text))]
         ensemble = [as_reward_model(reward_of(text, "--ensemble")) for text in config.ensemble]
-        items += choose_pairs(written, config.pairs, config.choose, ensemble, config.seed)
+        items += choose_pairs(written, config.pairs or _PAIRS, config.choose, ensemble, config.seed)
     if not items:
         raise ValueError("nothing to ask about: pass --items FILE, or --samples FILE with at least two responses to a prompt")
     guideline = "" if config.guideline is None else config.guideline.read_text(encoding="utf-8").strip()
@@ -113,7 +122,7 @@ class FeedbackServe:
 
     study: _Folder = _STUDY
     host: str = "127.0.0.1"
-    port: int = 8750
+    port: Port = 8750
 
 
 def run_serve(config: FeedbackServe) -> None:
@@ -252,7 +261,7 @@ class Log:
     """
 
     study: _Folder = _STUDY
-    last: int = 50
+    last: Count = 50
 
 
 def run_log(config: Log) -> None:

@@ -14,6 +14,7 @@ from textrl_env.utils.files import write_jsonl
 
 from ..generation.text_generation import generate, stream
 from ..training.trained_run import open_run
+from ..utils.limits import Count, Seed
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Generate:
     policy: str | None = None
     file: Path | None = None
     out: Path | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     deterministic: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 def run_generate(config: Generate) -> None:
     """Write texts to the terminal or to a file."""
+    if config.deterministic and config.seed != Generate.seed:
+        raise ValueError(f"--seed {config.seed} seeds what is drawn, and --deterministic draws nothing: leave one of them out")
     run = open_run(config.run, config.policy)
     prompts = [*config.prompts, *([] if config.file is None else (p.text for p in read_prompts(config.file)))]
     if not prompts:

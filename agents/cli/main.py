@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import shlex
 import signal
 import sys
@@ -17,6 +18,10 @@ from rich.console import Console
 from rich.text import Text
 
 from textrl_env import RewardError
+from textrl_env.utils.suggestions import did_you_mean
+
+from ..utils.limits import check_fields
+from ..utils.run_folder import versions
 
 # Module, configuration and function of each command, of one word or two, and what it does; the module is imported when it is asked for,
 # since most of them need torch
@@ -67,32 +72,63 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        0; 2 for a wrong command or setting; 130 after Ctrl-C or SIGTERM, which keep what was finished.
+        0; 2 for a wrong command or setting, or work that failed; 130 after Ctrl-C or SIGTERM, which keep what was finished; 141 where
+        whoever reads the output stopped reading.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # such as by `textrl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+        return 141
+
+
+def _run(argv: list[str]) -> int:
     words = 2 if " ".join(argv[:2]) in COMMANDS else 1
     command = " ".join(argv[:words])
+    if command in ("-h", "--help", "--version"):
+        print(f"textrl {versions()['textrl-env']}" if command == "--version" else _usage())
+        return 0
     if command not in COMMANDS:
-        asked = command in ("-h", "--help")
-        print(_usage(), file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        print(_unknown(argv) if command else _usage(), file=sys.stderr)
+        return 2
     module_name, kind, run, _ = COMMANDS[command]
     try:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         module = import_module(module_name)
-        getattr(module, run)(resolve(getattr(module, kind), argv[words:]))
+        getattr(module, run)(resolve(getattr(module, kind), argv[words:], f"textrl {command}"))
     except KeyboardInterrupt as stopped:
         again = shlex.join(["textrl", *(word for word in argv if word != "--overwrite")])
         told = str(stopped) or "Stopped. The stages that were finished are kept."
         _tell(f"\n{told} To go on: {again}" if command in _GO_ON else "\nStopped.", interrupted=True)
         return 130
     except (ValueError, TypeError, OSError, RewardError, FloatingPointError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            raise
         if not getattr(error, "told", False):  # by the rank where it happened
             _tell(Text("error: ", "red").append(str(error), "default"))
         return 2
     return 0
+
+
+def _is_unread(output: Any) -> bool:
+    """Return whether whoever read the output has stopped; other pipes may break too."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(output.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+def _unknown(argv: list[str]) -> str:
+    """Return what is said of a command that there is not."""
+    groups = {command.partition(" ")[0] for command in COMMANDS if " " in command}
+    asked = " ".join(argv[: 2 if argv[0] in groups else 1])
+    near = did_you_mean(asked, [*COMMANDS, *groups]) or did_you_mean(" ".join(argv[:2]), COMMANDS)
+    return f"error: there is no command {asked!r}{near}; there are:\n\n{_usage()}"
 
 
 def _tell(message: str | Text, interrupted: bool = False) -> None:
@@ -104,13 +140,14 @@ def _tell(message: str | Text, interrupted: bool = False) -> None:
     Console(stderr=True).print(message, soft_wrap=True)
 
 
-def resolve(kind: Any, argv: list[str]) -> Any:
+def resolve(kind: Any, argv: list[str], program: str = "textrl") -> Any:
     """Return the configuration: the class's defaults, then the file of `--config`, then the flags.
 
     Raises:
-        ValueError: The file is missing, or holds something that the configuration does not: see `read_settings`.
+        ValueError: The file is missing, or holds something that the configuration does not, see `read_settings`; or a value is out of
+            range.
     """
-    default = kind()
+    default, from_file = kind(), {}
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
@@ -118,6 +155,12 @@ def resolve(kind: Any, argv: list[str]) -> Any:
         from .config_file import not_onto_itself, read_settings
 
         file, argv = Path(argv[at + 1]), argv[:at] + argv[at + 2 :]
-        default = dataclasses.replace(default, **read_settings(file, kind))
-        return not_onto_itself(tyro.cli(kind, default=default, args=argv), default, file, argv)
-    return tyro.cli(kind, default=default, args=argv)
+        from_file = read_settings(file, kind)
+        default = dataclasses.replace(default, **from_file)
+    config = tyro.cli(kind, default=default, args=argv, prog=program)
+    check_fields(config, lambda name, value: f"--{name.replace('_', '-')} {value}")
+    ignored = [name for name in getattr(config, "unused", list)() if name in from_file and getattr(config, name) == from_file[name]]
+    if ignored:  # earlier versions wrote settings that the algorithm does not use
+        print(f"--config {file}: ignored, for this run does not use them: {', '.join(ignored)}", file=sys.stderr)
+        config, default = (dataclasses.replace(one, **{name: getattr(kind(), name) for name in ignored}) for one in (config, default))
+    return not_onto_itself(config, default, file, argv) if from_file else config

@@ -15,6 +15,7 @@ import textrl_env
 from textrl_env import TextGenerationEnv
 from textrl_env.envs.bare_env import bare_text_env
 
+from ..utils.limits import Seed
 from .arguments import reward_of
 
 SHOWN = 8  # spellings that are offered
@@ -37,7 +38,7 @@ class Play:
     reward: str | None = None
     by: Literal["text", "token"] = "text"
     split: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 def run_play(config: Play) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
+from annotated_types import Ge, Interval
 from rich.console import Console
 
 from rewards import Preference, RewardWarning, fit_preference_model
@@ -25,6 +26,7 @@ from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
+from ..utils.limits import Seed
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
@@ -54,10 +56,10 @@ class Report:
     overwrite: bool = False
     trunk: bool = False
     tokenizer: Path | None = None
-    max_tokens: int = 512
-    test: float = 0.2
+    max_tokens: Annotated[int, Ge(2)] = 512
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
     test_file: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class _Sides(NamedTuple):
@@ -71,8 +73,6 @@ def run_report(config: Report) -> None:
     """Read, fit, judge, and write the page."""
     console = Console()
     choose_threads()
-    if not 0 < config.test < 1:
-        raise ValueError(f"test={config.test}: the share that is kept aside must be in (0, 1)")
     if config.test_file is not None and config.test != Report.test:
         raise ValueError(
             f"--test {config.test:g} keeps a share aside, and --test-file {config.test_file} is judged instead: leave one of them out"

@@ -13,6 +13,7 @@ from rich.console import Console
 from textrl_env.reward_model import as_reward_model
 from textrl_env.utils.optional_imports import optional_import
 
+from ..utils.limits import Port
 from .arguments import reward_of
 
 
@@ -29,7 +30,7 @@ class Serve:
 
     reward: tyro.conf.Positional[str] = "vader"
     host: str = "127.0.0.1"
-    port: int = 8900
+    port: Port = 8900
     token: str | None = None
 
 

@@ -25,9 +25,10 @@ from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
-from ..training.policy_training import PolicyTraining, train_policy
+from ..training.policy_training import PolicyTraining, check_penalty, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.text_corpus import task_of
+from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import reward_of
@@ -93,23 +94,28 @@ class Train:
     reward: str = "vader"
     held_out: str | None = None
     stop_at_alarm: bool = False
-    beta: float | None = None
-    kl_target: float | None = None
-    total_tokens: int | None = None
-    n_episodes: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    steps: int | None = None
+    beta: AtLeast0 | None = None
+    kl_target: Above0 | None = None
+    total_tokens: Count | None = None
+    n_episodes: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Above0 | None = None
+    steps: Count | None = None
     preferences: Path | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 0
+    temperature: Above0 = 1.0
+    top_k: Natural = 0
+    top_p: Probability = 1.0
+    min_new_tokens: Natural = 0
     precision: str = "float32"
-    micro_batch_size: int = 0
-    seed: int = 0
+    micro_batch_size: Natural = 0
+    seed: Seed = 0
     out: Path | None = None
     overwrite: bool = False
+
+    def unused(self) -> list[str]:
+        """Return the names of settings that were given and that the algorithm does not use."""
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return [name for name in given if name not in _settings_of(self.algo) | _OF_ALL]
 
 
 def run_train(config: Train) -> None:
@@ -143,6 +149,8 @@ def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, re
     together, (reward, held_out) = ranks(), rewards
     with together.main_first():
         task = task_of(config.task, config.corpus, run.path)
+    if config.min_new_tokens > task.max_new_tokens:
+        raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
     defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
@@ -178,21 +186,20 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
 def _check_settings(config: Train) -> None:
     """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
     precision_of(config.precision)
-    takes = set(default_settings(config.algo)) | (_OF_PLAYING if config.algo not in OFFLINE else set())
-    if config.algo in ("sft", "dpo", "ipo"):
-        takes.add("preferences")
-    given = [field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default]
-    unused = [name for name in given if name not in takes | _OF_ALL]
-    if unused:
-        raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {_flags(sorted(takes))}")
+    if unused := config.unused():
+        its = _flags(sorted(_settings_of(config.algo)))
+        raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
     if config.corpus and config.task != Train.task:
         raise ValueError(f"--corpus and --task {config.task}: the files are learned instead of a task; leave one of them out")
-    if config.beta is not None and config.kl_target not in (None, PolicyTraining.kl_target):
-        raise ValueError(
-            f"--kl-target {config.kl_target:g} steers an adaptive beta, and --beta {config.beta:g} is fixed: leave one of them out"
-        )
+    check_penalty(config.beta, config.kl_target)
     if config.algo in ("dpo", "ipo") and config.preferences is None:
         raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
+
+
+def _settings_of(algo: str) -> set[str]:
+    """Return the names of the settings that an algorithm uses and some others do not."""
+    own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
+    return own | {"preferences"} if algo in ("sft", "dpo", "ipo") else own
 
 
 def _flags(names: Sequence[str]) -> str:

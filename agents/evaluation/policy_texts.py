@@ -16,6 +16,7 @@ from torch import nn
 from textrl_env import TextTask
 from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.tokenizer import check_same_tokens
 
 from ..generation.text_generation import check_agreement
 from ..models.loading import LMSource
@@ -81,6 +82,7 @@ def make_policy(task: TextTask, model: LMSource, **policy_kwargs: Any) -> Transf
         model: See `TransformerPolicy`.
         **policy_kwargs: Sampling rules.
     """
+    check_same_tokens(model, task.tokenizer)
     policy = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=model, **policy_kwargs)
     policy.set_training_mode(False)
     return policy
@@ -113,11 +115,12 @@ def write_texts(
         title: Of the bar.
 
     Raises:
-        ValueError: The task draws its prompts at random, or the policy was made for other tokens.
+        ValueError: The task draws its prompts at random, or policy or reference were made for other tokens.
     """
     check_agreement(policy, task)
     if task.prompt_order != "sequential":
         raise ValueError("texts are matched to prompts: make the task with prompt_order='sequential'")
+    check_same_tokens(reference, task.tokenizer, "reference")
     env = TextGenerationVecEnv(min(num_rows, num_texts), task=task, reward=reward)
     buffer = SequenceRolloutBuffer(
         1, env.observation_space, env.action_space, policy.device, n_envs=env.num_envs, reference=reference, beta=0.0

@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from textrl_env import Episode, Prompt, TextCore, TextTask
 from textrl_env.reward_model import NoReward
+from textrl_env.tokenizer import check_same_tokens
 
 from ..policies.transformer_policy import TransformerPolicy
 from ..utils.progress import bar
@@ -114,6 +115,7 @@ def check_agreement(policy: TransformerPolicy, task: TextTask) -> None:
             f"the policy was made for {policy.vocab_size} tokens and texts that end with {list(own)}, the tokenizer has {size} and ends "
             f"texts with {list(task.eos_token_ids)}: pass the tokenizer that the policy was made with"
         )
+    check_same_tokens(policy._source, task.tokenizer)
 
 
 def _core(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from ..benchmark.agents import LearningSetup, train_agent
 from ..benchmark.measures import judged
@@ -16,6 +17,7 @@ from ..benchmark.spec import Spec, parse
 from ..benchmark.suites import budget
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..training.base_policies import base_policy
+from ..utils.limits import Count, Seed, Texts
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Tune:
         task: As `textrl bench` calls it.
         algo: Name of the algorithm.
         trials: Settings to try in all, failed and pruned ones included.
-        tokens: Tokens that each run may write; by default the task's budget.
+        total_tokens: Tokens that each run may write; by default the task's budget.
         seeds: Runs of each setting; their mean counts.
         texts: Validation texts by which a run is judged.
         sampler: `tpe` learns from earlier trials, `random` does not.
@@ -42,14 +44,14 @@ class Tune:
 
     task: str = "recall"
     algo: str = "ppo"
-    trials: int = 20
-    tokens: int | None = None
-    seeds: int = 2
-    texts: int = 256
+    trials: Count = 20
+    total_tokens: Annotated[Count | None, tyro.conf.arg(aliases=("--tokens",))] = None
+    seeds: Count = 2
+    texts: Texts = 256
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "none"] = "median"
     ray: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     out: Path = Path("runs/tune")
     save: Path | None = None
 
@@ -86,7 +88,7 @@ class Trial:
 
 
 def _tokens(config: Tune) -> int:
-    return budget(parse(config.task).name) if config.tokens is None else config.tokens
+    return budget(parse(config.task).name) if config.total_tokens is None else config.total_tokens
 
 
 def ended(study: Any) -> list[Any]:

@@ -17,9 +17,12 @@ from rich.console import Console
 
 from textrl_env.utils.files import write_text
 from textrl_env.utils.optional_imports import optional_import
+from textrl_env.utils.suggestions import did_you_mean
 
+from ..benchmark.run_job import task_of
 from ..benchmark.spec import parse
 from ..utils.contents import with_contents
+from ..utils.limits import check_fields
 from ..utils.run_folder import fingerprint, versions, write_yaml
 from .search_space import SPACE, _space, suggest
 from .trial import Trial, Tune, _tokens, ended
@@ -29,10 +32,11 @@ def run_tune(config: Tune) -> None:
     """Try settings, and leave `study.db`, `trials.csv` and `best.yaml`."""
     optuna = _optuna()
     if config.algo not in SPACE:
-        raise ValueError(f"--algo {config.algo}: no search space for it; choose one of {', '.join(SPACE)}")
-    for name in ("trials", "seeds", "tokens", "texts"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: need at least 1")
+        raise ValueError(
+            f"--algo {config.algo}: no search space for it{did_you_mean(config.algo, SPACE)}; choose one of {', '.join(SPACE)}"
+        )
+    check_fields(config)
+    task_of(parse(config.task))
     torch.set_num_threads(1)
     config.out.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{config.out / 'study.db'}")
@@ -108,7 +112,7 @@ def _write(config: Tune, study: Any) -> None:
         raise ValueError(f"none of {len(trials)} trials was completed: see {config.out / 'trials.csv'}")
     best = max(complete, key=lambda t: t.value)
     said = [f for f in dataclasses.fields(config) if f.name in ("task", "algo") or getattr(config, f.name) != f.default]
-    flags = [f"--{f.name} {shlex.quote(str(getattr(config, f.name)))}" for f in said]
+    flags = [f"--{f.name.replace('_', '-')} {shlex.quote(str(getattr(config, f.name)))}" for f in said]
     found = {
         "settings": best.params,
         "provenance": {

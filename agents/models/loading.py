@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from textrl_env.utils.files import new_folder
+from textrl_env.utils.suggestions import insist_on_path, near_path
 
 from .backbones import backbone_of
 from .lora import merged
@@ -70,8 +71,16 @@ def _build(source: LMSource) -> nn.Module:
         )
     if (Path(source) / "adapter_config.json").is_file():
         raise ValueError(f"{source} holds adapters without their base model: fold them in (peft's merge_and_unload) and save that")
-    # trust_remote_code stays off: loading a policy never runs code that came with a file.
-    return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+    insist_on_path(source)
+    try:
+        # trust_remote_code stays off: loading a policy never runs code that came with a file.
+        return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+    except OSError as error:
+        if Path(source).exists():
+            raise
+        raise OSError(
+            f"model {str(source)!r}: there is no such folder{near_path(Path(source))}, and the hub gives none: {error}"
+        ) from error
 
 
 def _auto(config: Any) -> Any:
@@ -82,6 +91,7 @@ def _own_model(source: Mapping[str, Any]) -> nn.Module:
     arguments = {name: value for name, value in source.items() if name not in ("class", "weights")}
     weights = source.get("weights")
     if weights is not None:
+        insist_on_path(Path(weights))
         written = json.loads((Path(weights) / _OWN_CONFIG).read_text(encoding="utf-8"))
         if written.pop("class", None) != source["class"]:
             raise ValueError(f"{weights} holds no weights of {source['class']}: give the folder that save_pretrained wrote")

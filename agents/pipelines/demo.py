@@ -6,9 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import torch
+import tyro
+from annotated_types import Ge
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
@@ -26,9 +29,10 @@ from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.limits import Texts
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions
-from ..utils.threads import choose_threads
+from ..utils.threads import cpu_kind
 from .demo_report import print_results, write_report
 
 
@@ -41,15 +45,15 @@ class Demo(PolicyTraining):
             `total_tokens`.
         overwrite: Delete the run that is in the folder, and start anew.
         pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
-        test_texts: Texts of each policy that are judged at the end.
+        texts: Texts of each policy that are judged at the end.
     """
 
-    goes_on: ClassVar = ("beta", "total_tokens", "test_texts", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("beta", "total_tokens", "texts", "out", "overwrite")  # with other values of these it is still the same run
 
     out: Path = Path("runs/demo")
     overwrite: bool = False
-    pairs: int = 3000
-    test_texts: int = 500
+    pairs: Annotated[int, Ge(50)] = 3000
+    texts: Annotated[Texts, tyro.conf.arg(aliases=("--test-texts",))] = 500
 
     @property
     def variant(self) -> str:
@@ -65,16 +69,17 @@ _MADE = (*_ANSWERS, "reward", *_RESULTS)
 
 def run_demo(config: Demo) -> None:
     """Run every stage that is not yet done, print the results, and write the report."""
+    config.check()
     console = Console()
-    threads = choose_threads()
+    torch.set_num_threads(1)  # of more, sums are rounded in another order: the figures would depend on the machine's load
     run = RunFolder(config.out)
     with run.begin("demo", config.overwrite, _MADE):
         run.config = config
-        _run(config, run, console, threads)
+        _run(config, run, console)
 
 
-def _run(config: Demo, run: RunFolder, console: Console, threads: int) -> None:
-    console.print(f"[bold]textrl demo[/bold]  folder {run.path}, torch on {threads} thread(s)")
+def _run(config: Demo, run: RunFolder, console: Console) -> None:
+    console.print(f"[bold]textrl demo[/bold]  folder {run.path}")
     task = make_task("review")
     began = perf_counter()
     base = base_policy(task, progress_bar=True)
@@ -88,6 +93,7 @@ def _run(config: Demo, run: RunFolder, console: Console, threads: int) -> None:
     report = write_report(run.path)
     print_results(run.path, console)
     console.print(f"\nReport: [bold]{report}[/bold]")
+    console.print(f"The same command gives the same figures with the same versions of packages on a processor with {cpu_kind()}.")
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
 
@@ -150,7 +156,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
     gold: dict[str, np.ndarray] = {}
     for number, (name, policy) in enumerate(policies.items()):
         seed = 1000 + number + 10 * config.seed
-        written[name] = write_texts(policy, task, config.test_texts, reward, reference, seed=seed, progress_bar=True, title=f"judge {name}")
+        written[name] = write_texts(policy, task, config.texts, reward, reference, seed=seed, progress_bar=True, title=f"judge {name}")
         assert task.gold is not None
         gold[name] = task.gold(written[name].prompts, written[name].responses)
     results = {
@@ -162,7 +168,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         "base": _measures(written["base"], gold["base"]),
         "variants": {name: _variant(run, name, written[name], gold) for name in policies if name != "base"},
         "seconds": {**seconds, "compare": run.facts("compare")["seconds"], "reward": run.facts("reward")["seconds"]},
-        "versions": versions(),
+        "versions": {**versions(), "processor": cpu_kind()},
     }  # fmt: skip
     write_json(run.path / "results.json", results)
     rows = []

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from rewards.utils.intervals import wilson
 from textrl_env.utils.files import read_json
 from textrl_env.utils.row_files import read_rows
 
@@ -159,9 +160,9 @@ def _verdict(measures: Measures) -> str:
 def describe_reward_model(measures: Measures) -> str:
     """Return how well the reward model predicts the annotator, and how well any model could."""
     held_out, num = measures["held_out_accuracy"], measures["held_out_pairs"]
-    error = 1.96 * math.sqrt(held_out * (1 - held_out) / num)
+    rate = wilson(held_out * num, num)
     return (
-        f"The reward model agrees with the annotator on {held_out:.1%} of {num:,} held-out pairs (± {100 * error:.1f} points, 95%) "
+        f"The reward model agrees with the annotator on {held_out:.1%} of {num:,} held-out pairs (95%: {rate.low:.1%} to {rate.high:.1%}) "
         f"and on {measures['train_accuracy']:.1%} of its training pairs. The annotator chooses with noise, "
         f"so that even a model that knew the true utility would reach only {measures['best_accuracy']:.1%}."
     )

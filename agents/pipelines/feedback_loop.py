@@ -31,9 +31,10 @@ from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
 from ..training.policy_training import PolicyTraining, train_policy
+from ..utils.limits import Count, Texts
 from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import choose_threads
-from .feedback_loop_report import write_loop_report
+from .feedback_loop_report import below_chance, write_loop_report
 
 PEOPLE = "people"
 _ENSEMBLE = 4  # reward models whose disagreement is uncertainty
@@ -70,13 +71,26 @@ class Loop(PolicyTraining):
     out: Path = Path("runs/loop")
     overwrite: bool = False
     task: str = "review"
-    rounds: int = 3
-    labels: int = 1000
+    rounds: Count = 3
+    labels: Count = 1000
     annotators: tuple[str, ...] = ("{}",)
-    overlap: int = 1
+    overlap: Count = 1
     weigh: bool = False
     choose: Literal["random", "balanced", "uncertain"] = "random"
-    texts: int = 500
+    texts: Texts = 500
+
+    def check(self) -> None:
+        """Insist on values in their ranges, none of which would be ignored."""
+        super().check()
+        people = self.asks_people
+        if self.pairs < 20:
+            raise ValueError(f"labels={self.labels} make {self.pairs} pairs a round: at least 20 are needed")
+        if self.overlap > 1 and not people:
+            raise ValueError(f"--overlap {self.overlap} is for people: each simulated annotator answers every pair; name more --annotators")
+        if self.weigh and (self.overlap if people else len(self.annotators)) == 1:
+            raise ValueError("--weigh needs several answers to each pair: name more --annotators, or raise --overlap with people")
+        if self.choose == "uncertain" and self.rounds == 1:
+            raise ValueError("--choose uncertain needs the answers of an earlier round, and there is --rounds 1: ask for more rounds")
 
     @property
     def asks_people(self) -> bool:
@@ -97,14 +111,11 @@ def run_loop(config: Loop) -> None:
         LabelsMissingError: People have not answered the study of a round yet; the message names the command.
     """
     console = Console()
+    config.check()
     choose_threads()
-    if config.rounds < 1 or config.pairs < 20:
-        raise ValueError(f"rounds={config.rounds} and {config.pairs} pairs a round: at least 1 round of 20 pairs is needed")
-    if config.texts < 2:
-        raise ValueError(f"texts={config.texts}: at least 2 are judged, for one has no standard error")
     task = make_task(config.task)
-    if task.gold is None and not config.asks_people:
-        raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
+    if not config.asks_people:
+        _simulated(config, task)
     run = RunFolder(config.out)
     if config.overwrite and any(run.path.glob("round-*/study")):
         raise ValueError(f"--overwrite: {run.path} holds a study for people: use another --out, or move their answers away first")
@@ -124,6 +135,8 @@ def _rounds(config: Loop, run: RunFolder, task: TextTask, console: Console) -> N
     for number in range(1, config.rounds + 1):
         console.rule(f"round {number} of {config.rounds}")
         rows.append(_round(config, run, number, task, base, depends_on))
+        if (line := below_chance(rows[-1])) is not None:
+            console.print(f"warning: {line}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         write_json(run.path / "rounds.json", {"base": run.facts("base"), "rounds": rows})
     _print(console, rows)
     console.print(f"report: {write_loop_report(run.path)}")
@@ -174,13 +187,26 @@ def _choose(config: Loop, own: RunFolder, number: int, task: TextTask, writer: T
 
 
 def _ask_simulated(config: Loop, own: RunFolder, task: TextTask) -> None:
-    assert task.gold is not None
     pairs = [(row["prompt"], *row["responses"]) for row in read_rows(own.path / "pairs.jsonl")]
-    answers: list[Preference] = []
-    for number, text in enumerate(config.annotators):
-        settings: Mapping[str, Any] = {"name": f"simulated-{number}", **json.loads(text)}
-        answers += Annotator(task.gold, **settings, seed=config.seed).compare(pairs)
+    answers = [answer for annotator in _simulated(config, task) for answer in annotator.compare(pairs)]
     write_preferences(own.path / "preferences.jsonl", answers)
+
+
+def _simulated(config: Loop, task: TextTask) -> list[Annotator]:
+    """Return the annotators.
+
+    Raises:
+        ValueError: The task has no gold score that they could follow, or settings are none.
+    """
+    if task.gold is None:
+        raise ValueError(f"task {config.task!r} has no gold score for simulated annotators to follow: pass --annotators people")
+    made = []
+    for number, text in enumerate(config.annotators):
+        try:
+            made.append(Annotator(task.gold, **{"name": f"simulated-{number}", **json.loads(text)}, seed=config.seed))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--annotators {text}: {error}; pass JSON objects such as '{{\"flip\": 0.2}}', or {PEOPLE}") from error
+    return made
 
 
 def _ask_people(config: Loop, own: RunFolder, task: TextTask) -> None:

@@ -22,7 +22,22 @@ def write_loop_report(folder: Path) -> Path:
     if "gold" in rounds[0]:
         save(draw_rounds(base, rounds), folder / "rounds.png")
         image = data_uri(folder / "rounds.png")
-    return write_page(folder / "report.html", "loop_report", base=base, rounds=rounds, image=image)
+    return write_page(
+        folder / "report.html", "loop_report", base=base, rounds=rounds, image=image, doubts=list(filter(None, map(below_chance, rounds)))
+    )
+
+
+def below_chance(row: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a round whose reward model agrees with the gold score less often than chance; None if nothing is."""
+    accuracy = row.get("reward_accuracy")
+    if accuracy is None or accuracy["high"] >= 0.5:
+        return None
+    return (
+        f"round {row['round']}: the reward model agrees with the gold score on {accuracy['rate']:.0%} [{accuracy['low']:.0%}, "
+        f"{accuracy['high']:.0%}] of {accuracy['num']} pairs of its policy's and the base policy's texts, worse than chance: the "
+        "policy was trained against the gold score. Either it exploits mistakes of the reward model (raise --labels or lower --kl-target), "
+        "or answers are turned round (see the annotators)"
+    )
 
 
 def draw_rounds(base: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> Figure:

@@ -10,6 +10,7 @@ import torch
 
 from ..models.mixed_precision import Precision, precision_of
 from ..models.sampler import Sampler
+from ..utils.limits import Above0, AtLeast0, Natural, Probability, Share, check_fields
 from .critic import SHARED, Critic
 
 
@@ -50,28 +51,27 @@ class PolicySettings:
 
     __module__ = "agents"
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    min_new_tokens: int = 0
+    temperature: Above0 = 1.0
+    top_k: Natural = 0
+    top_p: Probability = 1.0
+    min_p: Share = 0.0
+    min_new_tokens: Natural = 0
     banned_tokens: Sequence[int] = ()
-    no_repeat_ngram: int = 0
+    no_repeat_ngram: Natural = 0
     eos_token_id: int | Sequence[int] | None = None
     critic: Critic = SHARED
     detach_critic: bool = False
-    critic_learning_rate: float | None = None
+    critic_learning_rate: AtLeast0 | None = None
     lora: Mapping[str, Any] | None = None
     precision: Precision = "float32"
-    micro_batch_size: int = 0
+    micro_batch_size: Natural = 0
     gradient_checkpointing: bool = False
     compile: bool = False
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         precision_of(self.precision)
-        if self.micro_batch_size < 0:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size}: must be at least 0, which takes the whole minibatch")
+        check_fields(self)
         if dropout := (self.lora or {}).get("lora_dropout"):
             raise ValueError(f"lora: lora_dropout={dropout}: dropout is off in a policy, its ratios would be noise: leave it out")
 

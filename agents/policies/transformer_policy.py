@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class TransformerPolicy(ActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        model: LMSource,
+        model: LMSource | None = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -81,10 +81,15 @@ class TransformerPolicy(ActorCriticPolicy):
             raise TypeError(f"action space {action_space}: TransformerPolicy needs Discrete(vocabulary size)")
         if use_sde:
             raise ValueError("use_sde=True explores continuous actions; tokens are discrete: leave it False")
+        if model is None:
+            raise ValueError(
+                "no model: pass policy_kwargs={'model': ...}, a folder, a hub id, or an architecture as a dict with 'model_type'"
+            )
+        known = [*(field.name for field in dataclasses.fields(PolicySettings)), "model", "optimizer_class", "optimizer_kwargs"]
+        for name in settings.keys() - set(known):
+            raise TypeError(f"the policy has no setting {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}")
         self.vocab_size = int(action_space.n)
-        self._source = model
-        if unknown := sorted(settings.keys() - (known := {field.name for field in fields(PolicySettings)})):
-            raise TypeError(f"TransformerPolicy takes no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}; see PolicySettings")
+        self._source: LMSource = model
         self.settings = PolicySettings(**settings)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(_ADAM)
@@ -156,6 +161,9 @@ class TransformerPolicy(ActorCriticPolicy):
                 f"the model has {self.backbone.vocab_size} tokens, the environment {self.vocab_size} (the largest id + 1): use the model's "
                 "own tokenizer"
             )
+        response = self.observation_space["response"].shape[0]  # type: ignore[index]
+        if self.settings.min_new_tokens > response:
+            raise ValueError(f"min_new_tokens={self.settings.min_new_tokens}: a text of this task has at most {response} tokens")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model and the tokenizer as transformers does, and a shared value head beside them (safetensors).

@@ -90,12 +90,13 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
     return figure
 
 
-def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate]) -> Figure:
+def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate], decides: bool = True) -> Figure:
     """Draw a matrix: the probability that the row's agent does better than the column's.
 
     Args:
         agents: In the order of rows and columns.
         better: Of each pair of different agents.
+        decides: Whether there are seeds enough to call a difference more than noise, which bold type does.
     """
     size = 2.6 + 0.78 * len(agents)
     figure = new_figure(size * 0.92, size)
@@ -105,7 +106,7 @@ def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate
     for (row, column), value in np.ndenumerate(values):
         if row != column:
             _, low, high = better[agents[row], agents[column]]
-            weight = "bold" if low > 0.5 or high < 0.5 else "normal"
+            weight = "bold" if decides and (low > 0.5 or high < 0.5) else "normal"
             ink = "white" if abs(value - 0.5) > 0.33 else "black"
             text = f"{value:.2f}".removeprefix("0")
             axes.text(column, row, text, ha="center", va="center", fontsize=FONT - 1, fontweight=weight, color=ink)

@@ -16,6 +16,7 @@ from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
+from ..utils.limits import Above0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 
 OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
@@ -37,15 +38,13 @@ class OfflineTraining:
         ValueError: A number is out of range.
     """
 
-    steps: int
-    learning_rate: float
-    beta: float = 0.1
-    seed: int = 0
+    steps: Count
+    learning_rate: Above0
+    beta: Above0 = 0.1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "beta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        check_fields(self)
 
 
 def learn_offline(

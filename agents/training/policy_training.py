@@ -18,6 +18,7 @@ from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
 from ..utils.interrupts import StopCallback, stop_request
+from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
 from .reward_hacking_callback import RewardHackingCallback
@@ -38,25 +39,26 @@ class PolicyTraining:
         batch_size: Texts per minibatch.
         learning_rate: Falls linearly to 0.
         seed: Of everything that is drawn.
-
-    Raises:
-        ValueError: A number is out of range.
     """
 
-    beta: float | None = None
-    kl_target: float = 8.0
-    total_tokens: int = 110_000
-    n_episodes: int = 128
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    seed: int = 0
+    beta: AtLeast0 | None = None
+    kl_target: Above0 = 8.0
+    total_tokens: Count = 110_000
+    n_episodes: Count = 128
+    batch_size: Count = 32
+    learning_rate: Above0 = 5e-4
+    seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        for name in ("kl_target", "total_tokens", "n_episodes", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
-        if self.beta is not None and not self.beta >= 0:
-            raise ValueError(f"beta={self.beta}: must be 0 or above")
+    def check(self) -> None:
+        """Insist on values in their ranges, none of which would be ignored."""
+        check_fields(self)
+        check_penalty(self.beta, self.kl_target)
+
+
+def check_penalty(beta: float | None, kl_target: float | None) -> None:
+    """Refuse a target for a coefficient that is fixed; its default counts as not given, for the files of runs hold it."""
+    if beta is not None and kl_target not in (None, PolicyTraining.kl_target):
+        raise ValueError(f"--kl-target {kl_target:g} steers an adaptive beta, and --beta {beta:g} is fixed: leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def train_policy(
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
         KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
+    config.check()
     together = ranks()
     checkpoint = run.path / stage / "policy.zip"
     inputs = {**depends_on, "model": model, "rules": rules, "algo": algo}

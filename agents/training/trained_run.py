@@ -70,6 +70,11 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
     if not (folder / name / "policy.zip").is_file():
         return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward, first)
     algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device="cpu")
+    if algorithm.policy.vocab_size != task.tokenizer.vocab_size:
+        raise ValueError(
+            f"the policy in {folder / name} writes {algorithm.policy.vocab_size} tokens, and the task of this run's config.yaml has "
+            f"{task.tokenizer.vocab_size}: the folder holds runs on two tasks; train into a folder for each"
+        )
     return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward, first)
 
 

@@ -28,3 +28,8 @@ def _seconds(threads: int) -> float:
         a @ b
         times.append(perf_counter() - began)
     return sorted(times)[len(times) // 2]
+
+
+def cpu_kind() -> str:
+    """Return the instructions that torch's kernels use here; with others, sums are rounded in another order."""
+    return torch.backends.cpu.get_cpu_capability()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textrl_env.reward_warnings import RewardWarning
-from textrl_env.tokenizer import FileTokenizer
+from textrl_env.tokenizer import FileTokenizer, check_same_tokens
 
 from ..models.lora import add_adapters, merge_adapters
 from ..models.preference_model import PreferenceRewardModel
@@ -150,6 +150,7 @@ def fit_preference_model(
     """
     started, device = time.perf_counter(), torch.device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
+    check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
     if patience is not None and not validation:
         raise ValueError(f"patience={patience} needs held-out comparisons, and validation=0 holds none out: leave one of them out")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from textrl_env.episode import Episode
 from textrl_env.utils.control_tokens import ControlTokens, surroundings
+from textrl_env.utils.suggestions import insist_on_path
 
 from .scorers import pad
 
@@ -79,6 +80,7 @@ class Checkpoint:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
         if batch_size < 1 or (max_tokens is not None and max_tokens < 2):
             raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}: need at least 1 and 2")
+        insist_on_path(path)
         self.path, self.device, self.batch_size = str(path), torch.device(device), batch_size
         safe = {"use_safetensors": True, "trust_remote_code": False}  # a pickle could run code
         model = getattr(transformers, kind).from_pretrained(self.path, dtype=_DTYPES[dtype], **safe)

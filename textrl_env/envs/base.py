@@ -110,6 +110,16 @@ class BatchMixin(TextEnvMixin):
         return result, ends
 
 
+def refuse_options(options: dict[str, Any] | None) -> None:
+    """Insist that a reset is given no options.
+
+    Raises:
+        ValueError: It is given some.
+    """
+    if options:
+        raise ValueError(f"options={options!r}: a reset takes none; prompts come from the task, in its prompt_order")
+
+
 def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
     """Return the observation space of one text and its action space."""
     vocab_size = task.tokenizer.vocab_size
@@ -120,12 +130,6 @@ def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
         }
     )
     return observation, TokenSpace(task.tokenizer)
-
-
-def refuse_options(options: Any) -> None:
-    """Raise ValueError for options of a reset, which would be dropped in silence."""
-    if options:
-        raise ValueError(f"reset(options={options!r}): a text environment has no such options; prompts and limits belong to its task")
 
 
 def transcript(prompt: str, response: str, outcome: str = "") -> str:

@@ -37,8 +37,8 @@ class TextCore:
     """
 
     def __init__(self, task: TextTask, num_rows: int, reward: Any = None) -> None:
-        if num_rows < 1:
-            raise ValueError(f"num_rows={num_rows}: need at least 1 text")
+        if not isinstance(num_rows, int) or num_rows < 1:
+            raise ValueError(f"num_envs={num_rows!r}: texts side by side, a whole number of at least 1")
         self.task = task
         self.num_rows = num_rows
         self.reward_model = task.reward if reward is None else reward

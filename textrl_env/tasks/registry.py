@@ -15,6 +15,7 @@ from .exact import TASKS
 from .ladders import factories
 
 EXACT_TASKS = tuple(TASKS)
+SPLITS = ("train", "validation", "test")
 
 # Name -> the factory of (*arguments, split) and those arguments.
 _TABLE: dict[str, tuple[str, ...]] = {
@@ -44,6 +45,10 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
 
 def unchecked_task(task: str | Mapping[str, Any] | TextTask, split: str, overrides: Mapping[str, Any]) -> TextTask:
     """Do what `make_task` does for those who check the reward themselves, which need not be the task's."""
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}{did_you_mean(str(split), SPLITS)}: choose one of {', '.join(SPLITS)}")
+    if isinstance(task, TextTask) and split != "train":
+        raise ValueError(f"split={split!r}: a TextTask has prompts of its own, and no splits; leave it out, or replace its prompts")
     if isinstance(task, str):
         task = _built(task, split)
     elif isinstance(task, Mapping):

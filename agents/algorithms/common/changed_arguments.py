@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
@@ -95,3 +98,21 @@ def vocabulary_hash(env: VecEnv) -> str:
     tokenizer = text_env_of(env).core.task.tokenizer
     texts = tokenizer.decode_batch([[token] for token in range(tokenizer.vocab_size)])
     return hashlib.sha256("\0".join([str(tokenizer.eos_token_id), *texts]).encode()).hexdigest()
+
+
+def check_whole(file: Path) -> None:
+    """Check that a checkpoint is a whole ZIP file, whose parts have their checksums.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not file.is_file():  # SB3 adds ".zip", or says that there is none
+        return
+    try:
+        with zipfile.ZipFile(file) as opened:
+            # The tail of half a file may be a whole ZIP file: the one that holds the weights
+            damaged = opened.testzip() if "data" in opened.namelist() else "half of it is missing"
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise ValueError(f"{file} is a damaged checkpoint ({damaged}): restore it from a copy, or delete it to start this training anew")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from textrl_env import Tokenizer
-from textrl_env.tokenizer import as_tokenizer, ends_of, files_of
+from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
 from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
@@ -25,6 +25,7 @@ from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
 from ...models.model_checks import check_head
 from ...models.sequences import TextRecord
 from ...utils.interrupts import stop_request
+from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
@@ -38,16 +39,16 @@ if TYPE_CHECKING:
 class SupervisedArguments(TypedDict, total=False):
     """Keyword arguments of `SFT` and `DPO`, see `keyword_arguments`."""
 
-    learning_rate: Annotated[float, 3e-3, "Peak of a one-cycle schedule, > 0."]
-    batch_size: Annotated[int, 32, "Texts, or pairs of them, per step, at least 1."]
-    weight_decay: Annotated[float, 0.01, "Weight decay of AdamW, at least 0."]
+    learning_rate: Annotated[Above0, 3e-3, "Peak of a one-cycle schedule, > 0."]
+    batch_size: Annotated[Count, 32, "Texts, or pairs of them, per step, at least 1."]
+    weight_decay: Annotated[AtLeast0, 0.01, "Weight decay of AdamW, at least 0."]
     max_new_tokens: Annotated[
-        int | None,
+        Count | None,
         None,
         "Longest response that the policy may write.  Longer ones are cut there, which `learn` says; those of this many tokens and more "
         "get no end-of-text token, for the policy cannot write one.  None: any.",
     ]
-    seed: Annotated[int, 0, "Seed of fresh weights and of the order of the texts."]
+    seed: Annotated[Natural, 0, "Seed of fresh weights and of the order of the texts."]
     device: Annotated[torch.device | str, "cpu", "Where to train."]
 
 
@@ -72,8 +73,7 @@ class Supervised(KeywordArguments, ABC):
         settings = self._complete(arguments)
         self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
         self.weight_decay, self.seed, self.max_new_tokens = settings["weight_decay"], settings["seed"], settings["max_new_tokens"]
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: at least 1, or None")
+        check_same_tokens(model, tokenizer)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
@@ -119,6 +119,8 @@ class Supervised(KeywordArguments, ABC):
             FloatingPointError: The loss is NaN or infinite.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
+        check(f"steps={steps!r}", steps, Count)
+        check(f"save_every={save_every!r}", save_every, Count)
         if not texts:
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
@@ -202,8 +204,15 @@ class Supervised(KeywordArguments, ABC):
         """Insist that the model reads every text whole, and say how many responses were cut."""
         texts = self._records(rows)
         unread = 0 if self.backbone.reads_prompt_apart else 1  # the last token is predicted and not read
-        for text in texts:
-            self.backbone.check_room(len(text.context), len(text.actions) + sum(len(ids) for _, ids in text.replies) - unread)
+        room = self.backbone.context_length
+        lengths = [(len(text.context), len(text.actions) + sum(len(ids) for _, ids in text.replies) - unread) for text in texts]
+        taken = [max(pair) if self.backbone.reads_prompt_apart else sum(pair) for pair in lengths]
+        if room is not None and (long := [i for i, length in enumerate(taken) if length > room]):
+            text = self.tokenizer.decode_batch([[*texts[long[0]].context, *texts[long[0]].actions]])[0]
+            raise ValueError(
+                f"{len(long)} of {len(texts)} texts are too long for the model, which reads {room} tokens: {text[:80]!r}... takes "
+                f"{taken[long[0]]}; leave them out, shorten them, or take a model that reads more"
+            )
         if self.num_cut:
             warnings.warn(
                 f"{self.num_cut} of {len(texts)} responses ({self.num_cut / len(texts):.0%}) are longer than max_new_tokens="

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from textrl_env.tokenizer import check_same_tokens
 from textrl_env.utils.files import new_path
 
 from ...generation.generator import Generator
@@ -39,9 +38,9 @@ from ...rollouts.reference_model import make_reference, move_reference
 from ...rollouts.reward_scaling import ScoreScale
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
-from ...rollouts.text_vec_env import as_text_vec_env
+from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
-from .changed_arguments import changed_attributes, vocabulary_hash
+from .changed_arguments import changed_attributes, check_whole, vocabulary_hash
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
@@ -83,6 +82,11 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
         "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
     }
+    _instead: ClassVar[Mapping[str, str]] = {
+        "n_steps": "n_episodes: texts per rollout, not steps", "kl_coef": "beta", "init_kl_coef": "beta", "lr": "learning_rate",
+        "model": "policy_kwargs={'model': ...}", "temperature": "policy_kwargs={'temperature': ...}",
+        "micro_batch_size": "policy_kwargs={'micro_batch_size': ...}", "total_timesteps": "learn(total_timesteps)",
+    }  # fmt: skip
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
     reference: nn.Module | None
@@ -122,17 +126,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.
 
         `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
-
-        Raises:
-            ValueError: An argument is out of range.
         """
         given = dict(settings)
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
-        if self.n_episodes < 1:
-            raise ValueError(f"n_episodes={self.n_episodes}: texts per rollout, at least 1")
-        if not 0 <= mixup <= 1 or warmup < 0:
-            raise ValueError(f"reference_mixup={mixup}, critic_warmup={warmup}: a share between 0 and 1, and a number of rollouts")
         self.reference_mixup, self.critic_warmup = mixup, warmup
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
         if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
@@ -146,6 +143,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._join_ranks()
+        if self.env is not None:
+            tokenizer, given = text_env_of(self.env).task.tokenizer, self.policy_kwargs
+            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), "reference": self.reference_source}.items():
+                check_same_tokens(folder, tokenizer, what)
         super()._setup_model()
         self.ranks.share_weights(self.policy)
         self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
@@ -330,7 +331,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
                 damaged or half of one.
         """
         if isinstance(path, (str, Path)):
-            _check_whole(Path(path))
+            check_whole(Path(path))
         if kwargs:
             data, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
             assert data is not None
@@ -380,21 +381,3 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         weights = self.reference is not None and (self.reference_source is None or self.reference_mixup > 0)
         return state_dicts + (["reference"] if weights else []), variables
-
-
-def _check_whole(file: Path) -> None:
-    """Check that a checkpoint is a whole ZIP file, whose parts have their checksums.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not file.is_file():  # SB3 adds ".zip", or says that there is none
-        return
-    try:
-        with zipfile.ZipFile(file) as opened:
-            # The tail of half a file may be a whole ZIP file: the one that holds the weights
-            damaged = opened.testzip() if "data" in opened.namelist() else "half of it is missing"
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise ValueError(f"{file} is a damaged checkpoint ({damaged}): restore it from a copy, or delete it to start this training anew")

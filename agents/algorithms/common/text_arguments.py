@@ -9,30 +9,31 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from ...models.loading import LMSource
 from ...rollouts.kl_controller import Beta
+from ...utils.limits import Above0, AtLeast0, Count, Natural, Seed, Share
 
 
 class SB3Arguments(TypedDict, total=False):
     """What every on-policy algorithm of Stable-Baselines3 takes."""
 
     learning_rate: Annotated[
-        float | Schedule, 3e-4, "Step size of Adam, > 0; or a schedule, a function of the share of the training that remains, from 1 to 0."
+        Above0 | Schedule, 3e-4, "Step size of Adam, > 0; or a schedule, a function of the share of the training that remains, from 1 to 0."
     ]
     gamma: Annotated[
-        float, 1.0, "Discount per token, in [0, 1]; SB3's 0.99 scales the reward of a 48-token text by 0.62 at its first token."
+        Share, 1.0, "Discount per token, in [0, 1]; SB3's 0.99 scales the reward of a 48-token text by 0.62 at its first token."
     ]
     gae_lambda: Annotated[
-        float, 0.95, "Lambda of generalised advantage estimation, in [0, 1]; below 1, the critic's error biases the gradient."
+        Share, 0.95, "Lambda of generalised advantage estimation, in [0, 1]; below 1, the critic's error biases the gradient."
     ]
     rollout_buffer_kwargs: Annotated[
         dict[str, Any] | None, None, "Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ..."
     ]
-    stats_window_size: Annotated[int, 100, "Texts that the logged means of reward and length are taken over, at least 1."]
+    stats_window_size: Annotated[Count, 100, "Texts that the logged means of reward and length are taken over, at least 1."]
     tensorboard_log: Annotated[str | None, None, "Folder for TensorBoard; None: it is not written."]
     policy_kwargs: Annotated[
         dict[str, Any] | None, None, "Arguments of the policy: `model`, the sampling rules, and more, see `TransformerPolicy`."
     ]
-    verbose: Annotated[int, 0, "What is printed: 0 nothing, 1 a table after each rollout, 2 also what serves debugging."]
-    seed: Annotated[int | None, None, "Seed of weights, prompts and sampling; None: not seeded."]
+    verbose: Annotated[Natural, 0, "What is printed: 0 nothing, 1 a table after each rollout, 2 also what serves debugging."]
+    seed: Annotated[Seed | None, None, "Seed of weights, prompts and sampling; None: not seeded."]
     device: Annotated[torch.device | str, "auto", "Where the policy computes; `auto`: on a GPU if there is one."]
     _init_setup_model: Annotated[bool, True, "Whether to build the policy at once; SB3's `load` does so later."]
 
@@ -40,7 +41,7 @@ class SB3Arguments(TypedDict, total=False):
 class TextArguments(SB3Arguments, total=False):
     """What every text algorithm takes."""
 
-    n_episodes: Annotated[int, 64, "Texts per rollout, at least 1; in place of SB3's `n_steps`."]
+    n_episodes: Annotated[Count, 64, "Texts per rollout, at least 1; in place of SB3's `n_steps`."]
     beta: Annotated[
         Beta,
         0.05,
@@ -54,34 +55,34 @@ class TextArguments(SB3Arguments, total=False):
         "policy's first weights, or, if only adapters train (`lora`), the base model under them, which needs no copy.",
     ]
     reference_mixup: Annotated[
-        float, 0.0, "In [0, 1]: after each update the reference becomes (1 - this) * reference + this * policy; 0: it never changes."
+        Share, 0.0, "In [0, 1]: after each update the reference becomes (1 - this) * reference + this * policy; 0: it never changes."
     ]
 
 
 class ActorCriticArguments(TextArguments, total=False):
     """What those text algorithms take that minimise one loss of actor and critic."""
 
-    ent_coef: Annotated[float, 0.0, "Weight of the entropy, which the loss rewards."]
-    vf_coef: Annotated[float, 0.1, "Weight of the value loss; less than SB3's 0.5, for the value head shares the trunk."]
+    ent_coef: Annotated[AtLeast0, 0.0, "Weight of the entropy, which the loss rewards."]
+    vf_coef: Annotated[AtLeast0, 0.1, "Weight of the value loss; less than SB3's 0.5, for the value head shares the trunk."]
     max_grad_norm: Annotated[
-        float, 1.0, "Largest norm of the gradient, > 0: the usual value for transformers, where SB3 has 0.5 for small networks."
+        Above0, 1.0, "Largest norm of the gradient, > 0: the usual value for transformers, where SB3 has 0.5 for small networks."
     ]
-    critic_warmup: Annotated[int, 0, "Rollouts at the start in which only the critic learns, at least 0."]
+    critic_warmup: Annotated[Natural, 0, "Rollouts at the start in which only the critic learns, at least 0."]
 
 
 class ClippedArguments(ActorCriticArguments, total=False):
     """What those text algorithms take that clip the ratio of new to old probabilities."""
 
-    batch_size: Annotated[int, 16, "Texts per minibatch, at least 1; SB3's 64 counts steps."]
-    n_epochs: Annotated[int, 4, "Passes over a rollout, at least 1; 4 as Ziegler et al. (2019), where SB3 has 10."]
-    clip_range: Annotated[float | Schedule, 0.2, "How far the ratio of new to old probability may move from 1, > 0; or a schedule."]
+    batch_size: Annotated[Count, 16, "Texts per minibatch, at least 1; SB3's 64 counts steps."]
+    n_epochs: Annotated[Count, 4, "Passes over a rollout, at least 1; 4 as Ziegler et al. (2019), where SB3 has 10."]
+    clip_range: Annotated[Above0 | Schedule, 0.2, "How far the ratio of new to old probability may move from 1, > 0; or a schedule."]
     clip_range_vf: Annotated[
-        float | Schedule | None,
+        Above0 | Schedule | None,
         None,
         "How far values may move in an update, in reward units, > 0; or a schedule; None: as far as they like.",
     ]
     target_kl: Annotated[
-        float | None,
+        Above0 | None,
         None,
         "Stop the epochs of a rollout early at 1.5 times this `approx_kl`, in nats per token, > 0; not the KL to the reference; "
         "None: never.",

@@ -2,7 +2,7 @@
 
 Each algorithm is trained on each exact task with several seeds.  The score of a run is the share of the gap between the reference
 and the optimum of the KL-regularised return that it closes: 0 is the reference, 1 the optimum, below 0 worse than doing nothing.
-The table shows the interquartile mean over seeds and its 95% bootstrap interval (Agarwal et al. 2021).  Every finished run is a
+The table shows the interquartile mean over seeds and its 95% interval (see `aggregate_statistics`).  Every finished run is a
 line in `runs.jsonl`; the same command goes on from there.
 """
 

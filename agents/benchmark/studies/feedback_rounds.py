@@ -25,7 +25,6 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
-from scipy import stats
 
 from textrl_env import make_task
 from textrl_env.utils.files import write_text
@@ -34,6 +33,7 @@ from ...pipelines.feedback_loop import Loop, run_loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
+from ..aggregate_statistics import mean_interval
 from .study import Study, side_by_side, spawning_pool
 
 TEMPERATURE = 0.43  # of the task's own annotator
@@ -125,8 +125,8 @@ def _result(config: FeedbackStudy, arm: Arm, seed: int) -> dict[str, Any]:
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return mean and half width of Student's 95% interval."""
-    x = np.asarray(values, float)
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    mean, low, _ = mean_interval(np.asarray(values, float))
+    return mean, mean - low
 
 
 def _table(results: dict[str, list[dict[str, Any]]], gains: dict[str, np.ndarray]) -> str:

@@ -3,7 +3,7 @@
 For each seed the base policy writes pairs of texts, a simulated annotator compares them, and a reward model is fitted to the choices.
 Algorithms that ask for a reward learn from that model; DPO, IPO and SFT learn from the same comparisons.  Then each policy goes on with the
 500 openings of the test split, and the task's gold score, which no algorithm saw, compares its texts with those of the base policy on
-the same openings.  The share of openings on which it wins has Wilson's 95% interval, over all seeds together.
+the same openings.  The share of openings on which it wins has Student's 95% interval over seeds.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from ...training.base_policies import base_policy
 from ...training.offline_training import OFFLINE, RATES, STEPS, preferred_texts, supervised
 from ...training.policy_training import PolicyTraining, train_policy
 from ...utils.run_folder import RunFolder
+from ..aggregate_statistics import mean_interval
 from .study import Study, side_by_side, spawning_pool
 
 BASELINES = ("random", "best-of-8")
@@ -189,9 +190,10 @@ def _known(config: Review, name: str, seed: int) -> bool:
 def _row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sum up the seeds of one algorithm."""
     gold, base = (np.concatenate([r[key] for r in results]) for key in ("gold", "base"))
+    by_seed = [win_rate(np.array(r["gold"]), np.array(r["base"])) for r in results]
     return {
-        "gold": float(gold.mean()), "base": float(base.mean()), "wins": win_rate(gold, base),
-        "by_seed": [win_rate(np.array(r["gold"]), np.array(r["base"])) for r in results],
+        "gold": float(gold.mean()), "base": float(base.mean()), "wins": mean_interval(np.array([won.rate for won in by_seed])),
+        "by_seed": by_seed,
         "kl": float(np.mean([r["kl"] for r in results])), "seconds": max(r["seconds"] for r in results),
         "curves": [r["curve"] for r in results],
     }  # fmt: skip
@@ -209,7 +211,7 @@ def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
         kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
-        wins = f"{row['wins'].rate:.3f} [{row['wins'].low:.3f}, {row['wins'].high:.3f}]"
+        wins = "{:.3f} [{:.3f}, {:.3f}]".format(*row["wins"])
         lines.append([name, wins, seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
     table = markdown_table(head, lines)
     Console(width=140).print(table)

@@ -238,7 +238,7 @@ def test_equal_groups_are_left_out(grouped):
         ({"loss_aggregation": "mean"}, "loss_aggregation='mean'"),
         ({"dual_clip": 0.5}, "dual_clip=0.5"),
         ({"n_episodes": 18}, "n_episodes=18"),
-        ({"reference_mixup": 2}, "between 0 and 1"),
+        ({"reference_mixup": 2}, "from 0 to 1"),
     ],
 )
 def test_settings_that_make_no_sense(grouped, settings, message):

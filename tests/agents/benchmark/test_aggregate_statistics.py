@@ -1,7 +1,5 @@
 """Statistics of the benchmark against scipy, loops, hand-worked numbers and a known distribution."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -47,16 +45,22 @@ def test_improvement_leaves_out_tasks_that_only_one_played():
         ours.improvement([np.array([])], [np.array([1.0])])
 
 
-def test_interval_is_the_quantiles_of_all_equally_likely_samples():
-    """With two tasks of two runs each there are 16 samples: the bootstrap must find their distribution."""
-    runs = [np.array([0.0, 1.0]), np.array([10.0, 30.0])]
-    means = [np.mean([*one, *two]) for one in itertools.product(runs[0], repeat=2) for two in itertools.product(runs[1], repeat=2)]
-    found = ours.interval(ours.mean, runs, resamples=20_000)
-    assert found.value == np.mean([0, 1, 10, 30])
-    assert (found.low, found.high) == (min(means), max(means))  # the extremes have chance 1/16 each, beyond 2.5%
-    inner = [ours.interval(ours.mean, runs, resamples=1, seed=s).low for s in range(4000)]
-    for value in set(means):
-        assert np.mean(np.isclose(inner, value)) == pytest.approx(np.mean(np.isclose(means, value)), abs=0.03)
+def test_interval_of_a_mean_is_welchs():
+    """For the mean, the bootstrap's standard error is the stratified one, and the interval Student's with Welch's degrees of freedom."""
+    runs = [np.array([0.0, 1.0, 0.5]), np.array([10.0, 30.0, 25.0, 11.0])]
+    variances = [len(task) * task.var(ddof=1) / 49 for task in runs]  # of each task's part of the mean of all 7
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(variances))
+    found = ours.interval(ours.mean, runs, resamples=40_000)
+    assert found.value == pytest.approx(np.mean([0, 1, 0.5, 10, 30, 25, 11]))
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=0.02)
+    one = ours.interval(ours.mean, runs[1:], resamples=40_000)
+    assert tuple(one) == pytest.approx(tuple(ours.mean_interval(runs[1])), rel=0.05)
+
+
+def test_mean_interval_is_students():
+    low, high = stats.t.interval(0.95, 4, A[0].mean(), stats.sem(A[0]))
+    assert tuple(ours.mean_interval(A[0])) == pytest.approx((A[0].mean(), low, high))
 
 
 def test_resampling_keeps_to_the_task():
@@ -64,39 +68,19 @@ def test_resampling_keeps_to_the_task():
     assert ours.interval(ours.mean, runs) == (0.5, 0.5, 0.5)  # drawn across tasks it would spread
 
 
-def test_interval_of_a_comparison_draws_both_agents():
-    found = ours.interval(ours.improvement, A, B)
-    assert found.low <= found.value <= found.high
-    rng = np.random.default_rng(1)
-    loop = []
-    for _ in range(1000):
-        ones, twos = ([rng.choice(task, len(task)) for task in runs] for runs in (A, B))
-        loop.append(np.mean([np.mean([(x > y) + 0.5 * (x == y) for x in a for y in b]) for a, b in zip(ones, twos, strict=True)]))
-    np.testing.assert_allclose(found[1:], np.quantile(loop, [0.025, 0.975]), atol=0.03)
+def test_improvement_interval_is_wilsons_for_as_many_pairs():
+    chance = ours.improvement(A, B)
+    rate = stats.binomtest(20, 20).proportion_ci(method="wilson")
+    assert ours.improvement_interval([a + 9 for a in A], B)[1:] == pytest.approx((rate.low, rate.high))
+    found = ours.improvement_interval(A, B)
+    assert found.low < chance == found.value < found.high
+    ragged = ours.improvement_interval([np.array([2.0, 3.0]), np.array([])], [np.array([1.0]), np.array([9.0])])
+    assert ragged.low == pytest.approx(stats.binomtest(1, 1).proportion_ci(method="wilson").low)  # a single pair
 
 
-def test_interval_covers_the_truth():
-    rng, hits = np.random.default_rng(2), 0
-    for _ in range(200):
-        runs = [rng.normal(task, 1, 20) for task in range(3)]
-        found = ours.interval(ours.mean, runs, resamples=200)
-        hits += found.low <= 1 <= found.high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_profile_band_holds_the_profile():
+def test_profile_band_is_wilsons():
     thresholds = np.linspace(0, 1, 11)
-    low, high = ours.profile_band(A, thresholds, resamples=500)
-    assert (low <= ours.profile(A, thresholds)).all() and (ours.profile(A, thresholds) <= high).all()
-    assert (high - low).max() > 0.1
-
-
-@pytest.mark.parametrize(("statistic", "agents"), [("iqm", 1), ("optimality_gap", 1), ("mean", 1), ("improvement", 2)])
-def test_all_samples_at_once_are_the_samples_one_by_one(statistic, agents):
-    statistic, agents = getattr(ours, statistic), [A, B][:agents]
-    drawn, rng = [], np.random.default_rng(0)
-    samples = [[task[rng.integers(len(task), size=(300, len(task)))] for task in runs] for runs in agents]
-    for i in range(300):
-        drawn.append(statistic(*([task[i] for task in runs] for runs in samples)))
-    expected = (statistic(*agents), *np.quantile(drawn, [0.025, 0.975]))
-    assert ours.interval(statistic, *agents, resamples=300) == pytest.approx(expected)
+    low, high = ours.profile_band(A, thresholds)
+    for threshold, at, to in zip(thresholds, low, high, strict=True):
+        rate = stats.binomtest(int((np.concatenate(A) > threshold).sum()), 20).proportion_ci(method="wilson")
+        assert (at, to) == pytest.approx((rate.low, rate.high))

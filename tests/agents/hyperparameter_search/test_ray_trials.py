@@ -80,7 +80,7 @@ def test_a_trial_that_is_killed_twice_has_failed(tmp_path):
 
 def test_a_bad_trial_is_pruned(tmp_path):
     """The ninth setting is worse than the median of the others: without Ray it is pruned, too."""
-    rows = tune(tmp_path / "ray", trials=9, tokens=4000, ray="local")
-    here = tune(tmp_path / "here", trials=9, tokens=4000)
+    rows = tune(tmp_path / "ray", trials=9, total_tokens=4000, ray="local")
+    here = tune(tmp_path / "here", trials=9, total_tokens=4000)
     assert [row["state"] for row in rows] == [row["state"] for row in here] == ["complete"] * 8 + ["pruned"]
     assert rows[:8] == here[:8]

@@ -19,7 +19,7 @@ from agents.hyperparameter_search.search_space import SPACE
 from agents.hyperparameter_search.trial import Tune
 from agents.hyperparameter_search.tune import run_tune
 
-FLAGS = ["--task", "exact-smooth", "--algo", "a2c", "--tokens", "800", "--texts", "32", "--seeds", "1"]
+FLAGS = ["--task", "exact-smooth", "--algo", "a2c", "--total-tokens", "800", "--texts", "32", "--seeds", "1"]
 ROOT = Path(__file__).parents[3]
 
 
@@ -42,7 +42,7 @@ def test_best_is_the_largest_of_the_trials_and_is_kept(tmp_path):
     assert best["provenance"]["value"] == float(top["value"]) and best["provenance"]["trials"] == 4
     assert {name: float(value) for name, value in best["settings"].items()} == {n: float(top[n]) for n in best["settings"]}
     assert "beta" not in best["settings"]  # it belongs to an exact task
-    assert best["provenance"]["command"] == "textrl tune --task exact-smooth --algo a2c --trials 4 --tokens 800 --seeds 1 --texts 32"
+    assert best["provenance"]["command"] == "textrl tune --task exact-smooth --algo a2c --trials 4 --total-tokens 800 --seeds 1 --texts 32"
     both = yaml.safe_load(kept.read_text())
     assert both["exact-smooth"] == best and both["other"]["settings"] == {"learning_rate": 0.5}
     assert tune(tmp_path / "two", "--trials", "4") == 0
@@ -98,7 +98,7 @@ def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
         return train(*arguments)
 
     monkeypatch.setattr(trial, "train_agent", second_fails)
-    run_tune(Tune("exact-smooth", "a2c", trials=3, tokens=500, texts=32, seeds=1, pruner="none", out=tmp_path))
+    run_tune(Tune("exact-smooth", "a2c", trials=3, total_tokens=500, texts=32, seeds=1, pruner="none", out=tmp_path))
     rows = trials(tmp_path)
     assert [row["state"] for row in rows] == ["complete", "fail", "complete"]
 

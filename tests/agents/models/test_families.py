@@ -213,6 +213,7 @@ def test_save_and_load(make_env, tmp_path, name):
     agent.policy.save_pretrained(tmp_path / "folder")
     source = {"class": MODELS[name]["class"], "weights": str(tmp_path / "folder")} if name in OWN else str(tmp_path / "folder")
     again = TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model=source)
+    again.set_training_mode(False)
     torch.testing.assert_close(again.get_distribution(tensors).distribution.logits, expected)
     torch.testing.assert_close(again.predict_values(tensors), agent.policy.predict_values(tensors))
     if name in OWN:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import agents.pipelines.demo
 from agents.pipelines.demo import Demo, run_demo
@@ -16,12 +17,14 @@ from textrl_env import Episode
 from ..small_reviews import small_task
 
 
-@pytest.mark.reports("textrl demo refuses a finished folder with another seed or a refitted reward model, and leaves it as it is")
+@pytest.mark.reports(
+    "textrl demo refuses a finished folder with another seed or a refitted reward model; its figures do not depend on threads"
+)
 def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
     monkeypatch.setattr(agents.pipelines.demo, "make_task", small_task)
     monkeypatch.setattr(agents.pipelines.demo, "HELD_OUT_PAIRS", 200)
-    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=16_000, n_episodes=64, batch_size=16, test_texts=200)
+    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=16_000, n_episodes=64, batch_size=16, texts=200)
     record = CurveCallback._on_rollout_end
 
     def interrupted(self):
@@ -37,7 +40,9 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cac
     assert not (config.out / "results.json").exists()
 
     monkeypatch.setattr(CurveCallback, "_on_rollout_end", record)
+    torch.set_num_threads(2)
     run_demo(config)
+    assert torch.get_num_threads() == 1  # of more, sums are rounded in another order
     assert [path.stat().st_mtime_ns for path in kept[:2]] == times[:2]
     rows = list(csv.DictReader((config.out / "kl" / "curve.csv").read_text().splitlines()))
     assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))  # 8 rollouts, back to 5, and on
@@ -45,6 +50,7 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cac
     assert int(rows[-1]["tokens"]) >= config.total_tokens
 
     results = json.loads((config.out / "results.json").read_text())
+    assert results["versions"]["processor"] == torch.backends.cpu.get_cpu_capability()
     tuned = results["variants"]["kl"]
     assert tuned["win_rate"]["low"] > 0.5
     texts = [json.loads(line) for line in (config.out / "texts.jsonl").read_text().splitlines()]

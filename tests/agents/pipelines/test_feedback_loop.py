@@ -9,6 +9,7 @@ import pytest
 import agents.pipelines.feedback_loop as loop_module
 from agents.cli.main import main
 from agents.pipelines.feedback_loop import LabelsMissingError, Loop, run_loop
+from agents.pipelines.feedback_loop_report import below_chance, write_loop_report
 from rewards import read_preferences
 from rewards.feedback.store import FeedbackStore
 from textrl_env import make_task
@@ -145,8 +146,24 @@ def test_uncertainty_chooses_among_more(tmp_path):
 
 
 def test_bad_settings(tmp_path, capsys):
-    assert main(["loop", "--out", str(tmp_path), "--rounds", "0"]) == 2 and "rounds=0" in capsys.readouterr().err
-    assert main(["loop", "--out", str(tmp_path), "--texts", "1"]) == 2 and "texts=1" in capsys.readouterr().err  # no standard error
+    assert main(["loop", "--out", str(tmp_path), "--rounds", "0"]) == 2 and "--rounds 0" in capsys.readouterr().err
+    assert main(["loop", "--out", str(tmp_path), "--texts", "1"]) == 2 and "--texts 1" in capsys.readouterr().err  # no standard error
     assert main(["loop", "--out", str(tmp_path), "--annotators", "{", "--texts", "24"]) == 2
     assert main(["loop", "--out", str(tmp_path), "--annotators", '{"flip": 2}', "--labels", "20", "--texts", "24"]) == 2
     assert main(["loop", "--out", str(tmp_path), "--labels", "5"]) == 2
+
+
+@pytest.mark.reports("A loop says at once and in its report when a reward model agrees with the gold score less often than chance.")
+def test_a_reward_below_chance_is_said(two_rounds):
+    row = {"round": 2, "reward_accuracy": {"rate": 0.35, "low": 0.24, "high": 0.48, "num": 60}}
+    line = below_chance(row)
+    assert line.startswith("round 2: the reward model agrees with the gold score on 35% [24%, 48%] of 60 pairs")
+    assert "worse than chance" in line and "answers are turned round" in line
+    for accuracy in ({"rate": 0.4, "low": 0.29, "high": 0.52, "num": 60}, {"rate": 0.8, "low": 0.7, "high": 0.9, "num": 60}):
+        assert below_chance({"round": 1, "reward_accuracy": accuracy}) is None
+    assert below_chance({"round": 1}) is None  # a task without a gold score
+    found = rounds(two_rounds)
+    found["rounds"][0]["reward_accuracy"] = row["reward_accuracy"]
+    (two_rounds / "again").mkdir()
+    (two_rounds / "again" / "rounds.json").write_text(json.dumps(found))
+    assert "worse than chance" in write_loop_report(two_rounds / "again").read_text()

@@ -190,7 +190,7 @@ def test_references_that_cannot_be_mixed_or_do_not_fit(make_env, tmp_path):
     save_lm(load_lm({**LLAMA, "hidden_size": 32}), tmp_path / "wide")
     with pytest.raises(ValueError, match="own architecture"):
         make(env, reference=tmp_path / "wide", reference_mixup=0.1)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="from 0 to 1"):
         make(env, reference_mixup=1.5)
     save_lm(load_lm({**LLAMA, "vocab_size": 8}), tmp_path / "small")
     with pytest.raises(ValueError, match="reference has 8 tokens, the environment 24"):

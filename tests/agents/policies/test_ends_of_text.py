@@ -145,9 +145,11 @@ def test_another_tokenizer_is_refused():
 def test_supervised_training_and_its_exports(tmp_path):
     tokenizer = FileTokenizer(backend(bos=True), ["<end>", "<eos>"])
     sft = SFT(LLAMA, tokenizer)
-    assert sft._encode([("hello", "world"), ("<end>", "<s>")]) == [([5, 1, 2, 4], 2), ([5, 3, 3, 3, 3, 4], 3)]
+    rows = sft._encode([("hello", "world"), ("<end>", "<s>")])
+    assert [([*row.context], [*row.actions]) for row in rows] == [([5, 1], [2, 4]), ([5, 3, 3], [3, 3, 4])]
     dpo = DPO(LLAMA, tokenizer)
-    assert dpo._encode([Preference("hello", "world", "<eos>")]) == [([5, 1], [2, 4], [3, 3, 4])]
+    (pair,) = dpo._encode([Preference("hello", "world", "<eos>")])
+    assert [([*row.context], [*row.actions]) for row in pair[:2]] == [([5, 1], [2, 4]), ([5, 1], [3, 3, 4])]
     expert = ExpertIteration(task_of(tokenizer), LLAMA, "length", n=2, n_prompts=2, steps=1)
     for trainer in (sft, dpo, expert.trainer):
         trainer.save(tmp_path)

@@ -119,7 +119,7 @@ def test_names_that_nobody_knows():
         make_task("review", split="dev")
     with pytest.raises(TypeError, match="is a int"):
         make_task(3)
-    with pytest.raises(ValueError, match="num_rows=0"):
+    with pytest.raises(ValueError, match="num_envs=0"):
         TextCore(make(), 0)
     with pytest.raises(ValueError, match="num_episodes=0"):
         TextCore(make(), 1).begin_rollout(0)

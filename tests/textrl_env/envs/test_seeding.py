@@ -114,7 +114,7 @@ def test_options_are_used_or_refused():
     scalar, vector, sb3 = (shell(kind, ORDERS["sequential"])[0] for kind in ("scalar", "vector", "sb3"))
     sb3.set_options({"prompt": "1 2"})
     for reset in (scalar.reset, vector.reset, lambda options: sb3.reset()):
-        with pytest.raises(ValueError, match="a text environment has no such options"):
+        with pytest.raises(ValueError, match="a reset takes none"):
             reset(options={"prompt": "1 2"})
     scalar.reset(options={})
     vector.reset(seed=0)

@@ -24,7 +24,8 @@ def test_every_kind_is_trained_judged_and_kept(small_reviews_cache, tmp_path, mo
     assert rows["random"]["wins"].high < 0.5
     assert rows["best-of-8"]["gold"] > rows["random"]["gold"]
     result = json.loads((tmp_path / "seed-0" / "dpo" / "result.json").read_text())
-    assert rows["dpo"]["wins"] == win_rate(np.array(result["gold"]), np.array(result["base"]))
+    assert rows["dpo"]["by_seed"] == [win_rate(np.array(result["gold"]), np.array(result["base"]))]
+    assert rows["dpo"]["wins"].value == rows["dpo"]["by_seed"][0].rate
     assert [share for share, _ in result["curve"]] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rows["rloo"]["curves"][0][-1][0] == 1 and rows["rloo"]["kl"] > 0
     table = (tmp_path / "t.md").read_text()
