@@ -53,7 +53,7 @@ def test_presets_cover_all_tasks():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"suite": "nothing"}, "suite 'nothing'"),
+        ({"suite": "nothing"}, "--suite nothing: no suite"),
         ({"agents": ("poo",)}, "did you mean 'ppo'"),
         ({"agents": ("no.module:Agent",)}, "cannot be imported"),
         ({"agents": (f"{OWN}:CannotPredict",)}, "no method predict"),

@@ -19,7 +19,7 @@ SIZES = {"task": "exact-smooth", "algo": "a2c", "texts": 32, "seeds": 1, "sample
 
 
 def tune(out, **more):
-    run_tune(Tune(**{"tokens": 800, **SIZES, **more}, out=out))
+    run_tune(Tune(**{"total_tokens": 800, **SIZES, **more}, out=out))
     return list(csv.DictReader((out / "trials.csv").read_text(encoding="utf-8").splitlines()))
 
 
