@@ -1,5 +1,6 @@
 """What the documents say of the project is so."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -78,3 +79,25 @@ def test_files_that_the_architecture_names_are_there():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:agents|rewards|textrl_env|docs)/[\w/.]+\.\w+)`", text))
     assert len(named) > 8 and not [name for name in named if not (ROOT / name).is_file()]
+
+
+def reported_faults():
+    """Yield file, function and line of description of every test that is marked as one of a reported fault."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            target.id: node.value for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if hasattr(target, "id")
+        }
+        for node in ast.walk(tree):
+            for mark in getattr(node, "decorator_list", []):
+                mark = named.get(getattr(mark, "id", ""), mark)
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.reports":
+                    yield path.relative_to(ROOT).as_posix(), node.name, ast.literal_eval(mark.args[0])
+
+
+def test_the_questions_name_all_reported_faults():
+    text = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+    linked = {(file, f"test_{name.replace(' ', '_')}") for name, file in re.findall(r"\[([\w ]+)\]\(\.\./(tests/[\w/]+\.py)\)", text)}
+    marked = {(file, name) for file, name, _ in reported_faults()}
+    assert len(marked) > 200 and linked == marked
+    assert all(line and "\n" not in line for *_, line in reported_faults())

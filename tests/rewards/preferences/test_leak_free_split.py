@@ -70,6 +70,7 @@ def test_a_chain_is_cut_at_two_places():
     assert split.dropped == 2 and len(held) == 30
 
 
+@pytest.mark.reports("Prompts are on one side of a split; an empty prompt and a template join nothing")
 def test_prompts_are_on_one_side_but_templates_join_nothing():
     asked = [Preference(f"p{i % 60}", f"a{i}", f"b{i}") for i in range(200)]
     assert split_of(asked)[0].prompts_apart and split_of(asked)[0].dropped == 0
