@@ -184,7 +184,7 @@ def test_pairs_with_nothing_to_choose():
         ([("1", " 2", " 3")], TypeError, "is a tuple: pass Preferences"),
         ([Preference([{"role": "user", "content": "1"}], " 2", " 3")], TypeError, "read_preferences renders chat messages"),
         ([Preference("1", " 2", " 3", metadata={"weight": w}) for w in (1, 2)], ValueError, "the column 'weight' differs"),
-        ([Preference("1 " * 70, " 2", " 3")], ValueError, "the model reads 64 tokens, prompt and response take 71"),
+        ([Preference("1 " * 70, " 2", " 3")], ValueError, "2 of 2 texts are too long for the model, which reads 64 tokens: .*takes 71"),
         ([Preference("1", " 2 0 3", " 3")], ValueError, "response ' 2 0 3' holds the end-of-text token before its end"),
     ],
 )  # fmt: skip

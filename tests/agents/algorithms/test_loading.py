@@ -114,7 +114,7 @@ REFUSED = {
     "an unknown name": ({"learning_rat": 0.1}, TypeError, r"takes no argument 'learning_rat' \(did you mean 'learning_rate'"),
     "SB3's steps": ({"n_steps": 5}, TypeError, "takes no argument 'n_steps'"),
     "an attribute": ({"num_timesteps": 0}, TypeError, "takes no argument 'num_timesteps'"),
-    "out of range": ({"n_episodes": 0}, ValueError, "n_episodes=0: texts per rollout"),
+    "out of range": ({"n_episodes": 0}, ValueError, "n_episodes=0 is not a whole number of at least 1"),
     "a share": ({"reference_mixup": 2.0}, ValueError, r"reference_mixup=2\.0"),
     "the policy's class": ({"policy": "TransformerPolicy"}, ValueError, "load takes no policy: the file says"),
     "another reference": ({"reference": "somewhere"}, ValueError, "the file holds the reference's weights"),
@@ -124,7 +124,7 @@ REFUSED = {
     "adapters": ({"policy_kwargs": {"lora": {"r": 2}}}, ValueError, "lora=.*the file holds None: only lora_alpha can change"),
     "another optimizer": ({"policy_kwargs": {"optimizer_class": torch.optim.SGD}}, ValueError, "optimizer_class=.*the file holds"),
     "an unknown policy's": ({"policy_kwargs": {"temprature": 0.5}}, TypeError, r"'temprature' \(did you mean 'temperature'"),
-    "a rule out of range": ({"policy_kwargs": {"temperature": 0.0}}, ValueError, r"temperature=0\.0: must be > 0"),
+    "a rule out of range": ({"policy_kwargs": {"temperature": 0.0}}, ValueError, r"temperature=0\.0 is not a number above 0"),
 }
 
 

@@ -55,7 +55,7 @@ def test_texts_as_a_policy_wrote_them():
         (Preference("1", " 2", " 3"), TypeError, "is a Preference: pass"),
         (("1", None), TypeError, "two strings"),
         (("1 2", "", False), ValueError, "no token to learn"),
-        (("1 " * 65, " 2"), ValueError, "the model reads 64 tokens, prompt and response take 66"),
+        (("1 " * 65, " 2"), ValueError, "1 of 1 texts are too long for the model, which reads 64 tokens: .*takes 66"),
         (("1", " 2 0 3"), ValueError, "before its end"),
     ],
 )  # fmt: skip
