@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from textrl_env.reward_model import list_rewards
+from textrl_env.utils.row_files import Rows
 from textrl_env.utils.suggestions import did_you_mean
+from textrl_env.utils.tables import table_rows
 
 _SAVED = {"preference.json": "preference", "groups.json": "personal"}  # what a saved model's folder holds, and the reward that loads it
 
@@ -34,6 +36,27 @@ def reward_of(text: str, flag: str = "--reward") -> Any:
         what = "this folder holds no saved reward model" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"{flag} {text}: {what}; pass one with {' or '.join(_SAVED)}, a name, or a JSON object")
     raise _unknown(text, f"{flag} {text}")
+
+
+def columns_of(text: str | None) -> dict[str, str] | None:
+    """Return what `--columns` names, as in `prompt=instruction,chosen=output_1`: our name of a column, and the file's.
+
+    Raises:
+        ValueError: It is not of this form, or names a column twice.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    columns = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+    if len(columns) < len(pairs) or not all(ours and theirs for ours, theirs in columns.items()):
+        raise ValueError(f"--columns {text}: write prompt=instruction,chosen=output_1: the name here, then the file's, each name once")
+    return columns
+
+
+def rows_of_file(file: Path, columns: str | None) -> Path | Rows:
+    """Return what `read_prompts` reads: the file, or its rows with the columns renamed."""
+    named = columns_of(columns)
+    return file if named is None else table_rows(file, named)
 
 
 def _json_object(text: str, flag: str) -> dict[str, Any]:

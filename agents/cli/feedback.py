@@ -85,7 +85,7 @@ def run_create(config: Create) -> None:
     from rewards.feedback.pair_selection import choose_pairs
     from rewards.feedback.study import Study
     from textrl_env.reward_model import as_reward_model
-    from textrl_env.utils.row_files import read_rows
+    from textrl_env.utils.tables import read_rows
 
     if config.ensemble and config.choose != "uncertain":
         raise ValueError(f"--ensemble chooses nothing with --choose {config.choose}: add --choose uncertain, or leave it out")

@@ -15,6 +15,7 @@ from textrl_env.utils.files import write_jsonl
 from ..generation.text_generation import generate, stream
 from ..training.trained_run import open_run
 from ..utils.limits import Count, Seed
+from .arguments import rows_of_file
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Generate:
         prompts: What to go on with; a single one is streamed.
         policy: Subfolder of the policy, if there are several.
         file: More prompts, as `read_prompts` takes them: .jsonl, .csv, .parquet or .txt.
+        columns: The file's own name of the column of prompts, as in `prompt=question`.
         out: JSON Lines file for `prompt` and `response`; by default they are printed.
         max_new_tokens: Longest response; by default the task's.
         deterministic: Take the likeliest token instead of drawing one.
@@ -36,6 +38,7 @@ class Generate:
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     policy: str | None = None
     file: Path | None = None
+    columns: str | None = None
     out: Path | None = None
     max_new_tokens: Count | None = None
     deterministic: bool = False
@@ -46,8 +49,10 @@ def run_generate(config: Generate) -> None:
     """Write texts to the terminal or to a file."""
     if config.deterministic and config.seed != Generate.seed:
         raise ValueError(f"--seed {config.seed} seeds what is drawn, and --deterministic draws nothing: leave one of them out")
+    if config.columns is not None and config.file is None:
+        raise ValueError(f"--columns {config.columns} names the columns of --file, which is not given")
     run = open_run(config.run, config.policy)
-    prompts = [*config.prompts, *([] if config.file is None else (p.text for p in read_prompts(config.file)))]
+    prompts = [*config.prompts, *([] if config.file is None else (p.text for p in read_prompts(rows_of_file(config.file, config.columns))))]
     if not prompts:
         raise ValueError("nothing to go on with: pass prompts, or --file")
     limit = run.task.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens

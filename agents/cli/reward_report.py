@@ -30,6 +30,7 @@ from ..utils.limits import Seed
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
+from .arguments import columns_of
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
 _MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
@@ -43,6 +44,7 @@ class Report:
         file: JSON Lines, CSV or Parquet, plain or gzip, in any form that `rewards.read_preferences` knows.
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
         overwrite: Delete the report and the model that are in the folder, and make them anew.
+        columns: The files' own names of columns, as in `prompt=instruction,chosen=output_1`.
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
         tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
@@ -54,6 +56,7 @@ class Report:
     file: Annotated[Path, tyro.conf.Positional] = Path("preferences.jsonl")
     out: Path = Path("runs/reward")
     overwrite: bool = False
+    columns: str | None = None
     trunk: bool = False
     tokenizer: Path | None = None
     max_tokens: Annotated[int, Ge(2)] = 512
@@ -77,8 +80,12 @@ def run_report(config: Report) -> None:
         raise ValueError(
             f"--test {config.test:g} keeps a share aside, and --test-file {config.test_file} is judged instead: leave one of them out"
         )
-    file, pairs = _read(config.file, 50, console)
-    sides = _split(config, pairs) if config.test_file is None else _with_test_file(config, pairs, _read(config.test_file, 1, console)[1])
+    columns = columns_of(config.columns)
+    file, pairs = _read(config.file, columns, 50, console)
+    if config.test_file is None:
+        sides = _split(config, pairs)
+    else:
+        sides = _with_test_file(config, pairs, _read(config.test_file, columns, 1, console)[1])
     if sides.left_out:
         console.print(f"{sides.left_out} comparisons are left out: they share a text or a prompt with both sides", highlight=False)
     run = RunFolder(config.out)
@@ -139,9 +146,9 @@ def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequenc
     ]
 
 
-def _read(path: Path, least: int, console: Console) -> tuple[PreferenceFile, list[Preference]]:
+def _read(path: Path, columns: Mapping[str, str] | None, least: int, console: Console) -> tuple[PreferenceFile, list[Preference]]:
     """Return a file and its comparisons of different texts, and print what is not among them."""
-    file = read_preference_file(path, skip_unreadable=True)
+    file = read_preference_file(path, columns, skip_unreadable=True)
     pairs = [pair for pair in file.preferences if not pair.is_identical]
     skipped, identical = file.skipped_rows(), len(file.preferences) - len(pairs)
     told = [f"{path.name}: {skipped}; the first: {file.examples[0]}"] if skipped else []

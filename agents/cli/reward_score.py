@@ -20,7 +20,7 @@ from textrl_env.utils.files import write_jsonl
 from ..reports.plots import save
 from ..reports.reward_plots import histogram
 from ..utils.progress import bar
-from .arguments import reward_of
+from .arguments import reward_of, rows_of_file
 
 _BATCH = 256  # texts
 
@@ -34,19 +34,21 @@ class Score:
         file: .jsonl, .csv, .tsv (plain or .gz) or .parquet with the columns `prompt` and `response`.
         references: Columns with texts to compare the response with.
         out: JSON Lines to write, with the histogram beside it as PNG; by default FILE's name with `.scores.jsonl`.
+        columns: The file's own names of columns, as in `prompt=question,response=answer`.
     """
 
     reward: Annotated[str, tyro.conf.Positional] = "vader"
     file: Annotated[Path, tyro.conf.Positional] = Path("texts.jsonl")
     references: tuple[str, ...] = ()
     out: Path | None = None
+    columns: str | None = None
 
 
 def run_score(config: Score) -> None:
     """Write scores and histogram, and print a summary."""
     named = config.file.with_suffix("") if config.file.suffix == ".gz" else config.file
     out = config.out or named.with_suffix(".scores.jsonl")
-    rows: Sequence[Prompt] = read_prompts(config.file, references=config.references)
+    rows: Sequence[Prompt] = read_prompts(rows_of_file(config.file, config.columns), references=config.references)
     scores: list[float] = []
     reward = as_reward_model(reward_of(config.reward, "REWARD"))
     see_prompts(reward, rows)

@@ -31,7 +31,7 @@ from ..training.text_corpus import task_of
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
-from .arguments import reward_of
+from .arguments import columns_of, reward_of
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
@@ -73,6 +73,7 @@ class Train:
             small models, 5e-4 for those that play.
         steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
         preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
+        columns: The preferences' own names of columns, as in `prompt=instruction,chosen=output_1`.
         temperature: Of sampling.
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
@@ -102,6 +103,7 @@ class Train:
     learning_rate: Above0 | None = None
     steps: Count | None = None
     preferences: Path | None = None
+    columns: str | None = None
     temperature: Above0 = 1.0
     top_k: Natural = 0
     top_p: Probability = 1.0
@@ -131,7 +133,7 @@ def run_train(config: Train) -> None:
     _check_settings(config)
     reward = reward_of(config.reward)
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
-    pairs = None if config.preferences is None else read_preferences(config.preferences)
+    pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
@@ -194,6 +196,8 @@ def _check_settings(config: Train) -> None:
     check_penalty(config.beta, config.kl_target)
     if config.algo in ("dpo", "ipo") and config.preferences is None:
         raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
+    if config.columns is not None and config.preferences is None:
+        raise ValueError(f"--columns {config.columns} names the columns of --preferences, which is not given")
 
 
 def _settings_of(algo: str) -> set[str]:

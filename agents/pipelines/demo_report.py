@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rewards.utils.intervals import wilson
 from textrl_env.utils.files import read_json
-from textrl_env.utils.row_files import read_rows
+from textrl_env.utils.tables import read_rows
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save

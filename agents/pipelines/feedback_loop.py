@@ -23,7 +23,7 @@ from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import NoReward
 from textrl_env.utils.files import plain, write_json, write_jsonl
-from textrl_env.utils.row_files import read_rows
+from textrl_env.utils.tables import read_rows
 
 from ..algorithms.ppo import TextPPO
 from ..evaluation.policy_texts import make_policy, write_texts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from textrl_env.utils.files import new_file
-from textrl_env.utils.row_files import read_rows
+from textrl_env.utils.tables import read_rows
 
 from ..preferences.label_consensus import consensus
 from ..preferences.preference import write_preferences

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from textrl_env.utils.row_files import RowError, table_rows
+from textrl_env.utils.row_files import RowError
+from textrl_env.utils.tables import table_rows
 
 from .preference import Preference, Ranking
 from .row_formats import form_of, preferences_of, ranking_of
@@ -49,8 +51,8 @@ class PreferenceFile:
         }
 
 
-def read_preferences(path: str | Path) -> list[Preference]:
-    r"""Read preferences from JSON Lines, from CSV with a header (`.csv`, `.tsv`; either may be gzip) or from Parquet.
+def read_preferences(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Preference]:
+    r"""Read preferences from JSON Lines or an array, from CSV with a header (`.csv`, `.tsv`; any may be gzip) or from Parquet.
 
     Each row has one of these forms, told by its columns:
 
@@ -65,25 +67,30 @@ def read_preferences(path: str | Path) -> list[Preference]:
     Further columns: `label` or `preference` (the probability that `chosen` is better, or "tie", "chosen", "rejected"),
     `margin`, `annotator`, `group`; all others become metadata.  Pairs of identical responses are ties.
 
+    Args:
+        path: The file.
+        columns: The file's own names of columns: `{"prompt": "instruction", "chosen": "output_1"}`.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A row cannot be read (the message names its line), or there is none.
     """
-    return read_preference_file(path).preferences
+    return read_preference_file(path, columns).preferences
 
 
-def read_preference_file(path: str | Path, *, skip_unreadable: bool = False) -> PreferenceFile:
+def read_preference_file(path: str | Path, columns: Mapping[str, str] | None = None, *, skip_unreadable: bool = False) -> PreferenceFile:
     """Read what `read_preferences` reads, and count what was found.
 
     Args:
         path: The file.
+        columns: See `read_preferences`.
         skip_unreadable: Whether rows that cannot be read are skipped and counted instead of being an error.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A row cannot be read, or none can.
     """
-    file, rows = PreferenceFile(), table_rows(path)
+    file, rows = PreferenceFile(), table_rows(path, columns)
     with rows.opened() as read:
         for index in range(len(rows)):
             try:

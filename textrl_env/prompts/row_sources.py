@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.optional_imports import optional_import
-from ..utils.row_files import TABLES, JsonRows, Rows, file_rows, kind_of, quoted
+from ..utils.row_files import JsonRows, Rows, quoted
+from ..utils.tables import TABLES, file_rows, kind_of
 
 _FORMATS = (*TABLES, "txt")
 
@@ -49,6 +50,8 @@ def rows_of(source: Any, format: str | None, needed: Sequence[str] | None) -> Ro
         return _hub_rows(source)
     if isinstance(source, (str, Path)):
         return _file_rows(Path(source), format, needed)
+    if isinstance(source, Rows):
+        return source
     if format is not None:
         raise ValueError(f"format={format!r} describes a file, but the source is of type {type(source).__name__}")
     if all(hasattr(source, name) for name in ("column_names", "__getitem__", "__len__")):

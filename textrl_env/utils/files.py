@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from .row_files import BOM, GZIP, TABLES, RowError, kind_of, table_rows
+from .row_files import BOM, GZIP, RowError
+from .tables import TABLES, kind_of, table_rows
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

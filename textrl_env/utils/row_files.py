@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import os
-import sys
 import zlib
 from abc import ABC, abstractmethod
 from array import array
@@ -21,7 +20,6 @@ import numpy as np
 
 from .optional_imports import optional_import
 
-TABLES = ("jsonl", "json", "csv", "tsv", "parquet")  # kinds of files with named columns
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 
@@ -168,17 +166,12 @@ class LineRows(FileRows):
 
 
 class JsonRows(LineRows):
-    """JSON Lines: one object a line.
+    """JSON Lines: one object a line."""
 
-    Raises:
-        ValueError: The file is one JSON array.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def is_array(self) -> bool:
+        """Return whether the file is one JSON array instead."""
         with self._bytes() as file:
-            if len(self) and _starts_array(self._raw(file, 0).strip()):
-                raise ValueError(f"{self.path} is a JSON array: write one object a line, as `jq -c '.[]'` does")
+            return len(self) > 0 and _starts_array(self._raw(file, 0).strip())
 
     def check_last_line(self) -> None:
         """Check that writing did not stop in the middle of the last line.
@@ -320,36 +313,6 @@ class ParquetRows(FileRows):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": None}
-
-
-def kind_of(path: str | Path) -> str:
-    """Return what the name of a file says that it holds: its last suffix without the dot, in lower case; `.gz` does not count."""
-    return Path(Path(path).name.lower().removesuffix(".gz")).suffix[1:]
-
-
-def file_rows(path: str | Path, kind: str, columns: Sequence[str] | None = None, longest: int | None = None) -> Rows:
-    """Return the rows of a file of one of `TABLES` or `txt`; see `ParquetRows` for `columns`, `CsvRows` for `longest`."""
-    if kind == "parquet":
-        return ParquetRows(path, columns)
-    if kind in ("csv", "tsv"):
-        return CsvRows(path, longest)
-    return LineRows(path) if kind == "txt" else JsonRows(path)
-
-
-def table_rows(path: str | Path) -> Rows:
-    """Return the rows of a table: CSV or Parquet if its name says so, else JSON Lines; raises what the readers raise."""
-    kind = kind_of(path)
-    return file_rows(path, kind if kind in TABLES else "jsonl", longest=sys.maxsize)
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of `table_rows` whole.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A row cannot be read; the message says which.
-    """
-    return list(table_rows(path).map(dict))
 
 
 def excerpt(text: str, limit: int = 120) -> str:

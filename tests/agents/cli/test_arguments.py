@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from agents.cli.arguments import reward_of
+from agents.cli.arguments import columns_of, reward_of
 from agents.cli.main import main
 from rewards import PersonalRewardModel, Preference, fit_preference_model, make
 from textrl_env import list_rewards, make_task
@@ -75,3 +75,10 @@ def test_commands_take_the_folders(saved, name, tmp_path, monkeypatch, capsys):
 def test_an_ensemble_that_chooses_nothing(tmp_path, capsys):
     assert main(["feedback", "create", str(tmp_path / "s"), "--samples", "x.jsonl", "--ensemble", "vader", "length"]) == 2
     assert "--ensemble chooses nothing with --choose random" in capsys.readouterr().err
+
+
+def test_names_of_columns():
+    assert columns_of("prompt=instruction, chosen=output_1") == {"prompt": "instruction", "chosen": "output_1"} and columns_of(None) is None
+    for wrong in ("prompt", "prompt=", "=a", "prompt=a,prompt=b", ""):
+        with pytest.raises(ValueError, match="write prompt=instruction,chosen=output_1"):
+            columns_of(wrong)

@@ -34,6 +34,17 @@ def test_references(texts, tmp_path):
     assert [row["score"] for row in rows] == [float(i % 5 == 2) for i in range(600)]
 
 
+@pytest.mark.reports("A JSON array whose columns have other names is scored with --columns")
+def test_columns_of_other_names(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([{"question": "q", "reply": " yes" * i} for i in range(5)]), encoding="utf-8")
+    flags = ["--columns", "prompt=question,response=reply"]
+    assert main(["reward", "score", '{"name": "length", "target": 4}', str(tmp_path / "a.json"), *flags]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["prompt"], row["score"]) for row in rows] == [("q", i / 4) for i in range(5)]
+    assert main(["reward", "score", "length", str(tmp_path / "a.json"), "--columns", "prompt=question,response=answer"]) == 2
+    assert "there is no column 'answer'; it has 'question', 'reply'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_row_without_a_response_is_named(texts, capsys):
     with texts.open("a", encoding="utf-8") as file:
         file.write('{"prompt": "number 600", "response": null, "answer": "", "topic": 0}\n')

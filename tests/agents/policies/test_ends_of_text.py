@@ -146,7 +146,10 @@ def test_supervised_training_and_its_exports(tmp_path):
     tokenizer = FileTokenizer(backend(bos=True), ["<end>", "<eos>"])
     sft = SFT(LLAMA, tokenizer)
     rows = sft._encode([("hello", "world"), ("<end>", "<s>")])
-    assert [(row.context.tolist(), row.actions.tolist()) for row in rows] == [([5], [1, 2, 4]), ([5], [3, 3, 3, 3, 4])]  # all but the first is learned
+    assert [(row.context.tolist(), row.actions.tolist()) for row in rows] == [
+        ([5], [1, 2, 4]),
+        ([5], [3, 3, 3, 3, 4]),
+    ]
     dpo = DPO(LLAMA, tokenizer)
     (pair,) = dpo._encode([Preference("hello", "world", "<eos>")])
     assert [(row.context.tolist(), row.actions.tolist()) for row in pair[:2]] == [([5, 1], [2, 4]), ([5, 1], [3, 3, 4])]

@@ -7,6 +7,7 @@ import pytest
 
 from rewards import Preference, Ranking, read_preference_file, read_preferences, read_rankings, write_preferences
 from rewards.preferences.transcripts import render, split_transcripts
+from textrl_env import read_prompts
 
 ASKED = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
 ONCE = "\n\nHuman: Hi\n\nAssistant:"
@@ -214,11 +215,30 @@ def test_errors_name_line_and_value(tmp_path, row, message):
         read(tmp_path, pair(), row)
 
 
-def test_json_arrays_are_named(tmp_path):
-    for text in (json.dumps([pair()]), json.dumps([pair()], indent=2)):
-        (tmp_path / "p.json").write_text(text)
-        with pytest.raises(ValueError, match="is a JSON array"):
-            read_preferences(tmp_path / "p.json")
+@pytest.mark.reports("One JSON array is read like JSON Lines, by every reader of preferences and prompts")
+def test_json_arrays(tmp_path):
+    (tmp_path / "lines.jsonl").write_text(json.dumps(pair()) + "\n" + json.dumps(pair(chosen="c")) + "\n")
+    for text in (json.dumps([pair(), pair(chosen="c")]), json.dumps([pair(), pair(chosen="c")], indent=2)):
+        (tmp_path / "p.json").write_text(text, encoding="utf-8-sig")
+        assert read_preferences(tmp_path / "p.json") == read_preferences(tmp_path / "lines.jsonl")
+        assert [p.text for p in read_prompts(tmp_path / "p.json")] == [pair()["prompt"]] * 2
+    (tmp_path / "p.json").write_text(json.dumps([pair(), 3]))
+    with pytest.raises(ValueError, match=r"p\.json, item 1: a JSON value \(int\) is no row"):
+        read_preferences(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text(json.dumps([pair()])[:-1])
+    with pytest.raises(ValueError, match="is no whole JSON array"):
+        read_preferences(tmp_path / "p.json")
+
+
+@pytest.mark.reports("Columns of other names are given with columns=, and a column that is not there is named")
+def test_columns_of_other_names(tmp_path):
+    row = {"instruction": "p", "output_1": "good", "output_2": "bad", "preference": 0.75, "chosen": "a column that means something else"}
+    columns = {"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"}
+    (tmp_path / "p.json").write_text(json.dumps([row]))
+    (read,) = read_preferences(tmp_path / "p.json", columns)
+    assert (read.prompt, read.chosen, read.rejected, read.label, dict(read.metadata)) == ("p", "good", "bad", 0.75, {})
+    with pytest.raises(ValueError, match=r"item 0: there is no column 'output_3'; it has 'instruction', 'output_1'"):
+        read_preferences(tmp_path / "p.json", {**columns, "chosen": "output_3"})
 
 
 def test_unreadable_rows_are_counted_by_reason(tmp_path):

@@ -10,7 +10,7 @@ from agents.training.text_corpus import task_of
 from rewards import read_preferences
 from textrl_env import read_prompts
 from textrl_env.utils.files import append_csv, new_file, new_folder, new_path, read_lines, write_jsonl, write_text
-from textrl_env.utils.row_files import read_rows
+from textrl_env.utils.tables import read_rows
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

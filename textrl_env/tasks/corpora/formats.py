@@ -12,7 +12,7 @@ from typing import Any
 
 from ...prompts.reader import split_of_text
 from ...prompts.row_sources import rows_of
-from ...utils.row_files import TABLES
+from ...utils.tables import TABLES
 from .split_files import Row, deal, named_split, parallel_files, split_files
 
 Columns = Mapping[str, str] | None  # the task's name of a column -> the table's
