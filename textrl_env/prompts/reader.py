@@ -42,8 +42,8 @@ def read_prompts(
 
     Args:
         source: A path (`.jsonl` or `.json`: one object a line, or an array; `.csv` or `.tsv` with a header; `.parquet`; `.txt`: one
-            prompt a line; any but `.parquet` may be gzip, with `.gz` behind), a list of texts, dicts or `Prompt`, a Hugging Face dataset, or `"hf:ID"` or
-            `"hf:ID:SPLIT"` (the split is `train` if none is named).
+            prompt a line; any but `.parquet` may be gzip, with `.gz` behind), a list of texts, dicts or `Prompt`, a Hugging Face
+            dataset, or `"hf:ID"` or `"hf:ID:SPLIT"` (the split is `train` if none is named).
         prompt: The column with the prompt: a text, or messages (`role`, `content`) for `template`.
         references: Columns with texts to compare responses with: each a text, a list of them, or empty.
         template: Renders messages as text, see `chat_template`.
