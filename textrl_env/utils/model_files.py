@@ -1,0 +1,67 @@
+"""Models in one GGUF file, unpacked once into a folder that transformers opens and writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from .files import new_folder
+from .folders import cache_folder
+from .optional_imports import optional_import
+
+
+def model_folder(source: str | Path) -> str | Path:
+    """Return `source`, or the folder that a `.gguf` file was unpacked into.
+
+    The folder, in the cache under a hash of the file's contents, holds weights in float32 (safetensors), configuration, ends of text,
+    tokenizer and chat template.  What was quantized stays as it was rounded; only the storage is float32.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: The package gguf is missing.
+        ValueError: transformers cannot read the file.
+    """
+    path = Path(source)
+    if path.suffix.lower() != ".gguf":
+        return source
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no model at {path.absolute()}")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    folder = cache_folder() / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
+    if not folder.is_dir():
+        _unpack(path, folder)
+    return folder
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    with optional_import("gguf", f"{path} needs the package gguf"):
+        import gguf  # noqa: F401  # transformers imports it, with a message of its own
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        read = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # transformers raises whatever its readers of some forty architectures raise
+        raise ValueError(f"{path} cannot be read as a model: {type(error).__name__}: {error}") from error
+    # transformers refuses to write what came from GGUF, although it holds plain float32 by now
+    config = read.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    with new_folder(folder) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        _drop_tokens(made / "tokenizer.json", config.vocab_size)
+
+
+def _drop_tokens(file: Path, vocab_size: int) -> None:
+    """Remove added tokens without a row in the embedding: transformers' reader adds `<|endoftext|>` to models that have none."""
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < vocab_size]
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
