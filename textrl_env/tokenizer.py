@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .utils.control_tokens import ControlTokens, surroundings
+from .utils.model_files import model_folder
 from .utils.never_copied import NeverCopied
 from .utils.pretrained_files import PretrainedFiles, of_words, read_tokenizer, written_files
 
@@ -152,7 +153,7 @@ def check_same_tokens(source: Any, tokenizer: Tokenizer, what: str = "model") ->
     """Insist that a model was trained on a tokenizer's ids, as far as its folder says: by the `tokenizer.json` in it, if there is one.
 
     Args:
-        source: Folder of the model, or plain data with the folder as `weights`; anything else says nothing.
+        source: Folder or `.gguf` file of the model, or plain data with the folder as `weights`; anything else says nothing.
         tokenizer: Whose ids the model will be given; one that has no files (`pretrained_files`) is not compared.
         what: What the model is, for the message.
 
@@ -160,7 +161,7 @@ def check_same_tokens(source: Any, tokenizer: Tokenizer, what: str = "model") ->
         ValueError: An id stands for different tokens; the message names the first.
     """
     folder = source.get("weights") if isinstance(source, Mapping) else source
-    if not isinstance(folder, (str, Path)) or not (Path(folder) / "tokenizer.json").is_file():
+    if not isinstance(folder, (str, Path)) or not (Path(folder := model_folder(folder)) / "tokenizer.json").is_file():
         return
     from tokenizers import Tokenizer as Backend
 

@@ -156,6 +156,11 @@ def _read(path: Path, columns: Mapping[str, str] | None, least: int, console: Co
         raise ValueError(f"{told[0]}. Most of the file is not read: correct it, or take these rows out")
     if len(pairs) < least:
         raise ValueError(f"{path} holds {len(pairs)} comparisons of different texts: a report needs at least {least}. {skipped}".rstrip())
+    if file.ceiling is not None:
+        told.append(
+            f"{path.name}: people agree with people: a panel drawn anew prefers what the panel prefers in {file.ceiling.panel:.1%} of "
+            f"{file.ceiling.comparisons:,} comparisons, a single rater in {file.ceiling.rater:.1%}"
+        )
     for line in [*told, *([f"{path.name}: {identical} comparisons of a text with itself are left out"] if identical else [])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return file, pairs

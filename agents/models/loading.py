@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from textrl_env.utils.files import new_folder
+from textrl_env.utils.model_files import model_folder
 from textrl_env.utils.suggestions import insist_on_path, near_path
 
 from .backbones import backbone_of
@@ -36,7 +37,7 @@ def load_lm(source: LMSource) -> nn.Module:
     Args:
         source: One of
 
-            - a folder or hub id that `from_pretrained` opens, decoder-only or encoder-decoder;
+            - a folder or hub id that `from_pretrained` opens, decoder-only or encoder-decoder, or a `.gguf` file;
             - an architecture of transformers as plain data with `model_type`: fresh weights from torch's global generator;
             - a module of your own, see `agents.LanguageModel`: `{"class": "package.module:Name", **arguments}`, and
               `"weights": folder` for those that `save_pretrained` wrote.
@@ -63,6 +64,7 @@ def _build(source: LMSource) -> nn.Module:
         return _auto(config).from_config(config, dtype=torch.float32)
     if not isinstance(source, (str, Path)):
         raise TypeError(f"model is a {type(source).__name__}: pass a folder, a hub id, or a configuration as a dict")
+    source = model_folder(source)
     written = Path(source) / _OWN_CONFIG
     if written.is_file() and "class" in (plain := json.loads(written.read_text(encoding="utf-8"))):
         # A file must not choose what code is imported.

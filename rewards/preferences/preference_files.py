@@ -12,11 +12,12 @@ from textrl_env.utils.tables import table_rows
 
 from .preference import Preference, Ranking
 from .row_formats import form_of, preferences_of, ranking_of
+from .text_ratings import NoiseCeiling, RatedText, ceiling_of, comparisons_of_ratings, has_text_ratings, rated_text
 
 _EXAMPLES = 5
 
 
-@dataclass(frozen=True)
+@dataclass
 class PreferenceFile:
     """What a file held.
 
@@ -25,12 +26,14 @@ class PreferenceFile:
         forms: How many rows had each form, see `row_formats.form_of`.
         skipped: How many rows could not be read, by reason.
         examples: The first few of those rows, with place and fault.
+        ceiling: How far people agree, of a file of rated texts.
     """
 
     preferences: list[Preference] = field(default_factory=list)
     forms: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    ceiling: NoiseCeiling | None = None
 
     def skipped_rows(self) -> str:
         """Return how many rows could not be read, and why; empty if all could."""
@@ -61,6 +64,8 @@ def read_preferences(path: str | Path, columns: Mapping[str, str] | None = None)
       is what they share up to the last common turn, see `transcripts.split_transcripts`.
     - The same as lists of messages (`{"role": ..., "content": ...}`), with or without `prompt`; `transcripts.render` says
       which text they become.
+    - `text`, `ratings`, perhaps `prompt`: one text a row and the numbers that several people gave it; they become comparisons of small
+      groups of texts with the share of people who prefer one as label, see `text_ratings.comparisons_of_ratings`.
     - `prompt`, `responses`: a list of texts, best first, or with `ranks` (lower is better) or `ratings` (higher is better): a
       pair for every two of them.
 
@@ -90,12 +95,15 @@ def read_preference_file(path: str | Path, columns: Mapping[str, str] | None = N
         FileNotFoundError: There is no such file.
         ValueError: A row cannot be read, or none can.
     """
-    file, rows = PreferenceFile(), table_rows(path, columns)
+    file, rows, rated = PreferenceFile(), table_rows(path, columns), list[RatedText]()
     with rows.opened() as read:
         for index in range(len(rows)):
             try:
                 row = read(index)
-                file.preferences.extend(preferences_of(row))
+                if has_text_ratings(row):
+                    rated.append(rated_text(row))
+                else:
+                    file.preferences.extend(preferences_of(row))
                 file.forms[form_of(row)] += 1
             except RowError as error:
                 if not skip_unreadable:
@@ -103,6 +111,10 @@ def read_preference_file(path: str | Path, columns: Mapping[str, str] | None = N
                 file.skipped[error.reason] += 1
                 if len(file.examples) < _EXAMPLES:
                     file.examples.append(f"{rows.where(index)}: {error}")
+    if rated:
+        made = comparisons_of_ratings(rated)
+        file.ceiling = ceiling_of(rated, made)
+        file.preferences.extend(made)
     if not file.preferences:
         problem = f"; first of {file.skipped.total()} unreadable rows: {file.examples[0]}" if file.examples else ""
         raise ValueError(f"{path} holds no preferences: write one JSON object with prompt, chosen, rejected a line{problem}")

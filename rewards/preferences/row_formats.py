@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from textrl_env.utils.row_files import RowError
 
 from .preference import Preference, Ranking
+from .text_ratings import has_text_ratings
 from .transcripts import has_turns, invite, split_transcripts
 
 _WORDS = {"tie": 0.5, "tied": 0.5, "equal": 0.5, "same": 0.5, "both": 0.5, "neither": 0.5, "chosen": 1.0, "rejected": 0.0}
@@ -22,6 +23,8 @@ Row = Mapping[str, Any]
 
 def form_of(row: Row) -> str:
     """Return the name of the form that a row has: pair, two transcripts, conversations, ranking or ratings."""
+    if has_text_ratings(row):
+        return "ratings of texts"
     if "responses" in row:
         return "ranking" if row.get("ratings") is None else "ratings"
     if isinstance(row.get("chosen"), list) or isinstance(row.get("prompt"), list):

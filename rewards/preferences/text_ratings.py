@@ -112,6 +112,16 @@ def _comparison(one: RatedText, other: RatedText) -> Preference:
     return Preference(one.prompt, one.text, other.text, label, metadata=metadata)
 
 
+def ceiling_of(rated: Sequence[RatedText], comparisons: Sequence[Preference]) -> NoiseCeiling | None:
+    """Return the noise ceiling of comparisons of rated texts; None if in none of them the mean ratings differ."""
+    ratings: dict[tuple[str, str], list[np.ndarray]] = {}
+    for it in rated:
+        ratings.setdefault((it.prompt, it.text), []).append(it.ratings)
+    pairs = [tuple(np.concatenate(ratings[p.prompt, text]) for text in (p.chosen, p.rejected)) for p in comparisons]
+    differ = [(one, other) for one, other in pairs if one.mean() != other.mean()]
+    return noise_ceiling(differ) if differ else None
+
+
 def noise_ceiling(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int = 20, seed: int = 0) -> NoiseCeiling:
     """Return how often people agree with people about which of two texts is better, by mean rating.
 

@@ -5,6 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from agents import TextPPO
+from agents.models.loading import load_lm
+from textrl_env import FileTokenizer, Prompt, TextGenerationVecEnv, TextTask, WordTokenizer
 from textrl_env.utils.model_files import model_folder
 
 gguf = pytest.importorskip("gguf")
@@ -82,6 +85,25 @@ def test_a_gguf_file_becomes_a_folder(llama, tmp_path, monkeypatch):
     again.save_pretrained(tmp_path / "written")  # transformers refuses this for what it read from GGUF itself
     write(tmp_path / "tiny.gguf", llama, eos=1)  # other contents under the same name
     assert model_folder(tmp_path / "tiny.gguf") != folder
+
+
+def test_a_gguf_file_is_a_model_and_a_tokenizer(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "tiny.gguf", llama)
+    file = str(tmp_path / "tiny.gguf")
+    tokenizer = FileTokenizer(file)
+    assert (tokenizer.eos_token_ids, tokenizer.vocab_size) == ((2,), len(WORDS))
+    with torch.no_grad():
+        assert torch.equal(load_lm(file)(torch.arange(20)[None]).logits, llama(torch.arange(20)[None]).logits)
+    task = TextTask(tokenizer, [Prompt("a b c")], 8, reward="length")
+    agent = TextPPO("TransformerPolicy", TextGenerationVecEnv(4, task=task), n_episodes=4, batch_size=4, policy_kwargs={"model": file})
+    agent.learn(8)
+    agent.policy.save_pretrained(tmp_path / "trained")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "trained").generation_config.eos_token_id == 2
+    assert AutoTokenizer.from_pretrained(tmp_path / "trained").eos_token_id == 2
+    other = TextTask(WordTokenizer(["z", "y", "a"]), [Prompt("a")], 8)
+    with pytest.raises(ValueError, match="tokenizer"):
+        TextPPO("TransformerPolicy", TextGenerationVecEnv(4, task=other), n_episodes=4, batch_size=4, policy_kwargs={"model": file})
 
 
 def test_what_is_no_gguf(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .model_files import model_folder
+
 CONFIG, FILE, TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 
 
@@ -45,8 +47,8 @@ def read_tokenizer(source: Any) -> PretrainedFiles:
     """Return what there is to know of a tokenizer.
 
     Args:
-        source: A `tokenizer.json`, a folder that holds one, a `tokenizers.Tokenizer`, a fast tokenizer of transformers, or a tokenizer of
-            this package.
+        source: A `tokenizer.json`, a `.gguf` file, a folder that holds one, a `tokenizers.Tokenizer`, a fast tokenizer of transformers,
+            or a tokenizer of this package.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -54,7 +56,7 @@ def read_tokenizer(source: Any) -> PretrainedFiles:
         ValueError: The file cannot be parsed, or the tokenizer has no fast backend.
     """
     if isinstance(source, str | Path):
-        return _from_file(Path(source))
+        return _from_file(Path(model_folder(source)))
     kind = type(source).__name__
     if type(source).__module__.startswith("tokenizers"):
         return PretrainedFiles(_copied(source), kind)

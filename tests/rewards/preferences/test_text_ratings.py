@@ -1,8 +1,11 @@
 """Comparisons of rated texts, and how far people agree, against brute force."""
 
+import json
+
 import numpy as np
 import pytest
 
+from rewards import read_preference_file
 from rewards.preferences.text_ratings import comparisons_of_ratings, has_text_ratings, noise_ceiling, rated_text
 from textrl_env.utils.row_files import RowError
 
@@ -69,6 +72,18 @@ def test_the_ceiling_equals_the_exact_agreement():
     assert ceiling.panel == pytest.approx(panel, abs=0.015) and ceiling.rater == pytest.approx(np.mean(rater), abs=0.015)
     with pytest.raises(ValueError, match="none of 1"):
         noise_ceiling([(one, one)])
+
+
+def test_a_file_of_ratings_is_read_as_comparisons(tmp_path):
+    data = rows(12)
+    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data) + '{"text": "a", "ratings": []}\n')
+    file = read_preference_file(tmp_path / "ratings.jsonl", skip_unreadable=True)
+    assert file.preferences == comparisons_of_ratings([rated_text(row) for row in data]) and len(file.preferences) == 2 * 15
+    assert (dict(file.forms), file.skipped.total()) == ({"ratings of texts": 12}, 1)
+    by_text = {row["text"]: np.array(row["ratings"], float) for row in data}
+    assert file.ceiling == noise_ceiling(
+        [(by_text[p.chosen], by_text[p.rejected]) for p in file.preferences if p.metadata["rating_difference"]]
+    )
 
 
 def test_which_rows_are_ratings_of_texts():
