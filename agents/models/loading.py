@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from textrl_env.utils.files import new_folder
+from textrl_env.utils.files import hash_file, new_folder
 from textrl_env.utils.model_files import model_folder
 from textrl_env.utils.suggestions import insist_on_path, near_path
 
@@ -229,9 +229,7 @@ def folder_hash(folder: str | Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        hash_file(path, digest)
     return digest.hexdigest()
 
 

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from textrl_env.utils.files import hash_file
+
 _FOLDERS = ("model", "base", "path", "reward", "held_out", "tokenizer", "weights", "trunk")  # names of settings that may be a folder's
 _KEPT = ("cache", "out", "log")  # of settings whose file is written, not read
 
@@ -22,9 +24,7 @@ def contents_hash(path: str | Path) -> str:
         if any(part.startswith(".") for part in parts):
             continue
         digest.update(f"{'/'.join(parts)}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
+        hash_file(file, digest)
     return digest.hexdigest()
 
 

@@ -141,6 +141,13 @@ def _column(path: Path) -> list[str]:
     return lines
 
 
+def hash_file(path: Path, digest: Any) -> None:
+    """Feed the bytes of a file to a hash of `hashlib`, a block at a time."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
 def plain(value: Any) -> Any:
     """Return the value as JSON would hold it: paths as strings, tuples as lists."""
     return json.loads(json.dumps(value, default=str))

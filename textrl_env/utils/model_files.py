@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .files import new_folder
+from .files import hash_file, new_folder
 from .folders import cache_folder
 from .optional_imports import optional_import
 
@@ -28,9 +28,7 @@ def model_folder(source: str | Path) -> str | Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no model at {path.absolute()}")
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    hash_file(path, digest)
     folder = cache_folder() / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
     if not folder.is_dir():
         _unpack(path, folder)
