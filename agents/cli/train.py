@@ -25,8 +25,10 @@ from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
+from ..training.outcome_report import print_outcome, print_tree, write_outcome_page
 from ..training.policy_training import PolicyTraining, check_penalty, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
+from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts, run_outcome
 from ..training.text_corpus import task_of
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 from ..utils.run_folder import RunFolder, folder_beside
@@ -35,8 +37,9 @@ from .arguments import columns_of, reward_of
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
+_STEP_TEXTS = 32  # of an optimizer step that does not play
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
+_OF_ALL = {"algo", "task", "corpus", "model", "reward", "eval_texts", "out", "overwrite"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -81,12 +84,14 @@ class Train:
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
+        eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
+            tenth of those written in training, at least 20 and at most 200.
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
             `runs/train`, with the flags that are given in its name.
         overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
     """
 
-    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str = "review"
@@ -111,6 +116,7 @@ class Train:
     precision: str = "float32"
     micro_batch_size: Natural = 0
     seed: Seed = 0
+    eval_texts: Natural | None = None
     out: Path | None = None
     overwrite: bool = False
 
@@ -136,7 +142,7 @@ def run_train(config: Train) -> None:
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
+    with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
         _train(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
 
 
@@ -159,17 +165,32 @@ def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, re
     run.config = dataclasses.replace(config, **settings)
     if isinstance(training, OfflineTraining):
         _offline(config, training, run, task, pairs, reward, console)
-        console.print(f"model: {run.path / config.algo / 'model'}")
+        _tell_outcome(config, run, _STEP_TEXTS * training.steps, rewards, console)
         return
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
     watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
     base = _first_policy(config, task, console)
     depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
-    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
+    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch, OUTDATED)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
-    console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
+    if together.is_main:
+        _tell_outcome(config, run, training.total_tokens // task.max_new_tokens, rewards, console)
+
+
+def _tell_outcome(config: Train, run: RunFolder, trained: int, rewards: tuple[Any, Any], console: Console) -> None:
+    """Say whether the training worked, and what it left; `trained` is how many texts it learned from, at least."""
+    reward, held_out = rewards
+    exam = Exam(reward, num_eval_texts(config.eval_texts, trained), held_out, config.seed)
+    if exam.num_texts:
+        outcome = run_outcome(run, config.algo, exam, _data(config, reward))
+        write_outcome_page(run.path, config.algo, outcome)
+        print_outcome(outcome, console)
+    console.print()
+    print_tree(run.path, console)
+    if exam.num_texts:
+        console.print(f"report: {run.path / 'report.html'}")
 
 
 def _data(config: Train, reward: Any) -> dict[str, Any]:
