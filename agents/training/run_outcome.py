@@ -93,8 +93,8 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
         if after.needed:
             opened = open_run(run.path, name, str(get_device("auto")))
             write_jsonl(run.path / _AFTER, texts_after(opened, exam))
-            seen = seen_in_training(opened.task, task_of_run(run.path, opened.settings, "train"), exam.num_texts)
-            after.facts = {"prompts": seen, "first": {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}}
+            prompts = prompts_of_run(run.path, opened, exam)
+            after.facts = {"prompts": prompts, "first": {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}}
             del opened  # its weights make room for those of the first policy
     first, written = after.facts["first"], None
     if first["model"] is not None:
@@ -147,3 +147,8 @@ def seen_in_training(test: TextTask, train: TextTask, num_texts: int) -> str:
     if leaked:
         return f"{texts}, {leaked} of which are among the training prompts: they are not held out, and a gain may be one of memory"
     return f"{texts} of the test split, none of which is among the training prompts"
+
+
+def prompts_of_run(folder: Path, opened: TrainedRun, exam: Exam) -> str:
+    """Return `seen_in_training` of the prompts that a run's policies are examined with."""
+    return seen_in_training(opened.task, task_of_run(folder, opened.settings, "train"), exam.num_texts)
