@@ -44,7 +44,11 @@ from agents.training.trained_run import open_run
 
 run = open_run(Path({folder!r}))
 print(generate(run.policy, run.task.tokenizer, [{prompt!r}], run.task.max_new_tokens, seed=0))
-run.policy.save_pretrained({export!r})  # transformers' AutoModelForCausalLM.from_pretrained opens it
+"""
+_TRANSFORMERS = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({model!r})
 """
 
 
@@ -215,7 +219,8 @@ def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str) -
         else "",
         "Ask people which texts are better": f"textrl feedback create {place}-study --samples before={place}/texts-before.jsonl "
         f"after={place}/texts-after.jsonl --pairs 100\ntextrl feedback serve {place}-study",
-        "In Python, and for transformers": _PYTHON.format(folder=str(folder), prompt=prompt, export=str(folder / name / "model")),
+        "In Python": _PYTHON.format(folder=str(folder), prompt=prompt),
+        "In transformers, and programs that read its folders": _TRANSFORMERS.format(model=str(folder / name / "model")),
     }
     return {title: text for title, text in ways.items() if text}
 

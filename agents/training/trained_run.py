@@ -94,7 +94,7 @@ def task_of_run(folder: Path, settings: Mapping[str, Any], split: str) -> TextTa
     """Return the task that a run was trained on, with the prompts of a split."""
     if "algo" not in settings:
         return make_task("review", split=split)
-    return task_of(settings["task"], tuple(Path(path) for path in settings.get("corpus", ())), folder, split=split)
+    return task_of(settings, folder, split)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -85,11 +85,11 @@ def test_the_table_recomputed_from_the_texts(train, capsys):
         assert " ".join(row["response"].split())[:12] in told
 
 
-def test_kl_and_nats_by_transformers(train, tmp_path):
+@pytest.mark.parametrize("adapters", [(), ("--lora", '{"r": 2, "target_modules": ["q_proj", "down_proj"]}')])
+def test_kl_and_nats_by_transformers(train, tmp_path, adapters):
     """The same log-probabilities from transformers' own forward pass."""
-    folder = train("--eval-texts", "20")
-    TextPPO.load(folder / "ppo" / "policy.zip", device="cpu").policy.save_pretrained(tmp_path / "trained")
-    first, trained = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("lm", "trained"))
+    folder = train("--eval-texts", "20", *adapters)
+    first, trained = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "lm", folder / "ppo" / "model"))
     tokenizer, rows = make_task("recall").tokenizer, read(folder, "texts-after.jsonl")
     checked = 0
     for row in rows:
@@ -190,7 +190,8 @@ def test_the_page(train, capsys):
     assert "total-tokens 600" in commands[2] and main(shlex.split(commands[2])[1:]) == 0
     assert main(shlex.split(commands[3].splitlines()[0])[1:]) == 0
     exec(commands[4], {})
-    assert AutoModelForCausalLM.from_pretrained(folder / "ppo" / "model").config.model_type == "llama"
+    exec(commands[5], loaded := {})
+    assert loaded["model"].config.model_type == "llama"
     capsys.readouterr()
 
 
