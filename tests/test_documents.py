@@ -11,6 +11,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch
 
+from agents.utils.run_tree import RUN_FILES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -101,3 +103,9 @@ def test_the_questions_name_all_reported_faults():
     marked = {(file, name) for file, name, _ in reported_faults()}
     assert len(marked) > 200 and linked == marked
     assert all(line and "\n" not in line for *_, line in reported_faults())
+
+
+def test_the_files_of_a_run_are_those_of_the_table():
+    """The table of docs/outcome.md is that which `textrl train` prints and its report shows."""
+    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", (ROOT / "docs" / "outcome.md").read_text(encoding="utf-8"), re.M)
+    assert dict(rows) == RUN_FILES

@@ -159,14 +159,17 @@ def _tell_outcome(job: Job) -> None:
     config, run, training = job.config, job.run, job.training
     tokens = training.total_tokens if isinstance(training, PolicyTraining) else training.steps * _STEP_TEXTS * job.task.max_new_tokens
     exam = Exam(job.reward, num_eval_texts(config.eval_texts, tokens // job.task.max_new_tokens), job.held_out, config.seed)
-    if exam.num_texts:
+    last = None
+    if exam.num_texts and ranks().size > 1:  # several processes hold one policy, and could only load it together
+        last = "whether it worked: the same command without torchrun goes on from here, and says so"
+    elif exam.num_texts:
         outcome = run_outcome(run, config.algo, exam, job.depends_on)
-        write_outcome_page(run.path, config.algo, outcome)
+        last = f"report: {write_outcome_page(run.path, config.algo, outcome)}"
         print_outcome(outcome, job.console)
     job.console.print()
     print_tree(run.path, job.console)
-    if exam.num_texts:
-        job.console.print(f"report: {run.path / 'report.html'}")
+    if last:
+        job.console.print(last, highlight=False, soft_wrap=True)
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:

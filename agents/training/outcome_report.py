@@ -222,6 +222,8 @@ def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str) -
         "In Python": _PYTHON.format(folder=str(folder), prompt=prompt),
         "In transformers, and programs that read its folders": _TRANSFORMERS.format(model=str(folder / name / "model")),
     }
+    if not (folder / name / "model").is_dir():  # runs of earlier versions
+        ways.popitem()
     return {title: text for title, text in ways.items() if text}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
             write_jsonl(run.path / _AFTER, texts_after(opened, exam))
             prompts = prompts_of_run(run.path, opened, exam)
             after.facts = {"prompts": prompts, "first": {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}}
-            del opened  # its weights make room for those of the first policy
+            del opened
+            gc.collect()  # an algorithm refers to itself; its weights make room for those of the first policy
     first, written = after.facts["first"], None
     if first["model"] is not None:
         start = {**inputs, **first, "reference": {"path": first["reference"]}}

@@ -353,7 +353,8 @@ def test_the_readmes_command(tiny, tmp_path):
     )
     _, *words = shlex.split(command)
     done = run([sys.executable, "-m", "torch.distributed.run", *words, *flags(tiny, tmp_path / "run", 800)])
-    assert "2 processes train one policy" in done.stdout
+    assert "2 processes train one policy" in done.stdout and "the same command without torchrun" in done.stdout
+    assert "the reward" in run([sys.executable, "-m", "agents.cli", "train", *flags(tiny, tmp_path / "run", 800)]).stdout.lower()
     assert [int(row["texts"]) for row in rows_of(tmp_path / "run")] == [16, 32]
 
 
