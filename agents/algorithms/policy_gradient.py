@@ -6,7 +6,7 @@ Its `train()` serves all algorithms that Stable-Baselines3's loop cannot express
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -19,8 +19,8 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional
 
-from ..models.log_probs import full_kl, in_parts
-from ..models.sequences import SequenceBatch
+from ..distributed.ranks import combined
+from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
@@ -267,17 +267,15 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         go_on = True
         for _ in range(self.n_epochs):
             log["approx_kl"] = []  # as SB3 logs it: of the last epoch
-            for part in self.rollout_buffer.parts(self.batch_size) if len(self.rollout_buffer.trained) else ():
-                loss, own = self._part_loss(part)
-                notes = self.ranks.total(own)  # every rank goes the same way
+            at_once = self.policy.settings.micro_batch_size
+            for part in self.rollout_buffer.parts(self.batch_size, at_once) if len(self.rollout_buffer.trained) else ():
+                self.policy.optimizer.zero_grad()
+                notes = self.ranks.total(self._add_gradients(part))  # every rank goes the same way
                 for name, value in notes.items():
                     log.setdefault(name, []).append(value)
                 if self.target_kl is not None and notes["approx_kl"] > 1.5 * self.target_kl:
                     go_on = False
                     break
-                self.policy.optimizer.zero_grad()
-                if part.samples is not None or loss.requires_grad:
-                    loss.backward()
                 norm = self.ranks.step(self.policy.optimizer, trainable, self.max_grad_norm)
                 log.setdefault("grad_norm", []).append(float(norm))
             self._n_updates += 1
@@ -289,15 +287,19 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.logger.record("train/explained_variance", explained_variance(self.rollout_buffer.values, self.rollout_buffer.returns))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _part_loss(self, part: MinibatchShard) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return this rank's summand of the loss of a minibatch, and of the numbers for the log."""
-        loss, notes = torch.zeros((), device=self.device), {"loss": 0.0}
-        if part.samples is not None:
-            loss, notes = self._loss(part.samples, part.whole)
-        if self.ptx_coef and (ptx_loss := self._ptx_loss()) is not None:
-            loss = loss + self.ptx_coef * ptx_loss
-            notes = {**notes, "ptx_loss": ptx_loss.item(), "loss": loss.item()}
-        return loss, notes
+    def _add_gradients(self, part: MinibatchShard) -> dict[str, float]:
+        """Add up the gradients of this rank's summand of the loss of a minibatch, and return its summand of the numbers for the log."""
+        parts = [{"loss": 0.0}]
+        for samples in part.samples:
+            loss, notes = self._loss(samples, part.whole)
+            loss.backward()
+            parts.append(notes)
+        for ptx_loss in self._ptx_losses() if self.ptx_coef else ():
+            loss = self.ptx_coef * ptx_loss
+            if loss.requires_grad:  # not while the critic warms up
+                loss.backward()
+            parts.append({"ptx_loss": ptx_loss.item(), "loss": loss.item()})
+        return combined(parts)
 
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss of a minibatch without ptx, and the numbers for the log.
@@ -353,15 +355,12 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         sampler, reference = buffer.sampler, buffer.reference
         assert sampler is not None and reference is not None
 
-        def score(batch: SequenceBatch) -> tuple[torch.Tensor]:
-            return (full_kl(self.policy.backbone, reference, batch, sampler, buffer.vocab_size),)
+        return full_kl(self.policy.backbone, reference, samples.observations, sampler, buffer.vocab_size)
 
-        return self.policy.in_micro_batches(score, samples.observations)[0]
+    def _ptx_losses(self) -> Iterator[torch.Tensor]:
+        """Yield the summands, one a micro-batch, of the next-token loss on texts drawn with NumPy's global generator.
 
-    def _ptx_loss(self) -> torch.Tensor | None:
-        """Return the next-token loss on texts drawn with NumPy's global generator, whose state a checkpoint holds.
-
-        All ranks draw the same texts; each computes the summand of its own share of them, or None if its share is empty.
+        A checkpoint holds the generator's state.  All ranks draw the same texts; each computes its own share of them.
         """
         if self._ptx is None:
             assert self.env is not None
@@ -369,14 +368,10 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             self._ptx.backbone = self.policy.backbone  # with its precision
         ptx, drawn = self._ptx, [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
         own, whole = drawn[self.ranks.rank :: self.ranks.size], ptx.num_targets(drawn)
-        if not own:
-            return None
-
-        def summand(texts: Sequence[tuple[str, str]]) -> tuple[torch.Tensor]:
-            return (ptx.loss_of(texts)[None] * (ptx.num_targets(texts) / whole),)
-
-        size = self.policy.settings.micro_batch_size or len(own)
-        return in_parts(summand, [(own[start : start + size],) for start in range(0, len(own), size)])[0].sum()
+        size = self.policy.settings.micro_batch_size or max(len(own), 1)
+        for start in range(0, len(own), size):
+            texts = own[start : start + size]
+            yield ptx.loss_of(texts) * (ptx.num_targets(texts) / whole)
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
         """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""

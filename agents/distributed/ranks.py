@@ -114,11 +114,16 @@ class Ranks:
             bad = [name for name, value in part.items() if math.isnan(value) or (name == "loss" and math.isinf(value))]
             if bad:
                 raise FloatingPointError(f"{', '.join(bad)} is NaN or infinite on rank {rank}: lower learning_rate or max_grad_norm")
-        return {name: _join(name)(part[name] for part in parts if name in part) for name in {n: 0 for part in parts for n in part}}
+        return combined(parts)
 
 
-def _join(name: str) -> Any:
-    return min if name.endswith("_min") else max if name.endswith("_max") else math.fsum
+def combined(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the numbers of a whole from those of its parts: the least of `..._min`, the greatest of `..._max`, the sum of all others."""
+
+    def of(name: str) -> Any:
+        return min if name.endswith("_min") else max if name.endswith("_max") else math.fsum
+
+    return {name: of(name)(part[name] for part in parts if name in part) for name in {n: 0 for part in parts for n in part}}
 
 
 def digest(value: Any) -> tuple[str, float]:

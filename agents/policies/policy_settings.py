@@ -40,8 +40,8 @@ class PolicySettings:
             another is named.  Settings that train or change more, adapters of tied weights and dropout are refused.  Needs the extra
             `textrl-env[lora]`.
         precision: `"float32"`, or mixed precision with `"bfloat16"`: the trunk computes in it, weights and heads stay float32.
-        micro_batch_size: Texts that go through the model at once in an update; what they need for the backward pass is
-            computed again there.  0: the whole minibatch.
+        micro_batch_size: Texts that go through the model at once in an update; 0: the whole minibatch.  `TextPolicyGradient` and its
+            relatives add up the micro-batches' gradients; where the loss is SB3's, what a backward pass needs is computed again there.
         gradient_checkpointing: Compute the layers' activations again in the backward pass.
         compile: Have `torch.compile` translate the passes of updates; the first ones take minutes.
         cuda_graphs: Record and replay decoding steps on a GPU; decoder-only models with attention, and your own with a cache.

@@ -290,12 +290,18 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for indices in self._minibatches(batch_size):
             yield self.samples(indices)
 
-    def parts(self, batch_size: int | None = None) -> Iterator[MinibatchShard]:
-        """Yield this rank's part of each minibatch that `get` would yield; NumPy's generators must be in the same state on all ranks."""
+    def parts(self, batch_size: int | None = None, at_once: int = 0) -> Iterator[MinibatchShard]:
+        """Yield this rank's part of each minibatch that `get` would yield, in micro-batches of `at_once` texts; 0: in one.
+
+        NumPy's generators must be in the same state on all ranks.
+        """
         for indices in self._minibatches(batch_size):
             own = indices if self._ranks.size == 1 else self._part(indices)
             whole = MinibatchSize(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
-            yield MinibatchShard(self.samples(own) if len(own) else None, whole)
+            size = at_once or max(len(own), 1)
+            if len(own) > size:  # texts of a prompt go through the model together
+                own = own[np.argsort([self.segments[index].prompt_id for index in own], kind="stable")]
+            yield MinibatchShard([self.samples(own[start : start + size]) for start in range(0, len(own), size)], whole)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
         order = np.random.permutation(self.trained)

@@ -40,11 +40,11 @@ class MinibatchShard(NamedTuple):
     """One rank's part of a minibatch.
 
     Attributes:
-        samples: Its texts; None: this rank has none of them.
+        samples: Its texts, in micro-batches; empty: this rank has none of them.
         whole: Size of the minibatch.
     """
 
-    samples: SequenceSamples | None
+    samples: list[SequenceSamples]
     whole: MinibatchSize
 
 

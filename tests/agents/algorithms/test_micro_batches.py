@@ -68,22 +68,39 @@ def written(agent):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_do_not_depend_on_micro_batches(name, environment):
     agent = written(make(TextPolicyGradient, environment, **LOSSES[name]))
-    np.random.seed(1)
-    part = next(agent.rollout_buffer.parts(7))
     gradients = {}
     for size in (0, 3):
+        np.random.seed(1)
+        part = next(agent.rollout_buffer.parts(7, size))
         agent.policy.settings = replace(agent.policy.settings, micro_batch_size=size)
         agent.policy.zero_grad()
         np.random.seed(2)  # of the texts of ptx
         with texts_at_once(agent.policy.lm) as seen:
-            loss, notes = agent._part_loss(part)
-            loss.backward()
+            notes = agent._add_gradients(part)
         gradients[size] = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None]), notes
         assert max(seen) == (size or 7)
     (whole, notes), (parted, parted_notes) = gradients.values()
     torch.testing.assert_close(parted, whole, atol=2e-6, rtol=1e-4)
     assert whole.abs().max() > 1e-3
     assert parted_notes == pytest.approx(notes, abs=1e-5)
+
+
+def test_every_text_goes_through_the_model_once_beside_those_of_its_prompt():
+    agent = written(make(TextPolicyGradient, micro_batch_size=4, ent_coef=0.1))
+    passes = []
+    hook = agent.policy.lm.model.register_forward_pre_hook(
+        lambda module, args, kwargs: passes.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    part = next(agent.rollout_buffer.parts(16, 4))
+    agent._add_gradients(part)
+    hook.remove()
+    assert [len(ids) for ids in passes] == [4, 4, 4, 4]  # none is computed again for the backward pass
+    for samples in part.samples:  # the task deals each prompt four times in a row
+        batch = samples.observations
+        prompts = {tuple(ids[:length].tolist()) for ids, length in zip(batch.input_ids, batch.prompt_lengths, strict=True)}
+        assert len(prompts) == 1
+    written_lengths = np.diff(agent.rollout_buffer._offsets)
+    assert sum(len(samples.actions) for samples in part.samples) == written_lengths.sum() == part.whole.tokens
 
 
 @pytest.mark.reports("TRPO keeps to micro_batch_size, trains adapters, and refuses a policy without a critic")
@@ -109,10 +126,11 @@ def test_trpo_keeps_to_its_micro_batches():
 def test_ptx_computes_in_the_policys_precision():
     agent = make(RLOO, policy_kwargs={"precision": "bfloat16"}, **PTX)
     np.random.seed(2)
-    mixed = agent._ptx_loss()
+    (mixed,) = agent._ptx_losses()
     agent.policy.backbone.autocast = None
     np.random.seed(2)
-    assert 1e-5 < abs(mixed.item() - agent._ptx_loss().item()) < 0.05
+    (precise,) = agent._ptx_losses()
+    assert 1e-5 < abs(mixed.item() - precise.item()) < 0.05
 
 
 TEXTS = [("1 2 3", "4"), ("5", "6 7 8 9 10 11"), ("12 13", "14 15"), ("3", ""), ("2 2 2", "1 2 3 4 5 6 7 8")]

@@ -136,13 +136,13 @@ def test_ptx_is_next_token_learning_beside_the_policys(grouped):  # noqa: F811
     agent.collect_rollouts(agent.env, quiet(agent), agent.rollout_buffer, 1)
     part = next(agent.rollout_buffer.parts(16))
     np.random.seed(5)
-    loss, notes = agent._part_loss(part)
+    notes = agent._add_gradients(part)
     np.random.seed(5)
     drawn = [texts[i] for i in np.random.randint(2, size=16)]
     expected = SFT(agent.policy.lm, agent.env.unwrapped.core.task.tokenizer).loss_of(drawn)
     assert notes["ptx_loss"] == pytest.approx(expected.item(), abs=1e-6)
     agent.ptx_coef = 0.0
-    assert loss.item() == pytest.approx(agent._part_loss(part)[0].item() + 2 * expected.item(), abs=1e-5)
+    assert notes["loss"] == pytest.approx(agent._add_gradients(part)["loss"] + 2 * expected.item(), abs=1e-5)
     agent.ptx_coef = 2.0
     before = expected.item()
     agent.learn(300)
