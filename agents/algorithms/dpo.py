@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rewards.fitting.losses import bradley_terry_loss
+from rewards.models.lora import adapted_layers
 from rewards.preferences.preference import Preference
 from textrl_env import Prompt, Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
@@ -19,6 +20,7 @@ from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
+from ..models.lora import without_adapters
 from ..models.sampler import Sampler
 from ..models.sequences import TextRecord, pack
 from .common.supervised import Supervised, SupervisedArguments
@@ -63,7 +65,7 @@ class DPO(Supervised):
         model: What `agents.models.loading.load_lm` takes; it is trained.
         beta: Coefficient of KL, > 0.  Default: 0.1.
         loss: `"sigmoid"` or `"ipo"`.  Default: `"sigmoid"`.
-        reference: What KL is measured against; None: the model as it was given.
+        reference: What KL is measured against; None: the model as it was given, under `lora` without a copy: the base under the adapters.
 
     Raises:
         ValueError: Beta is not positive, the loss is unknown, or `max_new_tokens` is less than 1.
@@ -90,10 +92,14 @@ class DPO(Supervised):
         super().__init__(model, tokenizer, **arguments)
         self.beta, self.loss, self.num_equal = beta, loss, 0
         check_same_tokens(reference, tokenizer, "reference")
+        if reference is None and adapted_layers(self.lm):
+            self.reference = without_adapters(self.backbone)
+            return
         other = load_lm(model if reference is None else reference)
         if reference is None:
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
+        self.reference.autocast = self.backbone.autocast
 
     def _encode(self, texts: Sequence[Preference | Pair]) -> list[Pair]:
         rows = iter(self._encode_preferences([text for text in texts if not isinstance(text, Pair)]))
@@ -125,7 +131,8 @@ class DPO(Supervised):
         return [row.chosen for row in rows] + [row.rejected for row in rows]
 
     def _depends_on(self) -> dict[str, Any]:
-        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
+        own = super()._depends_on()
+        return {**own, "reference": self._first if self.reference.lm is self.lm else digest(self.reference.lm)[0]}
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)

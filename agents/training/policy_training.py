@@ -18,47 +18,13 @@ from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
 from ..utils.interrupts import StopCallback, stop_request
-from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
 from .reward_hacking_callback import RewardHackingCallback
 from .rewind_logs import rewind_logs
+from .settings import PolicyTraining
 
-_MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt")  # in the folder of a stage
-
-
-@dataclass(frozen=True)
-class PolicyTraining:
-    """How a policy is trained; the values suit models of about a million parameters.
-
-    Attributes:
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default the algorithm's own, or an adaptive one that holds `kl_target`.
-        kl_target: KL per text that the adaptive coefficient steers to, in nats.
-        total_tokens: Tokens that the policy writes.
-        n_episodes: Texts per rollout.
-        batch_size: Texts per minibatch.
-        learning_rate: Falls linearly to 0.
-        seed: Of everything that is drawn.
-    """
-
-    beta: AtLeast0 | None = None
-    kl_target: Above0 = 8.0
-    total_tokens: Count = 110_000
-    n_episodes: Count = 128
-    batch_size: Count = 32
-    learning_rate: Above0 = 5e-4
-    seed: Seed = 0
-
-    def check(self) -> None:
-        """Insist on values in their ranges, none of which would be ignored."""
-        check_fields(self)
-        check_penalty(self.beta, self.kl_target)
-
-
-def check_penalty(beta: float | None, kl_target: float | None) -> None:
-    """Refuse a target for a coefficient that is fixed; its default counts as not given, for the files of runs hold it."""
-    if beta is not None and kl_target not in (None, PolicyTraining.kl_target):
-        raise ValueError(f"--kl-target {kl_target:g} steers an adaptive beta, and --beta {beta:g} is fixed: leave one of them out")
+_MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt", "model")  # in the folder of a stage
 
 
 @dataclass(frozen=True)
@@ -85,8 +51,11 @@ def train_policy(
     algo: str = "ppo",
     watch: RewardHackingCallback | None = None,
     outdated: Sequence[str] = (),
+    reference: LMSource | None = None,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
+
+    At the end `model` in it holds the language model, tokenizer, chat template and ends of text, as transformers opens them.
 
     A stage that was interrupted goes on from its last checkpoint; one that is done is not run again, but goes on if `total_tokens` was
     raised.  The first Ctrl-C or SIGTERM saves a checkpoint between two rollouts; from there a run goes on bit by bit.
@@ -94,14 +63,15 @@ def train_policy(
     Args:
         run: The folder.
         stage: Name of the stage and of its subfolder.
-        model: Where the policy starts, and its reference.
+        model: Where the policy starts.
         env: What it plays.
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
-        rules: Sampling rules of the policy.
+        rules: Arguments of the policy: sampling rules, adapters, critic.
         algo: Name of the algorithm, see `agents.algorithms.registry`.
         watch: Looks for reward hacking beside it.
         outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
+        reference: What KL is measured against; None: `model`.
 
     Raises:
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
@@ -110,7 +80,7 @@ def train_policy(
     config.check()
     together = ranks()
     checkpoint = run.path / stage / "policy.zip"
-    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo}
+    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo} | ({} if reference is None else {"reference": reference})
     inputs |= {field.name: getattr(config, field.name) for field in fields(PolicyTraining) if field.name != "total_tokens"}
     outdated = [*outdated, f"evaluation-{stage}.*", f"groups-{stage}.json"]
     settings: dict[str, Any] = {"depends_on": inputs, "record": together.is_main, "makes": [f"{stage}/policy.zip"]}
@@ -129,14 +99,14 @@ def train_policy(
     with run.stage(stage, **settings) as whole:
         if together.broadcast(whole.needed):
             if together.is_main:
-                run.remove(outdated)
+                run.remove([*outdated, f"{stage}/model"])
                 if not resumes:
                     run.remove([f"{stage}/{name}" for name in _MADE])
             began = perf_counter()
             if resumes:
                 algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
             else:
-                algorithm = _new(algorithm_of(algo), model, env, config, rules)
+                algorithm = _new(algorithm_of(algo), model, env, config, rules, reference)
             _learn(algorithm, run.path / stage, env, config, watch)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
@@ -171,12 +141,21 @@ def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: Poli
         together.check_equal({"weights": algorithm.policy})
         if together.is_main:
             algorithm.save(folder / "policy.zip")
+            if not stop:
+                algorithm.policy.save_pretrained(folder / "model")
     if any(together.gather(bool(stop))):
         saved = algorithm.saved_timesteps
         raise KeyboardInterrupt(f"Stopped at {saved:,} of {config.total_tokens:,} tokens, saved in {folder / 'policy.zip'}.")
 
 
-def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: PolicyTraining, rules: dict[str, Any] | None) -> Any:
+def _new(
+    algorithm_of: Algorithm,
+    model: LMSource,
+    env: TextGenerationVecEnv,
+    config: PolicyTraining,
+    rules: dict[str, Any] | None,
+    reference: LMSource | None = None,
+) -> Any:
     adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
     settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive, **algorithm_of.settings}
     if config.beta is not None:
@@ -189,5 +168,6 @@ def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, co
         learning_rate=Linear(config.learning_rate),
         policy_kwargs={"model": model, **(rules or {})},
         seed=config.seed,
+        reference=reference,
         **settings,
     )
