@@ -18,6 +18,7 @@ import torch
 
 # Not -inf: a row may lose all its probability to underflow but never turns into NaN, and 0 * log(0) stays 0.
 LOG_ZERO = -1e9
+_BLOCK = 512  # columns that a draw sums up at once
 STATIC_RULES = ("min_new_tokens", "banned_tokens", "no_repeat_ngram")  # those that take tokens away
 
 
@@ -209,11 +210,38 @@ def draw(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         Shape (N,), int64.
     """
-    # (N, V); summed in float64, because in float32 the tail of a large vocabulary would round away
-    mass = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device) * mass[:, -1:]  # (N, 1)
-    # right=True: the first token whose mass exceeds u, which is never one of probability 0
-    return torch.searchsorted(mass, u, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device)  # (N, 1)
+    return invert(logits.softmax(-1), u).squeeze(-1)
+
+
+def invert(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Return the first column up to which each row has more than the share u of its sum, shape (N, 1); never one that is 0.
+
+    Of many columns the sums of blocks are searched, and then one block: a running sum over all would take most of a draw's time.
+
+    Args:
+        p: Shape (N, V), not negative.
+        u: Shape (N, 1), float64, in [0, 1).
+    """
+    columns = p.shape[-1]
+    if columns <= 8 * _BLOCK:
+        # (N, V); summed in float64, because in float32 the tail of a large vocabulary would round away
+        mass = p.cumsum(-1, dtype=torch.float64)
+        # right=True: the first whose mass exceeds u, which is never one of probability 0
+        return torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_(max=columns - 1)
+    whole = columns // _BLOCK
+    blocks, rest = p[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)), p[:, None, whole * _BLOCK :]  # (N, blocks, columns) each
+    sums = [part.sum(-1, dtype=torch.float64) for part in (blocks, rest)]
+    mass = torch.cat(sums, 1).cumsum(-1)  # (N, V / block)
+    u = u * mass[:, -1:]
+    block = torch.searchsorted(mass, u, right=True).clamp_(max=whole)  # (N, 1)
+    before = torch.where(block > 0, mass.gather(1, (block - 1).clamp(min=0)), 0.0)  # (N, 1)
+    inside = block * _BLOCK + torch.arange(_BLOCK, device=p.device)  # (N, block)
+    part = p.gather(1, inside.clamp(max=columns - 1)).masked_fill_(inside >= columns, 0.0)
+    mass = before + part.cumsum(-1, dtype=torch.float64)  # (N, block)
+    # The two sums round differently: what is left of u may reach the block's end.
+    u = torch.minimum(u, mass[:, -1:] * (1 - 2.0**-53))
+    return block * _BLOCK + torch.searchsorted(mass, u, right=True)
 
 
 def pack_kept(kept: torch.Tensor) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Decoding with copied weights: what full passes give, and the module's own parameters never notice."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,14 @@ from torch import nn
 from agents import TextPPO
 from agents.models import decoding_weights
 from agents.models.backbones import backbone_of
+from agents.models.cached_decoder import CachedDecoder
 from agents.models.decoding_weights import DecodingWeights, copied_bytes
 from agents.models.loading import load_lm
 from agents.models.lora import adapters_off, merged
+from agents.models.sequences import PartialTexts, one_action_each
 from agents.policies.transformer_policy import TransformerPolicy
 from rewards.models.lora import adapted_layers, add_adapters
+from textrl_env.utils.model_files import model_folder
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from .test_cached_decoder import play_and_compare
@@ -219,3 +224,78 @@ def test_the_first_ratio_is_one_and_kl_starts_at_zero(make_env, packs):
     assert max(ratio for ratio, _ in seen) < bound(agent.policy)
     assert np.abs(seen[0][1]).max() < 1e-5
     assert np.abs(seen[-1][1]).max() > 1e-2  # by now the adapters are somewhere
+
+
+@torch.no_grad()
+def greedy(lm, prompts, new_tokens):
+    """Write the likeliest tokens; return them, shape (B, T), and the largest difference from full passes by the scale of logits."""
+    backbone = backbone_of(lm)
+    weights = DecodingWeights(backbone)
+    decoder, lengths = CachedDecoder(weights=weights), np.array([len(prompt) for prompt in prompts])
+    ids = np.full((len(prompts), max(lengths) + new_tokens), -1)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    worst = 0.0
+    for step in range(new_tokens):
+        texts = PartialTexts(ids, lengths + step, lengths)
+        hidden = decoder.last_hidden(backbone, texts)
+        with weights:
+            logits = backbone.logits(hidden)  # (B, V)
+        if step % 5 == 1:
+            full = backbone.logits(backbone.hidden(one_action_each(texts, "cpu")))
+            worst = max(worst, float((logits.log_softmax(-1) - full.log_softmax(-1)).abs().max() / full.abs().max()))
+        ids[np.arange(len(ids)), lengths + step] = logits.argmax(-1).numpy()
+    return np.stack([row[n : n + new_tokens] for row, n in zip(ids, lengths, strict=True)]), worst
+
+
+@torch.no_grad()
+def by_transformers(lm, prompts, new_tokens):
+    """The same by `generate`, in one batch that is padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    read = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rules = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    return lm.generate(input_ids=ids, attention_mask=read, **rules)[:, width:].numpy()
+
+
+def with_random_adapters(lm, std):
+    add_adapters(lm, {"r": 8})
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=std)
+    return lm
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_greedy_texts_are_those_of_transformers(packs, name, adapters):
+    lm = load_lm(MODELS[name]).eval()
+    if adapters:
+        with_random_adapters(lm, 0.1)
+    prompts = [np.random.default_rng(row).integers(1, VOCAB, 1 + row % 7).tolist() for row in range(20)]
+    texts, worst = greedy(lm, prompts, 12)
+    assert np.array_equal(texts, by_transformers(lm, prompts, 12))
+    assert worst < 1e-5
+
+
+SMOLLM2 = os.environ.get("TEXTRL_SMOLLM2", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isfile(SMOLLM2), reason="TEXTRL_SMOLLM2 names no .gguf file of SmolLM2-135M")
+@pytest.mark.parametrize("adapters", [False, True])
+def test_greedy_texts_of_a_pretrained_model(adapters):
+    from transformers import AutoTokenizer
+
+    lm = load_lm(SMOLLM2).eval()
+    if adapters:
+        with_random_adapters(lm, 0.01)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(SMOLLM2))
+    openings = ("The film", "I went to the cinema because", "In the year 1900, a small town", "2 + 2 =", "Dear Sir or Madam, I")
+    prompts = [
+        tokenizer(f"{opening} {more}".strip()).input_ids for opening in openings for more in ("", "was", "said that", "and the other")
+    ]
+    texts, worst = greedy(lm, prompts, 16)
+    assert np.array_equal(texts, by_transformers(lm, prompts, 16))
+    assert worst < 1e-5

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents.models.log_probs import log_prob_and_entropy
-from agents.models.sampler import Sampler, draw, pack_kept, restrict, unpack_kept
+from agents.models.sampler import Sampler, draw, invert, pack_kept, restrict, unpack_kept
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 
@@ -90,3 +90,20 @@ def test_log_prob_and_entropy_equal_torch_and_its_gradients():
 def test_rules_out_of_range_are_refused(rules):
     with pytest.raises(ValueError, match=next(iter(rules))):
         Sampler(**rules)
+
+
+@pytest.mark.parametrize("columns", [5, 512, 4097, 5000, 8192])
+def test_large_vocabularies_are_inverted_block_by_block(columns):
+    """Against the running sum over all columns; of small integers every sum is exact, so every draw is the same."""
+    rng = np.random.default_rng(columns)
+    weights = rng.integers(0, 4, size=(6, columns)).astype(np.float32)
+    weights[1, : columns // 2] = weights[2, columns // 2 :] = 0
+    weights[3] = np.arange(columns) == columns - 1
+    weights[4] = np.arange(columns) == 0
+    u = np.concatenate([rng.random((6, 200)), np.zeros((6, 1)), np.full((6, 1), 1 - 2.0**-53)], 1)
+    mass = weights.cumsum(1, dtype=np.float64)
+    for column in u.T[:, :, None]:
+        drawn = invert(torch.from_numpy(weights), torch.from_numpy(np.ascontiguousarray(column))).numpy()
+        target = np.minimum(column * mass[:, -1:], np.nextafter(mass[:, -1:], 0))
+        assert drawn.ravel().tolist() == [int(np.searchsorted(m, t[0], side="right")) for m, t in zip(mass, target, strict=True)]
+        assert (np.take_along_axis(weights, drawn, 1) > 0).all()
