@@ -9,8 +9,7 @@ from rewards.models.suited_rate import MILLION, suited_rate
 from textrl_env import BaseRecipe
 
 from ..algorithms.registry import ALGORITHMS
-from .offline_training import OFFLINE, RATES, STEPS
-from .policy_training import PolicyTraining
+from .settings import OFFLINE, RATES, STEPS, PolicyTraining
 
 
 def default_settings(algo: str, recipe: BaseRecipe | None = None, parameters: int = MILLION, adapters: bool = False) -> dict[str, Any]:
