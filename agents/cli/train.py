@@ -13,13 +13,14 @@ from rich.console import Console
 
 from rewards import Preference
 from rewards.preferences.preference_files import read_preferences
-from textrl_env import TextTask
+from textrl_env import BaseRecipe, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
+from ..models.loading import num_parameters
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
@@ -69,7 +70,7 @@ def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, re
         task = task_of(config.task, config.corpus, run.path)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
+    defaults = _defaults(config, task, task.recipe if config.algo == "sft" and pairs is None else None, console)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     run.config = dataclasses.replace(config, **settings)
@@ -171,3 +172,15 @@ def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference],
             f"{chance:.1f}; pass --model of one that does, or --corpus with texts like them",
             style="bold red", highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None, console: Console, adapters: bool = False) -> dict[str, Any]:
+    """Return the settings by default; the learning rate suits the model, which is said unless another is given."""
+    source = config.model or (None if task.recipe is None else dict(task.recipe.model))
+    if config.learning_rate is not None or source is None:
+        return default_settings(config.algo, recipe)
+    parameters = num_parameters(source)
+    settings = default_settings(config.algo, recipe, parameters, adapters)
+    suits = f"{'adapters of ' if adapters else ''}a model of {parameters:,} parameters"
+    console.print(f"learning rate {settings['learning_rate']:g}, which suits {suits}", highlight=False)
+    return settings

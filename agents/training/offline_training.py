@@ -11,12 +11,12 @@ from typing import Any, Literal
 from rewards.preferences.preference import Preference
 from textrl_env import TextTask
 
-from ..algorithms.common.supervised import SupervisedArguments
 from ..algorithms.common.training_warnings import TrainingWarning
 from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
+from ..policies.policy_settings import PolicySettings
 from ..utils.run_folder import RunFolder
 from .settings import OfflineTraining
 
@@ -45,14 +45,14 @@ def learn_offline(
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
-        passes: `lora`, `precision`, `micro_batch_size` and `gradient_checkpointing`, as `SFT` takes them.
+        passes: How texts go through the model: `lora`, `precision` and `micro_batch_size`, see `agents.PolicySettings`.
 
     Raises:
         ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
         KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
-    passes = dict(passes or {})
-    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config), **passes}
+    own = {name: value for name, value in (passes or {}).items() if value != getattr(PolicySettings, name)}
+    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config), **own}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
     with run.stage(stage, inputs, makes=[f"{stage}/model"]) as made:
         if not made.needed:
@@ -62,12 +62,12 @@ def learn_offline(
                 shutil.rmtree(checkpoint, ignore_errors=True)
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
         if algo == "expert-iteration":
-            agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed, **passes)
+            agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed, **own)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             made.facts["score"] = agent.scores[-1]
         else:
-            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **passes)
+            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **own)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}
@@ -76,15 +76,21 @@ def learn_offline(
 
 
 def supervised(
-    algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int, whole: bool = False, **passes: Any
+    algo: str,
+    model: LMSource,
+    task: TextTask,
+    learning_rate: float,
+    beta: float,
+    seed: int,
+    whole: bool = False,
+    **passes: Any,
 ) -> SFT | DPO:
     """Return the trainer of this name; with `whole` it learns responses beyond the task's limit to their end, as corpora want it."""
-    settings: SupervisedArguments = {"learning_rate": learning_rate, "seed": seed, **passes}  # type: ignore[typeddict-item]
-    settings["max_new_tokens"] = None if whole else task.max_new_tokens
+    limit = None if whole else task.max_new_tokens
     if algo == "sft":
-        return SFT(model, task.tokenizer, **settings)
+        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
     loss: Literal["ipo", "sigmoid"] = "ipo" if algo == "ipo" else "sigmoid"
-    return DPO(model, task.tokenizer, beta, loss, **settings)
+    return DPO(model, task.tokenizer, beta, loss, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
 
 
 def preferred_texts(pairs: Sequence[Preference]) -> list[tuple[str, str]]:
