@@ -61,8 +61,7 @@ def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
         raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(policies)} with --policy")
     settings = _settings(folder / "config.yaml")
     if "algo" in settings:
-        corpus = tuple(Path(path) for path in settings.get("corpus", ()))
-        task, reward = task_of(settings["task"], corpus, folder, split="test"), settings["reward"]
+        task, reward = task_of(settings, folder, "test"), settings["reward"]
     else:
         task, reward = make_task("review", split="test"), str(folder / "reward")
     ordered = dataclasses.replace(task, prompt_order="sequential")
