@@ -253,12 +253,12 @@ def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference],
         )  # fmt: skip
 
 
-def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None, console: Console, adapters: bool = False) -> dict[str, Any]:
+def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None, console: Console) -> dict[str, Any]:
     """Return the settings by default; the learning rate suits the model, which is said unless another is given."""
     source = config.model or (None if task.recipe is None else dict(task.recipe.model))
     if config.learning_rate is not None or source is None:
         return default_settings(config.algo, recipe)
-    parameters = num_parameters(source)
+    parameters, adapters = num_parameters(source), config.lora is not None
     settings = default_settings(config.algo, recipe, parameters, adapters)
     suits = f"{'adapters of ' if adapters else ''}a model of {parameters:,} parameters"
     console.print(f"learning rate {settings['learning_rate']:g}, which suits {suits}", highlight=False)
