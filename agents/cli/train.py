@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rewards import Preference
 from rewards.preferences.preference_files import read_preferences
-from textrl_env import TextTask
+from textrl_env import BaseRecipe, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model
 from textrl_env.tokenizer import check_same_tokens
@@ -22,6 +22,7 @@ from textrl_env.tokenizer import check_same_tokens
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
+from ..models.loading import num_parameters
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
@@ -115,7 +116,7 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None,
         _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
+    defaults = _defaults(config, task, task.recipe if config.algo == "sft" and pairs is None else None, console)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     task_name = None if config.prompts is not None else config.task or DEFAULT_TASK
@@ -271,3 +272,15 @@ def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference],
             f"{chance:.1f}; pass --model of one that does, or --corpus with texts like them",
             style="bold red", highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None, console: Console) -> dict[str, Any]:
+    """Return the settings by default; the learning rate suits the model, which is said unless another is given."""
+    source = config.model or (None if task.recipe is None else dict(task.recipe.model))
+    if config.learning_rate is not None or source is None:
+        return default_settings(config.algo, recipe)
+    parameters, adapters = num_parameters(source), config.lora is not None
+    settings = default_settings(config.algo, recipe, parameters, adapters)
+    suits = f"{'adapters of ' if adapters else ''}a model of {parameters:,} parameters"
+    console.print(f"learning rate {settings['learning_rate']:g}, which suits {suits}", highlight=False)
+    return settings

@@ -54,7 +54,23 @@ def load_lm(source: LMSource) -> nn.Module:
     return lm
 
 
-def _build(source: LMSource) -> nn.Module:
+def num_parameters(source: LMSource) -> int:
+    """Return how many parameters a model has, from its configuration: no weights of transformers are read.
+
+    Args:
+        source: What `load_lm` takes.
+
+    Raises:
+        ValueError: The data name no model.
+        TypeError: `source` is none of these.
+    """
+    own = isinstance(source, Mapping) and "class" in source  # its constructor may need numbers
+    with torch.random.fork_rng(), torch.device("cpu" if own else "meta"):
+        return sum(parameter.numel() for parameter in _build(source, weights=False).parameters())
+
+
+def _build(source: LMSource, weights: bool = True) -> nn.Module:
+    """Build the module; without `weights`, those that files of transformers hold are not read."""
     if isinstance(source, Mapping):
         if "class" in source:
             return _own_model(source)
@@ -76,7 +92,10 @@ def _build(source: LMSource) -> nn.Module:
     insist_on_path(source)
     try:
         # trust_remote_code stays off: loading a policy never runs code that came with a file.
-        return _auto(AutoConfig.from_pretrained(str(source))).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+        config = AutoConfig.from_pretrained(str(source))
+        if not weights:
+            return _auto(config).from_config(config)
+        return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
     except OSError as error:
         if Path(source).exists():
             raise

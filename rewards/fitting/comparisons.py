@@ -184,4 +184,4 @@ class RankingRows:
     def _grid(self, flat: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         counts = torch.tensor([len(self.texts[i]) for i in rows])
         mask = (torch.arange(int(counts.max())) < counts[:, None]).to(flat.device)  # (n, K)
-        return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat), mask
+        return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask

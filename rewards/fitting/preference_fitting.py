@@ -21,6 +21,7 @@ from textrl_env.tokenizer import FileTokenizer, check_same_tokens
 from ..models.lora import add_adapters, merge_adapters
 from ..models.preference_model import PreferenceRewardModel
 from ..models.scorers import PreferenceNetwork, build_trunk
+from ..models.suited_rate import suited_rate
 from ..preferences.label_consensus import warn_of_disagreement
 from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
@@ -33,6 +34,7 @@ from .scorer_training import fit_scorer
 _WIDE = 0.3  # of a 95% interval: 40 held-out comparisons tell an accuracy to about 15 points either way
 _NGRAM_RECIPE = (6, 32, 0.03, 0.0)  # epochs, batch size, rate, decay; batches of 128 cost 0.01 of accuracy on reviews
 
+_RATE = 1e-3  # of a trunk of up to a million parameters
 DEFAULT_TRUNK: Mapping[str, Any] = dict(
     model_type="llama", hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
 )
@@ -96,10 +98,11 @@ def fit_preference_model(
     max_tokens: int = 128,
     epochs: int = 3,
     batch_size: int = 32,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     weight_decay: float = 0.01,
     dropout: float = 0.1,
     lora: Mapping[str, Any] | None = None,
+    micro_batch_size: int = 0,
     smoothing: float = 0.0,
     scale_by: Literal["annotator", "group"] | None = None,
     patience: int | None = None,
@@ -127,11 +130,13 @@ def fit_preference_model(
         max_tokens: Longest text read, in tokens; longer texts lose their beginning.
         epochs: Passes of the trunk over the pairs; the n-grams always take 6, which cost a second.
         batch_size: Comparisons per optimiser step of the trunk.
-        learning_rate: Peak rate of the trunk; the n-grams have their own, 0.03.
+        learning_rate: Peak rate of the trunk; by default 1e-3 for one of up to a million parameters, and what suits the size of larger
+            ones and of adapters, see `suited_rate`.  The n-grams have their own, 0.03.
         weight_decay: AdamW's, for the trunk.
         dropout: On the trunk's embeddings and pooled state while fitting, in [0, 1); it is off while scoring.
         lora: Settings of `peft.LoraConfig`, such as `{"r": 8}`: only adapters of the trunk and the head are trained, and the
             adapters are folded into the weights at the end.
+        micro_batch_size: Comparisons that go through the trunk at once; their gradients add up to that of the batch.  0: all of it.
         smoothing: Share of comparisons taken to be labelled wrongly, in [0, 0.5): label y becomes
             (1 - smoothing) y + smoothing (1 - y).
         scale_by: Give each annotator, or each group, a scale of its own on the score, see `comparisons.AnnotatorScales`: those
@@ -149,7 +154,7 @@ def fit_preference_model(
         ImportError: `lora` needs peft.
     """
     started, device = time.perf_counter(), torch.device(device)
-    _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0)
+    _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0, micro_batch_size)
     check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
     if patience is not None and not validation:
@@ -171,7 +176,8 @@ def fit_preference_model(
         )
         assert train is not None
         pairs = None if held_out is None else held_out.pairs()
-        recipes = {"ngrams": _NGRAM_RECIPE, "trunk": (epochs, batch_size, learning_rate, weight_decay)}
+        trunk_rate = _suited(body, lora is not None) if learning_rate is None else learning_rate
+        recipes = {"ngrams": _NGRAM_RECIPE, "trunk": (epochs, batch_size, trunk_rate, weight_decay)}
         losses, best_epochs, differences = {}, {}, []
         for name, part in network.parts.items():
             passes, batch, rate, decay = recipes[name]
@@ -181,7 +187,7 @@ def fit_preference_model(
             scales = AnnotatorScales(len(names)).to(device) if names else None
             curve, best_epochs[name] = fit_scorer(
                 part, train, held_out, epochs=passes, batch_size=batch, learning_rate=rate, weight_decay=decay,
-                generator=generator, patience=patience, scales=scales,
+                generator=generator, patience=patience, scales=scales, micro_batch_size=micro_batch_size if name == "trunk" else 0,
                 progress=None if progress is None else partial(progress, name),
             )  # fmt: skip
             if name == "trunk" and lora is not None:
@@ -224,11 +230,18 @@ def _warn_of_split(split: Split, number: int, rate: Rate) -> None:
         warnings.warn(message, RewardWarning, stacklevel=3)
 
 
-def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: float, any_part: bool) -> None:
+def _suited(trunk: nn.Module | None, adapters: bool) -> float:
+    """Return the trunk's learning rate by default."""
+    return 0.0 if trunk is None else suited_rate(_RATE, sum(parameter.numel() for parameter in trunk.parameters()), adapters)
+
+
+def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: float, any_part: bool, micro_batch_size: int) -> None:
     if n < 10:
         raise ValueError(f"{n} preference(s): give at least 10, better a few hundred")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs={epochs}, batch_size={batch_size}: both must be at least 1")
+    if micro_batch_size < 0:
+        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1, or 0 for the whole batch")
     if not 0 <= dropout < 1 or not 0 <= validation < 1:
         raise ValueError(f"dropout={dropout} and validation={validation} must be in [0, 1)")
     if not any_part:

@@ -24,6 +24,7 @@ def fit_scorer(
     learning_rate: float,
     weight_decay: float,
     generator: torch.Generator,
+    micro_batch_size: int = 0,
     patience: int | None = None,
     scales: AnnotatorScales | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -31,7 +32,8 @@ def fit_scorer(
     """Fit `scorer(ids, mask)` to comparisons in place and keep its best epoch on `held_out` (accuracy, then loss), else its last.
 
     AdamW; the learning rate rises over the first tenth of the steps and then falls to 0 in a straight line.  With `patience`,
-    fitting ends after that many epochs without a better one.  `scales`, if given, are fitted along.
+    fitting ends after that many epochs without a better one.  `scales`, if given, are fitted along.  With `micro_batch_size`, so many
+    comparisons go through the scorer at once, and their gradients are added; 0: the whole batch.
 
     Returns:
         The mean training loss of each epoch, and the number of the epoch that was kept, from 1.
@@ -44,7 +46,7 @@ def fit_scorer(
     if scales is not None:
         groups.append({"params": list(scales.parameters()), "lr": _SCALE_RATE, "weight_decay": 0.0})  # type: ignore[dict-item]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    steps = epochs * math.ceil(len(train) / batch_size)
+    steps, size = epochs * math.ceil(len(train) / batch_size), micro_batch_size or batch_size
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / (0.1 * steps), 1.0) * (1 - k / steps))
     losses, best, best_epoch, best_state = [], (-1.0, 0.0), 0, scorer.state_dict()
     for epoch in range(1, epochs + 1):
@@ -52,17 +54,21 @@ def fit_scorer(
         batches = _batches(train.sizes(), batch_size, generator)
         scorer.train()
         for number, rows in enumerate(batches, 1 + (epoch - 1) * len(batches)):
-            loss = train.loss(scorer, rows, device, scales)
-            if scales is not None:
-                loss = loss + scales.penalty() / len(train)
             optimizer.zero_grad()
-            loss.backward()
+            mean = 0.0
+            for part in (rows[k : k + size] for k in range(0, len(rows), size)):
+                loss = train.loss(scorer, part, device, scales)
+                if scales is not None:
+                    loss = loss + scales.penalty() / len(train)
+                loss = loss * (len(part) / len(rows))
+                loss.backward()
+                mean += loss.item()
             nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
             optimizer.step()
             rate.step()
-            total += len(rows) * loss.item()
+            total += len(rows) * mean
             if progress is not None:
-                progress(number, steps, loss.item())
+                progress(number, steps, mean)
         if not math.isfinite(total):
             raise ValueError(f"the loss became {total} in epoch {epoch}: lower the learning rate ({learning_rate})")
         losses.append(total / len(train))

@@ -1,13 +1,16 @@
 """What `textrl train` makes of its settings: used, filled in, or refused with the reason, before any work begins."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from agents.algorithms.registry import ALGORITHMS
 from agents.cli import train as command
 from agents.cli.main import main
+from agents.models.loading import load_lm
 from agents.training.policy_training import _new
 from agents.training.settings import OFFLINE, PolicyTraining
 from agents.utils.contents import contents_hash
@@ -19,8 +22,15 @@ from ..conftest import LLAMA
 PAIR = {"prompt": "the", "chosen": " good", "rejected": " bad"}
 
 
+@pytest.fixture(autouse=True)
+def model(tmp_path, monkeypatch):
+    """A configuration without weights: nothing can be trained, but how large it is can be told."""
+    monkeypatch.chdir(tmp_path)
+    load_lm(LLAMA).config.save_pretrained("m")
+
+
 def goes_on(folder, algo, inputs, *flags):
-    """Whether a run that was finished with these inputs is taken as finished; there is no model "m" to train."""
+    """Whether a run that was finished with these inputs is taken as finished; model "m" cannot be trained."""
     made = folder / algo / ("model" if algo in OFFLINE else "policy.zip")
     made.mkdir(parents=True, exist_ok=True)
     record = {"fingerprint": fingerprint(inputs)}
@@ -30,7 +40,7 @@ def goes_on(folder, algo, inputs, *flags):
 
 def inputs_of(algo, **others):
     data = {"task": "review", "corpus": [], "reward": "vader", "preferences": None}
-    return {**data, "model": "m", "algo": algo, "seed": 0, **others}
+    return {**data, "model": f"contents {contents_hash('m')}", "algo": algo, "seed": 0, **others}
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -56,6 +66,21 @@ def test_runs_at_default_settings_go_on_without_playing(tmp_path, algo, preferen
     flags = ["--preferences", str(file)] if preferences else []
     given = f"contents {contents_hash(file)}" if preferences else None
     assert goes_on(tmp_path, algo, inputs_of(algo, preferences=given, steps=steps, learning_rate=rate, beta=0.1), *flags)
+
+
+@pytest.mark.parametrize(("algo", "rate"), [("rloo", 2.6e-4), ("dpo", 1e-4)])
+def test_the_default_rate_suits_a_larger_model_and_is_said(tmp_path, capsys, algo, rate):
+    """V D + 2 (4 D^2 + 3 D F + 2 D) + D = 7.34 million, whose cube root is 1.94 times that of a million; weights are not read."""
+    sizes = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1024, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    AutoConfig.for_model(**{**LLAMA, **sizes}).save_pretrained("m")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR))
+    flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo == "dpo" else []
+    main(["train", "--algo", algo, "--model", "m", "--out", "run", *flags])
+    assert f"learning rate {rate:g}, which suits a model of 7,342,592 parameters" in capsys.readouterr().out
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["learning_rate"] == rate
+    main(["train", "--algo", algo, "--model", "m", "--out", "other", "--learning-rate", "3e-4", *flags])
+    assert "learning rate" not in capsys.readouterr().out
+    assert yaml.safe_load(Path("other/config.yaml").read_text())["learning_rate"] == 3e-4
 
 
 @pytest.mark.parametrize("algo", ["sft", "dpo", "ipo", "expert-iteration"])

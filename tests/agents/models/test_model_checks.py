@@ -9,7 +9,7 @@ from torch import nn
 from agents import SFT, SequenceRolloutBuffer, TextPPO
 from agents.benchmark.performance.architectures import architectures
 from agents.models.backbones import backbone_of
-from agents.models.loading import load_lm, save_lm
+from agents.models.loading import load_lm, num_parameters, save_lm
 from agents.models.model_checks import check_model
 from agents.models.sequences import TextRecord, pack
 from textrl_env import IntegerTokenizer, Prompt, TextTask
@@ -213,3 +213,22 @@ def test_mixed_precision_is_rounding(make_env, lora):
     agent = TextPPO("TransformerPolicy", make_env(task=at_length(6, 50)), n_episodes=6, batch_size=6, n_epochs=1, policy_kwargs=settings)
     agent.learn(20)
     assert agent.logger.name_to_value["policy/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "t5", "own"])
+def test_the_size_is_told_without_weights(tmp_path, name):
+    t5 = {
+        "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": VOCAB,
+        "decoder_start_token_id": 0,
+    }  # fmt: skip
+    own = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 3, "length": 3}
+    source = {"llama": LLAMA, "tied": {**LLAMA, "tie_word_embeddings": True}, "t5": t5, "own": own}[name]
+    state = torch.get_rng_state()
+    lm = load_lm(source)
+    expected = sum(parameter.numel() for parameter in lm.parameters())
+    torch.set_rng_state(state)
+    assert num_parameters(source) == expected
+    if name != "own":
+        lm.config.save_pretrained(tmp_path)
+        assert num_parameters(tmp_path) == expected
+    assert torch.equal(torch.get_rng_state(), state)

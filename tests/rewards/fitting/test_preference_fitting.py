@@ -12,6 +12,7 @@ from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows
 from rewards.fitting.losses import bradley_terry_loss, plackett_luce_loss
 from rewards.fitting.preference_fitting import _differences
 from rewards.fitting.scorer_training import fit_scorer
+from rewards.models.scorers import TrunkScorer, build_trunk
 from rewards.preferences.leak_free_split import hold_out
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
@@ -337,6 +338,7 @@ def test_lora_that_trains_more_than_adapters_is_refused(tokenizer, setting):
     [
         ({"smoothing": 0.5}, ValueError, "smoothing=0.5"),
         ({"patience": 0}, ValueError, "patience=0"),
+        ({"micro_batch_size": -1}, ValueError, "micro_batch_size=-1"),
         ({"patience": 2, "validation": 0}, ValueError, "patience=2 needs held-out comparisons"),
         ({"scale_by": "age"}, ValueError, "scale_by='age'"),
         ({"lora": {"r": 2}}, ValueError, "lora needs a trunk"),
@@ -348,3 +350,42 @@ def test_options_are_checked(tokenizer, change, error, message):
     settings = {"preferences": [Preference("", " w1", " w2")] * 20, "tokenizer": tokenizer, "trunk": None, **change}
     with pytest.raises(error, match=message):
         fit_preference_model(**settings)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ["pairs", "rankings"])
+def test_micro_batches_add_up_to_the_whole_batch(tokenizer, kind, scaled):
+    """Batches of 8 and a last one of 6, of which 3 at a time: in float64, so that only a wrong weight could differ."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 40, size=rng.integers(1, 9)) for _ in range(66)]
+    group = torch.tensor([0, 1] * 11)
+    if kind == "pairs":
+        rows = PairRows(texts[:22], texts[22:44], label=torch.rand(22), margin=torch.rand(22), group=group)
+    else:
+        rows = RankingRows([texts[3 * i : 3 * i + 2 + i % 2] for i in range(22)], group)
+    weights = []
+    for size in (0, 3):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            body = build_trunk(TINY, tokenizer.vocab_size, 16).double()
+            scorer = TrunkScorer(body, dropout=0.0).double()
+            scales = AnnotatorScales(2).double() if scaled else None
+        curve, _ = fit_scorer(
+            scorer, rows, None, epochs=2, batch_size=8, learning_rate=1e-3, weight_decay=0.01,
+            generator=torch.Generator().manual_seed(0), micro_batch_size=size, scales=scales,
+        )  # fmt: skip
+        weights.append((torch.cat([p.detach().flatten() for p in scorer.parameters()]), curve))
+    (whole, curve), (parted, parted_curve) = weights
+    torch.testing.assert_close(parted, whole, atol=1e-7, rtol=0)
+    assert parted_curve == pytest.approx(curve, abs=1e-9)
+
+
+def test_the_trunks_rate_suits_its_size_and_adapters(tokenizer):
+    """What is fitted by default is what is fitted at the rate that the size gives, to the digit."""
+    pairs = [Preference("", f" w1 w2 {i}", f" w2 w1 {i}") for i in range(40)]
+    settings = {"tokenizer": tokenizer, "trunk": TINY, "ngram_buckets": 0, "epochs": 1}
+    for lora, rate in ((None, 1e-3), ({"r": 2}, 1e-2)):
+        default, given, other = (
+            fit_preference_model(pairs, lora=lora, learning_rate=value, **settings)[1].held_out_loss for value in (None, rate, 2 * rate)
+        )
+        assert default == given != other
