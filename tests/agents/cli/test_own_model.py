@@ -157,7 +157,7 @@ def test_what_stands_in_the_way_is_named(model, prompts, tmp_path, capsys):
     lm.resize_token_embeddings(250)
     lm.save_pretrained(small)
     assert "the model has 250 tokens, the environment 259" in told("--model", small, "--prompts", prompts / "p.txt")
-    assert main(["train", "--model", str(model), "--out", str(tmp_path / "run")]) == 2
+    assert main(["train", "--model", str(model), "--out", str(tmp_path / "other")]) == 2
     assert "or pass --prompts FILE: they are read with the tokenizer of --model" in " ".join(capsys.readouterr().err.split())
     assert "max_prompt_tokens=3" in told("--model", model, "--prompts", prompts / "p.txt", "--max-prompt-tokens", "3")
     assert "compares with references" in told("--model", model, "--prompts", prompts / "p.txt", "--reward", "rouge")
