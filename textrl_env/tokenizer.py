@@ -79,6 +79,7 @@ class FileTokenizer(NeverCopied):
         self.eos_token = str(self.backend.id_to_token(self.eos_token_id))
         self._controls = ControlTokens(self.backend, map(self.backend.id_to_token, self.eos_token_ids))
         self.bos_ids = self._opening(files, add_bos)
+        self._told: dict[str, Any] = {} if add_bos is None else {"add_bos_token": add_bos}
         self._anchor, self._anchor_length = self._find_anchor()
 
     @classmethod
@@ -124,7 +125,7 @@ class FileTokenizer(NeverCopied):
 
     def pretrained_files(self) -> dict[str, str]:
         """Return files, by name, from which `AutoTokenizer.from_pretrained` makes this tokenizer, with its first end of text."""
-        return written_files(self.backend, {**self.files.config, "eos_token": self.eos_token}, self.files.template)
+        return written_files(self.backend, {**self.files.config, **self._told, "eos_token": self.eos_token}, self.files.template)
 
     def _opening(self, files: PretrainedFiles, add_bos: bool | None) -> tuple[int, ...]:
         (opening, _), bos = surroundings(self.backend), files.token("bos_token")

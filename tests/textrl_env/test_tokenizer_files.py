@@ -264,3 +264,11 @@ def test_files_for_transformers(tmp_path, tokenizer, text):
     assert theirs(text).input_ids == encode_prompts(tokenizer, [text])[0]
     assert theirs.eos_token_id == tokenizer.eos_token_id
     assert FileTokenizer(tmp_path).eos_token_ids == (tokenizer.eos_token_id,)
+
+
+def test_an_overruled_beginning_is_saved(tmp_path):
+    for made, asked in ((backend(bos=True), False), (backend(), True)):
+        folder = saved(tmp_path / str(asked), made, tokenizer_config={"bos_token": "<s>", "eos_token": "<eos>"})
+        for name, text in FileTokenizer(folder, add_bos=asked).pretrained_files().items():
+            (folder / name).write_text(text)
+        assert FileTokenizer(folder).bos_ids == ((5,) if asked else ())
