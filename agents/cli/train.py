@@ -27,8 +27,10 @@ from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import learn_offline, preferred_texts
+from ..training.outcome_report import print_outcome, print_tree, write_outcome_page
 from ..training.policy_training import train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
+from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts, run_outcome
 from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
 from ..utils.run_folder import RunFolder, folder_beside
@@ -36,6 +38,7 @@ from ..utils.threads import choose_threads
 from .arguments import arguments_of, columns_of, reward_of
 from .train_flags import Train, flags, settings_of
 
+_STEP_TEXTS = 32  # of an optimizer step that does not play
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
 
 
@@ -89,9 +92,11 @@ def run_train(config: Train) -> None:
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
+    with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
         job = _prepared(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
         _offline(job) if isinstance(job.training, OfflineTraining) else _playing(job)
+        if together.is_main:
+            _tell_outcome(job)
 
 
 def _folder(config: Train) -> Path:
@@ -144,11 +149,25 @@ def _playing(job: Job) -> None:
     watch = RewardHackingCallback(run.path / config.algo, job.held_out if together.is_main else None, config.stop_at_alarm)
     base = _first_policy(job)
     depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
-    train_policy(run, config.algo, base, env, training, depends_on, _policy_arguments(job), config.algo, watch, reference=config.reference)
+    rules = _policy_arguments(job)
+    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference)
     for name, message in watch.alarms.items():
         job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
-    folder = run.path / config.algo
-    job.console.print(f"policy: {folder / 'policy.zip'}\nmodel:  {folder / 'model'}\ncurve:  {folder / 'curve.csv'}")
+
+
+def _tell_outcome(job: Job) -> None:
+    """Say whether the training worked, and what it left."""
+    config, run, training = job.config, job.run, job.training
+    tokens = training.total_tokens if isinstance(training, PolicyTraining) else training.steps * _STEP_TEXTS * job.task.max_new_tokens
+    exam = Exam(job.reward, num_eval_texts(config.eval_texts, tokens // job.task.max_new_tokens), job.held_out, config.seed)
+    if exam.num_texts:
+        outcome = run_outcome(run, config.algo, exam, job.depends_on)
+        write_outcome_page(run.path, config.algo, outcome)
+        print_outcome(outcome, job.console)
+    job.console.print()
+    print_tree(run.path, job.console)
+    if exam.num_texts:
+        job.console.print(f"report: {run.path / 'report.html'}")
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
@@ -227,7 +246,6 @@ def _offline(job: Job) -> None:
     whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
     learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes)
-    job.console.print(f"model: {job.run.path / config.algo / 'model'}")
 
 
 def _first_policy(job: Job) -> str:

@@ -18,7 +18,7 @@ _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "mi
 _OF_PROMPTS = {
     "test_prompts", "references", "chat", "add_bos", "max_prompt_tokens", "over_long", "max_new_tokens", "stop_strings",
 }  # fmt: skip
-_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "out", "overwrite"} | _OF_PROMPTS
+_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "eval_texts", "out", "overwrite"} | _OF_PROMPTS
 _OF_ALL |= {"lora", "precision", "micro_batch_size"}
 _WITH_CRITIC = ("ppo", "maskable-ppo", "nlpo", "a2c", "trpo")
 
@@ -56,8 +56,8 @@ class Train:
         lora: Train adapters only: a JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}'.
         reference: Model that KL is measured against; by default the first policy.
         critic: Of algorithms that have one: `shared` (by default: a head on the policy), `separate`, or the folder of a reward model.
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
-            do not learn from it, but `textrl evaluate` measures by it.
+        reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or
+            `file.py:function`; `sft`, `dpo` and `ipo` do not learn from it, but `textrl evaluate` measures by it.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
         stop_at_alarm: End the training at such an alarm.
         beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for `dpo` and
@@ -78,12 +78,14 @@ class Train:
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
+        eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
+            tenth of those written in training, at least 20 and at most 200.
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
             `runs/train`, with the flags that are given in its name.
         overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
     """
 
-    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str | None = None
@@ -120,6 +122,7 @@ class Train:
     precision: str = "float32"
     micro_batch_size: Natural = 0
     seed: Seed = 0
+    eval_texts: Natural | None = None
     out: Path | None = None
     overwrite: bool = False
 

@@ -75,7 +75,7 @@ def test_what_was_trained_goes_on_elsewhere(model, prompts, tmp_path, capsys, lo
     assert run.task.prompt_ids[0][0] == 256 and (run.task.max_new_tokens, run.first) == (4, str(model))
     capsys.readouterr()
     assert main(["evaluate", str(out), "--texts", "6"]) == main(["generate", str(out), "film", "--max-new-tokens", "3"]) == 0
-    assert "kl_per_sequence" in capsys.readouterr().out
+    assert "texts after training" in capsys.readouterr().out
     assert main(["train", "--algo", "sft", "--model", str(out / "rloo" / "model"), "--prompts", str(prompts / "q.csv"), "--columns",
                  "prompt=question", "--references", "answer", "--steps", "2", "--out", str(tmp_path / "on")]) == 0  # fmt: skip
 

@@ -35,7 +35,7 @@ def goes_on(folder, algo, inputs, *flags):
     made.mkdir(parents=True, exist_ok=True)
     record = {"fingerprint": fingerprint(inputs)}
     (folder / "stages.json").write_text(json.dumps({algo: record, f"{algo} began": record}))
-    return main(["train", "--algo", algo, "--model", "m", "--out", str(folder), *flags]) == 0
+    return main(["train", "--algo", algo, "--model", "m", "--eval-texts", "0", "--out", str(folder), *flags]) == 0
 
 
 def inputs_of(algo, **others):
@@ -95,7 +95,7 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
 
     monkeypatch.setattr(command, "learn_offline", learned)
     out = tmp_path / "run"
-    assert main(["train", "--algo", algo, "--model", "m", "--out", str(out), "--learning-rate", "5e-4", *flags]) == 0
+    assert main(["train", "--algo", algo, "--model", "m", "--eval-texts", "0", "--out", str(out), "--learning-rate", "5e-4", *flags]) == 0
     assert [config.learning_rate for config in used] == [5e-4]
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["learning_rate"] == 5e-4 and saved["steps"] == used[0].steps and saved["total_tokens"] is None
