@@ -380,12 +380,15 @@ def test_micro_batches_add_up_to_the_whole_batch(tokenizer, kind, scaled):
     assert parted_curve == pytest.approx(curve, abs=1e-9)
 
 
-def test_the_trunks_rate_suits_its_size_and_adapters(tokenizer):
+def test_the_trunks_rate_suits_its_size_and_adapters(tokenizer, tmp_path):
     """What is fitted by default is what is fitted at the rate that the size gives, to the digit."""
     pairs = [Preference("", f" w1 w2 {i}", f" w2 w1 {i}") for i in range(40)]
-    settings = {"tokenizer": tokenizer, "trunk": TINY, "ngram_buckets": 0, "epochs": 1}
-    for lora, rate in ((None, 1e-3), ({"r": 2}, 1e-2)):
+    with torch.random.fork_rng():
+        build_trunk(TINY, tokenizer.vocab_size, 16).save_pretrained(tmp_path)
+    settings = {"tokenizer": tokenizer, "ngram_buckets": 0, "epochs": 1}
+    for trunk, lora, rate in ((TINY, None, 1e-3), (TINY, {"r": 2}, 1e-2), (tmp_path, None, 3e-4), (tmp_path, {"r": 2}, 3e-3)):
         default, given, other = (
-            fit_preference_model(pairs, lora=lora, learning_rate=value, **settings)[1].held_out_loss for value in (None, rate, 2 * rate)
+            fit_preference_model(pairs, trunk=trunk, lora=lora, learning_rate=value, **settings)[1].held_out_loss
+            for value in (None, rate, 2 * rate)
         )
         assert default == given != other
