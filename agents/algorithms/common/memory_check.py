@@ -51,8 +51,7 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     """
     sizes, load, keeps = sizes_of(algorithm), load_of(algorithm), algorithm.device.type == "cpu"
     made = estimate(sizes, load, keeps)
-    left = available(algorithm.device)
-    free = None if left is None else left + held(algorithm)
+    free = free_for(algorithm)
     if tell:
         Console().print(made.line(free), highlight=False, soft_wrap=True)
     if free is not None and made.needed > free:
@@ -62,6 +61,12 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     if free is not None and made.total > 0.8 * free:
         warnings.warn(f"{made.line(free)}: it may not fit; {remedy(sizes, load, int(0.8 * free))}", stacklevel=2)
     return made
+
+
+def free_for(algorithm: Trained) -> int | None:
+    """Return the bytes that a training may take: those that are free, and those that it holds already; None where that is not known."""
+    left = available(algorithm.device)
+    return None if left is None else left + held(algorithm)
 
 
 def load_of(algorithm: Trained) -> Load:
