@@ -54,7 +54,7 @@ class RunPlan:
     Attributes:
         model: Size of the model.
         tokens: Of the tokenizer.
-        texts: Prompts, or rows that are learned, as the model reads them, special tokens spelled out.
+        texts: Prompts, or the texts of rows that are learned, as the model reads them, special tokens spelled out.
         samples: Texts of the first policy.
         memory: The estimate, and the bytes that are free, None where that is not known.
         seconds: Of an iteration (of a step of algorithms that do not play) by part, worked out from `measured`.
@@ -137,7 +137,7 @@ def plan_expert_iteration(agent: ExpertIteration, iterations: int) -> RunPlan:
 def plan_supervised(trainer: Supervised, data: Sequence[Any], steps: int) -> RunPlan:
     """Plan a training on fixed texts; arguments as in `Supervised.learn`."""
     rows = trainer._encode(data[:_LOOKED_AT])
-    texts = [[*record.context, *record.actions] for record in trainer._records(rows[:SHOWN])]
+    texts = [[*record.context, *record.actions] for row in rows[:SHOWN] for record in trainer._records([row])]
     number = first.few(first.count(trainer.lm), sum(map(len, texts)) / len(rows[:SHOWN]), min(trainer.batch_size, len(rows)))
     with first.undisturbed():
         trainer.lm.train()
