@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..training.run_plan import ModelFacts, RunPlan, TokenFacts
+from ..training.policy_training import Before
+from ..training.run_plan import DryRun, ModelFacts, RunPlan, TokenFacts, plan_of
 
 _WIDTH = 160  # characters of a text: two lines of a terminal
 
@@ -22,9 +25,22 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     console.print(table)
 
 
-def print_goes_on(tokens: int, total: int, iterations: int, console: Console) -> None:
-    """Say where a run goes on."""
-    console.print(f"goes on at {tokens:,} of {total:,} tokens, after {iterations:,} iterations", highlight=False)
+def tell_plan(console: Console, dry_run: bool) -> Before:
+    """Return what `train_policy` and `learn_offline` call before they train: it prints the plan, or for a run that goes on one line.
+
+    Raises:
+        DryRun: When called, if `dry_run`: the plan is all that was asked for.
+    """
+
+    def tell(agent: Any, amount: int, data: Any = None, done: int | None = None) -> None:
+        if done is not None:
+            console.print(f"goes on at {done:,}, {amount:,} more to go" if done else "goes on from its checkpoint", highlight=False)
+        else:
+            print_plan(plan_of(agent, amount, data), console)
+        if dry_run:
+            raise DryRun
+
+    return tell
 
 
 def _parts(plan: RunPlan) -> dict[str, list[str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.console import Console
@@ -27,16 +28,18 @@ from ..training.default_settings import default_settings
 from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
 from ..training.policy_training import PolicyTraining, check_penalty, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
+from ..training.run_plan import DryRun
 from ..training.text_corpus import task_of
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import columns_of, reward_of
+from .print_plan import tell_plan
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
+_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite", "dry_run"}
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -84,9 +87,10 @@ class Train:
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
             `runs/train`, with the flags that are given in its name.
         overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
+        dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
     """
 
-    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "out", "overwrite", "dry_run")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str = "review"
@@ -113,6 +117,7 @@ class Train:
     seed: Seed = 0
     out: Path | None = None
     overwrite: bool = False
+    dry_run: bool = False
 
     def unused(self) -> list[str]:
         """Return the names of settings that were given and that the algorithm does not use."""
@@ -135,9 +140,21 @@ def run_train(config: Train) -> None:
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
+    if config.dry_run:
+        _dry_run(config, pairs, (reward, held_out), console)
+        return
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
         _train(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+
+
+def _dry_run(config: Train, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> None:
+    """Go as far as the plan, in a folder that is thrown away."""
+    with TemporaryDirectory() as folder, suppress(DryRun):
+        _train(config, RunFolder(folder), pairs, rewards, console)
+    out = _folder(config)
+    there = f"; {out} holds a run, which would go on (--overwrite: start anew)" if (out / "stages.json").is_file() else ""
+    console.print(f"--dry-run: nothing was trained or written{there}", highlight=False, soft_wrap=True)
 
 
 def _folder(config: Train) -> Path:
@@ -164,9 +181,9 @@ def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, re
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
     watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
-    base = _first_policy(config, task, console)
+    base, before = _first_policy(config, task, console), tell_plan(console, config.dry_run)
     depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
-    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
+    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch, before=before)
     for name, message in watch.alarms.items():
         console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
     console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
@@ -242,7 +259,9 @@ def _offline(
     if pairs is not None and config.model is None:
         _tell_strange_texts(model, task, pairs, console)
     whole = config.algo == "sft" and pairs is None  # a corpus
-    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole)
+    learn_offline(
+        config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole, tell_plan(console, config.dry_run)
+    )
 
 
 def _first_policy(config: Train, task: TextTask, console: Console) -> str:

@@ -18,6 +18,7 @@ from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
 from ..utils.limits import Above0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
+from .policy_training import Before
 
 OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
 STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
@@ -57,6 +58,7 @@ def learn_offline(
     config: OfflineTraining,
     depends_on: Mapping[str, Any],
     whole: bool = False,
+    before: Before | None = None,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
@@ -70,6 +72,7 @@ def learn_offline(
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
+        before: Called before the first step; what it raises ends the run.
 
     Raises:
         ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
@@ -84,13 +87,18 @@ def learn_offline(
             if start.needed:
                 shutil.rmtree(checkpoint, ignore_errors=True)
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
+        done = 0 if checkpoint.is_dir() else None
         if algo == "expert-iteration":
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
+            if before is not None:
+                before(agent, config.steps, None, done)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             made.facts["score"] = agent.scores[-1]
         else:
             trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole)
+            if before is not None:
+                before(trainer, config.steps, data, done)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}

@@ -78,18 +78,29 @@ class RunPlan:
     passes: float | None = None
 
 
+class DryRun(Exception):
+    """The plan was told, and no more was asked for."""
+
+
+def plan_of(agent: Any, amount: int, data: Any = None) -> RunPlan:
+    """Plan a training of so many tokens (`TextAlgorithm`), iterations (`ExpertIteration`), or steps on `data` (`Supervised`)."""
+    if isinstance(agent, Supervised):
+        return plan_supervised(agent, data, amount)
+    return plan_expert_iteration(agent, amount) if isinstance(agent, ExpertIteration) else plan_playing(agent, amount)
+
+
 def plan_playing(algorithm: Any, total_tokens: int) -> RunPlan:
     """Plan a training that plays the environment.
 
     Args:
-        algorithm: A `TextAlgorithm` with its environment; afterwards its `memory` is estimated.
+        algorithm: A `TextAlgorithm` with its environment; its `memory` is estimated if it is not yet.
         total_tokens: That it will write from here on.
 
     Raises:
         ValueError: It cannot fit into memory.
         RewardError: The reward model fails on the samples.
     """
-    algorithm.memory = check_memory(algorithm)
+    algorithm.memory = algorithm.memory or check_memory(algorithm)
     env, policy, texts, at_once = text_env_of(algorithm.env), algorithm.policy, algorithm.n_episodes, algorithm.texts_per_update
     rows = min(texts, env.num_envs)
     written = first.first_texts(policy, env.task, env.reward_model, rows, at_once, policy.optimizer)
