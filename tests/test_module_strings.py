@@ -53,7 +53,6 @@ def find(name):
 def test_the_walk_finds_what_is_known_to_be_named():
     code, project = strings_in_code(), strings_in_project()
     assert {
-        "agents.benchmark.bench",  # a command
         "rewards.rules.text_rules:VaderReward",  # a reward
         "textrl_env.tasks.review.task:review_task",  # a task
         "textrl_env.envs.env:TextGenerationEnv",  # an entry point of Gymnasium
@@ -90,8 +89,8 @@ def test_tables_whose_strings_are_put_together_name_what_is_there():
 
 
 def test_commands_have_their_configuration_and_function():
-    for module, configuration, function, _ in COMMANDS.values():
-        assert callable(find(f"{module}:{configuration}")) and callable(find(f"{module}:{function}"))
+    for flags, function, _ in COMMANDS.values():
+        assert callable(find(f"agents.{flags}")) and callable(find(f"agents.{function}"))
 
 
 def test_environments_have_their_entry_points():

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .utils.pretrained_files import token_text
+from .utils.pretrained_files import PretrainedFiles, token_text
 
 _LIKE_A_TOKEN = re.compile(r"<\|[^|]*\|>|<[^<>\s]+>|\[[^\[\]\s]+\]")  # how special tokens are spelled: <|im_end|>, </s>, [INST]
 
@@ -75,12 +75,12 @@ def render(template: Callable[[Sequence[Mapping[str, Any]]], str], messages: Seq
     return text, tuple(sorted(spans))
 
 
-def chat_template(source: str | Path) -> ChatTemplate:
+def chat_template(source: str | Path | PretrainedFiles) -> ChatTemplate:
     """Return the chat template of a tokenizer, or one given as text.
 
     Args:
         source: A folder that holds `tokenizer_config.json` (and `chat_template.jinja`, which goes first), as
-            transformers saves it; or a Jinja2 template.
+            transformers saves it; the `files` of a `FileTokenizer`; or a Jinja2 template.
 
     Raises:
         FileNotFoundError: No such folder, or it has no `tokenizer_config.json`.
@@ -88,21 +88,20 @@ def chat_template(source: str | Path) -> ChatTemplate:
     """
     if isinstance(source, str) and ("{{" in source or "{%" in source):
         return _checked(ChatTemplate(source), "the chat template")
-    folder = Path(source)
-    config_file = folder / "tokenizer_config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"no tokenizer_config.json in {folder}: pass a tokenizer's folder, or a Jinja template as text")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    template_file = folder / "chat_template.jinja"
-    template: str | None
-    if template_file.is_file():
-        template = template_file.read_text(encoding="utf-8")
+    if isinstance(source, PretrainedFiles):
+        config, name, template = source.config, source.name, source.template
     else:
-        template = _default_of(config.get("chat_template"))
-    if template is None:
-        raise ValueError(f"the tokenizer in {folder} has no default chat template: pass a Jinja template as text")
+        folder, name = Path(source), str(source)
+        config_file, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        if not config_file.is_file():
+            raise FileNotFoundError(f"no tokenizer_config.json in {folder}: pass a tokenizer's folder, or a Jinja template as text")
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        template = file.read_text(encoding="utf-8") if file.is_file() else None
+    written = _default_of(config.get("chat_template")) if template is None else template
+    if written is None:
+        raise ValueError(f"the tokenizer in {name} has no default chat template: pass a Jinja template as text")
     tokens = {key: token_text(value) for key, value in config.items() if key.endswith("_token") and value}
-    return _checked(ChatTemplate(template, {k: v for k, v in tokens.items() if v is not None}), str(folder))
+    return _checked(ChatTemplate(written, {k: v for k, v in tokens.items() if v is not None}), name)
 
 
 def _default_of(template: Any) -> str | None:

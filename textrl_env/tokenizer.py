@@ -47,7 +47,8 @@ class FileTokenizer(NeverCopied):
     Special tokens that are spelled in a text are text: only a chat template's, see `Prompt.typed`, are encoded as what they are.
 
     Args:
-        path: The JSON file, a folder that holds `tokenizer.json`, a fast tokenizer of transformers, or a `tokenizers.Tokenizer`.
+        path: The JSON file, a folder that holds `tokenizer.json`, a `.gguf` file, the id of a model on the hub, a fast tokenizer of
+            transformers, or a `tokenizers.Tokenizer`.
         eos_token: The token that ends a text, or several.  None: what the files beside it say, all of the `eos_token` of
             `tokenizer_config.json` and the `eos_token_id` of the model's `config.json` and `generation_config.json` (a single id counts
             where it is a special token, for architectures have defaults of their own); `<eos>` if they say nothing.
@@ -55,6 +56,7 @@ class FileTokenizer(NeverCopied):
             by its post-processor and `add_bos_token`; one without either adds nothing.  Texts of a chat template hold their own.
 
     Attributes:
+        files: What its files say; `chat_template` takes it.
         eos_token_id: The end that is appended to texts to learn from; the first of `eos_token_ids`, all of which end a text.
         bos_ids: Ids that prompts begin with.
         unused_ids: Ids below `vocab_size` that no token has.
@@ -67,7 +69,7 @@ class FileTokenizer(NeverCopied):
 
     def __init__(self, path: Any, eos_token: str | Sequence[str] | None = None, add_bos: bool | None = None) -> None:
         files = read_tokenizer(path)
-        self.backend, self._config, self._template = files.backend, files.config, files.template
+        self.files, self.backend = files, files.backend
         self.path = Path(path) if isinstance(path, str | Path) else None
         ids = self.backend.get_vocab().values()
         self.vocab_size = max(ids, default=-1) + 1  # and not the number of tokens: a vocabulary may have gaps
@@ -122,7 +124,7 @@ class FileTokenizer(NeverCopied):
 
     def pretrained_files(self) -> dict[str, str]:
         """Return files, by name, from which `AutoTokenizer.from_pretrained` makes this tokenizer, with its first end of text."""
-        return written_files(self.backend, {**self._config, "eos_token": self.eos_token}, self._template)
+        return written_files(self.backend, {**self.files.config, "eos_token": self.eos_token}, self.files.template)
 
     def _opening(self, files: PretrainedFiles, add_bos: bool | None) -> tuple[int, ...]:
         (opening, _), bos = surroundings(self.backend), files.token("bos_token")
@@ -153,28 +155,28 @@ def check_same_tokens(source: Any, tokenizer: Tokenizer, what: str = "model") ->
     """Insist that a model was trained on a tokenizer's ids, as far as its folder says: by the `tokenizer.json` in it, if there is one.
 
     Args:
-        source: Folder or `.gguf` file of the model, or plain data with the folder as `weights`; anything else says nothing.
+        source: Folder, `.gguf` file or hub id of the model, or plain data with the folder as `weights`; anything else says nothing.
         tokenizer: Whose ids the model will be given; one that has no files (`pretrained_files`) is not compared.
         what: What the model is, for the message.
 
     Raises:
         ValueError: An id stands for different tokens; the message names the first.
     """
-    folder = source.get("weights") if isinstance(source, Mapping) else source
-    if not isinstance(folder, (str, Path)) or not (Path(folder := model_folder(folder)) / "tokenizer.json").is_file():
+    model = source.get("weights") if isinstance(source, Mapping) else source
+    if not isinstance(model, (str, Path)) or not (file := Path(model_folder(model, weights=False)) / "tokenizer.json").is_file():
         return
     from tokenizers import Tokenizer as Backend
 
     files = files_of(tokenizer)
     if "tokenizer.json" not in files:
         return
-    theirs, own = Backend.from_file(str(Path(folder) / "tokenizer.json")), Backend.from_str(files["tokenizer.json"])
+    theirs, own = Backend.from_file(str(file)), Backend.from_str(files["tokenizer.json"])
     for i in range(max(theirs.get_vocab_size(), own.get_vocab_size())):
         there, here = theirs.id_to_token(i), own.id_to_token(i)
         if there != here:
             raise ValueError(
-                f"{what} {folder} has a tokenizer.json of its own, in which id {i} is {there!r}; in the task it is {here!r}: make the task "
-                f"with tokenizer=FileTokenizer({str(folder)!r}), or take a model that was trained on the task's tokens"
+                f"{what} {model} has a tokenizer.json of its own, in which id {i} is {there!r}; in the task it is {here!r}: make the task "
+                f"with tokenizer=FileTokenizer({str(model)!r}), or take a model that was trained on the task's tokens"
             )
 
 

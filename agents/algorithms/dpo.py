@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rewards.fitting.losses import bradley_terry_loss
+from rewards.models.lora import adapted_layers
 from rewards.preferences.preference import Preference
 from textrl_env import Prompt, Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
@@ -19,6 +20,7 @@ from ..distributed.ranks import digest
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, frozen, load_lm
 from ..models.log_probs import action_log_probs
+from ..models.lora import without_adapters
 from ..models.sampler import Sampler
 from ..models.sequences import TextRecord, pack
 from .common.supervised import Supervised, SupervisedArguments
@@ -63,7 +65,7 @@ class DPO(Supervised):
         model: What `agents.models.loading.load_lm` takes; it is trained.
         beta: Coefficient of KL, > 0.  Default: 0.1.
         loss: `"sigmoid"` or `"ipo"`.  Default: `"sigmoid"`.
-        reference: What KL is measured against; None: the model as it was given.
+        reference: What KL is measured against; None: the model as it was given, under `lora` without a copy: the base under the adapters.
 
     Raises:
         ValueError: Beta is not positive, the loss is unknown, or `max_new_tokens` is less than 1.
@@ -89,11 +91,16 @@ class DPO(Supervised):
             raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss 'sigmoid' or 'ipo'")
         super().__init__(model, tokenizer, **arguments)
         self.beta, self.loss, self.num_equal = beta, loss, 0
+        self._right: list[float] = []  # share of the comparisons of the latest step that come out right, of each part of it
         check_same_tokens(reference, tokenizer, "reference")
+        if reference is None and adapted_layers(self.lm):
+            self.reference = without_adapters(self.backbone)
+            return
         other = load_lm(model if reference is None else reference)
         if reference is None:
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
+        self.reference.autocast = self.backbone.autocast
 
     def _encode(self, texts: Sequence[Preference | Pair]) -> list[Pair]:
         rows = iter(self._encode_preferences([text for text in texts if not isinstance(text, Pair)]))
@@ -125,7 +132,8 @@ class DPO(Supervised):
         return [row.chosen for row in rows] + [row.rejected for row in rows]
 
     def _depends_on(self) -> dict[str, Any]:
-        return {**super()._depends_on(), "reference": digest(self.reference.lm)[0]}
+        own = super()._depends_on()
+        return {**own, "reference": self._first if self.reference.lm is self.lm else digest(self.reference.lm)[0]}
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)
@@ -134,9 +142,15 @@ class DPO(Supervised):
             of_reference = self._log_probs(self.reference, texts)  # (2 B,)
         chosen, rejected = (own - of_reference).unflatten(0, (2, -1))  # (B,) each
         label, margin = torch.tensor([row[2:] for row in rows], device=own.device).T  # (B,) each
+        if torch.is_grad_enabled():  # half of those without a difference, as before the first step
+            self._right.append(float((1 + (chosen - rejected).sign() * (label - 0.5).sign()).mean() / 2))
         if self.loss == "ipo":
             return (chosen - rejected - (2 * label - 1) / (2 * self.beta)).square().mean()
         return bradley_terry_loss(self.beta * chosen, self.beta * rejected, label=label, margin=margin)
+
+    def _note(self) -> str:
+        right, self._right = self._right, []
+        return f"{super()._note()} accuracy {np.mean(right):.0%}"
 
     def _log_probs(self, model: Backbone, texts: Sequence[TextRecord]) -> torch.Tensor:
         """Return the log-probabilities of responses, shape (2 B,)."""

@@ -42,7 +42,8 @@ class ExpertIteration:
         learning_rate: Peak of each iteration's one-cycle schedule.
         batch_size: Texts per step.
         seed: Of prompts, sampling and order.
-        **rules: Sampling rules of the policy, see `Sampler`.
+        **rules: Settings of the policy, see `PolicySettings`: rules of sampling, and `lora`, `precision`, `micro_batch_size`,
+            `gradient_checkpointing` and `compile`, which its training keeps to as well.
 
     Attributes:
         policy: The policy that writes, and is trained.
@@ -74,7 +75,10 @@ class ExpertIteration:
         self.trainer = SFT(
             self.policy.lm, task.tokenizer, train_on_prompts=False,
             learning_rate=learning_rate, batch_size=batch_size, weight_decay=0.0, seed=seed,
+            micro_batch_size=self.policy.settings.micro_batch_size,
         )  # fmt: skip
+        self.trainer.backbone = self.policy.backbone  # with its precision and compiled passes
+        self._rules = rules
         self.scores: list[float] = []
         self._first: str | None = None  # hash of the weights that training began with
 
@@ -123,7 +127,7 @@ class ExpertIteration:
         own = [self.n, self.n_prompts, self.steps, self.seed, self.trainer.learning_rate, self.trainer.batch_size, self.task.max_new_tokens]
         prompts = [[prompt.text, list(prompt.references)] for prompt in self.task.prompts]
         reward = with_contents(self.reward, "reward") if isinstance(self.reward, (str, Mapping)) else type(self.reward).__name__
-        return [type(self).__name__, own, self._first, prompts, reward]
+        return [type(self).__name__, own, self._first, prompts, reward, *([self._rules] if self._rules else [])]
 
     def _write(self, prompts: list[Prompt], seed: int) -> WrittenTexts:
         """Play the task from these prompts, with its constraints, turns and endings."""

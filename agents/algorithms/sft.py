@@ -69,7 +69,10 @@ class SFT(Supervised):
 
     def num_targets(self, texts: Sequence[SFTText]) -> int:
         """Return how many tokens the loss of these texts is a mean of."""
-        return sum(len(row.actions) for row in self._encode(texts))
+        return self._weight(self._encode(texts))
+
+    def _weight(self, rows: Sequence[TextRecord]) -> int:
+        return sum(len(row.actions) for row in rows)
 
     def _read(self, prompt_length: int) -> int:
         # The first token of all has nothing that could predict it; an encoder's prompt is not predicted at all.

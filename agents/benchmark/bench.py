@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from rich.console import Console
 
-from ..utils.limits import Above0, Count, Texts, check_fields
+from ..utils.limits import check_fields
 from ..utils.progress import bar
 from ..utils.run_folder import write_yaml
 from .agents import check
+from .flags import Bench
 from .process_pool import run_jobs
 from .report import write_bench_report
 from .run_job import Job, task_of
@@ -24,39 +22,6 @@ from .suites import PRESETS, budget, tasks_of
 
 QUICK = ("random", "best-of-n", "dpo", "ppo", "rloo", "grpo")
 FULL = ("random", "best-of-n", "sft", "dpo", "ppo", "a2c", "rloo", "grpo", "reinforce++")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Compare agents on tasks; running again goes on where it stopped.
-
-    Attributes:
-        suite: `diagnostic`: every capability at its default size; `ladders`: at all sizes; `exact`: those whose optimum is enumerated.
-        preset: `quick`: half the budgets, 3 seeds, 6 agents; `full`: 5 seeds, 9 agents.
-        agents: Names, settings and import strings, separated by commas or spaces: `ppo,ppo:beta=0.1,my_package.agents:Mine`; by default the
-            preset's.
-        tasks: Likewise, instead of a suite: `recall-64,textrl/Lock-v0`.
-        seeds: Runs of each agent on each task; by default the preset's.
-        total_tokens: Tokens that an agent may write while it learns; by default each task's own budget.
-        texts: Test texts by which an agent is judged.
-        processes: Cells at a time, one thread each.
-        ray: Address of a Ray cluster to run on, such as `auto`; `local` starts one with as many cores as `processes`. All its nodes must
-            see the folder `out`.
-        limit: Seconds after which a cell counts as hanging.
-        out: Folder of the results.
-    """
-
-    suite: str = "diagnostic"
-    preset: Literal["quick", "full"] = "quick"
-    agents: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    seeds: Count | None = None
-    total_tokens: Annotated[Count | None, tyro.conf.arg(aliases=("--tokens",))] = None
-    texts: Texts = 256
-    processes: Count = 2
-    ray: str | None = None
-    limit: Above0 = 1800.0
-    out: Path = Path("runs/bench")
 
 
 def run_bench(config: Bench) -> None:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from rich.console import Console
 from scipy import stats
 
 from ..reports.tables import terminal_table
+from .flags import Compare
 from .results import RunResult, names, read_results
 
 LEVEL = 0.05  # of the family of all comparisons
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Compare two results folders of `textrl bench`, task by task and agent by agent.
-
-    Attributes:
-        a: The earlier folder.
-        b: The later one.
-    """
-
-    a: Annotated[Path, tyro.conf.Positional] = Path("runs/before")
-    b: Annotated[Path, tyro.conf.Positional] = Path("runs/after")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 from textrl_env.utils.files import write_text
@@ -19,24 +15,12 @@ from ..reports.benchmark_plots import score_against_kl
 from ..reports.plots import save
 from ..reports.tables import markdown_table
 from .aggregate_statistics import IntervalEstimate, mean_interval
+from .flags import Frontier
 from .results import RunResult, read_results
 from .spec import parse
 
 Families = dict[str, list[list[RunResult]]]  # of each agent and setting, the cells of its seeds
 LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)  # nats at which agents are compared
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """Draw the reward-KL frontier of a benchmark whose agents were run with several settings, such as `ppo:beta=0.1,ppo:beta=0.5`.
-
-    Attributes:
-        folder: Results of `textrl bench` on one task.
-        out: The picture; a Markdown file of the same name is written beside it.
-    """
-
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/frontier")
-    out: Path = Path("runs/frontier/frontier.png")
 
 
 def run_frontier(config: Frontier) -> None:

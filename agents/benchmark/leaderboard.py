@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 import yaml
 
 from textrl_env.utils.files import write_text
@@ -16,20 +14,8 @@ from textrl_env.utils.files import write_text
 from ..reports.html_page import write_page
 from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
+from .flags import Leaderboard
 from .results import RunResult, missing, names, read_results, scores_of
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """Write a leaderboard from results folders of `textrl bench`.
-
-    Attributes:
-        folders: Results; agents are compared within the same tasks, seeds and budgets only.
-        out: The page; a Markdown file of the same name is written beside it.
-    """
-
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs/bench"),)
-    out: Path = Path("runs/leaderboard.html")
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 import yaml
 from matplotlib.figure import Figure
 
@@ -32,6 +30,7 @@ from .aggregate_statistics import (
     profile,
     profile_band,
 )
+from .flags import BenchReport
 from .results import RunResult, missing, names, read_results, scores_of
 from .suites import capability
 
@@ -40,17 +39,6 @@ _SHOWN_MEASURES = (
     "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
     "distinct_2", "self_bleu", "length", "tokens_to_threshold", "seconds_to_threshold", "tokens_per_second", "peak_memory_mib", "seconds",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """Write the report of a benchmark anew.
-
-    Attributes:
-        folder: Results of `textrl bench`.
-    """
-
-    folder: Annotated[Path, tyro.conf.Positional] = Path("runs/bench")
 
 
 def run_report(config: BenchReport) -> None:

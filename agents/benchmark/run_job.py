@@ -25,6 +25,7 @@ from textrl_env.tasks.corpora import CORPORA
 from textrl_env.tasks.exact import BETA
 from textrl_env.utils.files import read_json, write_json
 
+from ..cli.arguments import columns_of
 from ..evaluation.exact_optimum import optimality_gap
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.backbones import backbone_of
@@ -100,10 +101,13 @@ class Job:
 
 
 def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
-    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or a public corpus, `squad:path=...:tokenizer=...:model=...`.
+    """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or one of files.
+
+    Files are those of a public corpus, `squad:path=...:tokenizer=...:model=...`, or prompts, `prompts:path=...:reward=...:model=...`, whose
+    tokenizer is the model's if none is named.
 
     Raises:
-        ValueError: The spec names a split: agents would be judged on the texts that they train on.
+        ValueError: The spec names a split: agents would be judged on the texts that they train on; or prompts lack model or reward.
     """
     own = {key: value for key, value in spec.settings.items() if key not in ("model", "test_split")}
     if "split" in own:
@@ -112,7 +116,14 @@ def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
         split = spec.settings.get("test_split", split)
         if split == "train":
             raise ValueError(f"{spec.text!r}: test_split=train would judge agents on the texts that they train on")
-    if spec.name in CORPORA:
+    if isinstance(own.get("columns"), str):
+        own["columns"] = columns_of(own["columns"])
+    if spec.name == "prompts":
+        missing = [f"{name}=..." for name in ("path", "model", "reward") if name not in spec.settings]
+        if missing:
+            raise ValueError(f"{spec.text!r} lacks {' and '.join(missing)}: write prompts:path=FILE:model=FOLDER:reward=NAME")
+        own.setdefault("tokenizer", spec.settings["model"])
+    if spec.name in (*CORPORA, "prompts"):
         return make_task({"name": spec.name, **own}, split=split, **settings)
     return make_task(spec.name.removeprefix("textrl/").removesuffix("-v0").lower(), split=split, **(own | settings))
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -18,29 +15,8 @@ from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..training.trained_run import TrainedRun, open_run
-from ..utils.limits import Seed, Texts
 from .arguments import reward_of
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure the policy of a run on the test prompts of its task.
-
-    Attributes:
-        run: Folder of `textrl train` or `textrl demo`.
-        policy: Subfolder of the policy, if there are several.
-        reward: Name of a reward model, a saved one's folder, or a JSON object; by default the run's own.
-        by: Column of the prompts' data: rewards of each of its values are listed, of the policy and of what it started from.
-        texts: How many texts the policy writes.
-        seed: Of the sampling.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
-    policy: str | None = None
-    reward: str | None = None
-    by: str | None = None
-    texts: Texts = 500
-    seed: Seed = 0
+from .flags import Evaluate
 
 
 def measures(texts: WrittenTexts, task: TextTask) -> dict[str, float]:

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from textrl_env import read_prompts
 from textrl_env.utils.files import write_jsonl
 
 from ..generation.text_generation import generate, stream
 from ..training.trained_run import open_run
-from ..utils.limits import Count, Seed
 from .arguments import rows_of_file
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Write texts with the policy of a run.
-
-    Attributes:
-        run: Folder of `textrl train` or `textrl demo`.
-        prompts: What to go on with; a single one is streamed.
-        policy: Subfolder of the policy, if there are several.
-        file: More prompts, as `read_prompts` takes them: .jsonl, .csv, .parquet or .txt.
-        columns: The file's own name of the column of prompts, as in `prompt=question`.
-        out: JSON Lines file for `prompt` and `response`; by default they are printed.
-        max_new_tokens: Longest response; by default the task's.
-        deterministic: Take the likeliest token instead of drawing one.
-        seed: Of the sampling.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    policy: str | None = None
-    file: Path | None = None
-    columns: str | None = None
-    out: Path | None = None
-    max_new_tokens: Count | None = None
-    deterministic: bool = False
-    seed: Seed = 0
+from .flags import Generate
 
 
 def run_generate(config: Generate) -> None:

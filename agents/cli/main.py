@@ -9,8 +9,8 @@ import shlex
 import signal
 import sys
 import threading
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import tyro
@@ -23,40 +23,41 @@ from textrl_env.utils.suggestions import did_you_mean
 from ..utils.limits import check_fields
 from ..utils.run_folder import versions
 
-# Module, configuration and function of each command, of one word or two, and what it does; the module is imported when it is asked for,
-# since most of them need torch
+# Where in `agents` the flags and the function of each command are, of one word or two, and what it does; the function is imported when
+# the flags have been read, since most of them need torch
 COMMANDS = {
-    "bench": ("agents.benchmark.bench", "Bench", "run_bench", "compare agents on tasks"),
-    "bench compare": ("agents.benchmark.compare", "Compare", "run_compare", "say what changed between two benchmarks beyond noise"),
-    "bench frontier": ("agents.benchmark.frontier", "Frontier", "run_frontier", "draw score against KL over a range of settings"),
+    "bench": ("benchmark.flags:Bench", "benchmark.bench:run_bench", "compare agents on tasks"),
+    "bench compare": ("benchmark.flags:Compare", "benchmark.compare:run_compare", "say what changed between two benchmarks beyond noise"),
+    "bench frontier": ("benchmark.flags:Frontier", "benchmark.frontier:run_frontier", "draw score against KL over a range of settings"),
     "bench leaderboard": (
-        "agents.benchmark.leaderboard", "Leaderboard", "run_leaderboard", "a page of the best agents, and how to repeat each row",
+        "benchmark.flags:Leaderboard", "benchmark.leaderboard:run_leaderboard",
+        "a page of the best agents, and how to repeat each row",
     ),
-    "bench report": ("agents.benchmark.report", "BenchReport", "run_report", "write the report of a benchmark anew"),
-    "demo": ("agents.pipelines.demo", "Demo", "run_demo", "pretrain, sample, compare, fit a reward model, train by PPO, judge"),
-    "train": ("agents.cli.train", "Train", "run_train", "train one policy on a task or on text files"),
+    "bench report": ("benchmark.flags:BenchReport", "benchmark.report:run_report", "write the report of a benchmark anew"),
+    "demo": ("pipelines.flags:Demo", "pipelines.demo:run_demo", "pretrain, sample, compare, fit a reward model, train by PPO, judge"),
+    "train": ("cli.train_flags:Train", "cli.train:run_train", "train one policy on a task or on text files"),
     "loop": (
-        "agents.pipelines.feedback_loop", "Loop", "run_loop",
+        "pipelines.flags:Loop", "pipelines.feedback_loop:run_loop",
         "rounds of sampling, comparing, fitting and training, with people or simulated annotators",
     ),
-    "tune": ("agents.hyperparameter_search.tune", "Tune", "run_tune", "look for good settings of an algorithm on a task"),
-    "evaluate": ("agents.cli.evaluate", "Evaluate", "run_evaluate", "measure a run's policy on the test prompts of its task"),
-    "generate": ("agents.cli.generate", "Generate", "run_generate", "write texts with a run's policy"),
-    "play": ("agents.cli.play", "Play", "run_play", "play an environment yourself"),
-    "feedback create": ("agents.cli.feedback", "Create", "run_create", "make a study: what people compare, rate, rank, flag or write"),
-    "feedback serve": ("agents.cli.feedback", "FeedbackServe", "run_serve", "open its page"),
+    "tune": ("hyperparameter_search.flags:Tune", "hyperparameter_search.tune:run_tune", "look for good settings of an algorithm on a task"),
+    "evaluate": ("cli.flags:Evaluate", "cli.evaluate:run_evaluate", "measure a run's policy on the test prompts of its task"),
+    "generate": ("cli.flags:Generate", "cli.generate:run_generate", "write texts with a run's policy"),
+    "play": ("cli.play:Play", "cli.play:run_play", "play an environment yourself"),
+    "feedback create": ("cli.feedback:Create", "cli.feedback:run_create", "make a study: what people compare, rate, rank, flag or write"),
+    "feedback serve": ("cli.feedback:FeedbackServe", "cli.feedback:run_serve", "open its page"),
     "feedback report": (
-        "agents.cli.feedback_report", "FeedbackReport", "run_report",
+        "cli.feedback_report:FeedbackReport", "cli.feedback_report:run_report",
         "agreement, accuracy and doubts; a ranking of the policies that wrote the texts",
     ),
-    "feedback export": ("agents.cli.feedback", "Export", "run_export", "answers as preferences, for another study, or for Label Studio"),
-    "feedback import": ("agents.cli.feedback", "Import", "run_import", "answers of another study or of Label Studio"),
-    "feedback rotate": ("agents.cli.feedback", "Rotate", "run_rotate", "seal the texts with a new key"),
-    "feedback forget": ("agents.cli.feedback", "Forget", "run_forget", "delete everything about an annotator"),
-    "feedback log": ("agents.cli.feedback", "Log", "run_log", "who did what"),
-    "reward report": ("agents.cli.reward_report", "Report", "run_report", "fit a reward model to a file of preferences, and report on it"),
-    "reward score": ("agents.cli.reward_score", "Score", "run_score", "score the texts of a file"),
-    "reward serve": ("agents.cli.reward_serve", "Serve", "run_serve", "serve a reward model over HTTP"),
+    "feedback export": ("cli.feedback:Export", "cli.feedback:run_export", "answers as preferences, for another study, or for Label Studio"),
+    "feedback import": ("cli.feedback:Import", "cli.feedback:run_import", "answers of another study or of Label Studio"),
+    "feedback rotate": ("cli.feedback:Rotate", "cli.feedback:run_rotate", "seal the texts with a new key"),
+    "feedback forget": ("cli.feedback:Forget", "cli.feedback:run_forget", "delete everything about an annotator"),
+    "feedback log": ("cli.feedback:Log", "cli.feedback:run_log", "who did what"),
+    "reward report": ("cli.flags:Report", "cli.reward_report:run_report", "fit a reward model to a file of preferences, and report on it"),
+    "reward score": ("cli.flags:Score", "cli.reward_score:run_score", "score the texts of a file"),
+    "reward serve": ("cli.reward_serve:Serve", "cli.reward_serve:run_serve", "serve a reward model over HTTP"),
 }  # fmt: skip
 
 _GO_ON = ("bench", "demo", "train", "loop", "tune")  # commands that go on where they were stopped
@@ -93,13 +94,13 @@ def _run(argv: list[str]) -> int:
     if command not in COMMANDS:
         print(_unknown(argv) if command else _usage(), file=sys.stderr)
         return 2
-    module_name, kind, run, _ = COMMANDS[command]
+    flags, run, _ = COMMANDS[command]
     try:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        module = import_module(module_name)
-        getattr(module, run)(resolve(getattr(module, kind), argv[words:], f"textrl {command}"))
+        config = resolve(resolve_name(f"agents.{flags}"), argv[words:], f"textrl {command}")
+        resolve_name(f"agents.{run}")(config)
     except KeyboardInterrupt as stopped:
         again = shlex.join(["textrl", *(word for word in argv if word != "--overwrite")])
         told = str(stopped) or "Stopped. The stages that were finished are kept."
@@ -134,7 +135,7 @@ def _unknown(argv: list[str]) -> str:
 def _tell(message: str | Text, interrupted: bool = False) -> None:
     """Print why the command ends; of several ranks that say the same, one does."""
     if "agents.distributed.process_group" in sys.modules:  # or this process never asked for others
-        first = import_module("agents.distributed.process_group").tell_others(str(message).removeprefix("error: "), interrupted)
+        first = resolve_name("agents.distributed.process_group").tell_others(str(message).removeprefix("error: "), interrupted)
         if not first:
             return
     Console(stderr=True).print(message, soft_wrap=True)

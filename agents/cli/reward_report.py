@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
-from annotated_types import Ge, Interval
 from rich.console import Console
 
 from rewards import Preference, RewardWarning, fit_preference_model
@@ -26,43 +24,14 @@ from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
-from ..utils.limits import Seed
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
 from .arguments import columns_of
+from .flags import Report
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
 _MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
-
-
-@dataclass(frozen=True)
-class Report:
-    """Fit a reward model to preferences and report on it: accuracy, calibration, length, learning curve, mistakes, subgroups.
-
-    Attributes:
-        file: JSON Lines, CSV or Parquet, plain or gzip, in any form that `rewards.read_preferences` knows.
-        out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
-        overwrite: Delete the report and the model that are in the folder, and make them anew.
-        columns: The files' own names of columns, as in `prompt=instruction,chosen=output_1`.
-        trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
-        tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
-        max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
-        test: Share of the comparisons that the model never sees; they share no text and no prompt with the others.
-        test_file: Comparisons to judge the model by instead; those that share a text or a prompt with FILE are left out.
-        seed: Of the split and the fit.
-    """
-
-    file: Annotated[Path, tyro.conf.Positional] = Path("preferences.jsonl")
-    out: Path = Path("runs/reward")
-    overwrite: bool = False
-    columns: str | None = None
-    trunk: bool = False
-    tokenizer: Path | None = None
-    max_tokens: Annotated[int, Ge(2)] = 512
-    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
-    test_file: Path | None = None
-    seed: Seed = 0
 
 
 class _Sides(NamedTuple):

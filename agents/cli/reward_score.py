@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -21,27 +19,9 @@ from ..reports.plots import save
 from ..reports.reward_plots import histogram
 from ..utils.progress import bar
 from .arguments import reward_of, rows_of_file
+from .flags import Score
 
 _BATCH = 256  # texts
-
-
-@dataclass(frozen=True)
-class Score:
-    """Score the texts of a file: each row gets a `score`, and the scores a histogram.
-
-    Attributes:
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
-        file: .jsonl, .csv, .tsv (plain or .gz) or .parquet with the columns `prompt` and `response`.
-        references: Columns with texts to compare the response with.
-        out: JSON Lines to write, with the histogram beside it as PNG; by default FILE's name with `.scores.jsonl`.
-        columns: The file's own names of columns, as in `prompt=question,response=answer`.
-    """
-
-    reward: Annotated[str, tyro.conf.Positional] = "vader"
-    file: Annotated[Path, tyro.conf.Positional] = Path("texts.jsonl")
-    references: tuple[str, ...] = ()
-    out: Path | None = None
-    columns: str | None = None
 
 
 def run_score(config: Score) -> None:

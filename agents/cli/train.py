@@ -6,10 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -25,104 +24,19 @@ from ..distributed.process_group import ranks
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
-from ..training.offline_training import OFFLINE, OfflineTraining, learn_offline, preferred_texts
-from ..training.policy_training import PolicyTraining, check_penalty, train_policy
+from ..training.offline_training import learn_offline, preferred_texts
+from ..training.policy_training import train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.run_plan import DryRun
+from ..training.settings import OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_of
-from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import columns_of, reward_of
 from .print_plan import tell_plan
+from .train_flags import Train, flags, settings_of
 
-# Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
-_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite", "dry_run"}
-
-NAMES = (*ALGORITHMS, *OFFLINE)
-if TYPE_CHECKING:
-    AlgorithmName = str
-else:
-    AlgorithmName = Literal[NAMES]  # tyro refuses all others
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a policy on a task or on the sentences of text files.
-
-    A setting that the algorithm does not take is refused.
-
-    Attributes:
-        algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
-            `expert-iteration` on the policy's own best texts; all others play the environment.
-        task: Name of a task.
-        corpus: Text files, one sentence a line, or tables with a column `text`, instead of a task: a tokenizer and a base model are
-            trained on them.
-        model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
-            policy, pretrained at first use and cached.
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
-            do not learn from it, but `textrl evaluate` measures by it.
-        held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
-        stop_at_alarm: End the training at such an alarm.
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for `dpo` and
-            `ipo`.
-        kl_target: KL per text that the adaptive coefficient steers to, in nats; by default 8.
-        total_tokens: Tokens that the policy writes; by default 110,000.
-        n_episodes: Texts per rollout; by default 128.
-        batch_size: Texts per minibatch; by default 32.
-        learning_rate: Falls linearly to 0, or is the peak of a schedule for those that do not play; by default what suits the algorithm and
-            small models, 5e-4 for those that play.
-        steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
-        preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
-        columns: The preferences' own names of columns, as in `prompt=instruction,chosen=output_1`.
-        temperature: Of sampling.
-        top_k: Sample from the k likeliest tokens; 0 for all.
-        top_p: Sample from the likeliest tokens that have this probability together.
-        min_new_tokens: No end of text before this many tokens.
-        precision: `float32`, or `bfloat16` for the trunk in mixed precision.
-        micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
-        seed: Of everything that is drawn.
-        out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
-            `runs/train`, with the flags that are given in its name.
-        overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
-        dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
-    """
-
-    goes_on: ClassVar = ("total_tokens", "out", "overwrite", "dry_run")  # with other values of these it is still the same run
-
-    algo: AlgorithmName = "ppo"
-    task: str = "review"
-    corpus: tuple[Path, ...] = ()
-    model: str | None = None
-    reward: str = "vader"
-    held_out: str | None = None
-    stop_at_alarm: bool = False
-    beta: AtLeast0 | None = None
-    kl_target: Above0 | None = None
-    total_tokens: Count | None = None
-    n_episodes: Count | None = None
-    batch_size: Count | None = None
-    learning_rate: Above0 | None = None
-    steps: Count | None = None
-    preferences: Path | None = None
-    columns: str | None = None
-    temperature: Above0 = 1.0
-    top_k: Natural = 0
-    top_p: Probability = 1.0
-    min_new_tokens: Natural = 0
-    precision: str = "float32"
-    micro_batch_size: Natural = 0
-    seed: Seed = 0
-    out: Path | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def unused(self) -> list[str]:
-        """Return the names of settings that were given and that the algorithm does not use."""
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
-        return [name for name in given if name not in _settings_of(self.algo) | _OF_ALL]
 
 
 def run_train(config: Train) -> None:
@@ -206,8 +120,8 @@ def _check_settings(config: Train) -> None:
     """Refuse what the algorithm would ignore, and ask for what it needs, before any work begins."""
     precision_of(config.precision)
     if unused := config.unused():
-        its = _flags(sorted(_settings_of(config.algo)))
-        raise ValueError(f"leave out {_flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
+        its = flags(sorted(settings_of(config.algo)))
+        raise ValueError(f"leave out {flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
     if config.corpus and config.task != Train.task:
         raise ValueError(f"--corpus and --task {config.task}: the files are learned instead of a task; leave one of them out")
     check_penalty(config.beta, config.kl_target)
@@ -215,16 +129,6 @@ def _check_settings(config: Train) -> None:
         raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
     if config.columns is not None and config.preferences is None:
         raise ValueError(f"--columns {config.columns} names the columns of --preferences, which is not given")
-
-
-def _settings_of(algo: str) -> set[str]:
-    """Return the names of the settings that an algorithm uses and some others do not."""
-    own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
-    return own | {"preferences"} if algo in ("sft", "dpo", "ipo") else own
-
-
-def _flags(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
@@ -259,9 +163,8 @@ def _offline(
     if pairs is not None and config.model is None:
         _tell_strange_texts(model, task, pairs, console)
     whole = config.algo == "sft" and pairs is None  # a corpus
-    learn_offline(
-        config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole, tell_plan(console, config.dry_run)
-    )
+    before = tell_plan(console, config.dry_run)
+    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole, before)
 
 
 def _first_policy(config: Train, task: TextTask, console: Console) -> str:

@@ -14,8 +14,9 @@ import torch
 
 from ..distributed.ray_cluster import alone, cluster, lost, room
 from ..utils.progress import bar
+from .flags import Tune
 from .search_space import suggest
-from .trial import Trial, Tune, ended
+from .trial import Trial, ended
 
 _LOOK = 0.5  # seconds between two looks at what workers report
 

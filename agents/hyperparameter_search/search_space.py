@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .trial import Tune
+from .flags import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
 _WRITTEN = (_RATE, ("n_episodes", "one of", 32, 64, 128))

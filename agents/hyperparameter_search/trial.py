@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 
 from ..benchmark.agents import LearningSetup, train_agent
 from ..benchmark.measures import judged
@@ -17,43 +14,7 @@ from ..benchmark.spec import Spec, parse
 from ..benchmark.suites import budget
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..training.base_policies import base_policy
-from ..utils.limits import Count, Seed, Texts
-
-
-@dataclass(frozen=True)
-class Tune:
-    """Look for good settings of an algorithm on a task; running again goes on up to the number of trials.
-
-    Several processes may work in the same folder at once.
-
-    Attributes:
-        task: As `textrl bench` calls it.
-        algo: Name of the algorithm.
-        trials: Settings to try in all, failed and pruned ones included.
-        total_tokens: Tokens that each run may write; by default the task's budget.
-        seeds: Runs of each setting; their mean counts.
-        texts: Validation texts by which a run is judged.
-        sampler: `tpe` learns from earlier trials, `random` does not.
-        pruner: `median` ends a run that is worse than half of the others were at that point.
-        ray: Address of a Ray cluster whose workers try settings side by side, such as `auto`; `local` starts one with the cores of this
-            machine.
-        seed: Of the sampler.
-        out: Folder of the search.
-        save: A YAML file to enter the best settings into.
-    """
-
-    task: str = "recall"
-    algo: str = "ppo"
-    trials: Count = 20
-    total_tokens: Annotated[Count | None, tyro.conf.arg(aliases=("--tokens",))] = None
-    seeds: Count = 2
-    texts: Texts = 256
-    sampler: Literal["tpe", "random"] = "tpe"
-    pruner: Literal["median", "none"] = "median"
-    ray: str | None = None
-    seed: Seed = 0
-    out: Path = Path("runs/tune")
-    save: Path | None = None
+from .flags import Tune
 
 
 class Trial:

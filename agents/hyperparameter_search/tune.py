@@ -24,8 +24,9 @@ from ..benchmark.spec import parse
 from ..utils.contents import with_contents
 from ..utils.limits import check_fields
 from ..utils.run_folder import fingerprint, versions, write_yaml
+from .flags import Tune
 from .search_space import SPACE, _space, suggest
-from .trial import Trial, Tune, _tokens, ended
+from .trial import Trial, _tokens, ended
 
 
 def run_tune(config: Tune) -> None:

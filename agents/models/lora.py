@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,16 @@ from torch import nn
 from rewards.models.lora import adapted_layers, merge_adapters
 
 from .backbones import Backbone
+
+
+def check_dropout(lora: Mapping[str, Any] | None) -> None:
+    """Refuse dropout in adapters of a policy, and of what is trained to be one.
+
+    Raises:
+        ValueError: It is on.
+    """
+    if dropout := (lora or {}).get("lora_dropout"):
+        raise ValueError(f"lora: lora_dropout={dropout}: dropout is off in a policy, its ratios would be noise: leave it out")
 
 
 def merged(lm: nn.Module) -> nn.Module:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from annotated_types import Ge
 from rich.console import Console
 
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
@@ -28,38 +25,12 @@ from ..algorithms.ppo import TextPPO
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
-from ..training.policy_training import PolicyTraining, train_policy
-from ..utils.limits import Texts
+from ..training.policy_training import train_policy
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import cpu_kind
 from .demo_report import print_results, write_report
-
-
-@dataclass(frozen=True)
-class Demo(PolicyTraining):
-    """Run the whole loop on generated film reviews, with an annotator whose true taste is known.
-
-    Attributes:
-        out: Folder of the run; running again goes on where it stopped, also with another `beta` beside what is there, or with a higher
-            `total_tokens`.
-        overwrite: Delete the run that is in the folder, and start anew.
-        pairs: Pairs of texts that the annotator compares for training; 500 more are held out.
-        texts: Texts of each policy that are judged at the end.
-    """
-
-    goes_on: ClassVar = ("beta", "total_tokens", "texts", "out", "overwrite")  # with other values of these it is still the same run
-
-    out: Path = Path("runs/demo")
-    overwrite: bool = False
-    pairs: Annotated[int, Ge(50)] = 3000
-    texts: Annotated[Texts, tyro.conf.arg(aliases=("--test-texts",))] = 500
-
-    @property
-    def variant(self) -> str:
-        """The subfolder of the trained policy."""
-        return "kl" if self.beta is None else "no-kl" if self.beta == 0 else f"beta-{self.beta:g}"
-
+from .flags import Demo
 
 HELD_OUT_PAIRS = 500
 _RESULTS = ("results.json", "texts.jsonl", "report.html", "frontier.png", "learning_curve.png")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -30,77 +29,19 @@ from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
-from ..training.policy_training import PolicyTraining, train_policy
-from ..utils.limits import Count, Texts
+from ..training.policy_training import train_policy
+from ..training.settings import PolicyTraining
 from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import choose_threads
 from .feedback_loop_report import below_chance, write_loop_report
+from .flags import PEOPLE, Loop
 
-PEOPLE = "people"
 _ENSEMBLE = 4  # reward models whose disagreement is uncertainty
 _POOL = 3  # candidate pairs for each that is asked, when uncertainty chooses
 
 
 class LabelsMissingError(ValueError):
     """People have not answered everything yet."""
-
-
-@dataclass(frozen=True)
-class Loop(PolicyTraining):
-    """Run several rounds of learning from comparisons; the same command goes on where it stopped.
-
-    Every round's policy starts from the base policy and learns from a reward model fitted to the answers of all rounds so far.  Later
-    rounds ask about texts of the round before.
-
-    Attributes:
-        out: Folder; each round has its own, with a manifest.
-        overwrite: Delete the run that is in the folder, and start anew; one with a study that people answer is never deleted.
-        task: Name of a task with a base policy.
-        rounds: How many.
-        labels: Answers of each round, of all annotators together.
-        annotators: Settings of simulated annotators as JSON objects, such as '{"flip": 0.2}': each compares every pair, by the task's gold
-            score. Or `people`: the round makes a study, stops, and goes on when the study is answered.
-        overlap: Answers for each pair by different people.
-        weigh: Fit to the consensus of the annotators by Dawid and Skene's model, instead of to every answer.
-        choose: Which pairs are asked about.
-        texts: Texts of each policy that are judged, on the task's test prompts.
-    """
-
-    goes_on: ClassVar = ("rounds", "out", "overwrite")  # with other values of these it is still the same run
-
-    out: Path = Path("runs/loop")
-    overwrite: bool = False
-    task: str = "review"
-    rounds: Count = 3
-    labels: Count = 1000
-    annotators: tuple[str, ...] = ("{}",)
-    overlap: Count = 1
-    weigh: bool = False
-    choose: Literal["random", "balanced", "uncertain"] = "random"
-    texts: Texts = 500
-
-    def check(self) -> None:
-        """Insist on values in their ranges, none of which would be ignored."""
-        super().check()
-        people = self.asks_people
-        if self.pairs < 20:
-            raise ValueError(f"labels={self.labels} make {self.pairs} pairs a round: at least 20 are needed")
-        if self.overlap > 1 and not people:
-            raise ValueError(f"--overlap {self.overlap} is for people: each simulated annotator answers every pair; name more --annotators")
-        if self.weigh and (self.overlap if people else len(self.annotators)) == 1:
-            raise ValueError("--weigh needs several answers to each pair: name more --annotators, or raise --overlap with people")
-        if self.choose == "uncertain" and self.rounds == 1:
-            raise ValueError("--choose uncertain needs the answers of an earlier round, and there is --rounds 1: ask for more rounds")
-
-    @property
-    def asks_people(self) -> bool:
-        """Whether the answers come from people."""
-        return self.annotators == (PEOPLE,)
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of each round."""
-        return self.labels // (self.overlap if self.asks_people else len(self.annotators))
 
 
 def run_loop(config: Loop) -> None:

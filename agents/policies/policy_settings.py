@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..models.lora import check_dropout
 from ..models.mixed_precision import Precision, precision_of
 from ..models.sampler import Sampler
 from ..utils.limits import Above0, AtLeast0, Natural, Probability, Share, check_fields
@@ -72,8 +73,7 @@ class PolicySettings:
     def __post_init__(self) -> None:
         precision_of(self.precision)
         check_fields(self)
-        if dropout := (self.lora or {}).get("lora_dropout"):
-            raise ValueError(f"lora: lora_dropout={dropout}: dropout is off in a policy, its ratios would be noise: leave it out")
+        check_dropout(self.lora)
 
     def sampler(self, ends: Sequence[int], unused: Sequence[int] = ()) -> Sampler:
         """Return the sampling rules.

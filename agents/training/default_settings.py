@@ -8,8 +8,7 @@ from typing import Any
 from textrl_env import BaseRecipe
 
 from ..algorithms.registry import ALGORITHMS
-from .offline_training import OFFLINE, RATES, STEPS
-from .policy_training import PolicyTraining
+from .settings import OFFLINE, RATES, STEPS, PolicyTraining
 
 
 def default_settings(algo: str, recipe: BaseRecipe | None = None) -> dict[str, Any]:

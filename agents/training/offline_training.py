@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 from rewards.preferences.preference import Preference
@@ -16,36 +16,9 @@ from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
-from ..utils.limits import Above0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .policy_training import Before
-
-OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
-STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
-RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
-
-
-@dataclass(frozen=True)
-class OfflineTraining:
-    """How a policy is trained that does not play the environment.
-
-    Attributes:
-        steps: Optimizer steps, or iterations of `expert-iteration`.
-        learning_rate: Peak of the schedule.
-        beta: Coefficient of KL in `dpo` and `ipo`.
-        seed: Of everything that is drawn.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    steps: Count
-    learning_rate: Above0
-    beta: Above0 = 0.1
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
+from .settings import OfflineTraining
 
 
 def learn_offline(

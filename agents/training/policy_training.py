@@ -18,49 +18,15 @@ from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
 from ..utils.interrupts import StopCallback, stop_request
-from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
 from .reward_hacking_callback import RewardHackingCallback
 from .rewind_logs import rewind_logs
+from .settings import PolicyTraining
 
 # Takes the algorithm, the tokens (steps, iterations) that are left, the data it learns from, and how many are done, None of a new run
 Before = Callable[[Any, int, Any, int | None], None]
 _MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt")  # in the folder of a stage
-
-
-@dataclass(frozen=True)
-class PolicyTraining:
-    """How a policy is trained; the values suit models of about a million parameters.
-
-    Attributes:
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default the algorithm's own, or an adaptive one that holds `kl_target`.
-        kl_target: KL per text that the adaptive coefficient steers to, in nats.
-        total_tokens: Tokens that the policy writes.
-        n_episodes: Texts per rollout.
-        batch_size: Texts per minibatch.
-        learning_rate: Falls linearly to 0.
-        seed: Of everything that is drawn.
-    """
-
-    beta: AtLeast0 | None = None
-    kl_target: Above0 = 8.0
-    total_tokens: Count = 110_000
-    n_episodes: Count = 128
-    batch_size: Count = 32
-    learning_rate: Above0 = 5e-4
-    seed: Seed = 0
-
-    def check(self) -> None:
-        """Insist on values in their ranges, none of which would be ignored."""
-        check_fields(self)
-        check_penalty(self.beta, self.kl_target)
-
-
-def check_penalty(beta: float | None, kl_target: float | None) -> None:
-    """Refuse a target for a coefficient that is fixed; its default counts as not given, for the files of runs hold it."""
-    if beta is not None and kl_target not in (None, PolicyTraining.kl_target):
-        raise ValueError(f"--kl-target {kl_target:g} steers an adaptive beta, and --beta {beta:g} is fixed: leave one of them out")
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def plan_supervised(trainer: Supervised, data: Sequence[Any], steps: int) -> Run
     """Plan a training on fixed texts; arguments as in `Supervised.learn`."""
     rows = trainer._encode(data[:_LOOKED_AT])
     texts = [[*record.context, *record.actions] for row in rows[:SHOWN] for record in trainer._records([row])]
-    number = first.few(first.count(trainer.lm), sum(map(len, texts)) / len(rows[:SHOWN]), min(trainer.batch_size, len(rows)))
+    at_once = trainer._passes.get("micro_batch_size") or trainer.batch_size
+    number = first.few(first.count(trainer.lm), sum(map(len, texts)) / len(rows[:SHOWN]), min(at_once, len(rows)))
     with first.undisturbed():
         trainer.lm.train()
         seconds, _ = first.timed(lambda: first.with_gradients(lambda: trainer._loss(rows[:number]), trainer.lm), trainer.backbone.device)

@@ -1,5 +1,7 @@
 """GGUF files, written here, and the folders that they become."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from agents import TextPPO
 from agents.models.loading import load_lm
 from textrl_env import FileTokenizer, Prompt, TextGenerationVecEnv, TextTask, WordTokenizer
+from textrl_env.tokenizer import check_same_tokens
 from textrl_env.utils.model_files import model_folder
 
 gguf = pytest.importorskip("gguf")
@@ -104,6 +107,25 @@ def test_a_gguf_file_is_a_model_and_a_tokenizer(llama, tmp_path, monkeypatch):
     other = TextTask(WordTokenizer(["z", "y", "a"]), [Prompt("a")], 8)
     with pytest.raises(ValueError, match="tokenizer"):
         TextPPO("TransformerPolicy", TextGenerationVecEnv(4, task=other), n_episodes=4, batch_size=4, policy_kwargs={"model": file})
+
+
+def test_a_model_of_the_hub_without_a_network(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    write(tmp_path / "tiny.gguf", llama)
+    kept = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(model_folder(tmp_path / "tiny.gguf"), kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    tokenizer = FileTokenizer("org/tiny")
+    assert (tokenizer.eos_token_ids, tokenizer.vocab_size, model_folder("org/tiny")) == ((2,), len(WORDS), kept / "snapshots" / "abc")
+    with torch.no_grad():
+        assert torch.equal(load_lm("org/tiny")(torch.arange(20)[None]).logits, llama(torch.arange(20)[None]).logits)
+    with pytest.raises(ValueError, match="model org/tiny has a tokenizer"):
+        check_same_tokens("org/tiny", WordTokenizer(["z", "y", "a"]))
+    assert model_folder("org/other") == "org/other"
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer file at org/other, and neither the hub nor the cache"):
+        FileTokenizer("org/other")
 
 
 def test_what_is_no_gguf(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ import operator
 from abc import abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 
@@ -33,9 +33,10 @@ def read_prompts(
     prompt: str = "prompt",
     references: str | Sequence[str] = (),
     template: Template | None = None,
+    chat: bool = False,
     columns: str | Sequence[str] | None = None,
     format: str | None = None,
-) -> Sequence[Prompt]:
+) -> RowPrompts:
     """Return the prompts of a source of rows; files and datasets are read a row at a time, when a row is asked for.
 
     The first row is checked at once, a list whole; any other row when it is read.  `for _ in prompts: pass` checks all.
@@ -47,6 +48,7 @@ def read_prompts(
         prompt: The column with the prompt: a text, or messages (`role`, `content`) for `template`.
         references: Columns with texts to compare responses with: each a text, a list of them, or empty.
         template: Renders messages as text, see `chat_template`.
+        chat: A prompt that is a text is what a user says, and goes through the template as one message.
         columns: Columns that become metadata; None takes all others.
         format: `"csv"`, `"tsv"`, `"json"`, `"jsonl"`, `"parquet"` or `"txt"`, if the suffix does not say it.
 
@@ -57,7 +59,9 @@ def read_prompts(
         ValueError: The source is empty or malformed, changed after it was indexed, or a row holds no usable prompt; the
             message names the file and the line.
     """
-    schema = _Schema(prompt, _names(references), None if columns is None else _names(columns), template)
+    if chat and template is None:
+        raise ValueError("chat=True: pass the template that a user's message goes through, template=chat_template(tokenizer_folder)")
+    schema = _Schema(prompt, _names(references), None if columns is None else _names(columns), template, chat)
     return RowPrompts(rows_of(source, format, schema.needed), schema)
 
 
@@ -89,6 +93,17 @@ def split_prompts(prompts: Sequence[Prompt], fractions: Mapping[str, float] = _T
 def split_of_text(text: str) -> str:
     """Return the part of the default `split_prompts` that a text belongs to: `"train"`, `"validation"` or `"test"`."""
     return list(_THIRDS)[bisect_right(np.cumsum(list(_THIRDS.values()))[:-1].tolist(), _unit_hash(text, 0))]
+
+
+def deal_texts(texts: Iterable[str]) -> dict[str, str]:
+    """Return the part that each text belongs to, by `split_of_text`; where none is a test text, the one that is nearest to it becomes it.
+
+    Of two collections, one within the other, no text that trains in one is a test text of the other.
+    """
+    dealt = {text: split_of_text(text) for text in texts}
+    if dealt and "test" not in dealt.values():
+        dealt[max(dealt, key=lambda text: _unit_hash(text, 0))] = "test"
+    return dealt
 
 
 class LazyPrompts(NeverCopied, Sequence[Prompt]):
@@ -185,6 +200,7 @@ class _Schema:
     references: tuple[str, ...]
     columns: tuple[str, ...] | None
     template: Template | None
+    chat: bool
 
     @property
     def needed(self) -> tuple[str, ...] | None:
@@ -218,7 +234,10 @@ class _Schema:
     def _text(self, value: Any) -> tuple[str, Spans | None]:
         """Return a prompt's text, and of a rendered one where people typed special tokens."""
         typed: Spans | None = None
-        if _is_chat(value):
+        if self.chat and isinstance(value, str):
+            _check_text(value, f"column {self.prompt!r}")
+            value = [{"role": "user", "content": value}]
+        if is_chat(value):
             if self.template is None:
                 raise RowError(f"column {self.prompt!r} holds messages: pass template=chat_template(tokenizer_folder) to render them")
             try:
@@ -226,12 +245,13 @@ class _Schema:
             except Exception as error:  # a stranger's code; it fails with the row's place, never silently
                 raise RowError(f"the template failed: {type(error).__name__}: {error}") from error
         elif self.template is not None and isinstance(value, str):
-            raise RowError(f"column {self.prompt!r} is a text, but template= renders messages: leave it out, or write messages")
+            raise RowError(f"column {self.prompt!r} is a text, but template= renders messages: pass chat=True, or leave it out")
         _check_text(value, f"column {self.prompt!r}")
         return value, typed
 
 
-def _is_chat(value: Any) -> bool:
+def is_chat(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Return whether a prompt is a list of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and {"role", "content"} <= m.keys() for m in value)
 
 

@@ -11,7 +11,7 @@ from ..utils.optional_imports import optional_import
 from ..utils.row_files import JsonRows, Rows, quoted
 from ..utils.tables import TABLES, file_rows, kind_of
 
-_FORMATS = (*TABLES, "txt")
+FORMATS = (*TABLES, "txt")
 
 
 class DatasetRows(Rows):
@@ -63,9 +63,9 @@ def rows_of(source: Any, format: str | None, needed: Sequence[str] | None) -> Ro
 
 def _file_rows(path: Path, format: str | None, needed: Sequence[str] | None) -> Rows:
     kind = kind_of(path) if format is None else format
-    if kind not in _FORMATS:
+    if kind not in FORMATS:
         what = f"format={format!r}" if format is not None else f"{path} has the suffix {path.suffix!r}"
-        raise ValueError(f"{what}: choose format= from {quoted(_FORMATS)}")
+        raise ValueError(f"{what}: choose format= from {quoted(FORMATS)}")
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompts at {path.absolute()}")
     rows = file_rows(path, kind, needed)

@@ -13,6 +13,7 @@ from ..utils.suggestions import did_you_mean
 from .corpora import real_task
 from .exact import TASKS
 from .ladders import factories
+from .prompt_file import prompts_task
 
 EXACT_TASKS = tuple(TASKS)
 SPLITS = ("train", "validation", "test")
@@ -29,7 +30,8 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
     """Return the task named `task`, or `task` itself, with `overrides` of its fields.
 
     Args:
-        task: A name from the table; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
+        task: A name from the table; a file of prompts as `{"name": "prompts", "path": ..., "tokenizer": ...}`, see
+            `textrl_env.tasks.prompt_file.prompts_task`; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
             `textrl_env.tasks.corpora.real_task`; or a task.
         split: Which prompts of a named task: `"train"`, `"validation"` or `"test"`.
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
@@ -52,7 +54,8 @@ def unchecked_task(task: str | Mapping[str, Any] | TextTask, split: str, overrid
     if isinstance(task, str):
         task = _built(task, split)
     elif isinstance(task, Mapping):
-        task = real_task(**{"split": split, **task})
+        own = {"split": split, **task}
+        task = prompts_task(**own) if own.get("name") == "prompts" else real_task(**own)
     if not isinstance(task, TextTask):
         raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")
     known = [f.name for f in fields(TextTask) if f.init]

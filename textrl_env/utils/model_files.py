@@ -1,21 +1,32 @@
-"""Models in one GGUF file, unpacked once into a folder that transformers opens and writes."""
+"""Where a model's files lie: its folder, the one that a GGUF file was unpacked into, or the hub's copy in the cache of Hugging Face."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from .files import hash_file, new_folder
 from .folders import cache_folder
 from .optional_imports import optional_import
+from .suggestions import insist_on_path
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PLAIN = ["*.json", "*.jinja"]  # configuration and tokenizer
 
 
-def model_folder(source: str | Path) -> str | Path:
-    """Return `source`, or the folder that a `.gguf` file was unpacked into.
+def model_folder(source: str | Path, weights: bool = True) -> str | Path:
+    """Return the folder of a model that is given as folder, `.gguf` file or id on the hub; of what is none of these `source` itself.
 
-    The folder, in the cache under a hash of the file's contents, holds weights in float32 (safetensors), configuration, ends of text,
-    tokenizer and chat template.  What was quantized stays as it was rounded; only the storage is float32.
+    A `.gguf` file is unpacked into the cache, under a hash of its contents: weights in float32 (safetensors), configuration, ends of text,
+    tokenizer and chat template.  What was quantized stays as it was rounded; only the storage is float32.  A model of the hub is downloaded
+    into Hugging Face's cache; without a network it is looked for there.
+
+    Args:
+        source: Where the model is.
+        weights: Whether the weights are needed of a model of the hub, beside configuration and tokenizer.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -24,7 +35,7 @@ def model_folder(source: str | Path) -> str | Path:
     """
     path = Path(source)
     if path.suffix.lower() != ".gguf":
-        return source
+        return source if path.exists() else _of_hub(str(source), weights) or source
     if not path.is_file():
         raise FileNotFoundError(f"there is no model at {path.absolute()}")
     digest = hashlib.sha256()
@@ -33,6 +44,20 @@ def model_folder(source: str | Path) -> str | Path:
     if not folder.is_dir():
         _unpack(path, folder)
     return folder
+
+
+def _of_hub(name: str, weights: bool) -> Path | None:
+    """Return the folder of a model of the hub; None if the hub and its cache have none of this name."""
+    if name.endswith(".json") or not _HUB_ID.fullmatch(name):
+        return None
+    insist_on_path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    with suppress(OSError, HFValidationError):  # not found, not allowed, no network: whoever asked says what it cannot do without
+        patterns = [*_PLAIN, "*.safetensors"] if weights else _PLAIN
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    return None
 
 
 def _unpack(path: Path, folder: Path) -> None:

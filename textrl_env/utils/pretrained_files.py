@@ -47,8 +47,8 @@ def read_tokenizer(source: Any) -> PretrainedFiles:
     """Return what there is to know of a tokenizer.
 
     Args:
-        source: A `tokenizer.json`, a `.gguf` file, a folder that holds one, a `tokenizers.Tokenizer`, a fast tokenizer of transformers,
-            or a tokenizer of this package.
+        source: A `tokenizer.json`, a folder that holds one, a `.gguf` file, the id of a model on the hub, a `tokenizers.Tokenizer`, a fast
+            tokenizer of transformers, or a tokenizer of this package.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -56,7 +56,7 @@ def read_tokenizer(source: Any) -> PretrainedFiles:
         ValueError: The file cannot be parsed, or the tokenizer has no fast backend.
     """
     if isinstance(source, str | Path):
-        return _from_file(Path(model_folder(source)))
+        return _from_file(Path(model_folder(source, weights=False)))
     kind = type(source).__name__
     if type(source).__module__.startswith("tokenizers"):
         return PretrainedFiles(_copied(source), kind)
@@ -94,7 +94,7 @@ def _from_file(path: Path) -> PretrainedFiles:
         )
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer file at {path}; for one of the hub pass AutoTokenizer.from_pretrained({str(path)!r})")
+        raise FileNotFoundError(f"no tokenizer file at {path}, and neither the hub nor the cache of its models has one of this name")
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust side raises a bare Exception

@@ -16,12 +16,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rewards.models.lora import add_adapters
 from textrl_env import Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
 from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
-from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends
+from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends, switch_off_dropout
+from ...models.lora import check_dropout
+from ...models.mixed_precision import Precision, precision_of
 from ...models.model_checks import check_head
 from ...models.sequences import TextRecord
 from ...utils.interrupts import stop_request
@@ -50,6 +53,22 @@ class SupervisedArguments(TypedDict, total=False):
     ]
     seed: Annotated[Natural, 0, "Seed of fresh weights and of the order of the texts."]
     device: Annotated[torch.device | str, "cpu", "Where to train."]
+    lora: Annotated[
+        Mapping[str, Any] | None,
+        None,
+        "Arguments of `peft.LoraConfig`: train adapters only, which `save` folds into the weights.  What a policy refuses, see "
+        "`PolicySettings`, is refused here.",
+    ]
+    precision: Annotated[Precision, "float32", '"bfloat16": mixed precision, the trunk computes in it, weights and head stay float32.']
+    micro_batch_size: Annotated[
+        Natural,
+        0,
+        "Texts, or pairs of them, that go through the model at once; their gradients add up to that of the minibatch.  0: all of it.",
+    ]
+    gradient_checkpointing: Annotated[bool, False, "Compute the layers' activations again in the backward pass."]
+
+
+_OF_PASSES = ("lora", "precision", "micro_batch_size", "gradient_checkpointing")
 
 
 class Supervised(KeywordArguments, ABC):
@@ -77,8 +96,17 @@ class Supervised(KeywordArguments, ABC):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
+            if settings["lora"] is not None:
+                check_dropout(settings["lora"])
+                add_adapters(self.lm, settings["lora"])
+                switch_off_dropout(self.lm)
         self.backbone = backbone_of(self.lm)
         check_head(self.backbone)
+        self.backbone.autocast = precision_of(settings["precision"])
+        if settings["gradient_checkpointing"]:
+            self.backbone.checkpoint_layers()
+        given: dict[str, Any] = {name: value for name, value in settings.items() if name in _OF_PASSES}
+        self._passes = {name: value for name, value in given.items() if value != self._accepted[name].default}
         self.tokenizer = as_tokenizer(tokenizer)
         if self.backbone.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
@@ -125,7 +153,8 @@ class Supervised(KeywordArguments, ABC):
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         self._check(rows)
-        optimizer = torch.optim.AdamW(self.lm.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
@@ -139,16 +168,13 @@ class Supervised(KeywordArguments, ABC):
             for number, batch in enumerate(self._batches(rows, steps)):
                 if number < done:
                     continue
-                loss = self._loss(batch)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
                 optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.lm.parameters(), 1.0)
+                loss = self._mean_loss(batch, backward=True)
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
                 schedule.step()
-                self.losses.append(loss.item())
-                shown.advance(note=f"loss {self.losses[-1]:.2f}")
+                self.losses.append(loss)
+                shown.advance(note=self._note())
                 if callback is not None:
                     callback(number + 1)
                 if folder is not None and (stop or (number + 1) % save_every == 0 or number + 1 == steps):
@@ -158,11 +184,24 @@ class Supervised(KeywordArguments, ABC):
         self.lm.eval()
         return self
 
+    def _mean_loss(self, rows: Sequence[Any], backward: bool = False) -> float:
+        """Return the loss of a minibatch, computed `micro_batch_size` rows at a time, and add its gradient to the parameters'."""
+        size, whole, total = self._passes.get("micro_batch_size", len(rows)), self._weight(rows), 0.0
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            loss = self._loss(part) * (self._weight(part) / whole)
+            if backward:
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
+                loss.backward()
+            total += loss.item()
+        return total
+
     def _depends_on(self) -> dict[str, Any]:
         """Return the settings, and a hash of the weights that training began with."""
         self._first = self._first or digest(self.lm)[0]
         plain = {name: value for name, value in vars(self).items() if isinstance(value, (bool, int, float, str))}
-        return {"class": type(self).__name__, **plain}
+        return {"class": type(self).__name__, **plain, **self._passes}
 
     def _go_on(self, folder: Path, facts: dict[str, Any], course: tuple[Optimizer, LRScheduler]) -> int:
         """Restore what was saved, and return how many steps it had taken."""
@@ -179,7 +218,7 @@ class Supervised(KeywordArguments, ABC):
         """Return the mean loss over batches."""
         rows = self._encode(texts)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        return float(np.mean([self._loss(batch).item() for batch in batches]))
+        return float(np.mean([self._mean_loss(batch) for batch in batches]))
 
     def save(self, folder: str | Path) -> None:
         """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text."""
@@ -232,6 +271,14 @@ class Supervised(KeywordArguments, ABC):
     @abstractmethod
     def _loss(self, rows: Sequence[Any]) -> torch.Tensor:
         """Return the loss of a minibatch."""
+
+    def _note(self) -> str:
+        """Say how the latest step went."""
+        return f"loss {self.losses[-1]:.3g}"
+
+    def _weight(self, rows: Sequence[Any]) -> int:
+        """Return how many numbers the loss of these rows is a mean of."""
+        return len(rows)
 
     def _batches(self, rows: list[Any], steps: int) -> Iterator[list[Any]]:
         rng = np.random.default_rng(self.seed)

@@ -23,11 +23,13 @@ def save_training(folder: Path, lm: nn.Module, facts: dict[str, Any], steps: tup
 
     Args:
         folder: What it replaces, if it is there.
-        lm: What is trained.
+        lm: What is trained; parameters that do not learn are left out.
         facts: What else `load_training` is to return, as plain data.
         steps: Optimizer and schedule, if the training is in the middle of a course of steps.
     """
-    tensors = {f"model.{name}": value for name, value in lm.state_dict().items()} | {"generator": torch.get_rng_state()}
+    frozen = _frozen(lm)
+    tensors = {f"model.{name}": value for name, value in lm.state_dict().items() if name not in frozen}
+    tensors["generator"] = torch.get_rng_state()
     if steps is not None:
         optimizer, schedule = steps
         for index, state in optimizer.state_dict()["state"].items():
@@ -37,6 +39,11 @@ def save_training(folder: Path, lm: nn.Module, facts: dict[str, Any], steps: tup
         # Tied weights are two names of one tensor, which safetensors refuses
         save_file({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, made / _STATE)
         (made / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _frozen(lm: nn.Module) -> set[str]:
+    """Return the names of parameters that do not learn: the base under adapters, which whoever goes on has."""
+    return {name for name, parameter in lm.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
 
 
 def load_training(folder: Path, lm: nn.Module, steps: tuple[Optimizer, LRScheduler] | None = None) -> dict[str, Any] | None:
@@ -53,7 +60,10 @@ def load_training(folder: Path, lm: nn.Module, steps: tuple[Optimizer, LRSchedul
     try:
         tensors = load_file(folder / _STATE)
         facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        lm.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        missing, others = lm.load_state_dict(state, strict=False)
+        if wrong := sorted([*others, *(set(missing) - _frozen(lm))]):
+            raise ValueError(f"{len(wrong)} names are not in both, {wrong[0]} among them")
         if steps is not None:
             optimizer, schedule = steps
             states: dict[int, dict[str, torch.Tensor]] = {}

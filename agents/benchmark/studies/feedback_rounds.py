@@ -29,7 +29,8 @@ from rich.console import Console
 from textrl_env import make_task
 from textrl_env.utils.files import write_text
 
-from ...pipelines.feedback_loop import Loop, run_loop
+from ...pipelines.feedback_loop import run_loop
+from ...pipelines.flags import Loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy

@@ -35,14 +35,16 @@ from ...algorithms.expert_iteration import ExpertIteration
 from ...algorithms.registry import ALGORITHMS
 from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
-from ...pipelines.demo import Demo, prepare
+from ...pipelines.demo import prepare
+from ...pipelines.flags import Demo
 from ...policies.transformer_policy import TransformerPolicy
 from ...reports.plots import save
 from ...reports.tables import markdown_table
 from ...reports.training_plots import small_multiples
 from ...training.base_policies import base_policy
-from ...training.offline_training import OFFLINE, RATES, STEPS, preferred_texts, supervised
-from ...training.policy_training import PolicyTraining, train_policy
+from ...training.offline_training import preferred_texts, supervised
+from ...training.policy_training import train_policy
+from ...training.settings import OFFLINE, RATES, STEPS, PolicyTraining
 from ...utils.run_folder import RunFolder
 from ..aggregate_statistics import mean_interval
 from .study import Study, side_by_side, spawning_pool

@@ -1,5 +1,6 @@
 """Micro-batches: every loss takes no more texts at once than it may, and its gradient is that of the whole minibatch."""
 
+import copy
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from agents import RLOO, TextPolicyGradient, TextTRPO
+from agents import DPO, RLOO, SFT, ExpertIteration, TextPolicyGradient, TextTRPO
+from rewards.preferences.preference import Preference
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
@@ -27,15 +29,15 @@ DIALOGUES = {"plain": {"max_new_tokens": 9}, "dialogue": DIALOGUE}
 
 
 @contextmanager
-def texts_at_once(agent):
-    """Yield a list that fills with the number of texts in every pass of the policy's model that is to be differentiated."""
+def texts_at_once(lm):
+    """Yield a list that fills with the number of texts in every pass of the model that is to be differentiated."""
     sizes = []
 
     def see(module, args, kwargs):
         if torch.is_grad_enabled():
             sizes.append(len(kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]))
 
-    hook = agent.policy.lm.model.register_forward_pre_hook(see, with_kwargs=True)
+    hook = lm.model.register_forward_pre_hook(see, with_kwargs=True)
     yield sizes
     hook.remove()
 
@@ -73,7 +75,7 @@ def test_gradients_do_not_depend_on_micro_batches(name, environment):
         agent.policy.settings = replace(agent.policy.settings, micro_batch_size=size)
         agent.policy.zero_grad()
         np.random.seed(2)  # of the texts of ptx
-        with texts_at_once(agent) as seen:
+        with texts_at_once(agent.policy.lm) as seen:
             loss, notes = agent._part_loss(part)
             loss.backward()
         gradients[size] = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None]), notes
@@ -89,7 +91,7 @@ def test_trpo_keeps_to_its_micro_batches():
     weights = []
     for size in (0, 3):
         agent = make(TextTRPO, micro_batch_size=size, cg_max_steps=3)
-        with texts_at_once(agent) as seen, sdpa_kernel(SDPBackend.MATH):
+        with texts_at_once(agent.policy.lm) as seen, sdpa_kernel(SDPBackend.MATH):
             agent.learn(1)
         assert max(seen) == (size or 16)
         weights.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters()]))
@@ -111,3 +113,77 @@ def test_ptx_computes_in_the_policys_precision():
     agent.policy.backbone.autocast = None
     np.random.seed(2)
     assert 1e-5 < abs(mixed.item() - agent._ptx_loss().item()) < 0.05
+
+
+TEXTS = [("1 2 3", "4"), ("5", "6 7 8 9 10 11"), ("12 13", "14 15"), ("3", ""), ("2 2 2", "1 2 3 4 5 6 7 8")]
+PAIRS = [
+    Preference("1 2", "3 4", "5"),
+    Preference("7", "8", "9 10 11", label=0.8),
+    Preference("4 4", "", "6", margin=0.3),
+    Preference("3", "1 2 3 4 5 6", "2"),
+]
+
+
+def token_losses(lm, prompt, response):
+    """Of the response and its end, in the model's own precision."""
+    ids = [int(token) for token in f"{prompt} {response} 0".split()]
+    losses = -lm(torch.tensor([ids])).logits[0, :-1, :VOCAB].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    return losses[len(prompt.split()) - 1 :]
+
+
+def sft_loss(lm, base):
+    return torch.cat([token_losses(lm, *text) for text in TEXTS]).mean()
+
+
+def dpo_loss(lm, base):
+    total = 0.0
+    for pair in PAIRS:
+        one, two = (
+            token_losses(base, pair.prompt, text).sum() - token_losses(lm, pair.prompt, text).sum() for text in (pair.chosen, pair.rejected)
+        )
+        h = 0.3 * (one - two) - pair.margin
+        total = total - pair.label * torch.nn.functional.logsigmoid(h) - (1 - pair.label) * torch.nn.functional.logsigmoid(-h)
+    return total / len(PAIRS)
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_on_texts_micro_batches_add_up_to_the_whole_minibatch_in_float64(name, size, gradient_checkpointing):
+    """Texts of 1 to 9 tokens: a mean of the parts' means would be another number."""
+    passes = {"micro_batch_size": size, "gradient_checkpointing": gradient_checkpointing}
+    tokenizer = IntegerTokenizer(VOCAB, 0)
+    if name == "sft":
+        trainer, texts, expected = SFT(LLAMA, tokenizer, train_on_prompts=False, **passes), TEXTS, sft_loss
+    else:
+        trainer, texts, expected = DPO(LLAMA, tokenizer, beta=0.3, **passes), PAIRS, dpo_loss
+    base = copy.deepcopy(trainer.lm).double()
+    with torch.no_grad():
+        for parameter in trainer.lm.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    exact = copy.deepcopy(trainer.lm).double()
+    loss = expected(exact, base)
+    loss.backward()
+    trainer.lm.train()
+    rows = trainer._encode(texts)
+    with texts_at_once(trainer.lm) as seen:
+        assert trainer._mean_loss(rows, backward=True) == pytest.approx(loss.item(), abs=2e-6)
+    assert max(seen) == (size or len(rows)) * (1 if name == "sft" else 2)
+    for (key, own), other in zip(trainer.lm.named_parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(own.grad.double(), other.grad, atol=2e-6, rtol=1e-4, msg=key)
+    assert trainer.evaluate(texts) == pytest.approx(loss.item(), abs=2e-6)
+
+
+def test_expert_iteration_trains_with_its_policys_adapters_precision_and_micro_batches():
+    task = TextTask(IntegerTokenizer(VOCAB, 0), PROMPTS, max_new_tokens=9)
+    rules = {"lora": {"r": 2, "lora_alpha": 8}, "precision": "bfloat16", "micro_batch_size": 3}
+    agent = ExpertIteration(task, LLAMA, sevens, n=2, n_prompts=8, steps=2, batch_size=8, learning_rate=1e-2, **rules)
+    before = {name: parameter.detach().clone() for name, parameter in agent.policy.lm.named_parameters()}
+    types = set()  # of passes that are to be differentiated
+    up = agent.policy.lm.model.layers[0].mlp.up_proj
+    up.register_forward_hook(lambda module, args, out: types.add(out.dtype) if torch.is_grad_enabled() else None)
+    with texts_at_once(agent.policy.lm) as seen:
+        agent.learn(1)
+    assert set(seen) == {3, 2} and types == {torch.bfloat16}
+    moved = {name for name, parameter in agent.policy.lm.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and all("lora" in name for name in moved)

@@ -10,8 +10,8 @@ from agents import RLOO
 from agents.algorithms.registry import ALGORITHMS, Algorithm
 from agents.benchmark.agents import LearningSetup, check, train_agent
 from agents.benchmark.spec import parse
-from agents.cli.train import Train
-from agents.training.offline_training import OFFLINE
+from agents.cli.train_flags import Train
+from agents.training.settings import OFFLINE
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from ..conftest import LLAMA, VOCAB, sevens

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from agents import DPO, SFT, ExpertIteration
 from agents.algorithms.common.training_checkpoint import load_training
@@ -13,8 +14,11 @@ from ..conftest import GPT2, LLAMA, VOCAB, sevens
 TEXTS = [("1 2", "3 4 5"), ("6", "7 8"), ("9 10", "11"), ("12", "13 14 15 16")]
 PAIRS = [Preference("1 2", "3 4", "5"), Preference("7", "8", "9 10 11"), Preference("4 4", "1", "6")]
 DROPPING = {**GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2}
+LORA = {"r": 2, "lora_alpha": 8}
 MAKERS = {
     "sft": (lambda: SFT(DROPPING, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1), TEXTS),
+    "sft with adapters": (lambda: SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=3, seed=1, lora=LORA, micro_batch_size=2), TEXTS),
+    "dpo with adapters": (lambda: DPO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1, learning_rate=1e-2, lora=LORA), PAIRS),
     "dpo": (lambda: DPO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1), PAIRS),
 }
 
@@ -25,15 +29,15 @@ class Stopped(Exception):
 
 def stop_at(trainer, step):
     """Fail in the middle of a step, as Ctrl-C or a full disk would."""
-    inner, seen = trainer._loss, []
+    inner, seen = trainer._mean_loss, []
 
-    def loss(rows):
+    def loss(rows, backward):
         seen.append(rows)
         if len(seen) > step:
             raise Stopped
-        return inner(rows)
+        return inner(rows, backward)
 
-    trainer._loss = loss
+    trainer._mean_loss = loss
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -60,11 +64,12 @@ def test_supervised_training_goes_on_bit_by_bit(name, tmp_path):
         make().learn(texts[:2], 25, checkpoint=tmp_path / "c")
 
 
-def test_expert_iteration_goes_on_bit_by_bit(tmp_path):
+@pytest.mark.parametrize("rules", [{}, {"lora": LORA, "micro_batch_size": 3, "temperature": 0.8}])
+def test_expert_iteration_goes_on_bit_by_bit(tmp_path, rules):
     task = TextTask(IntegerTokenizer(VOCAB, 0), [Prompt("1 2 3"), Prompt("4")], max_new_tokens=9)
 
     def make():
-        return ExpertIteration(task, LLAMA, sevens, n=3, n_prompts=8, steps=2, learning_rate=1e-2, seed=2)
+        return ExpertIteration(task, LLAMA, sevens, n=3, n_prompts=8, steps=2, learning_rate=1e-2, seed=2, **rules)
 
     whole = make().learn(5)
     make().learn(2, checkpoint=tmp_path / "c")
@@ -77,7 +82,21 @@ def test_expert_iteration_goes_on_bit_by_bit(tmp_path):
     for (key, one), two in zip(whole.policy.state_dict().items(), again.policy.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
     with pytest.raises(ValueError, match="other settings"):
-        ExpertIteration(task, LLAMA, sevens, n=4, n_prompts=8, steps=2, seed=2).learn(5, checkpoint=tmp_path / "c")
+        ExpertIteration(task, LLAMA, sevens, n=4, n_prompts=8, steps=2, seed=2, **rules).learn(5, checkpoint=tmp_path / "c")
+    rules = {**rules, "top_k": 5}
+    with pytest.raises(ValueError, match="other settings"):
+        make().learn(5, checkpoint=tmp_path / "c")
+
+
+def test_a_checkpoint_of_adapters_holds_no_copy_of_the_base(tmp_path):
+    trainer = SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, lora=LORA).learn(TEXTS, 2, checkpoint=tmp_path / "c")
+    saved = load_file(tmp_path / "c" / "state.safetensors")
+    weights = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
+    assert {"lora_A" in name or "lora_B" in name for name in weights} == {True}
+    assert weights == {name for name, parameter in trainer.lm.named_parameters() if parameter.requires_grad}
+    save_file({name: value for name, value in saved.items() if "layers.0.mlp" not in name}, tmp_path / "c" / "state.safetensors")
+    with pytest.raises(ValueError, match=r"6 names are not in both, model\.layers\.0\.mlp\..*lora_A.*delete it"):
+        SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, lora=LORA).learn(TEXTS, 2, checkpoint=tmp_path / "c")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from agents.algorithms.best_of import kl_bound, kl_of_best
 from agents.algorithms.registry import ALGORITHMS
 from agents.benchmark.agents import NAMES, check
-from agents.benchmark.bench import FULL, QUICK, Bench, jobs_of
+from agents.benchmark.bench import FULL, QUICK, jobs_of
+from agents.benchmark.flags import Bench
 from agents.benchmark.results import read_results
 from agents.benchmark.spec import parse, parse_all
 from agents.benchmark.suites import SUITES, budget

@@ -55,3 +55,17 @@ def test_the_split_of_a_benchmark(folder):
     for wrong in ("split=validation", "test_split=train"):
         with pytest.raises(ValueError, match=r"agents train on the train split|that they train on"):
             task_of(parse(f"{text}:{wrong}"), "test")
+
+
+def test_prompts_of_a_file(folder, capsys, monkeypatch):
+    (folder / "questions.csv").write_text("question,answer\n" + "".join(f"{i} plus 1 is,{i + 1}\n" for i in range(30)))
+    text = "prompts:path=questions.csv:columns=prompt=question:references=answer:max_new_tokens=4:model=gpt2-folder:eos_token=<|endoftext|>"
+    for wrong, lacks in ((text, "reward="), ("prompts:path=questions.csv:reward=vader", "model=")):
+        with pytest.raises(ValueError, match=f"lacks {lacks}"):
+            task_of(parse(wrong))
+    train, test = (task_of(parse(f"{text}:reward=exact_match"), split) for split in ("train", "test"))
+    assert not {p.text for p in train.prompts} & {p.text for p in test.prompts} and test.prompts[0].references
+    command = f"bench --tasks '{text}:reward=rouge' --agents random,rloo --seeds 1 --tokens 300 --texts 8 --out b"
+    monkeypatch.setattr("sys.argv", ["textrl", *shlex.split(command)])
+    assert not main()
+    assert "2 runs: 1 tasks, 2 agents, 1 seeds" in capsys.readouterr().out

@@ -1,17 +1,17 @@
 """`--config FILE`: what is wrong is one line, and what is right is what the file says."""
 
 import dataclasses
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
 
 from agents.cli.main import COMMANDS, main, resolve
-from agents.cli.train import NAMES, Train
+from agents.cli.train_flags import NAMES, Train
 from textrl_env.utils.files import plain
 
-KINDS = {command: getattr(import_module(module), kind) for command, (module, kind, *_) in COMMANDS.items()}
+KINDS = {command: resolve_name(f"agents.{flags}") for command, (flags, *_) in COMMANDS.items()}
 EVERY = ", ".join(sorted(field.name for field in dataclasses.fields(Train)))
 
 

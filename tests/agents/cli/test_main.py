@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from agents.cli.main import main, resolve
-from agents.cli.train import Train
+from agents.cli.train_flags import Train
 from agents.utils.run_folder import versions
 
 NEAR = pytest.mark.reports("A wrong name, of a command, task, agent, suite or setting, is refused in a line with the nearest name.")
@@ -99,8 +99,8 @@ def test_files_of_earlier_versions(tmp_path, capsys):
 @pytest.mark.reports("A budget is --total-tokens in every command; the earlier --tokens is an alias, in settings files too.")
 @pytest.mark.parametrize("command", ["bench", "tune"])
 def test_one_name_for_a_budget(tmp_path, command):
-    from agents.benchmark.bench import Bench
-    from agents.hyperparameter_search.trial import Tune
+    from agents.benchmark.flags import Bench
+    from agents.hyperparameter_search.flags import Tune
 
     kind = {"bench": Bench, "tune": Tune}[command]
     (tmp_path / "old.yaml").write_text("tokens: 700\n")
@@ -117,3 +117,21 @@ def test_a_closed_output(words):
     )  # fmt: skip
     command.stdout.close()
     assert command.communicate()[1] == b"" and command.returncode == 141
+
+
+def test_help_and_wrong_flags_load_neither_torch_nor_what_builds_on_it():
+    """In an interpreter of its own, since this one has them all."""
+    heavy = ("torch", "transformers", "stable_baselines3", "scipy", "sklearn", "pandas")
+    script = f"""
+import sys
+from agents.cli.main import COMMANDS, main
+for command in COMMANDS:
+    for words in (["--help"], ["--no-such-flag", "1"]):
+        try:
+            main([*command.split(), *words])
+        except SystemExit:
+            pass
+    loaded = [name for name in {heavy} if name in sys.modules]
+    assert not loaded, f"{{command}} --help loads {{loaded}}"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

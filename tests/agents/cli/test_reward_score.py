@@ -6,8 +6,9 @@ import json
 import pytest
 from PIL import Image
 
+from agents.cli.flags import Score
 from agents.cli.main import main
-from agents.cli.reward_score import Score, run_score
+from agents.cli.reward_score import run_score
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import torch
 
 from agents.algorithms.sft import SFT
 from agents.cli.main import main, resolve
-from agents.cli.train import Train, _folder
+from agents.cli.train import _folder
+from agents.cli.train_flags import Train
 from agents.models.loading import load_lm, save_lm
-from agents.pipelines.demo import Demo
+from agents.pipelines.flags import Demo
 from rewards import Preference, fit_preference_model
 from textrl_env import Episode, make_task
 

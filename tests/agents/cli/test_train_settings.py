@@ -8,8 +8,8 @@ import yaml
 from agents.algorithms.registry import ALGORITHMS
 from agents.cli import train as command
 from agents.cli.main import main
-from agents.training.offline_training import OFFLINE
-from agents.training.policy_training import PolicyTraining, _new
+from agents.training.policy_training import _new
+from agents.training.settings import OFFLINE, PolicyTraining
 from agents.utils.contents import contents_hash
 from agents.utils.run_folder import fingerprint
 from textrl_env import make_task

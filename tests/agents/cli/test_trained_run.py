@@ -10,7 +10,7 @@ from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.registry import ALGORITHMS
 from agents.algorithms.sft import SFT
 from agents.cli.main import main
-from agents.training.offline_training import OFFLINE
+from agents.training.settings import OFFLINE
 from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]

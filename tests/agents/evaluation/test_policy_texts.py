@@ -10,7 +10,7 @@ import yaml
 
 from agents.algorithms.sft import SFT
 from agents.cli.main import main, resolve
-from agents.cli.train import Train
+from agents.cli.train_flags import Train
 from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.models.loading import load_lm
 from agents.training.base_policies import base_policy

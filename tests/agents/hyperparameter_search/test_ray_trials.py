@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agents.hyperparameter_search.trial import Tune
+from agents.hyperparameter_search.flags import Tune
 from agents.hyperparameter_search.tune import run_tune
 
 pytest.importorskip("ray")

@@ -15,8 +15,8 @@ from agents.benchmark.agents import check, tuned
 from agents.benchmark.spec import parse
 from agents.cli.main import main
 from agents.hyperparameter_search import trial
+from agents.hyperparameter_search.flags import Tune
 from agents.hyperparameter_search.search_space import SPACE
-from agents.hyperparameter_search.trial import Tune
 from agents.hyperparameter_search.tune import run_tune
 
 FLAGS = ["--task", "exact-smooth", "--algo", "a2c", "--total-tokens", "800", "--texts", "32", "--seeds", "1"]

@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import TextPPO
+from agents import DPO, SFT, TextPPO
 from agents.models.loading import load_lm, save_lm
 from agents.models.lora import adapters_off
+from rewards.preferences.preference import Preference
+from textrl_env import IntegerTokenizer
 
-from ..conftest import GPT2, LLAMA
+from ..conftest import GPT2, LLAMA, VOCAB
 
 pytest.importorskip("peft")
 
@@ -119,3 +121,54 @@ def test_what_cannot_be_folded_in_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="lm_head was trained beside the adapters"):
         save_lm(lm, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+PAIRS = [Preference("1 2", "3 4", "5"), Preference("7", "8", "9 10 11"), Preference("4 4", "", "6")]
+ON_TEXTS = {
+    "sft": (lambda model, lora: SFT(model, IntegerTokenizer(VOCAB, 0), learning_rate=3e-2, lora=lora), [("1 2", "3 4"), ("5", "6 7 8")]),
+    "dpo": (lambda model, lora: DPO(model, IntegerTokenizer(VOCAB, 0), learning_rate=3e-2, lora=lora), PAIRS),
+}
+
+
+@pytest.mark.parametrize("lora", EXACT)
+@pytest.mark.parametrize("name", ON_TEXTS)
+def test_training_on_texts_moves_adapters_alone_and_saves_them_folded_in(tmp_path, name, lora):
+    make, texts = ON_TEXTS[name]
+    trainer = make(LLAMA, EXACT[lora])
+    before = {key: parameter.detach().clone() for key, parameter in trainer.lm.named_parameters()}
+    trainer.learn(texts, 12)
+    moved = {key for key, parameter in trainer.lm.named_parameters() if not torch.equal(parameter, before[key])}
+    assert trainer.losses[-1] < trainer.losses[0] - 0.05 and moved and all("lora" in key for key in moved)
+    trainer.save(tmp_path)
+    folded, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.tensor([[1, 2, 3, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids).logits, trainer.lm(ids).logits, atol=1e-4, rtol=1e-5)
+    assert folded.generation_config.eos_token_id == 0
+
+
+@pytest.mark.parametrize("lora", EXACT)
+def test_the_reference_of_dpo_is_the_base_under_its_adapters(tmp_path, lora):
+    save_lm(load_lm(LLAMA), tmp_path / "base")
+    base, tokenizer = str(tmp_path / "base"), IntegerTokenizer(VOCAB, 0)
+    settings = {"learning_rate": 1e-2, "lora": EXACT[lora]}
+    shared, apart = DPO(base, tokenizer, **settings), DPO(base, tokenizer, reference=base, **settings)
+    assert shared.reference.lm is shared.lm and apart.reference.lm is not apart.lm
+    for trainer in (shared, apart):
+        trainer.learn(PAIRS, 8)
+    rows = shared._records(shared._encode(PAIRS))
+    with torch.no_grad():
+        expected, own = (apart._log_probs(model, rows) for model in (apart.reference, apart.backbone))
+        # A head with adapters is asked for logits, a plain one makes them in blocks: the same up to rounding
+        atol = 1e-5 if "head" in lora else 0.0
+        torch.testing.assert_close(shared._log_probs(shared.reference, rows), expected, atol=atol, rtol=0)
+        assert (own - expected).abs().max() > 0.1  # the policy is somewhere else by now
+    assert shared.losses == (apart.losses if atol == 0.0 else pytest.approx(apart.losses, abs=1e-4))
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "unknown"])
+def test_training_on_texts_refuses_what_a_policy_refuses(name):
+    model, lora, reason = REFUSED.get(name, (LLAMA, {"lora_alhpa": 4}, r"did you mean 'lora_alpha'"))
+    for algorithm in (SFT, DPO):
+        with warnings.catch_warnings(), pytest.raises((ValueError, TypeError), match=reason):
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+            algorithm(model, IntegerTokenizer(VOCAB, 0), lora={"r": 2, **lora})

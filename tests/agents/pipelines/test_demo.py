@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import agents.pipelines.demo
-from agents.pipelines.demo import Demo, run_demo
+from agents.pipelines.demo import run_demo
+from agents.pipelines.flags import Demo
 from agents.training.callbacks import CurveCallback
 from rewards import PreferenceRewardModel
 from textrl_env import Episode

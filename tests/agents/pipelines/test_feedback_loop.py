@@ -8,8 +8,9 @@ import pytest
 
 import agents.pipelines.feedback_loop as loop_module
 from agents.cli.main import main
-from agents.pipelines.feedback_loop import LabelsMissingError, Loop, run_loop
+from agents.pipelines.feedback_loop import LabelsMissingError, run_loop
 from agents.pipelines.feedback_loop_report import below_chance, write_loop_report
+from agents.pipelines.flags import Loop
 from rewards import read_preferences
 from rewards.feedback.store import FeedbackStore
 from textrl_env import make_task

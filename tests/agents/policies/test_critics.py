@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
 from agents.algorithms.common import text_algorithm
-from agents.cli.train import Train, run_train
+from agents.cli.train import run_train
+from agents.cli.train_flags import Train
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.kl_shaping import RecordedTokens
 from agents.rollouts.reference_model import move_reference

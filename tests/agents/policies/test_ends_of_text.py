@@ -142,18 +142,19 @@ def test_another_tokenizer_is_refused():
 
 
 @pytest.mark.reports("SFT, DPO and expert iteration append the tokenizer's first end, and export its ends and the tokenizer")
-def test_supervised_training_and_its_exports(tmp_path):
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_supervised_training_and_its_exports(tmp_path, lora):
     tokenizer = FileTokenizer(backend(bos=True), ["<end>", "<eos>"])
-    sft = SFT(LLAMA, tokenizer)
+    sft = SFT(LLAMA, tokenizer, lora=lora)
     rows = sft._encode([("hello", "world"), ("<end>", "<s>")])
     assert [(row.context.tolist(), row.actions.tolist()) for row in rows] == [
         ([5], [1, 2, 4]),
         ([5], [3, 3, 3, 3, 4]),
     ]
-    dpo = DPO(LLAMA, tokenizer)
+    dpo = DPO(LLAMA, tokenizer, lora=lora)
     (pair,) = dpo._encode([Preference("hello", "world", "<eos>")])
     assert [(row.context.tolist(), row.actions.tolist()) for row in pair[:2]] == [([5, 1], [2, 4]), ([5, 1], [3, 3, 4])]
-    expert = ExpertIteration(task_of(tokenizer), LLAMA, "length", n=2, n_prompts=2, steps=1)
+    expert = ExpertIteration(task_of(tokenizer), LLAMA, "length", n=2, n_prompts=2, steps=1, lora=lora)
     for trainer in (sft, dpo, expert.trainer):
         trainer.save(tmp_path)
         assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [4, 0]

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from agents import TextPPO
 from agents.models.loading import load_lm, save_lm
-from agents.training.policy_training import PolicyTraining, train_policy
+from agents.training.policy_training import train_policy
+from agents.training.settings import PolicyTraining
 from agents.utils.run_folder import RunFolder
 
 from ..conftest import LLAMA

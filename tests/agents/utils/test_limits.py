@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,8 +12,7 @@ from annotated_types import Ge, Interval
 from agents import DPO, GRPO, NLPO, RLOO, SFT, Reinforce, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO
 from agents.cli.main import COMMANDS, main
 from agents.policies.policy_settings import PolicySettings
-from agents.training.offline_training import OfflineTraining
-from agents.training.policy_training import PolicyTraining
+from agents.training.settings import OfflineTraining, PolicyTraining
 from agents.utils.limits import Above0, Count, Share, check, hints_of, wanted
 from textrl_env import IntegerTokenizer
 
@@ -53,8 +52,7 @@ def test_what_is_taken(value, hint, right):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_number_of_every_command_has_its_limits(command, capsys):
     """What no number can be is refused, by a message that names the flag and the value."""
-    module, kind, *_ = COMMANDS[command]
-    kind = getattr(import_module(module), kind)
+    kind = resolve_name(f"agents.{COMMANDS[command][0]}")
     for name, hint in hints_of(kind).items():
         if "number" in wanted(hint):
             flag, bad = f"--{name.replace('_', '-')}", "-3" if "whole" in wanted(hint) else "nan"

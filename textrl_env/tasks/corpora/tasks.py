@@ -155,7 +155,7 @@ def real_task(
         FileNotFoundError: The corpus is not there, or has no such split.
     """
     if name not in CORPORA:
-        raise ValueError(f"no corpus is called {name!r}{did_you_mean(name, CORPORA)}; known: {', '.join(CORPORA)}")
+        raise ValueError(f"no corpus is called {name!r}{did_you_mean(name, CORPORA)}; known: {', '.join(CORPORA)}, prompts")
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split={split!r}: choose 'train', 'validation' or 'test'")
     task = CORPORA[name]

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import agents.pipelines.demo
 from agents.benchmark.studies import film_reviews
-from agents.pipelines.demo import Demo
+from agents.pipelines.flags import Demo
 
 from ...small_reviews import small_task
 

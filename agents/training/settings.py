@@ -1,0 +1,68 @@
+"""How policies are trained, as plain data; nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
+
+OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
+STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
+RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """How a policy is trained; the values suit models of about a million parameters.
+
+    Attributes:
+        beta: Fixed coefficient of the KL penalty, 0 for none; by default the algorithm's own, or an adaptive one that holds `kl_target`.
+        kl_target: KL per text that the adaptive coefficient steers to, in nats.
+        total_tokens: Tokens that the policy writes.
+        n_episodes: Texts per rollout.
+        batch_size: Texts per minibatch.
+        learning_rate: Falls linearly to 0.
+        seed: Of everything that is drawn.
+    """
+
+    beta: AtLeast0 | None = None
+    kl_target: Above0 = 8.0
+    total_tokens: Count = 110_000
+    n_episodes: Count = 128
+    batch_size: Count = 32
+    learning_rate: Above0 = 5e-4
+    seed: Seed = 0
+
+    def check(self) -> None:
+        """Insist on values in their ranges, none of which would be ignored."""
+        check_fields(self)
+        check_penalty(self.beta, self.kl_target)
+
+
+def check_penalty(beta: float | None, kl_target: float | None) -> None:
+    """Refuse a target for a coefficient that is fixed; its default counts as not given, for the files of runs hold it."""
+    if beta is not None and kl_target not in (None, PolicyTraining.kl_target):
+        raise ValueError(f"--kl-target {kl_target:g} steers an adaptive beta, and --beta {beta:g} is fixed: leave one of them out")
+
+
+@dataclass(frozen=True)
+class OfflineTraining:
+    """How a policy is trained that does not play the environment.
+
+    Attributes:
+        steps: Optimizer steps, or iterations of `expert-iteration`.
+        learning_rate: Peak of the schedule.
+        beta: Coefficient of KL in `dpo` and `ipo`.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    steps: Count
+    learning_rate: Above0
+    beta: Above0 = 0.1
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
