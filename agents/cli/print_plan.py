@@ -35,7 +35,7 @@ def tell_plan(console: Console, dry_run: bool) -> Before:
     def tell(agent: Any, amount: int, data: Any = None, done: int | None = None) -> None:
         if done is not None:
             console.print(f"goes on at {done:,}, {amount:,} more to go" if done else "goes on from its checkpoint", highlight=False)
-        else:
+        elif not console.quiet:  # of several processes, one tells
             print_plan(plan_of(agent, amount, data), console)
         if dry_run:
             raise DryRun

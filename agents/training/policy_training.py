@@ -140,7 +140,7 @@ def _learn(
         try:
             if remaining > 0:
                 algorithm.memory = check_memory(algorithm, tell=together.is_main and before is None)
-                if before is not None and together.is_main:
+                if before is not None:
                     before(algorithm, remaining, None, algorithm.num_timesteps or None)
                 watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
                 watched += [StopCallback(stop)] if watch is None else [StopCallback(stop), watch]
