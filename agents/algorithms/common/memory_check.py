@@ -115,6 +115,7 @@ def sizes_of(algorithm: Trained) -> Sizes:
         repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
         vocabulary=policy.vocab_size,
         plain_head=policy.backbone.head is not None,
+        head=4 * policy.vocab_size * policy.backbone.hidden_size,
     )
 
 
