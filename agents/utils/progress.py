@@ -8,6 +8,7 @@ from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
 
 _LINES_APART = 10.0  # seconds between two plain lines, and a twentieth of the time that has passed
@@ -24,7 +25,7 @@ class Bar:
         # No refresh thread: beside two spinning OpenMP threads on two cores it slowed small models eightfold.
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(None),
+            BarColumn(None, table_column=Column(ratio=1)),
             MofNCompleteColumn(separator="/"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

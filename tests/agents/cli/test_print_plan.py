@@ -32,7 +32,7 @@ def command(tmp_path, monkeypatch):
 
 
 def run(capsys, *command):
-    main(list(command))
+    assert main(list(command)) in (None, 0), capsys.readouterr().err
     return capsys.readouterr().out
 
 
@@ -59,11 +59,12 @@ def test_a_dry_run_leaves_nothing_and_the_run_after_it_is_as_without(command, tm
 
 
 def test_trainings_that_do_not_play_show_their_rows(command, tmp_path, capsys):
-    rows = [{"prompt": f"w{i}", "chosen": f" w{i + 1}", "rejected": " w4"} for i in (1, 2)]
+    one, two, three = make_task("recall").tokenizer.words[1:4]
+    rows = [{"prompt": one, "chosen": f" {two}", "rejected": f" {three}"}, {"prompt": two, "chosen": f" {three}", "rejected": f" {one}"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = run(capsys, *command, "--algo", "dpo", "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "4", "--dry-run")
     assert names(out)[:6] == ["starts", "model", "tokenizer", "texts", "step", "run"] and not (tmp_path / "run").exists()
-    assert "1 ' w1 w2'" in out and "2 ' w1 w4'" in out and "4 steps, 64.0 times over the texts" in out
+    assert f"1 ' {one} {two}'" in out and f"4 ' {two} {one}'" in out and "4 steps, 64.0 times over the texts" in out
 
 
 def test_what_is_said_fits_80_columns():
