@@ -64,6 +64,7 @@ class Sizes:
         vocabulary: Tokens.
         plain_head: Whether logits are nothing but a matrix product, see `agents.models.lm_head`.
         head: Of the matrix that makes logits.
+        copies: Of weights that texts are written with, see `agents.models.decoding_weights`.
     """
 
     weights: int
@@ -80,6 +81,7 @@ class Sizes:
     vocabulary: int
     plain_head: bool
     head: int
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,12 @@ class MemoryEstimate:
         """What the process will hold at its peak."""
         if not self.keeps:
             return self.needed
-        phases = sum(sum(items.values()) for items in self.phases.values())
+        copies = self.phases.get("writing", {}).get("copied weights", 0)
+        phases, update = sum(sum(items.values()) for items in self.phases.values()) - copies, sum(self.phases.get("update", {}).values())
         # zero_grad frees the gradients of the step before, and the backward pass fills the holes
-        filled = min(self.stored.get("gradients", 0), (FRAGMENTS - 1) * sum(self.phases.get("update", {}).values()))
-        return sum(self.stored.values()) + self.libraries + round(FRAGMENTS * phases - filled)
+        filled = min(self.stored.get("gradients", 0), (FRAGMENTS - 1) * update)
+        left = max(0, copies - round(FRAGMENTS * update))  # an update takes the room of the weights that texts were written with
+        return sum(self.stored.values()) + self.libraries + round(FRAGMENTS * phases - filled) + left
 
     @property
     def items(self) -> dict[str, int]:
@@ -192,7 +196,7 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
         "rollout": rollout,
     }
     phases = {
-        "writing": {"cache": cache, "a step": step},
+        "writing": {"cache": cache, "copied weights": sizes.copies, "a step": step},
         "reference pass": {"reference pass": max(passing(compared), logits(compared, False))},
         "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once), again)},
     }

@@ -161,7 +161,7 @@ def test_adapters_need_no_reference_and_little_else():
 
 
 # One layer of 8 bytes a token for the backward pass, keys and values of 4; a vocabulary of 10.
-SIZES = Sizes(1000, 1000, 900, 2, Saved(0, 8, 0), 1, 2, 4, 0, 0, 1, 10, False, 40)
+SIZES = Sizes(1000, 1000, 900, 2, Saved(0, 8, 0), 1, 2, 4, 0, 0, 1, 10, False, 40, copies=700)
 LOAD = Load(texts=6, rows=4, prompt=3, response=6, at_once=2, reference_at_once=4)
 
 
@@ -170,7 +170,7 @@ def test_items_by_hand():
     # two rounds of 6 steps for 4 rows, 26 bytes each; 36 tokens of 36 bytes; 6 prompts of 3 int64
     assert made.stored == {"weights": 1000, "gradients": 1000, "optimizer": 2000, "reference": 900, "rollout": 12 * 4 * 26 + 36 * 36 + 144}
     assert made.phases == {
-        "writing": {"cache": 4 * 4 * 32, "a step": 4 * 10 * 24},
+        "writing": {"cache": 4 * 4 * 32, "copied weights": 700, "a step": 4 * 10 * 24},
         "reference pass": {"reference pass": 12 * 4 * 6 * 10},
         "update": {"activations": 2 * 8 * 8, "logits": 12 * 2 * 6 * 10},
     }
@@ -179,6 +179,8 @@ def test_items_by_hand():
     kept = estimate(SIZES, LOAD, True)
     # of 0.8 * 1568 bytes of holes in the update, the freed gradients take 1000
     assert kept.total == sum(made.stored.values()) + 60 * MIB + 220 + round(1.8 * (512 + 960 + 2880 + 128 + 1440)) - 1000
+    # an update takes the room of copied weights: 700 bytes cost nothing more, of 3700 what is beyond 1.8 * 1568
+    assert estimate(replace(SIZES, copies=3700), LOAD, True).total == kept.total + 3700 - 2822
     again = estimate(replace(SIZES, saved=Saved(0, 800, 0)), replace(LOAD, checkpointing=True), False).phases["update"]
     assert again == {"activations": 2 * 2 * 8, "logits": 2 * 800 * 8}  # the layers' inputs, and one layer as it is computed again
 
