@@ -98,7 +98,7 @@ class TokenProgressBar(BaseCallback):
     def _on_rollout_end(self) -> None:
         logged = self.logger.name_to_value
         names = {"reward": "objective/score", "KL": "kl/per_sequence", "length": "tokens/length"}
-        self.bar.advance(0, " ".join(f"{name} {logged[key]:.3g}" for name, key in names.items() if key in logged))
+        self.bar.advance(0, " ".join(f"{name} {round(logged[key], 3) + 0.0:.3g}" for name, key in names.items() if key in logged))
 
     def _on_training_end(self) -> None:
         self.bar.close()

@@ -67,7 +67,9 @@ def test_a_training_shows_reward_kl_and_length(make_env, capsys):
     rollout, line = model.last_rollout, capsys.readouterr().out.splitlines()[-1]
     mean = sum(info["score"] for info in rollout.infos) / len(rollout.infos)
     assert line.startswith(f"TextPPO {model.num_timesteps:,}/{model.num_timesteps:,}, 0:00:0")
-    assert line.endswith(f"reward {mean:.3g} KL {rollout.stats.kl_per_sequence:.3g} length {rollout.stats.num_tokens / 8:.3g}")
+    assert line.endswith(
+        f"reward {round(mean, 3):.3g} KL {round(rollout.stats.kl_per_sequence, 3) + 0.0:.3g} length {rollout.stats.num_tokens / 8:.3g}"
+    )
 
 
 @pytest.mark.parametrize("terminal", [False, True])
