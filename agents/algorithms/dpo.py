@@ -91,6 +91,7 @@ class DPO(Supervised):
             raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss 'sigmoid' or 'ipo'")
         super().__init__(model, tokenizer, **arguments)
         self.beta, self.loss, self.num_equal = beta, loss, 0
+        self._right: list[float] = []  # whether each comparison of the latest step came out right, 1 or 0
         check_same_tokens(reference, tokenizer, "reference")
         if reference is None and adapted_layers(self.lm):
             self.reference = without_adapters(self.backbone)
@@ -141,9 +142,15 @@ class DPO(Supervised):
             of_reference = self._log_probs(self.reference, texts)  # (2 B,)
         chosen, rejected = (own - of_reference).unflatten(0, (2, -1))  # (B,) each
         label, margin = torch.tensor([row[2:] for row in rows], device=own.device).T  # (B,) each
+        if torch.is_grad_enabled():  # half of those without a difference, as before the first step
+            self._right += (0.5 + 0.5 * (chosen - rejected).detach().sign() * (label - 0.5).sign()).tolist()
         if self.loss == "ipo":
             return (chosen - rejected - (2 * label - 1) / (2 * self.beta)).square().mean()
         return bradley_terry_loss(self.beta * chosen, self.beta * rejected, label=label, margin=margin)
+
+    def _note(self) -> str:
+        right, self._right = self._right, []
+        return f"{super()._note()} accuracy {np.mean(right):.0%}"
 
     def _log_probs(self, model: Backbone, texts: Sequence[TextRecord]) -> torch.Tensor:
         """Return the log-probabilities of responses, shape (2 B,)."""

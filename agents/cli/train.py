@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -28,14 +29,16 @@ from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import learn_offline, preferred_texts
 from ..training.outcome_report import print_outcome, print_tree, write_outcome_page
-from ..training.policy_training import train_policy
+from ..training.policy_training import Before, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts, run_outcome
+from ..training.run_plan import DryRun
 from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import arguments_of, columns_of, reward_of
+from .print_plan import tell_plan
 from .train_flags import Train, flags, settings_of
 
 _STEP_TEXTS = 32  # of an optimizer step that does not play
@@ -74,6 +77,11 @@ class Job:
             task = {name: value for name, value in task.items() if name != "tokenizer"}
         return {"task": task, "corpus": self.config.corpus, "reward": self.reward, "preferences": self.config.preferences}
 
+    @property
+    def before(self) -> Before:
+        """What is called before it trains."""
+        return tell_plan(self.console, self.config.dry_run)
+
 
 def run_train(config: Train) -> None:
     """Train, and leave the resolved configuration, the model and the metrics in the run folder.
@@ -91,12 +99,26 @@ def run_train(config: Train) -> None:
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
+    if config.dry_run:
+        with TemporaryDirectory() as folder, suppress(DryRun):
+            _train(_prepared(config, RunFolder(folder), pairs, (reward, held_out), console))
+        _tell_dry_run(_folder(config), console)
+        return
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
         job = _prepared(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
-        _offline(job) if isinstance(job.training, OfflineTraining) else _playing(job)
+        _train(job)
         if together.is_main:
             _tell_outcome(job)
+
+
+def _train(job: Job) -> None:
+    _offline(job) if isinstance(job.training, OfflineTraining) else _playing(job)
+
+
+def _tell_dry_run(out: Path, console: Console) -> None:
+    there = f"; {out} holds a run, which would go on (--overwrite: start anew)" if (out / "stages.json").is_file() else ""
+    console.print(f"--dry-run: nothing was trained or written{there}", highlight=False, soft_wrap=True)
 
 
 def _folder(config: Train) -> Path:
@@ -150,7 +172,7 @@ def _playing(job: Job) -> None:
     base = _first_policy(job)
     depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
     rules = _policy_arguments(job)
-    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference)
+    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference, job.before)
     for name, message in watch.alarms.items():
         job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
 
@@ -248,7 +270,7 @@ def _offline(job: Job) -> None:
         _tell_strange_texts(model, task, pairs, job.console)
     whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
-    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes)
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before)
 
 
 def _first_policy(job: Job) -> str:

@@ -18,7 +18,7 @@ _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "mi
 _OF_PROMPTS = {
     "test_prompts", "references", "chat", "add_bos", "max_prompt_tokens", "over_long", "max_new_tokens", "stop_strings",
 }  # fmt: skip
-_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "eval_texts", "out", "overwrite"} | _OF_PROMPTS
+_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "eval_texts", "out", "overwrite", "dry_run"} | _OF_PROMPTS
 _OF_ALL |= {"lora", "precision", "micro_batch_size"}
 _WITH_CRITIC = ("ppo", "maskable-ppo", "nlpo", "a2c", "trpo")
 
@@ -83,9 +83,10 @@ class Train:
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
             `runs/train`, with the flags that are given in its name.
         overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
+        dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
     """
 
-    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite", "dry_run")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
     task: str | None = None
@@ -125,6 +126,7 @@ class Train:
     eval_texts: Natural | None = None
     out: Path | None = None
     overwrite: bool = False
+    dry_run: bool = False
 
     def unused(self) -> list[str]:
         """Return the names of settings that were given and that the algorithm does not use."""

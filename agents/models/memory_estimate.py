@@ -16,10 +16,11 @@ from .lm_head import logits_alive
 from .log_probs import logits_at_once
 
 GIB = 2**30
-LIBRARIES = 50 << 20  # what libraries allocate at first use on a CPU, measured
-FRAGMENTS = (
-    1.7  # of what passes take on a CPU, with what lies unused between it: fits peaks measured by `agents.benchmark.performance.scaling`
-)
+# What a process on a CPU holds besides, fitted to 24 measured peaks, see docs/scaling.md: what libraries allocate at first use, which grows
+# with the matrix that makes logits, and what lies unused between the tensors that passes make, of which freed gradients take a part
+LIBRARIES = 60 << 20
+HEAD_COPIES = 5.5
+FRAGMENTS = 1.8
 LOGIT_COPIES = 3  # (n, V) float32 tensors alive at once where the head is called: logits, less their maximum, and its exponential
 STEP_BYTES = 24  # a row's bytes for each token of the vocabulary when one is drawn: logits, softmax, and its sums in float64
 STEP_STORED = 22  # bytes that the buffer stores of a row at a step: int64, 3 x float32, 2 x bool
@@ -62,6 +63,7 @@ class Sizes:
         repeats: Query heads for each head of keys and values.
         vocabulary: Tokens.
         plain_head: Whether logits are nothing but a matrix product, see `agents.models.lm_head`.
+        head: Of the matrix that makes logits.
         copies: Of weights that texts are written with, see `agents.models.decoding_weights`.
     """
 
@@ -78,6 +80,7 @@ class Sizes:
     repeats: int
     vocabulary: int
     plain_head: bool
+    head: int
     copies: int = 0
 
 
@@ -115,11 +118,13 @@ class MemoryEstimate:
         phases: What each phase of an iteration needs besides.
         keeps: Whether freed memory stays with the process, so that phases add up: so it is on a CPU, where the C library keeps most of
             what passes of different shapes have freed, while CUDA's allocator uses it again.
+        libraries: What libraries allocate for themselves, on a CPU.
     """
 
     stored: dict[str, int]
     phases: dict[str, dict[str, int]]
     keeps: bool
+    libraries: int = 0
 
     @property
     def needed(self) -> int:
@@ -131,8 +136,12 @@ class MemoryEstimate:
         """What the process will hold at its peak."""
         if not self.keeps:
             return self.needed
-        phases = sum(sum(items.values()) for items in self.phases.values())
-        return sum(self.stored.values()) + LIBRARIES + round(FRAGMENTS * phases)
+        copies = self.phases.get("writing", {}).get("copied weights", 0)
+        phases, update = sum(sum(items.values()) for items in self.phases.values()) - copies, sum(self.phases.get("update", {}).values())
+        # zero_grad frees the gradients of the step before, and the backward pass fills the holes
+        filled = min(self.stored.get("gradients", 0), (FRAGMENTS - 1) * update)
+        left = max(0, copies - round(FRAGMENTS * update))  # an update takes the room of the weights that texts were written with
+        return sum(self.stored.values()) + self.libraries + round(FRAGMENTS * phases - filled) + left
 
     @property
     def items(self) -> dict[str, int]:
@@ -176,9 +185,9 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
     moving = cache // sizes.layers * sizes.repeats  # a layer's buffers grow into new ones, or are repeated for its heads
     step = max(rows * sizes.vocabulary * STEP_BYTES * (2 if load.kept else 1), passing(rows, load.prompt / length), moving)
     at_once, compared = min(load.at_once, load.texts), min(load.reference_at_once, load.texts)
-    saved = sizes.saved.of(at_once, length)
-    if load.checkpointing:
-        saved = round(sizes.saved.fixed + at_once * (sizes.layers * sizes.layer_input * length + layer))
+    saved, again = sizes.saved.of(at_once, length), 0
+    if load.checkpointing:  # the layers' inputs; then one layer at a time, when the logits are gone
+        saved, again = round(sizes.saved.fixed + at_once * sizes.layers * sizes.layer_input * length), round(at_once * layer)
     stored = {
         "weights": sizes.weights,
         "gradients": sizes.trained,
@@ -189,9 +198,9 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
     phases = {
         "writing": {"cache": cache, "copied weights": sizes.copies, "a step": step},
         "reference pass": {"reference pass": max(passing(compared), logits(compared, False))},
-        "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once))},
+        "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once), again)},
     }
-    return MemoryEstimate(stored, phases, keeps)
+    return MemoryEstimate(stored, phases, keeps, round(LIBRARIES + HEAD_COPIES * sizes.head))
 
 
 def remedy(sizes: Sizes, load: Load, free: int) -> str:

@@ -18,6 +18,7 @@ from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
 from ..policies.policy_settings import PolicySettings
 from ..utils.run_folder import RunFolder
+from .policy_training import Before
 from .settings import OfflineTraining
 
 
@@ -32,6 +33,7 @@ def learn_offline(
     depends_on: Mapping[str, Any],
     whole: bool = False,
     passes: Mapping[str, Any] | None = None,
+    before: Before | None = None,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
@@ -46,6 +48,7 @@ def learn_offline(
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
         passes: How texts go through the model: `lora`, `precision` and `micro_batch_size`, see `agents.PolicySettings`.
+        before: Called before the first step; what it raises ends the run.
 
     Raises:
         ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
@@ -61,13 +64,18 @@ def learn_offline(
             if start.needed:
                 shutil.rmtree(checkpoint, ignore_errors=True)
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
+        done = 0 if checkpoint.is_dir() else None
         if algo == "expert-iteration":
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed, **own)
+            if before is not None:
+                before(agent, config.steps, None, done)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             made.facts["score"] = agent.scores[-1]
         else:
             trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **own)
+            if before is not None:
+                before(trainer, config.steps, data, done)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +24,8 @@ from .reward_hacking_callback import RewardHackingCallback
 from .rewind_logs import rewind_logs
 from .settings import PolicyTraining
 
+# Takes the algorithm, the tokens (steps, iterations) that are left, the data it learns from, and how many are done, None of a new run
+Before = Callable[[Any, int, Any, int | None], None]
 _MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt", "model")  # in the folder of a stage
 
 
@@ -52,6 +54,7 @@ def train_policy(
     watch: RewardHackingCallback | None = None,
     outdated: Sequence[str] = (),
     reference: LMSource | None = None,
+    before: Before | None = None,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
@@ -72,6 +75,7 @@ def train_policy(
         watch: Looks for reward hacking beside it.
         outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
         reference: What KL is measured against; None: `model`.
+        before: Called before the first token, instead of a line on memory; what it raises ends the run.
 
     Raises:
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
@@ -107,7 +111,7 @@ def train_policy(
                 algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
             else:
                 algorithm = _new(algorithm_of(algo), model, env, config, rules, reference)
-            _learn(algorithm, run.path / stage, env, config, watch)
+            _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
             whole.facts["seconds"] = perf_counter() - began
@@ -119,7 +123,14 @@ def algorithm_of(algo: str) -> Algorithm:
     return ALGORITHMS[algo] if ranks().size == 1 else on_ranks(algo)
 
 
-def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: PolicyTraining, watch: RewardHackingCallback | None) -> None:
+def _learn(
+    algorithm: Any,
+    folder: Path,
+    env: TextGenerationVecEnv,
+    config: PolicyTraining,
+    watch: RewardHackingCallback | None,
+    before: Before | None,
+) -> None:
     """Train for the tokens that remain, and save the policy."""
     together = ranks()
     if together.is_main:
@@ -132,7 +143,9 @@ def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: Poli
     with stop_request("update of the policy", together.size > 1) as stop:
         try:
             if remaining > 0:
-                algorithm.memory = check_memory(algorithm, tell=together.is_main)
+                algorithm.memory = check_memory(algorithm, tell=together.is_main and before is None)
+                if before is not None:
+                    before(algorithm, remaining, None, algorithm.num_timesteps or None)
                 watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
                 watched += [StopCallback(stop)] if watch is None else [StopCallback(stop), watch]
                 algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)

@@ -1,30 +1,42 @@
-"""Progress bars without a thread of their own."""
+"""Progress bars without a thread of their own; plain lines where the output is no terminal."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import timedelta
 from time import monotonic
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
+
+_LINES_APART = 10.0  # seconds between two plain lines, and a twentieth of the time that has passed
 
 
 class Bar:
-    """A line with a title, the amounts done and to do, the time spent and the time left, and a note."""
+    """A line with a title, the amounts done and to do, the time spent and the time left, and a note.
 
-    def __init__(self, title: str, total: int, show: bool = True) -> None:
+    It fits a terminal of 80 columns: the bar itself takes what room the rest leaves.  Where the output is a file or a pipe, there is a
+    plain line every ten seconds, fewer as time passes, and one at the end.
+    """
+
+    def __init__(self, title: str, total: int, show: bool = True, console: Console | None = None) -> None:
         # No refresh thread: beside two spinning OpenMP threads on two cores it slowed small models eightfold.
         columns = (
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(separator="/"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._progress = Progress(*columns, auto_refresh=False, disable=not show)
+        made = Progress(*columns, console=console, auto_refresh=False, expand=True)
+        drawn = made.console.is_terminal or made.console.is_jupyter
+        made.disable = not (show and drawn)
+        self._progress, self._lines = made, show and not drawn
         self._task = self._progress.add_task(title, total=total, note="")
-        self._drawn = 0.0
+        self._began = self._drawn = monotonic()
         self._progress.start()
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
@@ -35,9 +47,9 @@ class Bar:
             self._progress.update(self._task, total=task.completed)
         if note is not None:
             self._progress.update(self._task, note=note)
-        if monotonic() - self._drawn > 0.2:
-            self._progress.refresh()
-            self._drawn = monotonic()
+        now = monotonic()
+        if now - self._drawn > (max(_LINES_APART, (now - self._began) / 20) if self._lines else 0.2):
+            self._draw(now)
 
     def follow(self, part: str, step: int, steps: int, loss: float) -> None:
         """Show step `step` of `steps` of a part of the work; the form that `rewards.fit_preference_model` reports in."""
@@ -46,8 +58,21 @@ class Bar:
 
     def close(self) -> None:
         """Draw the last state."""
-        self._progress.refresh()
+        self._draw(monotonic())
         self._progress.stop()
+
+    def _draw(self, now: float) -> None:
+        self._drawn = now
+        if not self._lines:
+            self._progress.refresh()
+            return
+        task, spent = self._progress.tasks[0], now - self._began
+        share = task.completed / task.total if task.total else 1.0
+        parts = [f"{task.completed:,.0f}/{task.total or 0:,.0f}", str(timedelta(seconds=round(spent)))]
+        if 0 < share < 1:
+            parts.append(f"{timedelta(seconds=round(spent / share - spent))} left")
+        told = ", ".join([*parts, *filter(None, [task.fields["note"]])])
+        self._progress.console.print(f"{task.description} {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def bar(title: str, total: int, show: bool = True) -> closing[Bar]:
@@ -56,7 +81,10 @@ def bar(title: str, total: int, show: bool = True) -> closing[Bar]:
 
 
 class TokenProgressBar(BaseCallback):
-    """A bar of `num_timesteps`; SB3's own adds `num_envs` a step, although idle rows write nothing."""
+    """A bar of `num_timesteps`, with mean reward, KL and length of the latest rollout's texts.
+
+    SB3's own adds `num_envs` a step, although idle rows write nothing.
+    """
 
     def _on_training_start(self) -> None:
         self.seen = self.model.num_timesteps
@@ -66,6 +94,11 @@ class TokenProgressBar(BaseCallback):
         self.bar.advance(self.model.num_timesteps - self.seen)
         self.seen = self.model.num_timesteps
         return True
+
+    def _on_rollout_end(self) -> None:
+        logged = self.logger.name_to_value
+        names = {"reward": "objective/score", "KL": "kl/per_sequence", "length": "tokens/length"}
+        self.bar.advance(0, " ".join(f"{name} {round(logged[key], 3) + 0.0:.3g}" for name, key in names.items() if key in logged))
 
     def _on_training_end(self) -> None:
         self.bar.close()

@@ -115,7 +115,7 @@ class RunFolder:
             write_json(self.path / "stages.json", {**self._stages(), name: {"fingerprint": current, **readable, **stage.facts}})
 
     def _write_config(self) -> None:
-        values = {name: value for name, value in dataclasses.asdict(self.config).items() if name != "overwrite"}
+        values = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in ("overwrite", "dry_run")}
         write_text(self.path / "config.yaml", f"{_MARK}{self._command}\n{yaml.safe_dump(plain(values), sort_keys=False)}")
 
     def facts(self, stage: str) -> dict[str, Any]:

@@ -52,8 +52,7 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     """
     sizes, load, keeps = sizes_of(algorithm), load_of(algorithm), algorithm.device.type == "cpu"
     made = estimate(sizes, load, keeps)
-    left = available(algorithm.device)
-    free = None if left is None else left + held(algorithm)
+    free = free_for(algorithm)
     if tell:
         Console().print(made.line(free), highlight=False, soft_wrap=True)
     if free is not None and made.needed > free:
@@ -63,6 +62,12 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     if free is not None and made.total > 0.8 * free:
         warnings.warn(f"{made.line(free)}: it may not fit; {remedy(sizes, load, int(0.8 * free))}", stacklevel=2)
     return made
+
+
+def free_for(algorithm: Trained) -> int | None:
+    """Return the bytes that a training may take: those that are free, and those that it holds already; None where that is not known."""
+    left = available(algorithm.device)
+    return None if left is None else left + held(algorithm)
 
 
 def load_of(algorithm: Trained) -> Load:
@@ -111,6 +116,7 @@ def sizes_of(algorithm: Trained) -> Sizes:
         repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
         vocabulary=policy.vocab_size,
         plain_head=policy.backbone.head is not None,
+        head=4 * policy.vocab_size * policy.backbone.hidden_size,
         copies=sum(copied_bytes(b.lm) for b in backbones if b.autocast is None),
     )
 

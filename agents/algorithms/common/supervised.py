@@ -174,7 +174,7 @@ class Supervised(KeywordArguments, ABC):
                 optimizer.step()
                 schedule.step()
                 self.losses.append(loss)
-                shown.advance(note=f"loss {self.losses[-1]:.2f}")
+                shown.advance(note=self._note())
                 if callback is not None:
                     callback(number + 1)
                 if folder is not None and (stop or (number + 1) % save_every == 0 or number + 1 == steps):
@@ -271,6 +271,10 @@ class Supervised(KeywordArguments, ABC):
     @abstractmethod
     def _loss(self, rows: Sequence[Any]) -> torch.Tensor:
         """Return the loss of a minibatch."""
+
+    def _note(self) -> str:
+        """Say how the latest step went."""
+        return f"loss {self.losses[-1]:.3g}"
 
     def _weight(self, rows: Sequence[Any]) -> int:
         """Return how many numbers the loss of these rows is a mean of."""

@@ -135,6 +135,7 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
         repeats=model.repeats,
         vocabulary=model.vocabulary,
         plain_head=True,
+        head=4 * model.vocabulary * model.width,
     )
 
 

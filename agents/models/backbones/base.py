@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..mixed_precision import warn_without_bfloat16
 from ..sequences import PartialTexts, SequenceBatch
 from .kv_cache import States
 
@@ -167,7 +168,9 @@ class Backbone(ABC):
         enable({"use_reentrant": False})
 
     def precision(self) -> Any:
-        """Return the context in which the trunk runs."""
+        """Return the context in which the trunk runs; warn once if the device is slow in it."""
+        if self.autocast is torch.bfloat16:
+            warn_without_bfloat16(self.device)
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
 

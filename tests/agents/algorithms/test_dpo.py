@@ -60,6 +60,21 @@ def test_it_starts_at_log_2_and_leaves_the_reference_alone():
     assert all(torch.equal(p, before[name]) for name, p in trainer.reference.lm.named_parameters())
 
 
+def test_the_note_beside_the_bar_counts_comparisons_that_come_out_right():
+    trainer = DPO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=3, micro_batch_size=2, learning_rate=0.03)
+    trainer.learn(PAIRS, 1)
+    trainer.losses.append(trainer._mean_loss(trainer._encode(PAIRS), backward=True))
+    assert trainer._note() == f"loss {trainer.losses[-1]:.3g} accuracy 100%"  # one step fits three pairs
+    reverse = trainer._encode([Preference(pair.prompt, pair.rejected, pair.chosen) for pair in PAIRS[:1]])
+    trainer._loss(reverse)
+    assert trainer._note().endswith("accuracy 0%")
+    trainer.lm.load_state_dict(trainer.reference.lm.state_dict())
+    trainer._loss(reverse)
+    assert trainer._note().endswith("accuracy 50%")  # nothing is preferred yet
+    trainer.evaluate(PAIRS)
+    assert trainer._right == []
+
+
 def test_with_bradley_terry_preferences_its_optimum_is_that_of_the_kl_regularised_return():
     """The expected gradient over all pairs of texts, as often as the reference writes and the annotator answers so."""
     beta, rng = 0.5, np.random.default_rng(0)

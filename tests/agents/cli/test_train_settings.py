@@ -89,7 +89,7 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
     flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo in ("dpo", "ipo") else []
     used = []
 
-    def learned(algo, run, stage, model, task, data, config, depends_on, whole, passes):
+    def learned(algo, run, stage, model, task, data, config, depends_on, whole, passes, before):
         with run.stage(stage, depends_on):
             used.append(config)
 
