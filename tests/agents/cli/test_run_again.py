@@ -172,15 +172,15 @@ def test_an_interrupted_sft_run_goes_on(tmp_path, lm, capsys, monkeypatch):
     file.write_text("".join(json.dumps({"prompt": f"remember {w}", "chosen": f" {w}", "rejected": " bee"}) + "\n" for w in words))
     base = ["train", "--algo", "sft", "--task", "recall", "--model", lm(1), "--preferences", str(file), "--steps", "7"]
     assert main([*base, "--out", str(tmp_path / "whole")]) == 0
-    loss, steps = SFT._loss, []
+    loss, steps = SFT._mean_loss, []
 
-    def third(self, rows):
+    def third(self, rows, backward=False):
         steps.append(1)
         if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, rows)
+        return loss(self, rows, backward)
 
-    monkeypatch.setattr(SFT, "_loss", third)
+    monkeypatch.setattr(SFT, "_mean_loss", third)
     assert main([*base, "--out", str(tmp_path / "run")]) == 130
     assert f"Stopped at step 3 of 7, saved in {tmp_path / 'run' / 'sft' / 'checkpoint'}. To go on: textrl train --algo sft" in err(capsys)
     assert main([*base, "--out", str(tmp_path / "run")]) == 0
