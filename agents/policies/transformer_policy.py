@@ -193,8 +193,10 @@ class TransformerPolicy(ActorCriticPolicy):
 
     def drop_caches(self) -> None:
         """Forget keys, values and copied weights; needed after every change of the weights that does not go through SB3."""
-        for part in (*self._caches.values(), *self._weights.values()):
-            part.drop()
+        for cache in self._caches.values():
+            cache.drop()
+        for weights in self._weights.values():
+            weights.drop()
         if self.mask is not None:
             self.mask.drop()
 
