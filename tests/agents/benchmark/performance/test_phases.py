@@ -1,0 +1,35 @@
+"""Where the time of an iteration goes: phases that add up, of a folder with weights and a tokenizer."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.benchmark.performance.phases import PHASES, Phases, main, make
+from agents.models.loading import load_lm, save_lm
+from textrl_env import IntegerTokenizer
+
+from ...conftest import LLAMA, VOCAB
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_lm(load_lm(LLAMA), tmp_path / "model", {}, IntegerTokenizer(VOCAB, 0).pretrained_files())
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("algo", ["rloo", "grpo", "ppo"])
+def test_phases_add_up_to_the_iteration(folder, algo, capsys):
+    threads = torch.get_num_threads()
+    figures = main(Phases(folder, algo, '{"r": 2}', prompt=4, new_tokens=5, episodes=8, group_size=4, batch=4, repeats=1))
+    torch.set_num_threads(threads)
+    assert sum(figures[phase] for phase in PHASES[:-1]) == pytest.approx(figures["iteration"])
+    assert all(figures[phase] > 0 for phase in PHASES) and "CPU seconds of an iteration" in capsys.readouterr().out
+
+
+def test_the_work_is_what_was_asked_for(folder):
+    agent = make(Phases(folder, prompt=4, new_tokens=5, episodes=8, group_size=4, batch=8, micro_batch_size=2))
+    agent.learn(1)
+    segments = agent.rollout_buffer.segments
+    assert [len(segment.context) for segment in segments] == [4] * 8 and np.diff(agent.rollout_buffer._offsets).tolist() == [5] * 8
+    assert len({segment.prompt_id for segment in segments}) == 2
+    assert agent.policy.settings.micro_batch_size == 2
