@@ -95,8 +95,9 @@ def run_train(config: Train) -> None:
     choose_threads()
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
-        kept = {"reward": absolute(config.reward), "held_out": config.held_out and absolute(config.held_out)}
-        job = _prepared(dataclasses.replace(config, out=run.path, **kept), run, pairs, (reward, held_out), console)
+        other = config.held_out and absolute(config.held_out)
+        config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=other)
+        job = _prepared(config, run, pairs, (reward, held_out), console)
         _offline(job) if isinstance(job.training, OfflineTraining) else _playing(job)
         if together.is_main:
             _tell_outcome(job)

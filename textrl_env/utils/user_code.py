@@ -85,6 +85,7 @@ def _run(text: str, load: Callable[[], Any]) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         at = ([frame for frame in frames if frame.filename == text] or frames)[-1]
         where = f"line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else f"line {at.lineno} of {at.filename}"
-        ours = isinstance(error, ModuleNotFoundError) and error.name is not None and text.startswith(error.name)
-        told = f"there is no module {error.name}" if ours else f"{type(error).__name__}: {error} ({where})"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        ours = missing is not None and text.startswith(missing)
+        told = f"there is no module {missing}" if ours else f"{type(error).__name__}: {error} ({where})"
         raise ValueError(f"{text} cannot be imported: {told}") from error
