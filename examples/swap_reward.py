@@ -52,7 +52,7 @@ class Train:
     """Train a small policy from scratch by PPO.
 
     Attributes:
-        reward: Name of a reward, the folder of a preference model, or a JSON object with `name` and its arguments.
+        reward: As `textrl train --reward` takes it.
         tokens: Tokens to train on.
         seed: Of everything random.
     """

@@ -219,11 +219,12 @@ def own_reward(path: str) -> RewardModel:
         raise ValueError(f"{path} is no reward: {error}") from error
 
 
-def is_own_code(reward: Any) -> bool:
-    """Return whether building a reward from plain data would run code of the user's own."""
+def own_code(reward: Any) -> list[str]:
+    """Return the names of the user's own code that building a reward from plain data would run, in the order of the data."""
     if isinstance(reward, Mapping):
-        return reward.get("name") == "function" or any(map(is_own_code, reward.values()))
-    return isinstance(reward, (list, tuple)) and any(map(is_own_code, reward))
+        own = [str(reward.get("path"))] if reward.get("name") == "function" else []
+        return own + [path for part in reward.values() for path in own_code(part)]
+    return [path for part in reward for path in own_code(part)] if isinstance(reward, (list, tuple)) else []
 
 
 def register_reward(name: str, entry: str | Callable[..., Any]) -> None:

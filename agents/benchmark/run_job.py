@@ -25,6 +25,7 @@ from textrl_env.tasks.corpora import CORPORA
 from textrl_env.tasks.exact import BETA
 from textrl_env.utils.files import read_json, write_json
 
+from ..cli.arguments import reward_of
 from ..evaluation.exact_optimum import optimality_gap
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.backbones import backbone_of
@@ -118,6 +119,8 @@ def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
             raise ValueError(f"{spec.text!r}: test_split=train would judge agents on the texts that they train on")
     if isinstance(own.get("columns"), str):
         own["columns"] = columns_of(own["columns"])
+    if isinstance(own.get("reward"), str):
+        own["reward"] = reward_of(own["reward"], f"{spec.text!r}: reward")
     if spec.name == "prompts":
         missing = [f"{name}=..." for name in ("path", "model", "reward") if name not in spec.settings]
         if missing:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from textrl_env.utils.user_code import names_code
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,23 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """Read `name:key=value:key=value`; the name may hold colons itself.
+    """Read `name:key=value:key=value`; the name may hold colons itself, and so may code and hub ids, as in `reward=mine.py:f`.
 
     Raises:
         ValueError: There is no name, or a setting is there twice.
     """
-    parts = text.strip().split(":")
-    names = [part for part in parts if "=" not in part]
-    name, settings = ":".join(names), {}
-    for part in parts[len(names) :]:
+    # A colon divides where a key follows
+    name, *parts = re.split(r":(?=[^:=]*=)", text.strip())
+    settings = {}
+    for part in parts:
         key, _, value = part.partition("=")
         if key in settings or not key:
             raise ValueError(f"{text!r}: write name:key=value:key=value, each key once")
+        if ":" in value and not (names_code(value) or value.startswith("hf:")):
+            raise ValueError(f"{text!r}: write name:key=value:key=value, the name first; {value.partition(':')[2]!r} is no key=value")
         # YAML reads 1e-3 as a text
         settings[key] = _number(value)
-    if not name or any("=" in part for part in parts[: len(names)]):
+    if not name or "=" in name:
         raise ValueError(f"{text!r}: write name:key=value:key=value, the name first")
     return Spec(text.strip(), name, settings)
 

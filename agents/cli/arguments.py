@@ -33,6 +33,8 @@ def reward_of(text: str, flag: str = "--reward") -> Any:
         return _json_object(text, flag)
     if names_code(text):
         return {"name": "function", "path": absolute(text)}
+    if text.endswith(".py"):
+        raise ValueError(f"{flag} {text}: which function of this file? Write {flag} {text}:FUNCTION")
     folder = Path(text)
     for file, name in _SAVED.items():
         if (folder / file).is_file():

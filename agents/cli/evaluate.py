@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 from rich.console import Console
 from rich.table import Table
 
 from rewards.analysis.group_means import by_group
-from textrl_env.reward_model import is_own_code
+from textrl_env.reward_model import own_code
 from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.text_comparison import compare
@@ -23,8 +24,8 @@ def run_evaluate(config: Evaluate) -> None:
     """Write `evaluation-POLICY.json` and `evaluation-POLICY.jsonl` into the run, and print a table."""
     run = open_run(config.run, config.policy)
     reward = reward_of(run.reward if config.reward is None else config.reward)
-    if config.reward is None and is_own_code(reward):  # opening a folder runs no code that only the folder names
-        raise ValueError(f"the reward of {config.run} is code of somebody's own: pass --reward {run.reward} to run it")
+    if config.reward is None and own_code(reward):  # opening a folder runs no code that only the folder names
+        raise ValueError(f"the reward of {config.run} is code of somebody's own: pass --reward {shlex.quote(run.reward)} to run it")
     exam = Exam(reward, config.texts, seed=config.seed)
     after = texts_after(run, exam)
     before = None if run.first is None else texts_before(config.run, exam, run.first, run.rules, run.named_reference)

@@ -39,7 +39,7 @@ class Create:
         samples: Texts of policies to make pairs of, as NAME=FILE, or FILE, in the form of `textrl generate --out`.
         pairs: How many pairs are made of the samples; by default 200.
         choose: Which: at random, as many for each prompt, or those an ensemble of reward models disagrees about most.
-        ensemble: Reward models for `uncertain`: names, folders or JSON objects.
+        ensemble: Reward models for `uncertain`: as `textrl train --reward` takes them.
         kind: What annotators do.
         name: Title of the page.
         question: Asked above the responses; by default the kind's own.

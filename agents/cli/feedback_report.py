@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -16,23 +15,13 @@ from textrl_env.utils.files import write_json
 
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, dress, interval_bars, look, new_figure, save
+from .flags import FeedbackReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rewards.feedback.quality_report import AnnotatorQuality, QualityReport
     from rewards.preferences.policy_ranking import Strength
-
-
-@dataclass(frozen=True)
-class FeedbackReport:
-    """Report on a study: agreement, every annotator's accuracy, consistency, pace and position bias, contested items, ranking of sources.
-
-    Attributes:
-        study: Its folder; `report.html` and `report.json` are written there. The page shows texts in the clear.
-    """
-
-    study: Annotated[Path, tyro.conf.Positional] = Path("runs/study")
 
 
 def run_report(config: FeedbackReport) -> None:

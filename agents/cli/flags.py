@@ -1,4 +1,4 @@
-"""What the commands take whose work needs torch; nothing here does, so that their help is quick."""
+"""What the commands take whose work needs torch or matplotlib; nothing here does, so that their help is quick."""
 
 from __future__ import annotations
 
@@ -113,3 +113,14 @@ class Score:
     references: tuple[str, ...] = ()
     out: Path | None = None
     columns: str | None = None
+
+
+@dataclass(frozen=True)
+class FeedbackReport:
+    """Report on a study: agreement, every annotator's accuracy, consistency, pace and position bias, contested items, ranking of sources.
+
+    Attributes:
+        study: Its folder; `report.html` and `report.json` are written there. The page shows texts in the clear.
+    """
+
+    study: Annotated[Path, tyro.conf.Positional] = Path("runs/study")

@@ -47,7 +47,7 @@ COMMANDS = {
     "feedback create": ("cli.feedback:Create", "cli.feedback:run_create", "make a study: what people compare, rate, rank, flag or write"),
     "feedback serve": ("cli.feedback:FeedbackServe", "cli.feedback:run_serve", "open its page"),
     "feedback report": (
-        "cli.feedback_report:FeedbackReport", "cli.feedback_report:run_report",
+        "cli.flags:FeedbackReport", "cli.feedback_report:run_report",
         "agreement, accuracy and doubts; a ranking of the policies that wrote the texts",
     ),
     "feedback export": ("cli.feedback:Export", "cli.feedback:run_export", "answers as preferences, for another study, or for Label Studio"),

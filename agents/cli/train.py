@@ -17,8 +17,9 @@ from rewards import Preference
 from rewards.preferences.preference_files import read_preferences
 from textrl_env import BaseRecipe, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
-from textrl_env.reward_model import as_reward_model
+from textrl_env.reward_model import as_reward_model, own_code
 from textrl_env.tokenizer import check_same_tokens
+from textrl_env.utils.user_code import absolute, named_object
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
@@ -97,6 +98,8 @@ def run_train(config: Train) -> None:
     reward = reward_of(config.reward)
     _check_fitted_elsewhere(config, reward)
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
+    for code in own_code([reward, held_out]):
+        named_object(code)  # its faults are told before anything is trained
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
     if config.dry_run:
@@ -106,7 +109,9 @@ def run_train(config: Train) -> None:
         return
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
-        job = _prepared(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+        other = config.held_out and absolute(config.held_out)
+        config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=other)
+        job = _prepared(config, run, pairs, (reward, held_out), console)
         _train(job)
         if together.is_main:
             _tell_outcome(job)

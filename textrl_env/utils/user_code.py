@@ -9,12 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .suggestions import did_you_mean
+from .suggestions import did_you_mean, near_path
 
 _NAMED = re.compile(r"(?P<where>.+\.py|[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
@@ -25,16 +24,16 @@ def names_code(text: str) -> bool:
 
 
 def absolute(text: str) -> str:
-    """Return the text with the file's whole path, so that it names the same file from every folder.
+    """Return the text with the file's whole path, so that it names the same file from every folder; what names no file, as it is.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
     where, _, name = text.rpartition(":")
-    if not where.endswith(".py"):
+    if not names_code(text) or not where.endswith(".py"):
         return text
     if not Path(where).is_file():
-        raise FileNotFoundError(f"{text}: there is no file {Path(where).absolute()}")
+        raise FileNotFoundError(f"{text}: there is no file {Path(where).absolute()}{near_path(Path(where))}")
     return f"{Path(where).absolute()}:{name}"
 
 
@@ -62,17 +61,17 @@ def _imported(text: str, name: str) -> ModuleType:
 
 def _of_file(path: Path) -> ModuleType:
     """Return the module of a file; the same one for the same contents, so that what it loads is loaded once."""
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
+    source = path.read_bytes()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     if str(path.parent) not in sys.path:  # as a script finds what lies beside it
         sys.path.insert(0, str(path.parent))
-    spec = spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)  # dataclasses and pickle look it up while it runs
-    loader = spec.loader
+    module = sys.modules[name] = ModuleType(name)  # dataclasses and pickle look it up while it runs
+    module.__file__ = str(path)
     try:
-        _run(str(path), lambda: loader.exec_module(module))
+        # not by Python's loader, which takes a file that was written in the same second at the same length for the old one
+        _run(str(path), lambda: exec(compile(source, str(path), "exec"), vars(module)))
     except BaseException:
         del sys.modules[name]
         raise
@@ -82,9 +81,11 @@ def _of_file(path: Path) -> ModuleType:
 def _run(text: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # a stranger's code raises what it likes
-        at = traceback.extract_tb(error.__traceback__)[-1]
+    except (Exception, SystemExit) as error:  # a stranger's code raises what it likes, and a script may end the process
+        frames = traceback.extract_tb(error.__traceback__)
+        at = ([frame for frame in frames if frame.filename == text] or frames)[-1]
         where = f"line {error.lineno} of {error.filename}" if isinstance(error, SyntaxError) else f"line {at.lineno} of {at.filename}"
-        ours = isinstance(error, ModuleNotFoundError) and error.name is not None and text.startswith(error.name)
-        told = f"there is no module {error.name}" if ours else f"{type(error).__name__}: {error} ({where})"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        ours = missing is not None and text.startswith(missing)
+        told = f"there is no module {missing}" if ours else f"{type(error).__name__}: {error} ({where})"
         raise ValueError(f"{text} cannot be imported: {told}") from error

@@ -121,7 +121,7 @@ def test_a_closed_output(words):
 
 def test_help_and_wrong_flags_load_neither_torch_nor_what_builds_on_it():
     """In an interpreter of its own, since this one has them all."""
-    heavy = ("torch", "transformers", "stable_baselines3", "scipy", "sklearn", "pandas")
+    heavy = ("torch", "transformers", "stable_baselines3", "scipy", "sklearn", "pandas", "matplotlib")
     script = f"""
 import sys
 from agents.cli.main import COMMANDS, main
