@@ -11,26 +11,15 @@ Wilson's intervals.  Statistics reduce the last axis of the arrays, and so take 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from rewards.utils.intervals import wilson
+from rewards.utils.intervals import IntervalEstimate, wilson
 
 Runs = Sequence[np.ndarray]  # for each task, the scores of its runs, shape (..., n)
 RESAMPLES = 2000
-
-
-class IntervalEstimate(NamedTuple):
-    """A statistic and the ends of its 95% interval, NaN where there are too few runs for one."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]" if np.isfinite(self.low) else f"{self.value:.2f} (one run)"
 
 
 def iqm(runs: Runs) -> Any:
@@ -114,15 +103,6 @@ def profile_band(runs: Runs, thresholds: np.ndarray) -> tuple[np.ndarray, np.nda
     num = sum(map(len, runs))
     rates = [wilson(share * num, num) for share in profile(runs, thresholds)]
     return np.array([rate.low for rate in rates]), np.array([rate.high for rate in rates])
-
-
-def mean_interval(values: np.ndarray) -> IntervalEstimate:
-    """Return the mean of a few values and Student's 95% interval; NaN for its ends if there is one value."""
-    x = np.asarray(values, float)
-    if len(x) < 2:
-        return IntervalEstimate(float(x.mean()), float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return IntervalEstimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
 def _all(runs: Runs) -> np.ndarray:

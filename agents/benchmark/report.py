@@ -13,23 +13,14 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from rewards.utils.intervals import IntervalEstimate, mean_interval
 from textrl_env.utils.files import write_json, write_text
 
 from ..reports import benchmark_plots
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
-from .aggregate_statistics import (
-    IntervalEstimate,
-    improvement_interval,
-    interval,
-    iqm,
-    mean,
-    mean_interval,
-    optimality_gap,
-    profile,
-    profile_band,
-)
+from .aggregate_statistics import improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
 from .flags import BenchReport
 from .results import RunResult, missing, names, read_results, scores_of
 from .suites import capability

@@ -25,12 +25,12 @@ from textrl_env.tasks.corpora import CORPORA
 from textrl_env.tasks.exact import BETA
 from textrl_env.utils.files import read_json, write_json
 
-from ..cli.arguments import columns_of
 from ..evaluation.exact_optimum import optimality_gap
 from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.backbones import backbone_of
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
+from ..utils.columns import columns_of
 from ..utils.contents import with_contents
 from ..utils.run_folder import fingerprint, safe_name, versions
 from .agents import LearningSetup, own_source, train_agent

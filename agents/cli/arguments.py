@@ -11,6 +11,8 @@ from textrl_env.utils.row_files import Rows
 from textrl_env.utils.suggestions import did_you_mean
 from textrl_env.utils.tables import table_rows
 
+from ..utils.columns import columns_of as columns_of
+
 _SAVED = {"preference.json": "preference", "groups.json": "personal"}  # what a saved model's folder holds, and the reward that loads it
 
 
@@ -38,19 +40,21 @@ def reward_of(text: str, flag: str = "--reward") -> Any:
     raise _unknown(text, f"{flag} {text}")
 
 
-def columns_of(text: str | None) -> dict[str, str] | None:
-    """Return what `--columns` names, as in `prompt=instruction,chosen=output_1`: our name of a column, and the file's.
+def arguments_of(text: str | None, flag: str) -> dict[str, Any] | None:
+    """Return the arguments that a flag gives as a JSON object, as `--lora '{"r": 8}'` does; None: the flag is not given.
 
     Raises:
-        ValueError: It is not of this form, or names a column twice.
+        ValueError: It is no JSON object.
     """
     if text is None:
         return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    columns = {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
-    if len(columns) < len(pairs) or not all(ours and theirs for ours, theirs in columns.items()):
-        raise ValueError(f"--columns {text}: write prompt=instruction,chosen=output_1: the name here, then the file's, each name once")
-    return columns
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{flag} {text}: no JSON object; write {flag} '{{\"r\": 8}}'")
+    return found
 
 
 def rows_of_file(file: Path, columns: str | None) -> Path | Rows:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from annotated_types import Ge, Interval
 
-from ..utils.limits import Count, Seed, Texts
+from ..utils.limits import Above0, Count, Seed, Texts
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,12 @@ class Report:
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
         overwrite: Delete the report and the model that are in the folder, and make them anew.
         columns: The files' own names of columns, as in `prompt=instruction,chosen=output_1`.
-        trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds.
-        tokenizer: Folder or file of a tokenizer; by default one is trained on the file's texts.
+        trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds: a model to start from (folder, hub id,
+            or `.gguf` file), or `new` for a small one.
+        lora: JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}': only adapters of the trunk are fitted.
+        learning_rate: Peak rate of the trunk; by default 1e-3 for a new one, 5e-4 for adapters, 3e-5 for all weights of a model.
+        epochs: Passes of the trunk over the comparisons.
+        tokenizer: Folder or file of a tokenizer; by default the trunk's, or else one that is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.
         test: Share of the comparisons that the model never sees; they share no text and no prompt with the others.
         test_file: Comparisons to judge the model by instead; those that share a text or a prompt with FILE are left out.
@@ -81,7 +85,10 @@ class Report:
     out: Path = Path("runs/reward")
     overwrite: bool = False
     columns: str | None = None
-    trunk: bool = False
+    trunk: str | None = None
+    lora: str | None = None
+    learning_rate: Above0 | None = None
+    epochs: Count = 3
     tokenizer: Path | None = None
     max_tokens: Annotated[int, Ge(2)] = 512
     test: Annotated[float, Interval(gt=0, lt=1)] = 0.2

@@ -27,10 +27,11 @@ from ..reports.reward_plots import accuracies, reliability_diagram
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
-from .arguments import columns_of
+from .arguments import arguments_of, columns_of
 from .flags import Report
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
+_NEW: dict[str, Any] = {"lora": None, "learning_rate": 1e-3, "epochs": 3}  # how a small trunk with fresh weights is fitted
 _MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
@@ -50,6 +51,7 @@ def run_report(config: Report) -> None:
             f"--test {config.test:g} keeps a share aside, and --test-file {config.test_file} is judged instead: leave one of them out"
         )
     columns = columns_of(config.columns)
+    own = _trunk_settings(config)
     file, pairs = _read(config.file, columns, 50, console)
     if config.test_file is None:
         sides = _split(config, pairs)
@@ -58,12 +60,15 @@ def run_report(config: Report) -> None:
     if sides.left_out:
         console.print(f"{sides.left_out} comparisons are left out: they share a text or a prompt with both sides", highlight=False)
     run = RunFolder(config.out)
-    names = ("file", "trunk", "tokenizer", "max_tokens", "test", "test_file", "seed")
+    names = ("file", "tokenizer", "max_tokens", "test", "test_file", "seed")
+    depends_on = {**{name: getattr(config, name) for name in names}, "trunk": config.trunk == "new" or config.trunk or False}
+    if config.trunk is not None and own != _NEW:
+        depends_on["settings"] = own
     with run.begin("reward report", config.overwrite, _MADE):
         run.config = config
-        with run.stage("report", {name: getattr(config, name) for name in names}, makes=["reward", "report.html"]) as stage:
+        with run.stage("report", depends_on, makes=["reward", "report.html"]) as stage:
             if stage.needed:
-                stage.facts["lines"] = _report(config, run, file, pairs, sides)
+                stage.facts["lines"] = _report(config, run, file, pairs, sides, own)
         text, *doubted = run.facts("report")["lines"]
         console.print(text, highlight=False, markup=False)
         for doubt in doubted:
@@ -71,7 +76,23 @@ def run_report(config: Report) -> None:
     console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
 
 
-def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference], sides: _Sides) -> list[str]:
+def _trunk_settings(config: Report) -> dict[str, Any]:
+    """Return the arguments of `fit_preference_model` that concern the trunk."""
+    lora = arguments_of(config.lora, "--lora")
+    if config.trunk is None:
+        given = [name for name in ("lora", "learning_rate", "epochs") if getattr(config, name) != getattr(Report, name)]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for the transformer of --trunk, which is not given")
+        return {"trunk": None}
+    if config.trunk == "new":
+        return {**_NEW, "lora": lora, "learning_rate": config.learning_rate or _NEW["learning_rate"], "epochs": config.epochs}
+    rate = config.learning_rate or (3e-5 if lora is None else 5e-4)
+    return {"trunk": config.trunk, "lora": lora, "learning_rate": rate, "epochs": config.epochs}
+
+
+def _report(
+    config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference], sides: _Sides, trunk: Mapping[str, Any]
+) -> list[str]:
     """Fit, judge and write the page; return the result in a sentence, and what makes it doubtful."""
     tokenizer = _tokenizer(config, run, pairs)
     curve = []
@@ -80,7 +101,7 @@ def _report(config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequenc
     with bar("fit", 0) as shown:
         for fraction in _FRACTIONS:
             part = sides.train[: max(10, round(fraction * len(sides.train)))]
-            own: dict[str, Any] = {} if config.trunk and fraction == 1 else {"trunk": None}
+            own = trunk if fraction == 1 else {"trunk": None}
             with warnings.catch_warnings():
                 if fraction < 1:  # small parts hold few comparisons out
                     warnings.simplefilter("ignore", RewardWarning)
@@ -158,8 +179,8 @@ def _with_test_file(config: Report, pairs: list[Preference], test: list[Preferen
 
 
 def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> FileTokenizer:
-    if config.tokenizer is not None:
-        return FileTokenizer(config.tokenizer)
+    if config.tokenizer is not None or config.trunk not in (None, "new"):
+        return FileTokenizer(config.trunk if config.tokenizer is None else config.tokenizer)
     file = run.path / "tokenizer.json"
     write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
     return FileTokenizer(file, EOS)

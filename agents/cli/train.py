@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rewards.preferences.preference_files import read_preferences
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model
+from textrl_env.tokenizer import check_same_tokens
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
@@ -24,16 +26,52 @@ from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
 from ..training.default_settings import default_settings
 from ..training.offline_training import learn_offline, preferred_texts
+from ..training.outcome_report import print_outcome, print_tree, write_outcome_page
 from ..training.policy_training import train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
-from ..training.settings import OFFLINE, OfflineTraining, PolicyTraining, check_penalty
-from ..training.text_corpus import task_of
+from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts, run_outcome
+from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
+from ..training.text_corpus import task_data, task_of
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
-from .arguments import columns_of, reward_of
+from .arguments import arguments_of, columns_of, reward_of
 from .train_flags import Train, flags, settings_of
 
+_STEP_TEXTS = 32  # of an optimizer step that does not play
 _LOOKED_AT = 64  # comparisons by which a base policy shows whether it knows such texts
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that is about to run: all that was read and checked, and not yet begun.
+
+    Attributes:
+        config: The flags.
+        run: Where it goes.
+        task: What is trained on.
+        pairs: Comparisons to learn from, if there are any.
+        reward: As plain data.
+        held_out: A reward that is not optimised, if there is one.
+        training: How.
+        console: Of the first rank; of others it prints nothing.
+    """
+
+    config: Train
+    run: RunFolder
+    task: TextTask
+    pairs: Sequence[Preference] | None
+    reward: Any
+    held_out: Any
+    training: PolicyTraining | OfflineTraining
+    console: Console
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What the result depends on besides model, algorithm and settings, by name."""
+        task = task_data(vars(self.config))
+        if not isinstance(task, str):  # the model counts by itself, and its tokenizer with it
+            task = {name: value for name, value in task.items() if name != "tokenizer"}
+        return {"task": task, "corpus": self.config.corpus, "reward": self.reward, "preferences": self.config.preferences}
 
 
 def run_train(config: Train) -> None:
@@ -48,48 +86,87 @@ def run_train(config: Train) -> None:
         _check_ranks(config, console, together.size)
     _check_settings(config)
     reward = reward_of(config.reward)
+    _check_fitted_elsewhere(config, reward)
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
     choose_threads()
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite) if together.is_main else nullcontext():
-        _train(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+    with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
+        job = _prepared(dataclasses.replace(config, out=run.path), run, pairs, (reward, held_out), console)
+        _offline(job) if isinstance(job.training, OfflineTraining) else _playing(job)
+        if together.is_main:
+            _tell_outcome(job)
 
 
 def _folder(config: Train) -> Path:
     if config.out is not None:
         return config.out
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name not in config.goes_on}
-    return folder_beside(Path("runs/train"), {name: value for name, value in given.items() if value != getattr(Train, name)})
+    given = {name: getattr(config, name) for name in config.given() if name not in config.goes_on}
+    return folder_beside(Path("runs/train"), given)
 
 
-def _train(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> None:
-    together, (reward, held_out) = ranks(), rewards
-    with together.main_first():
-        task = task_of(config.task, config.corpus, run.path)
+def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> Job:
+    """Make the task, and resolve the settings."""
+    with ranks().main_first():
+        task = task_of(vars(config), run.path)
+    if config.prompts is not None:
+        task, pairs = _held_apart(config, task, run, pairs, console)
+    elif config.model is not None:
+        _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
     defaults = default_settings(config.algo, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
-    run.config = dataclasses.replace(config, **settings)
-    if isinstance(training, OfflineTraining):
-        _offline(config, training, run, task, pairs, reward, console)
-        console.print(f"model: {run.path / config.algo / 'model'}")
-        return
+    task_name = None if config.prompts is not None else config.task or DEFAULT_TASK
+    run.config = dataclasses.replace(config, task=task_name, **settings)
+    return Job(config, run, task, pairs, *rewards, training, console)
+
+
+def _held_apart(
+    config: Train, task: TextTask, run: RunFolder, pairs: Sequence[Preference] | None, console: Console
+) -> tuple[TextTask, Sequence[Preference] | None]:
+    """Return a task as wide as its test prompts, which are read here so that none is missing at the end; and pairs without them."""
+    test = task_of(vars(config), run.path, "test")
+    console.print(f"{len(task.prompts):,} prompts train, {len(test.prompts):,} evaluate", highlight=False)
+    width = max(task.prompt_width, test.prompt_width)
+    wide = task if task.prompt_width == width else dataclasses.replace(task, max_prompt_tokens=width)
+    if pairs is None:
+        return wide, None
+    evaluated = {prompt.text for prompt in test.prompts}
+    kept = [pair for pair in pairs if pair.prompt not in evaluated]
+    if len(kept) < len(pairs):
+        console.print(f"{len(pairs) - len(kept)} of {len(pairs)} comparisons are left out: their prompts evaluate", highlight=False)
+    return wide, kept
+
+
+def _playing(job: Job) -> None:
+    config, run, task, training, together = job.config, job.run, job.task, job.training, ranks()
+    assert isinstance(training, PolicyTraining)
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
-    env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=reward)
-    watch = RewardHackingCallback(run.path / config.algo, held_out if together.is_main else None, config.stop_at_alarm)
-    base = _first_policy(config, task, console)
-    depends_on = {**_data(config, reward), "held_out": held_out, "stop_at_alarm": config.stop_at_alarm}
-    train_policy(run, config.algo, base, env, training, depends_on, _sampling_rules(config, task), config.algo, watch)
+    env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=job.reward)
+    watch = RewardHackingCallback(run.path / config.algo, job.held_out if together.is_main else None, config.stop_at_alarm)
+    base = _first_policy(job)
+    depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
+    rules = _policy_arguments(job)
+    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference)
     for name, message in watch.alarms.items():
-        console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
-    console.print(f"policy: {run.path / config.algo / 'policy.zip'}\ncurve:  {run.path / config.algo / 'curve.csv'}")
+        job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
 
 
-def _data(config: Train, reward: Any) -> dict[str, Any]:
-    return {"task": config.task, "corpus": config.corpus, "reward": reward, "preferences": config.preferences}
+def _tell_outcome(job: Job) -> None:
+    """Say whether the training worked, and what it left."""
+    config, run, training = job.config, job.run, job.training
+    tokens = training.total_tokens if isinstance(training, PolicyTraining) else training.steps * _STEP_TEXTS * job.task.max_new_tokens
+    exam = Exam(job.reward, num_eval_texts(config.eval_texts, tokens // job.task.max_new_tokens), job.held_out, config.seed)
+    if exam.num_texts:
+        outcome = run_outcome(run, config.algo, exam, job.depends_on)
+        write_outcome_page(run.path, config.algo, outcome)
+        print_outcome(outcome, job.console)
+    job.console.print()
+    print_tree(run.path, job.console)
+    if exam.num_texts:
+        job.console.print(f"report: {run.path / 'report.html'}")
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
@@ -107,58 +184,78 @@ def _check_settings(config: Train) -> None:
     if unused := config.unused():
         its = flags(sorted(settings_of(config.algo)))
         raise ValueError(f"leave out {flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
-    if config.corpus and config.task != Train.task:
-        raise ValueError(f"--corpus and --task {config.task}: the files are learned instead of a task; leave one of them out")
+    config.check_source()
+    arguments_of(config.lora, "--lora")
     check_penalty(config.beta, config.kl_target)
     if config.algo in ("dpo", "ipo") and config.preferences is None:
         raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
-    if config.columns is not None and config.preferences is None:
-        raise ValueError(f"--columns {config.columns} names the columns of --preferences, which is not given")
 
 
-def _sampling_rules(config: Train, task: TextTask) -> dict[str, Any]:
-    names = ["temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"]
-    ends = task.eos_token_ids
-    return {**{name: getattr(config, name) for name in names}, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
+def _check_fitted_elsewhere(config: Train, reward: Any) -> None:
+    """Refuse openings of film reviews that nobody asked for, under a reward that was fitted to other texts."""
+    fitted = isinstance(reward, Mapping) and reward.get("name") in ("preference", "personal")
+    if fitted and (config.task, config.prompts, config.corpus, config.preferences) == (None, None, (), None):
+        raise ValueError(
+            f"--reward {config.reward} was fitted to texts of its own, and nothing says what the policy goes on with: pass --prompts FILE "
+            "with --model, --corpus FILE, or --task review for openings of film reviews"
+        )
 
 
-def _offline(
-    config: Train,
-    training: OfflineTraining,
-    run: RunFolder,
-    task: TextTask,
-    pairs: Sequence[Preference] | None,
-    reward: Any,
-    console: Console,
-) -> None:
+def _check_tokens(model: str, task: TextTask) -> None:
+    try:
+        check_same_tokens(model, task.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass --prompts FILE: they are read with the tokenizer of --model") from error
+
+
+def _policy_arguments(job: Job) -> dict[str, Any]:
+    """Return sampling rules, and of adapters and critic what is asked for."""
+    config, ends = job.config, job.task.eos_token_ids
+    rules = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size")}
+    given = {"lora": arguments_of(config.lora, "--lora"), "critic": config.critic}
+    rules |= {name: value for name, value in given.items() if value is not None}
+    return {**rules, "eos_token_id": ends[0] if len(ends) == 1 else list(ends)}
+
+
+def _offline(job: Job) -> None:
+    config, task, pairs, training = job.config, job.task, job.pairs, job.training
+    assert isinstance(training, OfflineTraining)
     data: Any = pairs
     model: Any = config.model
     if config.algo == "expert-iteration":
-        data = as_reward_model(reward)
+        data = as_reward_model(job.reward)
     elif config.algo == "sft" and pairs is not None:
         data = preferred_texts(pairs)
+    elif config.algo == "sft" and config.prompts is not None:
+        data = [(prompt, text) for prompt in task.prompts for text in prompt.references]
+        if not data:
+            raise ValueError(
+                f"--algo sft learns responses, and {config.prompts} names none: pass --references COLUMN, or --preferences FILE"
+            )
     elif config.algo == "sft" and task.recipe is not None:  # as a base policy is made
         data, model = task.recipe.corpus(), dict(task.recipe.model) if model is None else model
     elif config.algo == "sft":
-        raise ValueError(f"task {config.task!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
+        raise ValueError(f"task {config.task or DEFAULT_TASK!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
     if isinstance(model, dict):
-        console.print(f"starts from fresh weights of a {model['model_type']} model", highlight=False)
+        job.console.print(f"starts from fresh weights of a {model['model_type']} model", highlight=False)
     else:
-        model = _first_policy(config, task, console)
+        model = _first_policy(job)
     if pairs is not None and config.model is None:
-        _tell_strange_texts(model, task, pairs, console)
-    whole = config.algo == "sft" and pairs is None  # a corpus
-    learn_offline(config.algo, run, config.algo, model, task, data, training, _data(config, reward), whole)
+        _tell_strange_texts(model, task, pairs, job.console)
+    whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
+    passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes)
 
 
-def _first_policy(config: Train, task: TextTask, console: Console) -> str:
+def _first_policy(job: Job) -> str:
     """Say which model training starts from, and return its folder or hub id."""
+    config, console = job.config, job.console
     if config.model is not None:
         console.print(f"starts from {config.model}", highlight=False, soft_wrap=True)
         return config.model
-    of = "the text files" if config.corpus else f"task {config.task!r}"
+    of = "the text files" if config.corpus else f"task {config.task or DEFAULT_TASK!r}"
     console.print(f"starts from the base policy of {of}, as there is no --model", highlight=False, soft_wrap=True)
-    return str(base_policy(task, progress_bar=ranks().is_main))
+    return str(base_policy(job.task, progress_bar=ranks().is_main))
 
 
 def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference], console: Console) -> None:

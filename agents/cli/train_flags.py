@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
-from ..training.settings import OFFLINE
+from ..training.settings import DEFAULT_TASK, OFFLINE
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
-_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "precision", "micro_batch_size"}
-_OF_ALL = {"algo", "task", "corpus", "model", "reward", "out", "overwrite"}
+_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference"}
+_OF_PROMPTS = {
+    "test_prompts", "references", "chat", "add_bos", "max_prompt_tokens", "over_long", "max_new_tokens", "stop_strings",
+}  # fmt: skip
+_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "eval_texts", "out", "overwrite"} | _OF_PROMPTS
+_OF_ALL |= {"lora", "precision", "micro_batch_size"}
+_WITH_CRITIC = ("ppo", "maskable-ppo", "nlpo", "a2c", "trpo")
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -33,11 +38,24 @@ class Train:
     Attributes:
         algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
             `expert-iteration` on the policy's own best texts; all others play the environment.
-        task: Name of a task.
+        task: Name of a task; by default `review`.
+        prompts: A file of prompts instead of a task: .jsonl, .json, .csv, .tsv, .parquet, .txt (any with .gz), or `hf:ID`; or a folder with
+            files named after the splits. A tenth of a file is kept for evaluation. They are read with the tokenizer of `model`.
+        test_prompts: Prompts to evaluate on instead of a tenth of `prompts`.
+        references: Columns of `prompts` with texts that the reward compares with, and that `sft` learns.
+        chat: A prompt that is a text is what a user says, and goes through the chat template; prompts that are messages always do.
+        add_bos: Whether plain prompts begin with the beginning-of-text token; by default as the model's tokenizer says.
+        max_prompt_tokens: Longest prompt; by default that of the longest.
+        over_long: What is done with longer ones: they are refused, or cut on the left or right.
+        max_new_tokens: Longest response; by default 64.
+        stop_strings: Texts that end a response, and are cut off.
         corpus: Text files, one sentence a line, or tables with a column `text`, instead of a task: a tokenizer and a base model are
             trained on them.
-        model: Folder or hub id of the first policy, whose tokenizer must be the task's; by default the task's base
+        model: Folder, hub id or `.gguf` file of the first policy, whose tokenizer must be the task's; by default the task's base
             policy, pretrained at first use and cached.
+        lora: Train adapters only: a JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}'.
+        reference: Model that KL is measured against; by default the first policy.
+        critic: Of algorithms that have one: `shared` (by default: a head on the policy), `separate`, or the folder of a reward model.
         reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
             do not learn from it, but `textrl evaluate` measures by it.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
@@ -52,7 +70,7 @@ class Train:
             small models, 5e-4 for those that play.
         steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
         preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
-        columns: The preferences' own names of columns, as in `prompt=instruction,chosen=output_1`.
+        columns: The own names of columns in the file of preferences, or else of prompts, as in `prompt=instruction,chosen=output_1`.
         temperature: Of sampling.
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
@@ -60,17 +78,31 @@ class Train:
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         seed: Of everything that is drawn.
+        eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
+            tenth of those written in training, at least 20 and at most 200.
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
             `runs/train`, with the flags that are given in its name.
         overwrite: Delete the run that is in the folder, with its evaluations, and start anew.
     """
 
-    goes_on: ClassVar = ("total_tokens", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite")  # with other values of these it is still the same run
 
     algo: AlgorithmName = "ppo"
-    task: str = "review"
+    task: str | None = None
+    prompts: str | None = None
+    test_prompts: str | None = None
+    references: tuple[str, ...] = ()
+    chat: bool = False
+    add_bos: bool | None = None
+    max_prompt_tokens: Count | None = None
+    over_long: Literal["reject", "left", "right"] = "reject"
+    max_new_tokens: Count | None = None
+    stop_strings: tuple[str, ...] = ()
     corpus: tuple[Path, ...] = ()
     model: str | None = None
+    lora: str | None = None
+    reference: str | None = None
+    critic: str | None = None
     reward: str = "vader"
     held_out: str | None = None
     stop_at_alarm: bool = False
@@ -90,18 +122,42 @@ class Train:
     precision: str = "float32"
     micro_batch_size: Natural = 0
     seed: Seed = 0
+    eval_texts: Natural | None = None
     out: Path | None = None
     overwrite: bool = False
 
     def unused(self) -> list[str]:
         """Return the names of settings that were given and that the algorithm does not use."""
-        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
-        return [name for name in given if name not in settings_of(self.algo) | _OF_ALL]
+        return [name for name in self.given() if name not in settings_of(self.algo) | _OF_ALL]
+
+    def given(self) -> list[str]:
+        """Return the names of settings that are not at their defaults."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+
+    def check_source(self) -> None:
+        """Insist on one source of prompts, and on what it needs.
+
+        Raises:
+            ValueError: There are several, or a setting has nothing that it could be for.
+        """
+        sources = [name for name in ("task", "prompts", "corpus") if name in self.given()]
+        if len(sources) > 1 and not (self.corpus and self.task == DEFAULT_TASK):  # which older runs wrote into their files
+            raise ValueError(f"{flags(sources)}: each says what the policy goes on with; leave all but one of them out")
+        alone = [name for name in self.given() if name in _OF_PROMPTS]
+        if alone and self.prompts is None:
+            raise ValueError(f"{flags(alone)}: for the file of --prompts, which is not given")
+        if self.prompts is not None and self.model is None:
+            raise ValueError(f"--prompts {self.prompts}: pass --model too, a folder, hub id or .gguf file, whose tokenizer reads them")
+        if self.columns is not None and self.preferences is None and self.prompts is None:
+            raise ValueError(f"--columns {self.columns} names the columns of --preferences or --prompts, and neither is given")
+        if self.chat and self.preferences is not None:
+            raise ValueError("--chat writes --prompts through the chat template, and --preferences are learned as they are: leave one out")
 
 
 def settings_of(algo: str) -> set[str]:
     """Return the names of the settings that an algorithm uses and some others do not."""
     own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
+    own |= {"critic"} if algo in _WITH_CRITIC else set()
     return own | {"preferences"} if algo in ("sft", "dpo", "ipo") else own
 
 

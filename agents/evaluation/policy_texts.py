@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from textrl_env import TextTask
 from textrl_env.envs.base import spaces_of
@@ -23,6 +21,7 @@ from ..models.loading import LMSource
 from ..models.sequences import TextRecord
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.collect import play_episodes
+from ..rollouts.reference_model import Reference
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
 from ..utils.progress import bar
 
@@ -43,6 +42,8 @@ class WrittenTexts:
         perplexity: exp of the mean of -log pi_ref of the tokens written; NaN without a reference.
         tokens_per_second: Of writing.
         records: The tokens of each, as `SFT` learns from them; none of texts that no policy of ours wrote.
+        kl: Summed log(pi / pi_ref) of each text, in nats, shape (n,); None without a reference.
+        reference_nats: -log pi_ref of each text, shape (n,); None without a reference.
     """
 
     prompts: list[str]
@@ -56,10 +57,19 @@ class WrittenTexts:
     perplexity: float
     tokens_per_second: float
     records: Sequence[TextRecord] = ()
+    kl: np.ndarray | None = None
+    reference_nats: np.ndarray | None = None
 
     @classmethod
-    def of(cls, infos: list[dict[str, Any]], records: Sequence[TextRecord] = (), **measured: float) -> WrittenTexts:
-        """Take the texts from the infos of their last steps, in any order; `records` in the same."""
+    def of(
+        cls,
+        infos: list[dict[str, Any]],
+        records: Sequence[TextRecord] = (),
+        kl: np.ndarray | None = None,
+        reference_nats: np.ndarray | None = None,
+        **measured: float,
+    ) -> WrittenTexts:
+        """Take the texts from the infos of their last steps, in any order; `records`, `kl` and `reference_nats` in the same."""
         order = sorted(range(len(infos)), key=lambda i: int(infos[i]["prompt_id"]))
         infos = [infos[i] for i in order]
         return cls(
@@ -70,6 +80,8 @@ class WrittenTexts:
             lengths=np.array([int((info["terminal_observation"]["response"] >= 0).sum()) for info in infos]),
             finish_reasons=[info["finish_reason"] for info in infos],
             records=[records[i] for i in order] if records else (),
+            kl=None if kl is None else kl[order],
+            reference_nats=None if reference_nats is None else reference_nats[order],
             **measured,
         )
 
@@ -93,7 +105,7 @@ def write_texts(
     task: TextTask,
     num_texts: int,
     reward: Any = None,
-    reference: nn.Module | str | Path | None = None,
+    reference: Reference | None = None,
     seed: int = 0,
     num_rows: int = 256,
     progress_bar: bool = False,
@@ -135,12 +147,19 @@ def write_texts(
             for row in rows.tolist():
                 ended[row].append(played.infos[row])
             shown.advance(len(rows))
-    seconds = perf_counter() - began
+    seconds, reference_log_probs = perf_counter() - began, buffer.reference_log_probs
     return WrittenTexts.of(
         [ended[segment.row].popleft() for segment in buffer.segments],
         [buffer.record(index) for index in range(num_texts)],
+        kl=None if reference_log_probs is None else _sums(buffer.kl, buffer),
+        reference_nats=None if reference_log_probs is None else -_sums(reference_log_probs, buffer),
         kl_per_sequence=buffer.stats.kl_per_sequence,
         entropy=buffer.stats.entropy,
-        perplexity=float("nan") if buffer.reference_log_probs is None else float(np.exp(-buffer.reference_log_probs.mean())),
+        perplexity=float("nan") if reference_log_probs is None else float(np.exp(-reference_log_probs.mean())),
         tokens_per_second=buffer.stats.num_tokens / max(seconds - buffer.stats.reference_seconds, 1e-9),
     )
+
+
+def _sums(of_tokens: np.ndarray, buffer: SequenceRolloutBuffer) -> np.ndarray:
+    """Go from (N,), text after text, to the sum over each text, (n,)."""
+    return np.add.reduceat(of_tokens, buffer._offsets[:-1], dtype=np.float64)

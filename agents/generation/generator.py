@@ -11,6 +11,7 @@ import torch
 
 from ..models.backbones import Backbone
 from ..models.cached_decoder import CachedDecoder
+from ..models.decoding_weights import DecodingWeights
 from ..models.sampler import Sampler, draw
 from ..models.sequences import PartialTexts
 from ..policies.transformer_policy import TransformerPolicy
@@ -76,12 +77,15 @@ def decode(backbone: Backbone, request: Request) -> list[np.ndarray]:
     ids = np.full((len(prompt_lengths), width), -1, np.int64)  # (B, W)
     for row, prompt in enumerate(request.prompts):
         ids[row, : len(prompt)] = prompt
-    cache, lengths, live = CachedDecoder(), prompt_lengths.copy(), np.ones(len(ids), bool)
+    weights = DecodingWeights(backbone)
+    cache, lengths, live = CachedDecoder(weights=weights), prompt_lengths.copy(), np.ones(len(ids), bool)
     with torch.random.fork_rng():
         torch.manual_seed(request.seed)
         while live.any():
             texts = PartialTexts(np.where(live[:, None], ids, -1), np.where(live, lengths, 0), np.where(live, prompt_lengths, 0))
-            logits = backbone.logits(cache.last_hidden(backbone, texts))[:, : request.vocab_size]  # (R, V)
+            hidden = cache.last_hidden(backbone, texts)  # (R, D)
+            with weights:
+                logits = backbone.logits(hidden)[:, : request.vocab_size]  # (R, V)
             steps = torch.as_tensor(texts.steps[live], device=logits.device)  # (R,)
             tokens = draw(request.sampler.apply_rules(logits, steps)).cpu().numpy()  # (R,)
             ids[live, lengths[live]] = tokens

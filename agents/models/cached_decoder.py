@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from .backbones import Backbone
 from .backbones.base import Fed
 from .backbones.kv_cache import BLOCK, Plan, States
 from .cuda_graphs import GraphedSteps
+from .decoding_weights import DecodingWeights
 from .sequences import PartialTexts, one_action_each
 
 _PROMPTS, _SHORT = np.array([3, 1, 2]), 8  # of the texts that caches are tried on, in tokens
@@ -29,14 +31,22 @@ class CachedDecoder:
     copies of a prompt in a group) are read once.  Buffers are no longer than the longest live text, rounded up to 32.
     """
 
-    def __init__(self, cuda_graphs: bool = False) -> None:
-        """Args: `cuda_graphs`: replay decoding steps on a GPU, see `GraphedSteps`."""
+    def __init__(self, cuda_graphs: bool = False, weights: DecodingWeights | None = None) -> None:
+        """Set what speeds steps up.
+
+        Args:
+            cuda_graphs: Replay steps on a GPU, see `GraphedSteps`.
+            weights: Copies of the model's to decode with; None: its own.
+        """
         self._graphs = GraphedSteps() if cuda_graphs else None
+        self._weights, self._made = weights, 0
         self.drop()
 
     def drop(self) -> None:
         """Forget everything."""
         self._states: States | None = None
+        if self._graphs is not None:
+            self._graphs.forget()
         self._rows = np.zeros(0, np.int64)  # (S,) row of the caller in each slot
         self._ids = np.zeros((0, 0), np.int64)  # (B, W) cached tokens by row of the caller, -1 beyond
         self._known = np.zeros(0, np.int64)  # (B,) how many of them the states cover
@@ -60,8 +70,11 @@ class CachedDecoder:
         """
         longest = texts.ids.shape[1] - (int(texts.prompt_lengths.max()) - _PROMPTS[0] if backbone.reads_prompt_apart else 0)
         if backbone.cacheable is not False and longest > backbone.tried:
-            check_cache(backbone, longest)
+            check_cache(backbone, longest, self._weights if backbone.autocast is None else None)
         live = np.flatnonzero(texts.lengths)  # (R,)
+        if self._weights is not None and self._made != (made := self._weights.refresh()):
+            self.drop()
+            self._made = made
         if not backbone.cacheable:
             chosen = PartialTexts(*(column[live] for column in texts))
             return backbone.hidden(one_action_each(chosen, backbone.device))
@@ -154,7 +167,8 @@ class CachedDecoder:
         position = np.where(start[rows] > 0, start[rows], 0)  # (S,)
         tokens = np.maximum(ids[rows, position], 0)  # (S,)
         if self._graphs is not None and backbone.graphable:
-            hidden = self._graphs.step(backbone, states, tokens, position)
+            with self._weights or nullcontext():
+                hidden = self._graphs.step(backbone, states, tokens, position)
             if hidden is not None:
                 return hidden
         return self._feed(backbone, states, None, tokens[:, None], position[:, None], int(position.max()) + 1, False)[:, -1]
@@ -209,7 +223,8 @@ class CachedDecoder:
         where = torch.as_tensor(positions, device=device)
         states.begin(Plan(None if slots is None else torch.as_tensor(slots, device=device), where, width, fresh))
         read = None if sources is None else torch.as_tensor(sources, device=device)
-        hidden = backbone.feed(Fed(torch.as_tensor(tokens, device=device), where, read), states)
+        with self._weights or nullcontext():
+            hidden = backbone.feed(Fed(torch.as_tensor(tokens, device=device), where, read), states)
         states.end()
         return hidden
 
@@ -228,7 +243,7 @@ def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:
 
 
 @torch.no_grad()
-def check_cache(backbone: Backbone, longest: int) -> None:
+def check_cache(backbone: Backbone, longest: int, weights: DecodingWeights | None = None) -> None:
     """Try whether cached decoding gives what full passes give; if not, warn and decode without a cache.
 
     A model that ignores `position_ids`, attends to a window that the cache does not know, or keeps a state of its own, would
@@ -237,6 +252,7 @@ def check_cache(backbone: Backbone, longest: int) -> None:
     Args:
         backbone: The model.
         longest: Tokens of the longest text to come; windows are met at the end of such a text, if it is not a short one anyway.
+        weights: What steps will be computed with.
     """
     backbone.cacheable, backbone.tried = True, max(longest, _SHORT)
     longest = min(longest, backbone.context_length or longest)
@@ -248,7 +264,7 @@ def check_cache(backbone: Backbone, longest: int) -> None:
     autocast, backbone.autocast = backbone.autocast, None
     try:
         for course in courses:
-            decoder = CachedDecoder()
+            decoder = CachedDecoder(weights=weights)
             for lengths in course:
                 texts = PartialTexts(np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1), lengths, _PROMPTS)
                 if not _agrees(decoder, backbone, texts):  # weights that are NaN say nothing; the policy complains of them

@@ -24,9 +24,13 @@ class GraphedSteps:
     """Steps of one cache; a graph is recorded anew when buffers move or precision changes."""
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
         self._replay: Replay
         self.usable = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: the cache or the weights are no longer where they were."""
+        self._key: tuple[object, ...] = ()
 
     def step(self, backbone: Backbone, states: States, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor | None:
         """Feed one token to every slot in use.

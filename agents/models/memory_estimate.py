@@ -62,6 +62,7 @@ class Sizes:
         repeats: Query heads for each head of keys and values.
         vocabulary: Tokens.
         plain_head: Whether logits are nothing but a matrix product, see `agents.models.lm_head`.
+        copies: Of weights that texts are written with, see `agents.models.decoding_weights`.
     """
 
     weights: int
@@ -77,6 +78,7 @@ class Sizes:
     repeats: int
     vocabulary: int
     plain_head: bool
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
         "rollout": rollout,
     }
     phases = {
-        "writing": {"cache": cache, "a step": step},
+        "writing": {"cache": cache, "copied weights": sizes.copies, "a step": step},
         "reference pass": {"reference pass": max(passing(compared), logits(compared, False))},
         "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once))},
     }

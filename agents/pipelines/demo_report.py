@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from textrl_env.utils.tables import read_rows
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.training_plots import Curve, frontier, learning_curve
+from ..training.outcome_report import printable
 
 _NUM_PROMPTS = 5
 _TERMINAL_WIDTH = 100
@@ -263,7 +263,7 @@ def print_results(folder: str | Path, console: Console) -> None:
     console.print(Text(describe_reward_model(run.results["reward_model"])), width=width)
     for text in run.texts:
         console.print()
-        console.print(Text(_printable(text["prompt"]), style="dim"), width=width)
+        console.print(Text(printable(text["prompt"]), style="dim"), width=width)
         console.print(_side_by_side(text, run.writers, width))
 
 
@@ -276,9 +276,4 @@ def _side_by_side(text: dict[str, Any], writers: dict[str, Measures], width: int
 
 def _written(written: dict[str, Any]) -> Text:
     scores = f"learned {_number(written['learned'], '+.2f')}, gold {_number(written['gold'], '+.2f')}"
-    return Text.assemble(_printable(written["response"].strip() or "(nothing)"), "\n", (scores, "italic"))
-
-
-def _printable(characters: Iterable[str]) -> str:
-    """Replace what a terminal would obey instead of show: a text may hold escape sequences."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in characters)
+    return Text.assemble(printable(written["response"].strip() or "(nothing)"), "\n", (scores, "italic"))

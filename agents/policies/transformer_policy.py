@@ -20,6 +20,7 @@ from textrl_env.utils.suggestions import did_you_mean
 
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
+from ..models.decoding_weights import DecodingWeights
 from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm, set_ends, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
@@ -133,7 +134,9 @@ class TransformerPolicy(ActorCriticPolicy):
             if settings.compile:
                 backbone.compile()
         self.mask: LearnedMask | None = None  # NLPO's
-        self._caches = {name: CachedDecoder(settings.cuda_graphs) for name in ("acting", "predict", "values")}
+        self._weights = {backbone: DecodingWeights(backbone) for backbone in self._backbones()}
+        reads = {"acting": self.backbone, "predict": self.backbone, "values": self._backbones()[-1]}
+        self._caches = {name: CachedDecoder(settings.cuda_graphs, self._weights[backbone]) for name, backbone in reads.items()}
         self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
         self.optimizer = self.optimizer_class(self._parameter_groups(lr_schedule(1)), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         self.optimizer.register_load_state_dict_pre_hook(with_own_settings)
@@ -189,9 +192,9 @@ class TransformerPolicy(ActorCriticPolicy):
         return {"model": config_of(self.lm), "critic": critic}
 
     def drop_caches(self) -> None:
-        """Forget keys and values; needed after every change of the weights that does not go through SB3."""
-        for cache in self._caches.values():
-            cache.drop()
+        """Forget keys, values and copied weights; needed after every change of the weights that does not go through SB3."""
+        for part in (*self._caches.values(), *self._weights.values()):
+            part.drop()
         if self.mask is not None:
             self.mask.drop()
 
@@ -356,7 +359,8 @@ class TransformerPolicy(ActorCriticPolicy):
         if not len(live):
             raise ValueError("no row has a prompt: reset the environment before asking for actions")
         hidden = self._caches[cache].last_hidden(self.backbone, texts)  # (R, D)
-        raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
+        with self._weights[self.backbone]:
+            raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
         if not torch.isfinite(raw).all():
             raise FloatingPointError(nan_message(texts, int(live[int((~torch.isfinite(raw).all(-1)).nonzero()[0])])))
         steps = torch.as_tensor(texts.steps[live], device=raw.device)  # (R,)

@@ -100,6 +100,26 @@ def learning_curve(curves: Mapping[str, Curve]) -> Figure:
     return figure
 
 
+def progress(tokens: Values, panels: Mapping[str, Values]) -> Figure:
+    """Draw how one training went: a panel for each measure, against the tokens written.
+
+    Args:
+        tokens: Written so far at each rollout, shape (n,).
+        panels: By label of the y-axis, shape (n,) each.
+    """
+    figure = new_figure(height=0.6 + 1.6 * len(panels))
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for i, (axes, (label, values)) in enumerate(zip(rows, panels.items(), strict=True)):
+        _draw_line(axes, i, tokens, values, _GOLD, trail=False)
+        dress(axes, y=label)
+        axes.locator_params(axis="y", nbins=4)
+    rows[-1].set_xlabel("tokens written", fontsize=FONT)
+    rows[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    rows[-1].locator_params(axis="x", nbins=5)  # thousands are wide labels
+    figure.align_ylabels()
+    return figure
+
+
 def small_multiples(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], level: float) -> Figure:
     """Draw a panel for each algorithm: its runs' gold scores against the share of the training that is done.
 

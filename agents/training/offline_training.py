@@ -16,6 +16,7 @@ from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
 from ..models.loading import LMSource, save_lm
+from ..policies.policy_settings import PolicySettings
 from ..utils.run_folder import RunFolder
 from .settings import OfflineTraining
 
@@ -30,6 +31,7 @@ def learn_offline(
     config: OfflineTraining,
     depends_on: Mapping[str, Any],
     whole: bool = False,
+    passes: Mapping[str, Any] | None = None,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
 
@@ -43,12 +45,14 @@ def learn_offline(
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
+        passes: How texts go through the model: `lora`, `precision` and `micro_batch_size`, see `agents.PolicySettings`.
 
     Raises:
         ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
         KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
-    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config)}
+    own = {name: value for name, value in (passes or {}).items() if value != getattr(PolicySettings, name)}
+    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config), **own}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
     with run.stage(stage, inputs, makes=[f"{stage}/model"]) as made:
         if not made.needed:
@@ -58,12 +62,12 @@ def learn_offline(
                 shutil.rmtree(checkpoint, ignore_errors=True)
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
         if algo == "expert-iteration":
-            agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed)
+            agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed, **own)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
             made.facts["score"] = agent.scores[-1]
         else:
-            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole)
+            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **own)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}
@@ -71,13 +75,22 @@ def learn_offline(
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def supervised(algo: str, model: LMSource, task: TextTask, learning_rate: float, beta: float, seed: int, whole: bool = False) -> SFT | DPO:
+def supervised(
+    algo: str,
+    model: LMSource,
+    task: TextTask,
+    learning_rate: float,
+    beta: float,
+    seed: int,
+    whole: bool = False,
+    **passes: Any,
+) -> SFT | DPO:
     """Return the trainer of this name; with `whole` it learns responses beyond the task's limit to their end, as corpora want it."""
     limit = None if whole else task.max_new_tokens
     if algo == "sft":
-        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed, max_new_tokens=limit)
+        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
     loss: Literal["ipo", "sigmoid"] = "ipo" if algo == "ipo" else "sigmoid"
-    return DPO(model, task.tokenizer, beta, loss, learning_rate=learning_rate, seed=seed, max_new_tokens=limit)
+    return DPO(model, task.tokenizer, beta, loss, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
 
 
 def preferred_texts(pairs: Sequence[Preference]) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from .reward_hacking_callback import RewardHackingCallback
 from .rewind_logs import rewind_logs
 from .settings import PolicyTraining
 
-_MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt")  # in the folder of a stage
+_MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.csv", "alarms.txt", "model")  # in the folder of a stage
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ def train_policy(
     algo: str = "ppo",
     watch: RewardHackingCallback | None = None,
     outdated: Sequence[str] = (),
+    reference: LMSource | None = None,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
+
+    At the end `model` in it holds the language model, tokenizer, chat template and ends of text, as transformers opens them.
 
     A stage that was interrupted goes on from its last checkpoint; one that is done is not run again, but goes on if `total_tokens` was
     raised.  The first Ctrl-C or SIGTERM saves a checkpoint between two rollouts; from there a run goes on bit by bit.
@@ -60,14 +63,15 @@ def train_policy(
     Args:
         run: The folder.
         stage: Name of the stage and of its subfolder.
-        model: Where the policy starts, and its reference.
+        model: Where the policy starts.
         env: What it plays.
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
-        rules: Sampling rules of the policy.
+        rules: Arguments of the policy: sampling rules, adapters, critic.
         algo: Name of the algorithm, see `agents.algorithms.registry`.
         watch: Looks for reward hacking beside it.
         outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
+        reference: What KL is measured against; None: `model`.
 
     Raises:
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
@@ -76,7 +80,7 @@ def train_policy(
     config.check()
     together = ranks()
     checkpoint = run.path / stage / "policy.zip"
-    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo}
+    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo} | ({} if reference is None else {"reference": reference})
     inputs |= {field.name: getattr(config, field.name) for field in fields(PolicyTraining) if field.name != "total_tokens"}
     outdated = [*outdated, f"evaluation-{stage}.*", f"groups-{stage}.json"]
     settings: dict[str, Any] = {"depends_on": inputs, "record": together.is_main, "makes": [f"{stage}/policy.zip"]}
@@ -95,14 +99,14 @@ def train_policy(
     with run.stage(stage, **settings) as whole:
         if together.broadcast(whole.needed):
             if together.is_main:
-                run.remove(outdated)
+                run.remove([*outdated, f"{stage}/model"])
                 if not resumes:
                     run.remove([f"{stage}/{name}" for name in _MADE])
             began = perf_counter()
             if resumes:
                 algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
             else:
-                algorithm = _new(algorithm_of(algo), model, env, config, rules)
+                algorithm = _new(algorithm_of(algo), model, env, config, rules, reference)
             _learn(algorithm, run.path / stage, env, config, watch)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
@@ -137,12 +141,21 @@ def _learn(algorithm: Any, folder: Path, env: TextGenerationVecEnv, config: Poli
         together.check_equal({"weights": algorithm.policy})
         if together.is_main:
             algorithm.save(folder / "policy.zip")
+            if not stop:
+                algorithm.policy.save_pretrained(folder / "model")
     if any(together.gather(bool(stop))):
         saved = algorithm.saved_timesteps
         raise KeyboardInterrupt(f"Stopped at {saved:,} of {config.total_tokens:,} tokens, saved in {folder / 'policy.zip'}.")
 
 
-def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, config: PolicyTraining, rules: dict[str, Any] | None) -> Any:
+def _new(
+    algorithm_of: Algorithm,
+    model: LMSource,
+    env: TextGenerationVecEnv,
+    config: PolicyTraining,
+    rules: dict[str, Any] | None,
+    reference: LMSource | None = None,
+) -> Any:
     adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
     settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive, **algorithm_of.settings}
     if config.beta is not None:
@@ -155,5 +168,6 @@ def _new(algorithm_of: Algorithm, model: LMSource, env: TextGenerationVecEnv, co
         learning_rate=Linear(config.learning_rate),
         policy_kwargs={"model": model, **(rules or {})},
         seed=config.seed,
+        reference=reference,
         **settings,
     )

@@ -20,6 +20,7 @@ from textrl_env.utils.files import append_csv, write_text
 from ..algorithms.common.text_algorithm import TextAlgorithm
 from ..algorithms.common.training_warnings import TrainingWarning
 from ..distributed.process_group import ranks
+from ..evaluation.text_comparison import degeneration
 from .rewind_logs import naming
 
 WINDOW = 5  # rollouts
@@ -57,8 +58,7 @@ def causes(history: Sequence[RolloutSummary]) -> Iterator[tuple[str, str]]:
 
     - `over-optimisation`: the held-out reward is 3 standard errors below its best 5 rollouts, and the learned one is not below what it was
       there (Gao et al. 2023).
-    - `repetition`: distinct-2 is less than half of what it was in the first 5 rollouts.
-    - `length`: responses are half as long again as in the first 5 rollouts, or a third shorter.
+    - `repetition` and `length`: see `degeneration`, beside the first 5 rollouts.
     """
     if len(history) < 2 * WINDOW:
         return
@@ -77,12 +77,8 @@ def causes(history: Sequence[RolloutSummary]) -> Iterator[tuple[str, str]]:
                 f"{_mean(then, 'learned'):.3f} to {_mean(last, 'learned'):.3f}, at KL {_mean(last, 'kl_per_sequence'):.1f}: "
                 "stop earlier, raise beta, or ask for labels on these texts",
             )
-    before, now = _mean(first, "distinct_2"), _mean(last, "distinct_2")
-    if now < 0.5 * before:
-        yield "repetition", f"distinct-2 fell from {before:.2f} to {now:.2f}: the policy repeats itself; raise beta, or reward variety"
-    before, now = _mean(first, "length"), _mean(last, "length")
-    if not before / 1.5 <= now <= before * 1.5:
-        yield "length", f"responses went from {before:.0f} to {now:.0f} tokens: see whether the reward pays for length (rewards.check)"
+    distinct_2, length = ((_mean(first, name), _mean(last, name)) for name in ("distinct_2", "length"))
+    yield from degeneration(distinct_2, length)
 
 
 class RewardHackingCallback(BaseCallback):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 
+DEFAULT_TASK = "review"
 OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
 STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
 RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from textrl_env import BaseRecipe, FileTokenizer, Prompt, TextTask, make_task
 from textrl_env.utils.files import read_lines as read_lines
 from textrl_env.utils.files import write_text
 from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
+from ..utils.columns import columns_of
 from ..utils.run_folder import fingerprint
+from .settings import DEFAULT_TASK
+
+_OF_PROMPTS = {  # a setting of `textrl train`, and what the plain data of a task calls it
+    "prompts": "path", "test_prompts": "test_path", "references": "references", "chat": "chat", "add_bos": "add_bos",
+    "max_prompt_tokens": "max_prompt_tokens", "over_long": "over_long", "max_new_tokens": "max_new_tokens", "stop_strings": "stop_strings",
+}  # fmt: skip
 
 
-def task_of(task: str, corpus: Sequence[Path], folder: Path, split: str = "train") -> TextTask:
-    """Return the task of a run: the named one, or that of the text files, whose tokenizer is kept in `folder`; corpora have no splits."""
-    if not corpus:
-        return make_task(task, split=split)
-    sentences = [line for path in corpus for line in read_lines(path)]
-    return corpus_task(sentences, sentences, folder / f"tokenizer-{fingerprint(sentences)}")
+def task_of(settings: Mapping[str, Any], folder: Path, split: str = "train") -> TextTask:
+    """Return the task of a run: a named one, that of a file of prompts, or that of text files, which have no splits.
+
+    Args:
+        settings: Of `textrl train`: `corpus`, `prompts` with what belongs to them, or `task`.
+        folder: Of the run; keeps the tokenizer that is trained on text files.
+        split: Which prompts.
+    """
+    if settings.get("corpus"):
+        sentences = [line for path in settings["corpus"] for line in read_lines(Path(path))]
+        return corpus_task(sentences, sentences, folder / f"tokenizer-{fingerprint(sentences)}")
+    return make_task(task_data(settings), split=split)
+
+
+def task_data(settings: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return what `make_task` takes for the settings of `textrl train`: the name of a task, or prompts as plain data."""
+    if settings.get("prompts") is None:
+        return settings.get("task") or DEFAULT_TASK
+    given = {ours: settings.get(flag) for flag, ours in _OF_PROMPTS.items()}
+    given |= {"columns": columns_of(settings.get("columns"))}
+    return {"name": "prompts", "tokenizer": str(settings["model"]), **{k: v for k, v in given.items() if v not in (None, (), [])}}
 
 
 def corpus_task(

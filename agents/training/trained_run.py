@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from textrl_env import TextTask, make_task
 
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.policy_texts import make_policy
+from ..models.loading import LMSource
 from ..policies.transformer_policy import TransformerPolicy
+from ..rollouts.reference_model import Reference
 from .base_policies import base_policy
 from .text_corpus import task_of
+
+_RULES = ("temperature", "top_k", "top_p", "min_p", "min_new_tokens", "banned_tokens", "no_repeat_ngram", "eos_token_id", "precision")
 
 
 @dataclass(frozen=True)
@@ -30,55 +34,79 @@ class TrainedRun:
         reference: What KL is measured against; None: nothing.
         reward: What it was trained for: a name, the folder of a saved reward model, or a JSON object.
         first: The model it started from; None if there was none.
+        named_reference: What the reference was loaded from; None: it is the first policy.
+        settings: The run's own, see `config.yaml`.
     """
 
     name: str
     task: TextTask
     policy: TransformerPolicy
-    reference: nn.Module | str | None
+    reference: Reference | None
     reward: str
     first: str | None
+    named_reference: LMSource | None
+    settings: Mapping[str, Any]
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Sampling rules of the policy, as `make_policy` takes them."""
+        return {name: getattr(self.policy.settings, name) for name in _RULES}
 
 
-def open_run(folder: Path, policy: str | None = None) -> TrainedRun:
+def open_run(folder: Path, policy: str | None = None, device: str = "cpu") -> TrainedRun:
     """Open a run folder.
 
     Args:
         folder: Of `textrl train` or `textrl demo`.
         policy: Subfolder of the policy; None takes the only one, or that with KL shaping.
+        device: Where the policy goes.
 
     Raises:
         FileNotFoundError: The folder holds no configuration or no finished policy.
         ValueError: There is no such policy, several and none is named, or the configuration is damaged.
     """
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
+    settings = read_settings(folder)
     policies = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
     if not policies:
         raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip or */model): run textrl train or textrl demo first")
     name = policy or (policies[0] if len(policies) == 1 else "kl")
     if name not in policies:
         raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(policies)} with --policy")
-    settings = _settings(folder / "config.yaml")
-    if "algo" in settings:
-        corpus = tuple(Path(path) for path in settings.get("corpus", ()))
-        task, reward = task_of(settings["task"], corpus, folder, split="test"), settings["reward"]
-    else:
-        task, reward = make_task("review", split="test"), str(folder / "reward")
+    task = task_of_run(folder, settings, "test")
+    reward = settings["reward"] if "algo" in settings else str(folder / "reward")
     ordered = dataclasses.replace(task, prompt_order="sequential")
-    first = settings.get("model") or (None if task.recipe is None or settings.get("algo") == "sft" else str(base_policy(task)))
+    fresh = settings.get("algo") == "sft" and not settings.get("preferences")  # a corpus is learned from nothing
+    first = settings.get("model") or (None if task.recipe is None or fresh else str(base_policy(task)))
     if not (folder / name / "policy.zip").is_file():
-        return TrainedRun(name, ordered, make_policy(task, folder / name / "model"), first, reward, first)
-    algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device="cpu")
+        made = make_policy(task, folder / name / "model").to(device)
+        return TrainedRun(name, ordered, made, first, reward, first, None, settings)
+    algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device=device)
     if algorithm.policy.vocab_size != task.tokenizer.vocab_size:
         raise ValueError(
             f"the policy in {folder / name} writes {algorithm.policy.vocab_size} tokens, and the task of this run's config.yaml has "
             f"{task.tokenizer.vocab_size}: the folder holds runs on two tasks; train into a folder for each"
         )
-    return TrainedRun(name, ordered, algorithm.policy, algorithm.reference, reward, first)
+    reference = algorithm.rollout_buffer.reference  # of adapters it is the model under them, which is no module of its own
+    return TrainedRun(name, ordered, algorithm.policy, reference, reward, first, algorithm.reference_source, settings)
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def task_of_run(folder: Path, settings: Mapping[str, Any], split: str) -> TextTask:
+    """Return the task that a run was trained on, with the prompts of a split."""
+    if "algo" not in settings:
+        return make_task("review", split=split)
+    return task_of(settings, folder, split)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a run, from its `config.yaml`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is damaged.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.yaml: pass the folder of a textrl run")
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

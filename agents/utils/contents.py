@@ -11,7 +11,9 @@ from typing import Any
 
 from textrl_env.utils.files import hash_file
 
-_FOLDERS = ("model", "base", "path", "reward", "held_out", "tokenizer", "weights", "trunk")  # names of settings that may be a folder's
+_FOLDERS = (  # names of settings that may be a folder's
+    "model", "base", "path", "test_path", "reward", "held_out", "tokenizer", "weights", "trunk", "reference", "critic",
+)  # fmt: skip
 _KEPT = ("cache", "out", "log")  # of settings whose file is written, not read
 
 

@@ -86,7 +86,7 @@ class RunFolder:
             yield
 
     @contextmanager
-    def stage(self, name: str, depends_on: Any, record: bool = True, makes: Sequence[str] = ()) -> Iterator[Stage]:
+    def stage(self, name: str, depends_on: Any, record: bool = True, makes: Sequence[str] = (), replaces: bool = False) -> Iterator[Stage]:
         """Give a stage to run if it is needed; a block that ends without an exception is recorded as finished, with the stage's facts.
 
         Args:
@@ -94,13 +94,15 @@ class RunFolder:
             depends_on: Plain data, at best a mapping from names; texts that name files and folders stand for their contents.
             record: Whether this process writes the record; of several that share a run, one does.
             makes: Files and folders without which it is not finished, whatever the record says.
+            replaces: Run it again if it was finished with other inputs, instead of refusing that.
 
         Raises:
             ValueError: The stage was finished with other inputs; the message says which ones.
         """
         inputs = with_contents(depends_on)
         recorded, current = self._stages().get(name), fingerprint(inputs)
-        if not all((self.path / made).exists() for made in makes):
+        changed = recorded is not None and recorded["fingerprint"] != current
+        if not all((self.path / made).exists() for made in makes) or (changed and replaces):
             recorded = None
         if recorded is not None and recorded["fingerprint"] != current:
             raise ValueError(f"{self.path} holds a run with other inputs ({_changes(recorded, inputs)}): {_FIX}")

@@ -121,8 +121,8 @@ def fit_preference_model(
     Args:
         preferences: At least 10, of one kind; some hundreds before the held-out accuracy says much.
         tokenizer: The model's own, or what `FileTokenizer` takes; saved with it.
-        trunk: A folder with a Hugging Face model whose weights to start from (its language-model head is dropped;
-            pass the tokenizer it was trained with), or the config of a new one, or None for n-grams alone.
+        trunk: A Hugging Face model whose weights to start from, as a folder, `.gguf` file or hub id (its language-model head is
+            dropped; pass the tokenizer it was trained with), or the config of a new one, or None for n-grams alone.
         ngram_buckets: Hashed token pairs of the n-gram scorer; 0 for the trunk alone.
         max_tokens: Longest text read, in tokens; longer texts lose their beginning.
         epochs: Passes of the trunk over the pairs; the n-grams always take 6, which cost a second.

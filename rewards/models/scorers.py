@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textrl_env.utils.model_files import model_folder
+from textrl_env.utils.suggestions import insist_on_path
+
 # keys of a config that could make transformers fetch or run code
 _UNSAFE_KEYS = {"auto_map", "attn_implementation", "_attn_implementation", "quantization_config"}
 _HASH_PRIME = 2**31 - 1  # keeps the products below far from the end of int64
@@ -102,7 +105,8 @@ def build_trunk(trunk: str | Path | Mapping[str, Any], vocab_size: int, max_toke
     """Return a base model of transformers: read from a folder, or randomly initialised from its config.
 
     Args:
-        trunk: A folder with safetensors weights, or plain data such as `{"model_type": "llama", "hidden_size": 64}`.
+        trunk: A folder with safetensors weights, a `.gguf` file, the id of a model on the hub, or plain data such as
+            `{"model_type": "llama", "hidden_size": 64}`.
         vocab_size: Number of token ids it must know; a new trunk gets this many unless its config says more.
         max_tokens: Longest text it must read.
 
@@ -118,7 +122,8 @@ def build_trunk(trunk: str | Path | Mapping[str, Any], vocab_size: int, max_toke
         body = AutoModel.from_config(AutoConfig.for_model(**settings), dtype=torch.float32, trust_remote_code=False)
     else:
         safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        body = AutoModel.from_pretrained(str(trunk), dtype=torch.float32, **safe)
+        insist_on_path(trunk)
+        body = AutoModel.from_pretrained(str(model_folder(trunk)), dtype=torch.float32, **safe)
     if vocab_size > body.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} ids and the trunk's embedding {body.config.vocab_size}: "

@@ -1,11 +1,13 @@
-"""A proportion and how sure it is."""
+"""Proportions and means, and how sure they are."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 _Z = 1.959963984540054  # the 97.5% point of the standard normal
 
@@ -68,3 +70,23 @@ def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Rate:
     if ours.shape != theirs.shape or not len(ours):
         raise ValueError(f"cannot compare {ours.shape} with {theirs.shape} scores pair by pair")
     return wilson(float(((ours > theirs) + 0.5 * (ours == theirs)).sum()), len(ours))
+
+
+class IntervalEstimate(NamedTuple):
+    """A statistic and the ends of its 95% interval, NaN where there are too few runs for one."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]" if np.isfinite(self.low) else f"{self.value:.2f} (one run)"
+
+
+def mean_interval(values: np.ndarray) -> IntervalEstimate:
+    """Return the mean of independent values, shape (n,), and Student's 95% interval; NaN for its ends if there is one value."""
+    x = np.asarray(values, float)
+    if len(x) < 2:
+        return IntervalEstimate(float(x.mean()), float("nan"), float("nan"))
+    half = float(stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / np.sqrt(len(x)))
+    return IntervalEstimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)

@@ -124,7 +124,7 @@ def test_a_model_of_the_hub_without_a_network(llama, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="model org/tiny has a tokenizer"):
         check_same_tokens("org/tiny", WordTokenizer(["z", "y", "a"]))
     assert model_folder("org/other") == "org/other"
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer file at org/other, and neither the hub nor the cache"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer file at org/other, and the hub of models, or its cache"):
         FileTokenizer("org/other")
 
 

@@ -94,7 +94,9 @@ def _from_file(path: Path) -> PretrainedFiles:
         )
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer file at {path}, and neither the hub nor the cache of its models has one of this name")
+        raise FileNotFoundError(
+            f"no tokenizer file at {path}, and the hub of models, or its cache where there is no network, has none of this name"
+        )
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust side raises a bare Exception

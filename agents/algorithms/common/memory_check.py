@@ -14,6 +14,7 @@ from torch import nn
 from ...models.backbones import Backbone
 from ...models.backbones.kv_cache import BLOCK, KeysAndValues, SourceKeysAndValues
 from ...models.cached_decoder import CachedDecoder
+from ...models.decoding_weights import copied_bytes
 from ...models.memory_estimate import GIB, Load, MemoryEstimate, Saved, Sizes, estimate, remedy
 from ...models.sequences import PartialTexts, TextRecord, pack
 from ...rollouts.text_vec_env import text_env_of
@@ -110,6 +111,7 @@ def sizes_of(algorithm: Trained) -> Sizes:
         repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
         vocabulary=policy.vocab_size,
         plain_head=policy.backbone.head is not None,
+        copies=sum(copied_bytes(b.lm) for b in backbones if b.autocast is None),
     )
 
 

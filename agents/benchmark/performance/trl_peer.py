@@ -72,6 +72,7 @@ class Work:
         batch: Texts per minibatch.
         threads: Of torch.
         precision: `float32`, or `bfloat16` for mixed precision.
+        lora: Fields of peft's LoraConfig: GRPO and RLOO train adapters, and their reference is the model without them.
     """
 
     model: dict[str, Any] = field(
@@ -87,6 +88,7 @@ class Work:
     batch: int = 8
     threads: int = 2
     precision: str = "float32"
+    lora: dict[str, Any] | None = None
 
     @property
     def minibatches(self) -> int:
@@ -283,13 +285,20 @@ def _make_critic_free(name: str, work: Work, iterations: int, common: dict[str, 
     texts = [" ".join(map(str, ids)) for ids in _prompts(work)]
     trainer = trainer_class(
         model=source, args=config, processing_class=_tokenizer(work), reward_funcs=_parity, callbacks=[meter],
-        train_dataset=Dataset.from_dict({"prompt": texts}),
+        train_dataset=Dataset.from_dict({"prompt": texts}), peft_config=None if work.lora is None else _lora(work.lora),
     )  # fmt: skip
     meter.time_generation(trainer.model)
     for part, model in (("policy", trainer.model), ("reference", trainer.ref_model)):
-        meter.count_positions(part, model.base_model)
+        if model is not None:  # under adapters the policy's trunk reads for both
+            meter.count_positions(part, model.base_model)
     trainer.compute_loss = meter.after_update_begins(trainer.compute_loss)
     return trainer
+
+
+def _lora(settings: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**settings, task_type="CAUSAL_LM")
 
 
 class Parity(torch.nn.Module):

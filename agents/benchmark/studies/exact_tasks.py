@@ -22,12 +22,13 @@ import tyro
 from rich.console import Console
 
 import agents
+from rewards.utils.intervals import IntervalEstimate
 from textrl_env.tasks.exact import TASKS
 from textrl_env.utils.files import write_text
 
 from ...evaluation.exact_optimum import optimality_gap
 from ...reports.tables import markdown_table, terminal_table
-from ..aggregate_statistics import IntervalEstimate, interval, iqm
+from ..aggregate_statistics import interval, iqm
 from .study import side_by_side, spawning_pool
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)

@@ -26,6 +26,7 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from rewards.utils.intervals import mean_interval
 from textrl_env import make_task
 from textrl_env.utils.files import write_text
 
@@ -34,7 +35,6 @@ from ...pipelines.flags import Loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
-from ..aggregate_statistics import mean_interval
 from .study import Study, side_by_side, spawning_pool
 
 TEMPERATURE = 0.43  # of the task's own annotator

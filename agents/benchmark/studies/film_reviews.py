@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rewards.preferences.preference_files import read_preferences
-from rewards.utils.intervals import win_rate
+from rewards.utils.intervals import mean_interval, win_rate
 from textrl_env import TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import NoReward
@@ -46,7 +46,6 @@ from ...training.offline_training import preferred_texts, supervised
 from ...training.policy_training import train_policy
 from ...training.settings import OFFLINE, RATES, STEPS, PolicyTraining
 from ...utils.run_folder import RunFolder
-from ..aggregate_statistics import mean_interval
 from .study import Study, side_by_side, spawning_pool
 
 BASELINES = ("random", "best-of-8")

@@ -13,7 +13,11 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAtten
 from ..sequences import SequenceBatch
 from .attention_masks import attention_mask
 from .base import Backbone, Fed, full_precision
+from .joined_texts import JoinedTexts, attending, join_texts, probe
 from .kv_cache import States
+
+_WIDE = 256  # hidden size from which joining pays: in a model of 128, what attention does besides takes most of what is spared
+_FEWER = 0.9  # of the tokens, padding included, that a joined batch may have at most
 
 
 class FromTransformers(Backbone):
@@ -40,6 +44,12 @@ class FromTransformers(Backbone):
         return getattr(self.lm.config, "max_position_embeddings", None)
 
     @property
+    def checkpoints(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        renamed = hasattr(type(self.lm), "is_activation_checkpointing")  # in transformers 5.2x
+        return bool(self.lm.is_activation_checkpointing if renamed else self.lm.is_gradient_checkpointing)
+
+    @property
     def head(self) -> nn.Linear | None:
         """The output embeddings; None if they are adapted or hooked, or if their outputs are changed before they are logits."""
         layer = self.lm.get_output_embeddings()
@@ -49,10 +59,17 @@ class FromTransformers(Backbone):
 
 
 class DecoderOnly(FromTransformers):
-    """A causal language model: prompt and response are one text."""
+    """A causal language model: prompt and response are one text.
+
+    Attributes:
+        joinable: Whether joined texts give what texts side by side give, see `joined_texts`; None until it was tried.
+        joinable_up_to: Tokens of the texts up to which that was tried.
+    """
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__(lm)
+        self.joinable: bool | None = None
+        self.joinable_up_to = 0
         accepted = inspect.signature(self._trunk.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
@@ -72,6 +89,48 @@ class DecoderOnly(FromTransformers):
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         # Texts begin at column 0 and a causal model never looks ahead: neither mask nor positions are needed.
         return self._trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+
+    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
+        """Return the hidden state that predicts each action, shape (N, D), float32; equal prompts are read once where that pays."""
+        joined = self._joined(batch)
+        return super().hidden(batch) if joined is None else self._run_joined(joined)
+
+    def _joined(self, batch: SequenceBatch) -> JoinedTexts | None:
+        """Return the batch joined; None: side by side it costs no more, or this model cannot."""
+        if self.hidden_size < _WIDE or len(batch.input_ids) == 1 or not self._can_join():
+            return None
+        joined = join_texts(batch)
+        if joined.ids.numel() > _FEWER * batch.input_ids.numel():
+            return None
+        if (longest := batch.input_ids.shape[1]) > self.joinable_up_to:
+            self.joinable, self.joinable_up_to = self._joins_exactly(longest), longest
+        return joined if self.joinable else None
+
+    def _can_join(self) -> bool:
+        attends = self.graphable and self._takes_positions and self.lm.config._attn_implementation == "sdpa"
+        return attends and self.joinable is not False and not (self._compiles or self.checkpoints)  # layers run again attend as usual
+
+    @torch.no_grad()
+    def _joins_exactly(self, longest: int) -> bool | None:
+        """Try texts of up to `longest` tokens; None if the model's numbers are not finite."""
+        batch = probe(self.vocab_size, longest, self.device)
+        autocast, self.autocast = self.autocast, None
+        try:
+            plain, alone = (super(DecoderOnly, self).hidden(texts) for texts in (batch, batch.split(1)[0][0]))  # (N, D), (n, D)
+            if not torch.isfinite(plain).all():
+                return None
+            rounding = float((plain[: len(alone)] - alone).abs().max())  # the same text in a larger batch
+            worst = float((self._run_joined(join_texts(batch)) - plain).abs().max())
+            return worst <= max(10 * rounding, 3e-6 * float(plain.abs().max()))
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError):
+            return False  # it takes no such argument, or has an attention of its own
+        finally:
+            self.autocast = autocast
+
+    def _run_joined(self, joined: JoinedTexts) -> torch.Tensor:
+        with self.precision(), attending(self._trunk.config):
+            out = self._trunk(input_ids=joined.ids, position_ids=joined.positions, use_cache=False, joined=joined)
+        return out.last_hidden_state[0][joined.predictor].float()  # (1, M, D), (N, D)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""

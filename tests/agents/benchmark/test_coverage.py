@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from agents.benchmark import aggregate_statistics as ours
-from rewards.utils.intervals import wilson
+from rewards.utils.intervals import mean_interval, wilson
 
 COVERAGE = pytest.mark.reports("95% intervals over 3, 5 or 10 runs hold the truth in at least 90 of 100 simulated cases.")
 TRIALS = 200  # the standard error of a share of 0.95 is 0.015
@@ -21,7 +21,7 @@ def covered(make, truth, trials=TRIALS):
 @COVERAGE
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_means_of_runs(seeds):
-    assert 0.93 <= covered(lambda rng: ours.mean_interval(rng.normal(0.6, 0.2, seeds)), 0.6, 2000) <= 0.97
+    assert 0.93 <= covered(lambda rng: mean_interval(rng.normal(0.6, 0.2, seeds)), 0.6, 2000) <= 0.97
 
 
 @COVERAGE
@@ -70,5 +70,5 @@ def test_always_ahead_is_no_certainty():
 
 @pytest.mark.reports("A single run of a task has no interval, and the report says so.")
 def test_a_single_run_has_no_interval():
-    assert str(ours.mean_interval(np.array([0.5]))) == "0.50 (one run)"
+    assert str(mean_interval(np.array([0.5]))) == "0.50 (one run)"
     assert np.isnan(ours.interval(ours.iqm, [np.array([0.5]), np.array([0.6, 0.7])]).low)

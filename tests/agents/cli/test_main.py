@@ -87,7 +87,7 @@ def test_version_and_help(capsys):
 def test_files_of_earlier_versions(tmp_path, capsys):
     old = {"algo": "sft", "task": "review", "total_tokens": 110_000, "n_episodes": 128, "batch_size": 32, "steps": 7, "beta": None}
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
-    assert resolve(Train, ["--config", str(tmp_path / "old.yaml")]) == Train(algo="sft", steps=7)
+    assert resolve(Train, ["--config", str(tmp_path / "old.yaml")]) == Train(algo="sft", steps=7, task="review")
     line = f"--config {tmp_path / 'old.yaml'}: ignored, for this run does not use them: total_tokens, n_episodes, batch_size\n"
     assert capsys.readouterr().err == line
     assert resolve(Train, ["--config", str(tmp_path / "old.yaml"), "--algo", "ppo"]).n_episodes == 128  # it uses them, and not the steps

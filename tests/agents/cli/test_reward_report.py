@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import rewards
 from agents.cli.main import main
@@ -200,3 +202,35 @@ def test_a_damaged_gzip(tmp_path, capsys):
     (tmp_path / "pairs.jsonl.gz").write_bytes(b"\x1f\x8b but no more")
     assert main(["reward", "report", str(tmp_path / "pairs.jsonl.gz"), "--out", str(tmp_path / "out")]) == 2
     assert "pairs.jsonl.gz" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """A folder with a small transformer and its tokenizer of bytes, whose texts end with `</s>`."""
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["</s>"])
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=257, eos_token_id=256, bos_token_id=None, **size)).save_pretrained(tmp_path / "model")
+    backend.save(str(tmp_path / "model" / "tokenizer.json"))
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return str(tmp_path / "model")
+
+
+def test_a_pretrained_trunk_and_its_tokenizer(tiny_model, tmp_path, capsys):
+    pairs = [Preference(f"p {i}", f" fine w{i}", f" poor w{i}") for i in range(120)]
+    facts = run(tmp_path, pairs, "--trunk", tiny_model, "--epochs", "1", "--max-tokens", "32")
+    assert facts["model"] == "n-grams and a transformer" and facts["accuracy"]["low"] > 0.8
+    saved = json.loads((tmp_path / "out" / "reward" / "preference.json").read_text())
+    assert (saved["trunk"]["vocab_size"], saved["trunk"]["hidden_size"], saved["eos_token"]) == (257, 16, "</s>")
+    model = rewards.make("preference", path=tmp_path / "out" / "reward")
+    good, bad = model.score([Episode.from_text("p", " fine w"), Episode.from_text("p", " poor w")])
+    assert good > bad
+    again = ["reward", "report", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "out"), "--max-tokens", "32"]
+    for flags, message in (
+        (["--epochs", "2"], "--epochs is for the transformer of --trunk"),
+        (["--trunk", tiny_model, "--epochs", "2"], "settings"),
+        (["--trunk", str(tmp_path / "none"), "--out", str(tmp_path / "new")], "no tokenizer file at"),
+    ):
+        assert main([*again, *flags]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())

@@ -25,7 +25,7 @@ def goes_on(folder, algo, inputs, *flags):
     made.mkdir(parents=True, exist_ok=True)
     record = {"fingerprint": fingerprint(inputs)}
     (folder / "stages.json").write_text(json.dumps({algo: record, f"{algo} began": record}))
-    return main(["train", "--algo", algo, "--model", "m", "--out", str(folder), *flags]) == 0
+    return main(["train", "--algo", algo, "--model", "m", "--eval-texts", "0", "--out", str(folder), *flags]) == 0
 
 
 def inputs_of(algo, **others):
@@ -64,13 +64,13 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
     flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo in ("dpo", "ipo") else []
     used = []
 
-    def learned(algo, run, stage, model, task, data, config, depends_on, whole):
+    def learned(algo, run, stage, model, task, data, config, depends_on, whole, passes):
         with run.stage(stage, depends_on):
             used.append(config)
 
     monkeypatch.setattr(command, "learn_offline", learned)
     out = tmp_path / "run"
-    assert main(["train", "--algo", algo, "--model", "m", "--out", str(out), "--learning-rate", "5e-4", *flags]) == 0
+    assert main(["train", "--algo", algo, "--model", "m", "--eval-texts", "0", "--out", str(out), "--learning-rate", "5e-4", *flags]) == 0
     assert [config.learning_rate for config in used] == [5e-4]
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["learning_rate"] == 5e-4 and saved["steps"] == used[0].steps and saved["total_tokens"] is None
@@ -81,8 +81,9 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
 
 
 SFT = "--learning-rate, --preferences, --seed, --steps"
-PPO = ("--batch-size, --beta, --held-out, --kl-target, --learning-rate, --micro-batch-size, --min-new-tokens, --n-episodes, --precision, "
-       "--seed, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+PPO = ("--batch-size, --beta, --critic, --held-out, --kl-target, --learning-rate, --min-new-tokens, --n-episodes, --reference, --seed, "
+       "--stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+RLOO = PPO.replace("--critic, ", "")
 
 
 @pytest.mark.parametrize(
@@ -96,11 +97,18 @@ PPO = ("--batch-size, --beta, --held-out, --kl-target, --learning-rate, --micro-
         ("--algo a2c --batch-size 32",
          f"leave out --batch-size, which --algo a2c does not use; its settings are {PPO.replace('--batch-size, ', '')}"),
         ("--algo dapo --kl-target 8",
-         f"leave out --kl-target, which --algo dapo does not use; its settings are {PPO.replace('--kl-target, ', '')}"),
+         f"leave out --kl-target, which --algo dapo does not use; its settings are {RLOO.replace('--kl-target, ', '')}"),
         ("--algo expert-iteration --stop-at-alarm",
          "leave out --stop-at-alarm, which --algo expert-iteration does not use; its settings are --learning-rate, --seed, --steps"),
         ("--beta 0.1 --kl-target 4", "--kl-target 4 steers an adaptive beta, and --beta 0.1 is fixed: leave one of them out"),
-        ("--corpus x.txt --task recall", "--corpus and --task recall: the files are learned instead of a task; leave one of them out"),
+        ("--corpus x.txt --task recall", "--task, --corpus: each says what the policy goes on with; leave all but one of them out"),
+        ("--prompts p.txt", "--prompts p.txt: pass --model too, a folder, hub id or .gguf file, whose tokenizer reads them"),
+        ("--chat --max-new-tokens 9", "--chat, --max-new-tokens: for the file of --prompts, which is not given"),
+        ("--algo rloo --critic separate",
+         f"leave out --critic, which --algo rloo does not use; its settings are {RLOO}"),
+        ("--algo dpo --reference m --preferences p.jsonl",
+         "leave out --reference, which --algo dpo does not use; its settings are --beta, --learning-rate, --preferences, --seed, --steps"),
+        ("--lora 8", """--lora 8: no JSON object; write --lora '{"r": 8}'"""),
         ("--algo sft --steps 0", "--steps 0 is not a whole number of at least 1 or null"),
         ("--algo sft --learning-rate 0", "--learning-rate 0.0 is not a number above 0 or null"),
         ("--total-tokens 0", "--total-tokens 0 is not a whole number of at least 1 or null"),

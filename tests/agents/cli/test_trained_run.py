@@ -33,7 +33,9 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert main(["evaluate", str(run), "--texts", "20"]) == 0
     figures = json.loads((run / "evaluation-ppo.json").read_text())
     rows = [json.loads(line) for line in (run / "evaluation-ppo.jsonl").read_text().splitlines()]
-    assert len(rows) == 20
+    assert len(rows) == 20 and "20 texts of each policy" in figures["prompts"]
+    told = json.loads((run / "outcome.json").read_text())["prompts"]
+    assert told.endswith("9 of which are among the training prompts: they are not held out, and a gain may be one of memory")
     assert figures["score"] == pytest.approx(sum(row["score"] for row in rows) / 20)
     assert figures["return"] == figures["score"]  # this task has no penalties
     assert figures["kl_per_sequence"] > 0 and figures["length"] >= 1

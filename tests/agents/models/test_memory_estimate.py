@@ -119,7 +119,7 @@ def test_adapters_need_no_reference_and_little_else():
 
 
 # One layer of 8 bytes a token for the backward pass, keys and values of 4; a vocabulary of 10.
-SIZES = Sizes(1000, 1000, 900, 2, Saved(0, 8, 0), 1, 2, 4, 0, 0, 1, 10, False)
+SIZES = Sizes(1000, 1000, 900, 2, Saved(0, 8, 0), 1, 2, 4, 0, 0, 1, 10, False, copies=700)
 LOAD = Load(texts=6, rows=4, prompt=3, response=6, at_once=2, reference_at_once=4)
 
 
@@ -128,14 +128,14 @@ def test_items_by_hand():
     # two rounds of 6 steps for 4 rows, 26 bytes each; 36 tokens of 36 bytes; 6 prompts of 3 int64
     assert made.stored == {"weights": 1000, "gradients": 1000, "optimizer": 2000, "reference": 900, "rollout": 12 * 4 * 26 + 36 * 36 + 144}
     assert made.phases == {
-        "writing": {"cache": 4 * 4 * 32, "a step": 4 * 10 * 24},
+        "writing": {"cache": 4 * 4 * 32, "copied weights": 700, "a step": 4 * 10 * 24},
         "reference pass": {"reference pass": 12 * 4 * 6 * 10},
         "update": {"activations": 2 * 8 * 8, "logits": 12 * 2 * 6 * 10},
     }
     assert made.needed == sum(made.stored.values()) + 2880
     assert made.items["reference pass"] == 2880
     kept = estimate(SIZES, LOAD, True)
-    assert kept.total == sum(made.stored.values()) + 50 * MIB + round(1.7 * (512 + 960 + 2880 + 128 + 1440))
+    assert kept.total == sum(made.stored.values()) + 50 * MIB + round(1.7 * (512 + 700 + 960 + 2880 + 128 + 1440))
     again = estimate(SIZES, replace(LOAD, checkpointing=True), False).phases["update"]["activations"]
     assert again == 2 * 2 * 8 + 2 * 8 * 8  # the layers' inputs, and one layer as it is computed again
 
