@@ -30,29 +30,29 @@ from sklearn.preprocessing import StandardScaler
 from transformers.utils import logging
 
 from agents.algorithms import ALGORITHMS
-from agents.benchmark.aggregate_statistics import mean_interval
-from agents.evaluation import WrittenTexts, make_policy, write_texts
-from agents.models import frozen, load_lm
-from agents.reports.plots import dress, interval_bars, look, new_figure, save
+from agents.evaluation import make_policy, write_texts
+from agents.evaluation.text_comparison import compare, text_rows
+from agents.reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from agents.reports.tables import markdown_table, terminal_table
 from agents.reports.training_plots import running_mean
 from agents.training import PolicyTraining, train_policy
 from agents.utils import RunFolder, choose_threads
 from agents.utils.progress import bar
-from rewards import EmbeddingReward, PreferenceRewardModel, distinct_n, fit_preference_model, read_preference_file, read_preferences
-from rewards.utils.intervals import win_rate
+from rewards import EmbeddingReward, PreferenceRewardModel, fit_preference_model, read_preference_file, read_preferences
+from rewards.utils.intervals import IntervalEstimate, mean_interval, win_rate
 from textrl_env import Episode, FileTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import write_json, write_jsonl, write_text
 from textrl_env.utils.model_files import model_folder
 from textrl_env.utils.tables import read_rows
 
-VARIANTS = {"rloo": ("rloo", True), "ppo": ("ppo", True), "rloo-no-kl": ("rloo", False)}  # algorithm, and whether KL is paid for
+# Algorithm, whether KL is paid for, and passes over a rollout
+VARIANTS = {"rloo": ("rloo", True, 1), "ppo": ("ppo", True, 2), "rloo-no-kl": ("rloo", False, 1)}
 MEASURES = (
-    ("judged", "judged rating, -4 to 4", ".2f"), ("learned", "learned score", ".2f"), ("kl", "KL per text, nats", ".1f"),
+    ("gold", "rating by the judge, -4 to 4", ".2f"), ("score", "learned score", ".2f"), ("kl_per_sequence", "KL per text, nats", ".1f"),
     ("perplexity", "perplexity by the original model", ".1f"), ("distinct_2", "distinct-2", ".2f"), ("length", "length, tokens", ".1f"),
 )  # fmt: skip
-Row = dict[str, Any]
+Row, Features = dict[str, Any], dict[str, np.ndarray]  # the latter by text, each of shape (D,)
 RULES = {"lora": {"r": 8, "lora_alpha": 16}, "min_new_tokens": 12}  # short texts would cost little KL
 
 
@@ -80,9 +80,9 @@ class SmolLM2:
     seeds: tuple[int, ...] = (0, 1, 2)
     variants: tuple[str, ...] = tuple(VARIANTS)
     iterations: int = 20
-    texts_per_iteration: int = 32
-    opening_words: int = 5
-    max_new_tokens: int = 24
+    texts_per_iteration: int = 64
+    opening_words: int = 4
+    max_new_tokens: int = 20
     test_texts: int = 256
     beta: float = 0.1
     learning_rate: float = 1e-3
@@ -94,10 +94,10 @@ def read_ratings(path: Path) -> list[Row]:
     if not path.name.endswith(".tar.gz"):
         return [{"text": row["text"], "ratings": row["ratings"]} for row in read_rows(path)]
     with tarfile.open(path) as package:
-        inner = next(member for member in package if member.name.endswith("/hutto_ICWSM_2014.tar.gz"))
+        inner = next(member for member in package if member.name.endswith("hutto_ICWSM_2014.tar.gz"))
         with tarfile.open(fileobj=package.extractfile(inner)) as archive:
             files = [archive.extractfile(f"hutto_ICWSM_2014/movieReviewSnippets_{name}.txt") for name in ("GroundTruth", "anonDataRatings")]
-            texts, ratings = ([line.split("\t") for line in file.read().decode().splitlines()] for file in files if file)
+            texts, ratings = ([line.split("\t") for line in file.read().decode().splitlines()] for file in files)
     rated = {number: json.loads(given) for number, _, _, given in ratings}
     return [{"text": text.strip(), "ratings": rated[number]} for number, _, text in texts]
 
@@ -113,7 +113,7 @@ def find_model() -> Path:
 class Judge:
     """People's mean rating of a text, by ridge regression on the mean hidden state of the frozen model after two thirds of its layers."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: str) -> None:
         self.encoder = EmbeddingReward(model_folder(model), batch_size=32, max_tokens=128)
         layers = self.encoder.checkpoint.model.layers
         del layers[round(2 / 3 * len(layers)) :]  # the last ones are about the next word rather than about the text
@@ -140,39 +140,22 @@ def prompts_of(rows: Iterable[Row], words: int) -> list[Prompt]:
     return [Prompt(text) for text in dict.fromkeys(" ".join(opening) for opening in openings)]
 
 
-def fit_reward(run: RunFolder, model: Path, rated: Sequence[Row], seed: int) -> None:
-    """Fit the reward to comparisons of rated sentences, into `reward`; its scores have mean 0 and variance 1 on them."""
-    write_jsonl(run.path / "rated.jsonl", rated)
+def fit_reward(run: RunFolder, model: str, judge: Judge, features: Features, seed: int) -> dict[str, str]:
+    """Fit the reward to `rated.jsonl`, and return how often it, the judge, and people agree with people on `fresh.jsonl`."""
+    pairs = read_preferences(run.path / "rated.jsonl")
     with bar("fit the reward model", 0) as shown:  # word pairs are what 4,800 sentences support, and cost no time while playing
-        pairs = read_preferences(run.path / "rated.jsonl")
-        fitted, _ = fit_preference_model(pairs, tokenizer=str(model), trunk=None, seed=seed, progress=shown.follow)
-    fitted.normalise([Episode.from_text("", row["text"]) for row in rated])
+        fitted, _ = fit_preference_model(pairs, tokenizer=model, trunk=None, seed=seed, progress=shown.follow)
+    fitted.normalise([Episode.from_text("", text) for pair in pairs for text in (pair.chosen, pair.rejected)])  # mean 0, variance 1
     fitted.save(run.path / "reward")
+    fresh = read_preference_file(run.path / "fresh.jsonl")
+    sides = [[getattr(pair, side) for pair in fresh.preferences if not pair.is_tie] for side in ("chosen", "rejected")]
+    by_reward = [np.array(fitted.score([Episode.from_text("", text) for text in side])) for side in sides]
+    by_judge = [judge.ridge.predict(np.stack([features[text] for text in side])) for side in sides]
+    agree = {"comparisons": str(len(sides[0])), "reward": str(win_rate(*by_reward)), "judge": str(win_rate(*by_judge))}
+    return {**agree, "panel of people": f"{fresh.ceiling.panel:.1%}", "one person": f"{fresh.ceiling.rater:.1%}"}
 
 
-def accuracies(run: RunFolder, reward: PreferenceRewardModel, judge: Judge, fresh: Sequence[Row]) -> dict[str, str]:
-    """Return how often reward and judge prefer the fresh sentence that people prefer, and how often people agree with people."""
-    write_jsonl(run.path / "fresh.jsonl", fresh)
-    file = read_preference_file(run.path / "fresh.jsonl")
-    pairs = [pair for pair in file.preferences if not pair.is_tie]
-    sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
-    by_reward = [np.array(reward.score([Episode.from_text("", text) for text in side])) for side in sides]
-    by_judge = [judge([""] * len(side), side) for side in sides]
-    assert file.ceiling is not None
-    return {"comparisons": str(len(pairs)), "reward": str(win_rate(*by_reward)), "judge": str(win_rate(*by_judge)),
-            "panel of people": f"{file.ceiling.panel:.1%}", "one person": f"{file.ceiling.rater:.1%}"}  # fmt: skip
-
-
-def measure(texts: WrittenTexts, judge: Judge) -> dict[str, Any]:
-    """Return what the tables show, and the rating of each text."""
-    ratings = judge(texts.prompts, texts.responses)
-    return {
-        "ratings": ratings.tolist(), "judged": float(ratings.mean()), "learned": float(texts.scores.mean()), "kl": texts.kl_per_sequence,
-        "perplexity": texts.perplexity, "distinct_2": distinct_n(texts.responses, 2), "length": float(texts.lengths.mean()),
-    }  # fmt: skip
-
-
-def run_seed(config: SmolLM2, model: Path, seed: int, features: dict[str, np.ndarray], console: Console) -> dict[str, Any]:
+def run_seed(config: SmolLM2, model: str, seed: int, features: Features, console: Console) -> dict[str, Any]:
     """Run one seed, and return its measures; stages that are done are not run again."""
     run, tokenizer = RunFolder(config.out / f"seed-{seed}"), FileTokenizer(model)
     rated, judged, fresh = split(read_ratings(config.ratings), seed)
@@ -180,8 +163,9 @@ def run_seed(config: SmolLM2, model: Path, seed: int, features: dict[str, np.nda
     judge.ridge.fit(np.stack([features[row["text"]] for row in judged]), [np.mean(row["ratings"]) for row in judged])
     with run.stage("reward", {"ratings": config.ratings, "model": model, "seed": seed}, makes=["reward"]) as stage:
         if stage.needed:
-            fit_reward(run, model, rated, seed)
-            stage.facts = accuracies(run, PreferenceRewardModel.load(run.path / "reward"), judge, fresh)
+            for name, rows in (("rated", rated), ("fresh", fresh)):
+                write_jsonl(run.path / f"{name}.jsonl", rows)
+            stage.facts = fit_reward(run, model, judge, features, seed)
     reward, agree = PreferenceRewardModel.load(run.path / "reward"), run.facts("reward")
     console.print(f"[bold]seed {seed}[/bold]  agreement with people on sentences that nothing was fitted to: {agree}")
 
@@ -192,41 +176,39 @@ def run_seed(config: SmolLM2, model: Path, seed: int, features: dict[str, np.nda
     test = replace(task, prompts=test_prompts, prompt_order="sequential")
     inputs = {"reward": run.path / "reward", "opening_words": config.opening_words, "max_new_tokens": config.max_new_tokens}
     for name in config.variants:
-        algo, paid = VARIANTS[name]
-        texts = config.texts_per_iteration
+        (algo, paid, epochs), texts = VARIANTS[name], config.texts_per_iteration
         env = TextGenerationVecEnv(texts, task=replace(task, group_size=ALGORITHMS[algo].group_size), reward=reward)
-        training = PolicyTraining(
-            beta=config.beta if paid else 0.0, total_tokens=config.iterations * texts * config.max_new_tokens, n_episodes=texts,
-            batch_size=texts // 2, learning_rate=config.learning_rate, seed=seed,
-        )  # fmt: skip
+        total, beta = config.iterations * texts * config.max_new_tokens, config.beta if paid else 0.0
+        training = PolicyTraining(beta, total_tokens=total, n_episodes=texts, learning_rate=config.learning_rate, seed=seed)
         console.print(f"seed {seed}: {name}")
-        train_policy(run, name, str(model), env, training, inputs, RULES, algo, outdated=["texts.jsonl"])
-
+        train_policy(run, name, model, env, training, inputs, RULES, algo, outdated=["texts.jsonl"], arguments={"n_epochs": epochs})
     policies = {name: run.path / name / "policy.zip" for name in config.variants}
     with run.stage("judge", {**inputs, **policies, "texts": config.test_texts}, makes=["texts.jsonl"]) as stage:
         if stage.needed:
-            writers = {"base": make_policy(test, model, **RULES)}
-            writers |= {name: ALGORITHMS[VARIANTS[name][0]].made.load(file).policy for name, file in policies.items()}
-            settings = {"reward": reward, "reference": frozen(load_lm(model)), "seed": 100 + seed, "num_rows": 64, "progress_bar": True}
-            texts = {name: write_texts(it, test, config.test_texts, title=f"judge {name}", **settings) for name, it in writers.items()}
-            columns = {"prompt": texts["base"].prompts, **{name: it.responses for name, it in texts.items()}}
-            write_jsonl(run.path / "texts.jsonl", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
-            stage.facts = {name: measure(it, judge) for name, it in texts.items()}
+            settings = {"reward": reward, "reference": model, "seed": 100 + seed, "num_rows": 64, "progress_bar": True}
+            rows = {}
+            for name in ("base", *policies):
+                trained = ALGORITHMS[VARIANTS[name][0]].made.load(policies[name]) if name in policies else None
+                policy = trained.policy if trained else make_policy(test, model, **RULES)
+                rows[name] = text_rows(write_texts(policy, test, config.test_texts, title=f"judge {name}", **settings), test)
+            both = zip(*rows.values(), strict=True)
+            write_jsonl(run.path / "texts.jsonl", [{"prompt": one[0]["prompt"], **dict(zip(rows, one, strict=True))} for one in both])
+            found = {name: compare(rows["base"], rows[name]) for name in rows}
+            stage.facts = {name: {**vars(it)["after"], "rise": it.change["gold"]} for name, it in found.items()}
     return {"agreement": agree, "measures": run.facts("judge")}
 
 
 def draw(config: SmolLM2, results: dict[int, Any]) -> None:
     """Draw the scores against KL: lines are the training texts, points those on held-out openings; means of the seeds, 95% intervals."""
-    figure = new_figure(3.6, 9.0)
+    figure, measured = new_figure(3.6, 9.0), [result["measures"] for result in results.values()]
     for axes, column, (key, label, _) in zip(figure.subplots(1, 2), ("gold", "learned"), MEASURES, strict=False):
         for i, name in enumerate(("base", *config.variants)):
-            ends = [result["measures"][name] for result in results.values()]
-            style = {"color": look(i)["color"], "marker": look(i)["marker"], "label": name}
-            interval_bars(axes, [np.mean([end["kl"] for end in ends])], [mean_interval(np.array([end[key] for end in ends]))], **style)
+            kl, score = (np.array([m[name][k] for m in measured]) for k in ("kl_per_sequence", key))  # (seeds,)
+            interval_bars(axes, [kl.mean()], [mean_interval(score)], color=COLOURS[i], label=name)
             if name != "base":
                 runs = [read_rows(config.out / f"seed-{seed}" / name / "curve.csv") for seed in results]
-                kl, score = (np.mean([[float(row[c]) for row in run] for run in runs], 0) for c in ("kl_per_sequence", column))  # (n,)
-                axes.plot(running_mean(kl, 3), running_mean(score, 3), color=style["color"], alpha=0.6)
+                x, y = (np.mean([[float(row[c]) for row in run] for run in runs], 0) for c in ("kl_per_sequence", column))  # (iterations,)
+                axes.plot(running_mean(x, 3), running_mean(y, 3), color=COLOURS[i], alpha=0.6)
         dress(axes, "KL to the original model per text, nats", label)
     axes.legend(frameon=False)
     save(figure, config.out / "smollm2.png")
@@ -234,17 +216,19 @@ def draw(config: SmolLM2, results: dict[int, Any]) -> None:
 
 def report(config: SmolLM2, results: dict[int, Any], console: Console) -> None:
     """Print the tables of all seeds, and write them as Markdown with texts side by side."""
-    measured = [result["measures"] for result in results.values()]
-    rises = {name: [np.subtract(m[name]["ratings"], m["base"]["ratings"]) for m in measured] for name in config.variants}  # (texts,) each
-    rows = [[label, *(" / ".join(f"{m[name][key]:{form}}" for m in measured) for name in measured[0])] for key, label, form in MEASURES]
-    rows.insert(1, ["its rise by opening [95%]", "", *(" / ".join(str(mean_interval(r)) for r in rise) for rise in rises.values())])
-    rows.insert(2, ["mean rise of the seeds [95%]", "", *(str(mean_interval(np.mean(rise, axis=1))) for rise in rises.values())])
+    measured, writers = [result["measures"] for result in results.values()], ("base", *config.variants)
+    rows = [[label, *(" / ".join(f"{m[name][key]:{form}}" for m in measured) for name in writers)] for key, label, form in MEASURES]
+    rises = [[IntervalEstimate(*m[name]["rise"]) for m in measured] for name in config.variants]
+    rows.insert(1, ["its rise by opening [95%]", "", *(" / ".join(map(str, rise)) for rise in rises)])
+    rows.insert(2, ["mean rise of the seeds [95%]", "", *(str(mean_interval(np.array([it.value for it in rise]))) for rise in rises)])
     agree = [[who, *(result["agreement"][who] for result in results.values())] for who in results[config.seeds[0]]["agreement"]]
-    tables = (["", *measured[0]], rows), (["agreement with people", *(f"seed {seed}" for seed in results)], agree)
+    tables = (["", *writers], rows), (["agreement with people", *(f"seed {seed}" for seed in results)], agree)
     for table in tables:
         console.print(terminal_table(*table))
-    texts = read_rows(config.out / f"seed-{config.seeds[0]}" / "texts.jsonl")[:5]
-    shown = ["\n".join(f"> {name}: {' '.join(text.split())}<br>" for name, text in row.items()) for row in texts]
+    shown = []
+    for row in read_rows(config.out / f"seed-{config.seeds[0]}" / "texts.jsonl")[:5]:
+        texts = [f"> {name}: *{' '.join(row[name]['response'].split())}*" for name in writers]
+        shown.append("<br>\n".join([f"> **{row['prompt']}**", *texts]))
     parts = [f"Seeds {' / '.join(map(str, results))}.", *(markdown_table(*table) for table in tables), "![](smollm2.png)", *shown]
     write_text(config.out / "report.md", "\n\n".join(parts) + "\n")
 
@@ -254,8 +238,10 @@ def main(config: SmolLM2) -> None:
     console, began = Console(), perf_counter()
     choose_threads()
     logging.disable_progress_bar()
-    model, rows, run = config.model or find_model(), read_ratings(config.ratings), RunFolder(config.out)
-    texts = sorted({row["text"] for row in rows}, key=lambda text: (len(text), text))  # of like length: read without padding
+    model, run = str(config.model or find_model()), RunFolder(config.out)
+    texts = sorted(
+        {row["text"] for row in read_ratings(config.ratings)}, key=lambda text: (len(text), text)
+    )  # of like length: read without padding
     console.print(f"{model}: {len(texts):,} rated sentences; about 25 minutes a seed on 2 cores. Ctrl-C keeps what is finished.")
     with run.stage("features", {"ratings": config.ratings, "model": model}, makes=["features.npy"]) as stage:
         if stage.needed:

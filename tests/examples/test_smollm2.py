@@ -113,22 +113,23 @@ def test_from_ratings_to_table_and_picture(example, model, tmp_path, capsys):
         out=tmp_path / "out",
     )  # fmt: skip
     example.main(config)
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     measures = results["0"]["measures"]
     texts = [json.loads(line) for line in (tmp_path / "out" / "seed-0" / "texts.jsonl").read_text().splitlines()]
     assert len(texts) == 12 and list(texts[0]) == ["prompt", "base", "rloo", "ppo"]
-    assert measures["base"]["kl"] == pytest.approx(0, abs=1e-4) and measures["rloo"]["kl"] != measures["base"]["kl"]
+    assert measures["base"]["kl_per_sequence"] == pytest.approx(0, abs=1e-4) != measures["rloo"]["kl_per_sequence"]
     opened = {" ".join(row["text"].split()[:5]) for part in example.split(rows(300), 0)[:2] for row in part}
     assert not [text["prompt"] for text in texts if text["prompt"] in opened]
     report = (tmp_path / "out" / "report.md").read_text()
-    rises = [np.subtract(r["measures"]["rloo"]["ratings"], r["measures"]["base"]["ratings"]) for r in results.values()]
-    low, high = stats.t.interval(0.95, 11, rises[0].mean(), stats.sem(rises[0]))
-    assert f"| {rises[0].mean():.2f} [{low:.2f}, {high:.2f}] / " in report
-    assert f"| {(rises[0].mean() + rises[1].mean()) / 2:.2f} [" in report
+    rise = np.array([text["rloo"]["gold"] - text["base"]["gold"] for text in texts])
+    low, high = stats.t.interval(0.95, 11, rise.mean(), stats.sem(rise))
+    assert f"| {rise.mean():.2f} [{low:.2f}, {high:.2f}] / " in report
+    both = np.mean([result["measures"]["rloo"]["rise"][0] for result in results.values()])
+    assert f"| mean rise of the seeds [95%] |  | {both:.2f} [" in report
     assert f"| reward | {results['0']['agreement']['reward']} | {results['1']['agreement']['reward']} |" in report
     assert (tmp_path / "out" / "smollm2.png").stat().st_size > 10_000
-    assert "minutes a seed" in said and "agreement with people" in said
+    assert "300 rated sentences" in said and "agreement with people" in said
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.zip")}
     example.main(config)  # nothing is run again
