@@ -20,6 +20,7 @@ from .reward_warnings import watch
 from .utils.never_copied import NeverCopied
 from .utils.own_packages import load
 from .utils.suggestions import did_you_mean
+from .utils.user_code import named_object
 
 _TABLE: dict[str, str | Callable[..., Any]] = {
     "vader": "rewards.rules.text_rules:VaderReward",
@@ -62,6 +63,7 @@ _TABLE: dict[str, str | Callable[..., Any]] = {
     "scalar_head": "rewards.models.classifier:ScalarHeadReward",
     "likelihood": "rewards.models.likelihood:LikelihoodReward",
     "embedding": "rewards.models.embedding:EmbeddingReward",
+    "function": "textrl_env.reward_model:own_reward",
 }
 
 # By name, so that a task can be checked without building its reward, which may be a large model; each checks the same in `see_prompts`.
@@ -197,6 +199,31 @@ def make_reward(name: str, **kwargs: Any) -> RewardModel:
         raise ValueError(f"no reward model is called {name!r}{did_you_mean(name, list_rewards())}; known: {', '.join(list_rewards())}")
     entry = _TABLE.get(name) or _plugins()[name].load()
     return as_reward_model((load(entry) if isinstance(entry, str) else entry)(**kwargs))
+
+
+def own_reward(path: str) -> RewardModel:
+    """Return a reward of the user's own, whose code is run.
+
+    Args:
+        path: `file.py:name` or `package.module:name` of a function, see `RewardFunction`, of an object with `score(episodes)`, or of the
+            class of one, which is made without arguments.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The code cannot be imported, or holds no such reward.
+    """
+    found = named_object(path)
+    try:
+        return as_reward_model(found() if isinstance(found, type) else found)
+    except TypeError as error:
+        raise ValueError(f"{path} is no reward: {error}") from error
+
+
+def is_own_code(reward: Any) -> bool:
+    """Return whether building a reward from plain data would run code of the user's own."""
+    if isinstance(reward, Mapping):
+        return reward.get("name") == "function" or any(map(is_own_code, reward.values()))
+    return isinstance(reward, (list, tuple)) and any(map(is_own_code, reward))
 
 
 def register_reward(name: str, entry: str | Callable[..., Any]) -> None:

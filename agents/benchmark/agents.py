@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from importlib.resources import files
 from time import perf_counter
 from typing import Any
@@ -32,6 +29,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
+from textrl_env.utils.user_code import named_object
 
 from ..algorithms.best_of import kl_of_best
 from ..algorithms.dpo import Pair
@@ -256,17 +254,11 @@ NAMES = (*ALGORITHMS, *_OTHERS)
 
 
 def _own_class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ValueError(
             f"no agent is called {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}, or a class as 'package.module:Name'"
         )
-    if os.getcwd() not in sys.path:  # as `python -m` has it: a console script looks in its own folder instead
-        sys.path.insert(0, os.getcwd())
-    try:
-        own_class = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent {name!r} cannot be imported: {error}") from error
+    own_class = named_object(name)
     missing = [method for method in ("learn", "predict") if not callable(getattr(own_class, method, None))]
     if missing:
         raise ValueError(f"agent {name!r} has no method {' and no '.join(missing)}: see agents.benchmark.agents")

@@ -10,6 +10,7 @@ from textrl_env.reward_model import list_rewards
 from textrl_env.utils.row_files import Rows
 from textrl_env.utils.suggestions import did_you_mean
 from textrl_env.utils.tables import table_rows
+from textrl_env.utils.user_code import absolute, names_code
 
 from ..utils.columns import columns_of as columns_of
 
@@ -20,14 +21,18 @@ def reward_of(text: str, flag: str = "--reward") -> Any:
     """Return what a flag names, as plain data that `textrl_env.make_reward` takes.
 
     Args:
-        text: Name of a reward model, folder of a saved one, or a JSON object with `name` and its arguments.
+        text: Name of a reward model, folder of a saved one, a JSON object with `name` and its arguments, or code of one's own as
+            `file.py:function` or `package.module:name`.
         flag: Whose value it is, for messages.
 
     Raises:
-        ValueError: It is none of the three.
+        FileNotFoundError: There is no such file of code.
+        ValueError: It is none of these.
     """
     if text.lstrip().startswith("{"):
         return _json_object(text, flag)
+    if names_code(text):
+        return {"name": "function", "path": absolute(text)}
     folder = Path(text)
     for file, name in _SAVED.items():
         if (folder / file).is_file():

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewards.analysis.group_means import by_group
+from textrl_env.reward_model import is_own_code
 from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.text_comparison import compare
@@ -21,7 +22,10 @@ from .flags import Evaluate
 def run_evaluate(config: Evaluate) -> None:
     """Write `evaluation-POLICY.json` and `evaluation-POLICY.jsonl` into the run, and print a table."""
     run = open_run(config.run, config.policy)
-    exam = Exam(reward_of(run.reward if config.reward is None else config.reward), config.texts, seed=config.seed)
+    reward = reward_of(run.reward if config.reward is None else config.reward)
+    if config.reward is None and is_own_code(reward):  # opening a folder runs no code that only the folder names
+        raise ValueError(f"the reward of {config.run} is code of somebody's own: pass --reward {run.reward} to run it")
+    exam = Exam(reward, config.texts, seed=config.seed)
     after = texts_after(run, exam)
     before = None if run.first is None else texts_before(config.run, exam, run.first, run.rules, run.named_reference)
     outcome = Outcome(compare(before, after), before, after, prompts_of_run(config.run, run, exam))

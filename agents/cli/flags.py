@@ -19,7 +19,7 @@ class Evaluate:
     Attributes:
         run: Folder of `textrl train` or `textrl demo`.
         policy: Subfolder of the policy, if there are several.
-        reward: Name of a reward model, a saved one's folder, or a JSON object; by default the run's own.
+        reward: As `textrl train` takes it; by default the run's own.
         by: Column of the prompts' data: rewards of each of its values are listed, of the policy and of what it started from.
         texts: How many texts the policy writes.
         seed: Of the sampling.
@@ -101,7 +101,7 @@ class Score:
     """Score the texts of a file: each row gets a `score`, and the scores a histogram.
 
     Attributes:
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
+        reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or `file.py:function`.
         file: .jsonl, .csv, .tsv (plain or .gz) or .parquet with the columns `prompt` and `response`.
         references: Columns with texts to compare the response with.
         out: JSON Lines to write, with the histogram beside it as PNG; by default FILE's name with `.scores.jsonl`.

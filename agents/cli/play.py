@@ -27,7 +27,8 @@ class Play:
 
     Attributes:
         id: Of the environment.
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; by default the task's
+        reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or
+            `file.py:function`; by default the task's
             own.
         by: `text`: a line is encoded and written token by token.  `token`: a line is the spelling of one token, or #ID.
         split: Prompts to play; by default the environment's own.

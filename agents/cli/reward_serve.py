@@ -22,7 +22,7 @@ class Serve:
     """Serve a reward model over HTTP; the reward model `http` is its client.
 
     Attributes:
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments.
+        reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or `file.py:function`.
         host: Address to listen at; by default this machine alone can reach it.
         port: Port to listen at; 0 for one that is free.
         token: Name of the environment variable that holds the token which requests must bear; by default they need none.

@@ -56,8 +56,8 @@ class Train:
         lora: Train adapters only: a JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}'.
         reference: Model that KL is measured against; by default the first policy.
         critic: Of algorithms that have one: `shared` (by default: a head on the policy), `separate`, or the folder of a reward model.
-        reward: Name of a reward model, the folder of a saved one, or a JSON object with `name` and its arguments; `sft`, `dpo` and `ipo`
-            do not learn from it, but `textrl evaluate` measures by it.
+        reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or
+            `file.py:function`; `sft`, `dpo` and `ipo` do not learn from it, but `textrl evaluate` measures by it.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
         stop_at_alarm: End the training at such an alarm.
         beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for `dpo` and

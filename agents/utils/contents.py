@@ -44,9 +44,10 @@ def with_contents(value: Any, setting: str = "") -> Any:
     if not isinstance(value, (str, Path)) or setting in _KEPT:
         return value
     text = str(value)
-    found = _path(text, setting) or _source(text, setting)
-    if found is not None:
+    if (found := _path(text, setting)) is not None:
         return f"contents {contents_hash(found)}"
+    if (found := _source(text, setting)) is not None:
+        return f"{text.rpartition(':')[2]} in contents {contents_hash(found)}"
     plugins = [entry.dist for entry in entry_points(group="textrl.rewards", name=text)] if setting in ("name", "reward") else []
     return f"{text} of {plugins[0].name} {plugins[0].version}" if plugins and plugins[0] else text
 
@@ -68,7 +69,7 @@ def _source(text: str, setting: str) -> Path | None:
         return None
     if name.endswith(".py"):
         return _path(name, "")
-    if setting not in ("class", "agent") or not all(part.isidentifier() for part in name.split(".")):
+    if setting not in ("class", "agent", "path") or not all(part.isidentifier() for part in name.split(".")):
         return None
     try:
         found = find_spec(name)
