@@ -165,7 +165,7 @@ def run_seed(config: SmolLM2, model: str, seed: int, features: Features, console
                 write_jsonl(run.path / f"{name}.jsonl", rows)
             stage.facts = fit_reward(run, model, judge, features, seed)
     reward, agree = PreferenceRewardModel.load(run.path / "reward"), run.facts("reward")
-    console.print(f"[bold]seed {seed}[/bold]  agreement with people on sentences that nothing was fitted to: {agree}")
+    console.print(f"[bold]seed {seed}[/bold]  agreement with people on fresh sentences: {', '.join(map(' '.join, agree.items()))}")
 
     train_prompts, seen = prompts_of(rated), {prompt.text for prompt in prompts_of(rated + judged)}
     test_prompts = [prompt for prompt in prompts_of(fresh) if prompt.text not in seen]
