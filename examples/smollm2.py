@@ -127,9 +127,9 @@ def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], ...]:
     same: dict[str, list[Row]] = {}
     for row in rows:
         same.setdefault("".join(c for c in row["text"].casefold() if c.isalnum()), []).append(row)
-    dealt = [same[text] for text in np.random.default_rng(seed).permutation(sorted(same)).tolist()]
-    first, second = int(0.45 * len(dealt)), int(0.9 * len(dealt))
-    return tuple([row for group in part for row in group] for part in (dealt[:first], dealt[first:second], dealt[second:]))
+    keys = np.random.default_rng(seed).permutation(sorted(same))
+    parts = np.split(keys, [int(0.45 * len(keys)), int(0.9 * len(keys))])
+    return tuple([row for key in part for row in same[key]] for part in parts)
 
 
 def prompts_of(rows: Iterable[Row], words: int = 4) -> list[Prompt]:
@@ -222,8 +222,7 @@ def report(config: SmolLM2, results: dict[int, Any], console: Console) -> None:
     rows.insert(2, ["mean rise of the seeds [95%]", "", *(str(mean_interval(np.array([it.value for it in rise]))) for rise in rises)])
     agree = [[who, *(result["agreement"][who] for result in results.values())] for who in results[config.seeds[0]]["agreement"]]
     tables = (["", *writers], rows), (["agreement with people", *(f"seed {seed}" for seed in results)], agree)
-    for table in tables:
-        console.print(terminal_table(*table))
+    console.print(*(terminal_table(*table) for table in tables))
     shown = []
     for row in read_rows(config.out / f"seed-{config.seeds[0]}" / "texts.jsonl")[:5]:
         texts = [f"> {name}: *{' '.join(row[name]['response'].split())}*" for name in writers]
@@ -238,9 +237,7 @@ def main(config: SmolLM2) -> None:
     choose_threads()
     logging.disable_progress_bar()
     model, run = str(config.model or find_model()), RunFolder(config.out)
-    texts = sorted(
-        {row["text"] for row in read_ratings(config.ratings)}, key=lambda text: (len(text), text)
-    )  # of like length: read without padding
+    texts = sorted(sorted({row["text"] for row in read_ratings(config.ratings)}), key=len)  # neighbours in length are read together
     tokens = config.iterations * config.texts_per_iteration * config.max_new_tokens * len(config.variants)
     minutes = len(config.seeds) * (3 + tokens * SECONDS_A_TOKEN / 60)
     console.print(f"{model}, {len(texts):,} rated sentences: about {minutes:.0f} minutes on 2 cores; Ctrl-C keeps what is finished")
