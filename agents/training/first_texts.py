@@ -171,7 +171,9 @@ def _write(policy: TransformerPolicy, task: TextTask, most: int) -> tuple[list[E
         task, prompts=prompts, max_new_tokens=limit, prompt_order="sequential", prompt_weights=None, group_size=1,
         soft_max_tokens=None, soft_penalty=TextTask.soft_penalty,
     )  # fmt: skip
-    core, ended, seconds = TextCore(small, number, NoReward()), {}, []
+    core = TextCore(small, number, NoReward())
+    ended: dict[int, Episode] = {}
+    seconds: list[float] = []
     policy.set_training_mode(False)
     core.begin_rollout(number)
     core.restart(range(number))
@@ -189,7 +191,7 @@ def _step(policy: TransformerPolicy, core: TextCore) -> dict[int, Episode]:
     room = policy.observation_space["response"].shape[0] - core.response.shape[1]  # type: ignore[index]
     observation["response"] = np.pad(observation["response"], ((0, 0), (0, room)), constant_values=-1)  # (B, T): caches are tried on it
     with torch.no_grad():
-        actions = policy(obs_as_tensor(observation, policy.device), action_masks=core.legal())[0]  # type: ignore[arg-type]
+        actions = policy(obs_as_tensor(observation, policy.device), action_masks=core.legal())[0]
     return core.step(actions.cpu().numpy()).episodes
 
 
@@ -234,7 +236,7 @@ def optimizer_seconds(optimizer: torch.optim.Optimizer) -> float:
     part = nn.Parameter(torch.zeros(min(number, 1 << 20), device=trained[0].device))
     part.grad = torch.ones_like(part)
     settings = {name: value for name, value in optimizer.defaults.items() if name in ("lr", "fused", "betas", "eps")}
-    seconds, _ = timed(type(optimizer)([part], **settings).step, part.device)  # type: ignore[arg-type]
+    seconds, _ = timed(type(optimizer)([part], **settings).step, part.device)
     return seconds * number / part.numel()
 
 

@@ -55,6 +55,7 @@ def train_policy(
     outdated: Sequence[str] = (),
     reference: LMSource | None = None,
     before: Before | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
@@ -76,6 +77,7 @@ def train_policy(
         outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
         reference: What KL is measured against; None: `model`.
         before: Called before the first token, instead of a line on memory; what it raises ends the run.
+        arguments: Further ones of the algorithm, such as `{"n_epochs": 1}`.
 
     Raises:
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
@@ -84,7 +86,8 @@ def train_policy(
     config.check()
     together = ranks()
     checkpoint = run.path / stage / "policy.zip"
-    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo} | ({} if reference is None else {"reference": reference})
+    given = {"reference": reference, "arguments": dict(arguments or {}) or None}
+    inputs = {**depends_on, "model": model, "rules": rules, "algo": algo, **{name: it for name, it in given.items() if it is not None}}
     inputs |= {field.name: getattr(config, field.name) for field in fields(PolicyTraining) if field.name != "total_tokens"}
     outdated = [*outdated, f"evaluation-{stage}.*", f"groups-{stage}.json"]
     settings: dict[str, Any] = {"depends_on": inputs, "record": together.is_main, "makes": [f"{stage}/policy.zip"]}
@@ -110,7 +113,7 @@ def train_policy(
             if resumes:
                 algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
             else:
-                algorithm = _new(algorithm_of(algo), model, env, config, rules, reference)
+                algorithm = _new(algorithm_of(algo), model, env, config, rules, reference, arguments or {})
             _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
@@ -167,7 +170,8 @@ def _new(
     env: TextGenerationVecEnv,
     config: PolicyTraining,
     rules: dict[str, Any] | None,
-    reference: LMSource | None = None,
+    reference: LMSource | None,
+    arguments: Mapping[str, Any],
 ) -> Any:
     adaptive = {"beta": 0.2, "target": config.kl_target, "horizon": 10 * config.n_episodes}
     settings: dict[str, Any] = {"n_episodes": config.n_episodes, "beta": adaptive, **algorithm_of.settings}
@@ -182,5 +186,5 @@ def _new(
         policy_kwargs={"model": model, **(rules or {})},
         seed=config.seed,
         reference=reference,
-        **settings,
+        **{**settings, **arguments},
     )

@@ -63,13 +63,13 @@ class EmbeddingReward(BaseReward):
         if () in others:
             raise RewardError(f"embedding compares with references, and the prompt {episodes[others.index(())].prompt!r} has none")
         new = [text for text in dict.fromkeys(text for group in others for text in group) if text not in self._fixed]
-        self._fixed.update(zip(new, self._embed(new), strict=True))
+        self._fixed.update(zip(new, self.embed(new), strict=True))
         responses = dict.fromkeys(e.response for e in episodes)
-        embedded = dict(zip(responses, self._embed([*responses]), strict=True))
+        embedded = dict(zip(responses, self.embed([*responses]), strict=True))
         return [max(float(embedded[e.response] @ self._fixed[other]) for other in group) for e, group in zip(episodes, others, strict=True)]
 
-    def _embed(self, texts: list[str]) -> list[np.ndarray]:
-        """Return embeddings of length 1; that of a text without tokens is 0."""
+    def embed(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return embeddings of length 1, each of shape (D,); that of a text without tokens is 0."""
         rows = self.checkpoint.encode(texts)
         full = [i for i, row in enumerate(rows) if row]
         embedded = dict(zip(full, self.checkpoint.read([rows[i] for i in full], self._head), strict=True))

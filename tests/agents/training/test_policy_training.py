@@ -25,10 +25,10 @@ SMALL = {"n_episodes": 8, "batch_size": 8, "learning_rate": 3e-3, "seed": 3, "be
 
 @pytest.fixture
 def train(tmp_path, make_env):
-    def run(tokens, folder="run", model=LLAMA, depends_on=(), watch=None, **settings):
+    def run(tokens, folder="run", model=LLAMA, depends_on=(), watch=None, arguments=None, **settings):
         torch.manual_seed(99)  # nothing may depend on it
         config = PolicyTraining(total_tokens=tokens, **(SMALL | settings))
-        train_policy(RunFolder(tmp_path / folder), "ppo", model, make_env(8), config, dict(depends_on), watch=watch)
+        train_policy(RunFolder(tmp_path / folder), "ppo", model, make_env(8), config, dict(depends_on), watch=watch, arguments=arguments)
         return tmp_path / folder / "ppo"
 
     return run
@@ -154,6 +154,16 @@ def test_what_a_training_depends_on(train, tmp_path):
     with pytest.raises(ValueError, match=r"\(model: contents \w+ then, contents \w+ now\)"):
         train(60, **given)
     assert (folder / "policy.zip").read_bytes() == before
+
+
+def test_further_arguments_of_the_algorithm_are_used_and_remembered(train):
+    folder = train(80, arguments={"n_epochs": 2, "gae_lambda": 0.5})
+    made = TextPPO.load(folder / "policy.zip")
+    assert (made.n_epochs, made.gae_lambda, made.batch_size) == (2, 0.5, 8)
+    with pytest.raises(ValueError, match=r"arguments: .*0\.5.* then, .*0\.9.* now"):
+        train(80, arguments={"n_epochs": 2, "gae_lambda": 0.9})
+    with pytest.raises(ValueError, match=r"arguments: .*0\.5.* then, none now"):
+        train(80)
 
 
 @pytest.mark.reports("After a resume every metric has one value at each step, in TensorBoard, CSV and JSON")
