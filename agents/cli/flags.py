@@ -72,7 +72,7 @@ class Report:
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds: a model to start from (folder, hub id,
             or `.gguf` file), or `new` for a small one.
         lora: JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}': only adapters of the trunk are fitted.
-        learning_rate: Peak rate of the trunk; by default 1e-3 for a new one, 5e-4 for adapters, 3e-5 for all weights of a model.
+        learning_rate: Peak rate of the trunk; by default what suits its size, see `fit_preference_model`.
         epochs: Passes of the trunk over the comparisons.
         tokenizer: Folder or file of a tokenizer; by default the trunk's, or else one that is trained on the file's texts.
         max_tokens: Longest text that is read, in tokens; of longer ones the beginning is left out.

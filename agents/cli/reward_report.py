@@ -30,8 +30,8 @@ from ..utils.threads import choose_threads
 from .arguments import arguments_of, columns_of
 from .flags import Report
 
+_PLAIN = {"lora": None, "learning_rate": None, "epochs": Report.epochs}  # of a small transformer
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
-_NEW: dict[str, Any] = {"lora": None, "learning_rate": 1e-3, "epochs": 3}  # how a small trunk with fresh weights is fitted
 _MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
@@ -62,7 +62,7 @@ def run_report(config: Report) -> None:
     run = RunFolder(config.out)
     names = ("file", "tokenizer", "max_tokens", "test", "test_file", "seed")
     depends_on = {**{name: getattr(config, name) for name in names}, "trunk": config.trunk == "new" or config.trunk or False}
-    if config.trunk is not None and own != _NEW:
+    if config.trunk is not None and own != _PLAIN:
         depends_on["settings"] = own
     with run.begin("reward report", config.overwrite, _MADE):
         run.config = config
@@ -84,10 +84,8 @@ def _trunk_settings(config: Report) -> dict[str, Any]:
         if given:
             raise ValueError(f"--{given[0].replace('_', '-')} is for the transformer of --trunk, which is not given")
         return {"trunk": None}
-    if config.trunk == "new":
-        return {**_NEW, "lora": lora, "learning_rate": config.learning_rate or _NEW["learning_rate"], "epochs": config.epochs}
-    rate = config.learning_rate or (3e-5 if lora is None else 5e-4)
-    return {"trunk": config.trunk, "lora": lora, "learning_rate": rate, "epochs": config.epochs}
+    own = {} if config.trunk == "new" else {"trunk": config.trunk}
+    return {**own, "lora": lora, "learning_rate": config.learning_rate, "epochs": config.epochs}
 
 
 def _report(
