@@ -143,7 +143,7 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None,
         _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    defaults = _defaults(config, task, task.recipe if config.algo == "sft" and pairs is None else None, console)
+    defaults = _defaults(config, task, task.recipe if config.algo == "sft" and pairs is None else None)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     task_name = None if config.prompts is not None else config.task or DEFAULT_TASK
@@ -268,7 +268,7 @@ def _offline(job: Job) -> None:
     elif config.algo == "sft":
         raise ValueError(f"task {config.task or DEFAULT_TASK!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
     if isinstance(model, dict):
-        job.console.print(f"starts from fresh weights of a {model['model_type']} model", highlight=False)
+        _tell_start(job, f"fresh weights of a {model['model_type']} model")
     else:
         model = _first_policy(job)
     if pairs is not None and config.model is None:
@@ -280,12 +280,12 @@ def _offline(job: Job) -> None:
 
 def _first_policy(job: Job) -> str:
     """Say which model training starts from, and return its folder or hub id."""
-    config, console = job.config, job.console
+    config = job.config
     if config.model is not None:
-        console.print(f"starts from {config.model}", highlight=False, soft_wrap=True)
+        _tell_start(job, config.model)
         return config.model
     of = "the text files" if config.corpus else f"task {config.task or DEFAULT_TASK!r}"
-    console.print(f"starts from the base policy of {of}, as there is no --model", highlight=False, soft_wrap=True)
+    _tell_start(job, f"the base policy of {of}, as there is no --model")
     return str(base_policy(job.task, progress_bar=ranks().is_main))
 
 
@@ -301,13 +301,22 @@ def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference],
         )  # fmt: skip
 
 
-def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None, console: Console) -> dict[str, Any]:
-    """Return the settings by default; the learning rate suits the model, which is said unless another is given."""
+def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None) -> dict[str, Any]:
+    """Return the settings by default; the learning rate suits the model."""
+    size = _size(config, task) if config.learning_rate is None else None
+    return default_settings(config.algo, recipe) if size is None else default_settings(config.algo, recipe, size, config.lora is not None)
+
+
+def _size(config: Train, task: TextTask) -> int | None:
+    """Return the number of parameters of the model that is trained, where it is known before it is there."""
     source = config.model or (None if task.recipe is None else dict(task.recipe.model))
-    if config.learning_rate is not None or source is None:
-        return default_settings(config.algo, recipe)
-    parameters, adapters = num_parameters(source), config.lora is not None
-    settings = default_settings(config.algo, recipe, parameters, adapters)
-    suits = f"{'adapters of ' if adapters else ''}a model of {parameters:,} parameters"
-    console.print(f"learning rate {settings['learning_rate']:g}, which suits {suits}", highlight=False)
-    return settings
+    return None if source is None else num_parameters(source)
+
+
+def _tell_start(job: Job, start: str) -> None:
+    """Say what training starts from, and the learning rate where none is given."""
+    config, size = job.config, _size(job.config, job.task)
+    job.console.print(f"starts from {start}", highlight=False, soft_wrap=True)
+    if config.learning_rate is None and size is not None:
+        suits = f"{'adapters of ' if config.lora is not None else ''}a model of {size:,} parameters"
+        job.console.print(f"learning rate {job.training.learning_rate:g}, which suits {suits}", highlight=False)

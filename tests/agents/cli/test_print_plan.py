@@ -44,7 +44,7 @@ def test_a_dry_run_leaves_nothing_and_the_run_after_it_is_as_without(command, tm
     playing = [*command, "--reward", "length", "--total-tokens", "300", "--n-episodes", "16", "--batch-size", "8"]
     before = sorted(tmp_path.iterdir())
     out = run(capsys, *playing, "--dry-run")
-    assert names(out)[:8] == ["starts", "model", "tokenizer", "prompts", "samples", "memory", "iteration", "run"]
+    assert names(out)[:9] == ["starts", "learning", "model", "tokenizer", "prompts", "samples", "memory", "iteration", "run"]
     assert "1 layers, width 16" in out and out.rstrip().endswith("--dry-run: nothing was trained or written")
     assert sorted(tmp_path.iterdir()) == before
     first = run(capsys, *playing)
@@ -63,7 +63,7 @@ def test_trainings_that_do_not_play_show_their_rows(command, tmp_path, capsys):
     rows = [{"prompt": one, "chosen": f" {two}", "rejected": f" {three}"}, {"prompt": two, "chosen": f" {three}", "rejected": f" {one}"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = run(capsys, *command, "--algo", "dpo", "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "4", "--dry-run")
-    assert names(out)[:6] == ["starts", "model", "tokenizer", "texts", "step", "run"] and not (tmp_path / "run").exists()
+    assert names(out)[:7] == ["starts", "learning", "model", "tokenizer", "texts", "step", "run"] and not (tmp_path / "run").exists()
     assert f"1 ' {one} {two}'" in out and f"4 ' {two} {one}'" in out
     assert "4 steps, 32.0 times over the texts" in " ".join(out.split())
 

@@ -155,5 +155,5 @@ def test_what_would_be_ignored_is_refused(tmp_path, monkeypatch, capsys, flags, 
 @pytest.mark.parametrize(("beta", "expected"), [(None, 0.0), (0.25, 0.25)])
 def test_a_given_beta_comes_before_that_of_the_algorithm(make_env, beta, expected):
     env = make_env(8, group_size=4)
-    algorithm = _new(ALGORITHMS["dapo"], LLAMA, env, PolicyTraining(beta=beta, n_episodes=8, batch_size=8), None)
+    algorithm = _new(ALGORITHMS["dapo"], LLAMA, env, PolicyTraining(beta=beta, n_episodes=8, batch_size=8), None, None, {})
     assert algorithm.kl_controller.beta == expected

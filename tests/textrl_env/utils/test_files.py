@@ -122,7 +122,7 @@ def test_a_corpus_in_a_table(tmp_path, name):
     sentences = ["the film, it was good and long", "an actor who was quite bad in it"]
     path = table(tmp_path, name, [{"text": text, "id": str(i)} for i, text in enumerate(sentences)])
     assert read_lines(path) == sentences
-    task = task_of("review", [path], tmp_path / "run")
+    task = task_of({"corpus": [path]}, tmp_path / "run")
     assert [prompt.text for prompt in task.prompts] == ["the film, it was", "an actor who was"]
     assert read_lines(table(tmp_path, name, [{"sentence": text} for text in sentences])) == sentences  # the only column
     with pytest.raises(ValueError, match=r"must be in a column called 'text', and it has prompt, chosen, rejected"):
