@@ -16,6 +16,7 @@ class Algorithm:
         path: Module of `agents.algorithms` and class, as `"ppo:TextPPO"`.
         group_size: Texts for each prompt that it compares with each other; 1: it compares none.
         minibatches: Whether it splits a rollout into minibatches, and so takes `batch_size`.
+        critic: Whether it has one.
         settings: Arguments that differ from the class's own defaults.
         when_loaded: Arguments with which a checkpoint is loaded: one of PPO may be of another class, see `on_ranks`.
     """
@@ -23,6 +24,7 @@ class Algorithm:
     path: str
     group_size: int = 1
     minibatches: bool = True
+    critic: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     when_loaded: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,11 +48,11 @@ class Algorithm:
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 
 ALGORITHMS: Mapping[str, Algorithm] = {
-    "ppo": Algorithm("ppo:TextPPO", when_loaded={"rollout_buffer_kwargs": {"whiten_advantages": True}}),
-    "maskable-ppo": Algorithm("maskable_ppo:TextMaskablePPO"),
-    "nlpo": Algorithm("nlpo:NLPO"),
-    "a2c": Algorithm("a2c:TextA2C", minibatches=False),
-    "trpo": Algorithm("trpo:TextTRPO", settings={"cg_max_steps": 5, "n_critic_updates": 4}),
+    "ppo": Algorithm("ppo:TextPPO", critic=True, when_loaded={"rollout_buffer_kwargs": {"whiten_advantages": True}}),
+    "maskable-ppo": Algorithm("maskable_ppo:TextMaskablePPO", critic=True),
+    "nlpo": Algorithm("nlpo:NLPO", critic=True),
+    "a2c": Algorithm("a2c:TextA2C", minibatches=False, critic=True),
+    "trpo": Algorithm("trpo:TextTRPO", critic=True, settings={"cg_max_steps": 5, "n_critic_updates": 4}),
     "reinforce": Algorithm("reinforce:Reinforce"),
     "reinforce++": Algorithm("reinforce:ReinforcePlusPlus"),
     "reinforce++-baseline": Algorithm("reinforce:ReinforcePlusPlus", group_size=4, settings={"estimator": "reinforce++_baseline"}),
@@ -62,6 +64,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 
 _PPO_ON_RANKS = Algorithm(
     "policy_gradient:TextPolicyGradient",
+    critic=True,
     settings={"estimator": "gae", "n_epochs": 4, "whiten_advantages": True},
     when_loaded={"estimator": "gae", "whiten_advantages": True, "rollout_buffer_kwargs": {"whiten_advantages": False}},
 )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rewards import Preference
 from rewards.preferences.preference_files import read_preferences
-from textrl_env import BaseRecipe, TextTask
+from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model, own_code
 from textrl_env.tokenizer import check_same_tokens
@@ -58,6 +58,7 @@ class Job:
         reward: As plain data.
         held_out: A reward that is not optimised, if there is one.
         training: How.
+        parameters: Of the model that is trained, where the learning rate was made to suit it.
         console: Of the first rank; of others it prints nothing.
     """
 
@@ -68,6 +69,7 @@ class Job:
     reward: Any
     held_out: Any
     training: PolicyTraining | OfflineTraining
+    parameters: int | None
     console: Console
 
     @property
@@ -143,12 +145,15 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None,
         _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    defaults = _defaults(config, task, task.recipe if config.algo == "sft" and pairs is None else None)
+    parameters = _size(config, task) if config.learning_rate is None else None
+    recipe = task.recipe if config.algo == "sft" and pairs is None else None
+    sized = () if parameters is None else (parameters, config.lora is not None)
+    defaults = default_settings(config.algo, recipe, *sized)
     settings = {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     task_name = None if config.prompts is not None else config.task or DEFAULT_TASK
     run.config = dataclasses.replace(config, task=task_name, **settings)
-    return Job(config, run, task, pairs, *rewards, training, console)
+    return Job(config, run, task, pairs, *rewards, training, parameters, console)
 
 
 def _held_apart(
@@ -301,12 +306,6 @@ def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference],
         )  # fmt: skip
 
 
-def _defaults(config: Train, task: TextTask, recipe: BaseRecipe | None) -> dict[str, Any]:
-    """Return the settings by default; the learning rate suits the model."""
-    size = _size(config, task) if config.learning_rate is None else None
-    return default_settings(config.algo, recipe) if size is None else default_settings(config.algo, recipe, size, config.lora is not None)
-
-
 def _size(config: Train, task: TextTask) -> int | None:
     """Return the number of parameters of the model that is trained, where it is known before it is there."""
     source = config.model or (None if task.recipe is None else dict(task.recipe.model))
@@ -315,8 +314,7 @@ def _size(config: Train, task: TextTask) -> int | None:
 
 def _tell_start(job: Job, start: str) -> None:
     """Say what training starts from, and the learning rate where none is given."""
-    config, size = job.config, _size(job.config, job.task)
     job.console.print(f"starts from {start}", highlight=False, soft_wrap=True)
-    if config.learning_rate is None and size is not None:
-        suits = f"{'adapters of ' if config.lora is not None else ''}a model of {size:,} parameters"
+    if job.parameters is not None:
+        suits = f"{'adapters of ' if job.config.lora is not None else ''}a model of {job.parameters:,} parameters"
         job.console.print(f"learning rate {job.training.learning_rate:g}, which suits {suits}", highlight=False)

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
-from ..training.settings import DEFAULT_TASK, OFFLINE
+from ..training.settings import DEFAULT_TASK, OF_PROMPTS, OFFLINE
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference"}
-_OF_PROMPTS = {
-    "test_prompts", "references", "chat", "add_bos", "max_prompt_tokens", "over_long", "max_new_tokens", "stop_strings",
+_OF_ALL = {
+    "algo", "task", "corpus", "prompts", *OF_PROMPTS, "columns", "model", "lora", "precision", "micro_batch_size", "reward", "eval_texts",
+    "out", "overwrite", "dry_run",
 }  # fmt: skip
-_OF_ALL = {"algo", "task", "corpus", "prompts", "columns", "model", "reward", "eval_texts", "out", "overwrite", "dry_run"} | _OF_PROMPTS
-_OF_ALL |= {"lora", "precision", "micro_batch_size"}
-_WITH_CRITIC = ("ppo", "maskable-ppo", "nlpo", "a2c", "trpo")
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
@@ -145,7 +143,7 @@ class Train:
         sources = [name for name in ("task", "prompts", "corpus") if name in self.given()]
         if len(sources) > 1 and not (self.corpus and self.task == DEFAULT_TASK):  # which older runs wrote into their files
             raise ValueError(f"{flags(sources)}: each says what the policy goes on with; leave all but one of them out")
-        alone = [name for name in self.given() if name in _OF_PROMPTS]
+        alone = [name for name in self.given() if name in OF_PROMPTS]
         if alone and self.prompts is None:
             raise ValueError(f"{flags(alone)}: for the file of --prompts, which is not given")
         if self.prompts is not None and self.model is None:
@@ -159,7 +157,7 @@ class Train:
 def settings_of(algo: str) -> set[str]:
     """Return the names of the settings that an algorithm uses and some others do not."""
     own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
-    own |= {"critic"} if algo in _WITH_CRITIC else set()
+    own |= {"critic"} if algo in ALGORITHMS and ALGORITHMS[algo].critic else set()
     return own | {"preferences"} if algo in ("sft", "dpo", "ipo") else own
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rewards.metrics.diversity import distinct_n
 from rewards.utils.intervals import IntervalEstimate, Rate, least_fall, mean_interval, wilson
 from textrl_env import Episode, TextTask
-from textrl_env.reward_model import as_reward_model
+from textrl_env.reward_model import as_reward_model, valid_scores
 
 from .policy_texts import WrittenTexts
 
@@ -40,7 +40,7 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
     }  # fmt: skip
     if held_out is not None:
         episodes = list(map(Episode.from_text, texts.prompts, texts.responses))
-        columns["held_out"] = np.asarray(as_reward_model(held_out).score(episodes), float).tolist()
+        columns["held_out"] = valid_scores(as_reward_model(held_out), episodes).tolist()
     if task.gold is not None:
         columns["gold"] = np.asarray(task.gold(texts.prompts, texts.responses), float).tolist()
     if texts.kl is not None and texts.reference_nats is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -77,8 +76,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _read_curve(path: Path, title: str) -> Curve:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     columns = ("texts", "learned", "gold", "kl_per_sequence")
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rewards.utils.intervals import IntervalEstimate, Rate
+from textrl_env.utils.tables import read_rows
 
 from ..evaluation.text_comparison import Comparison, decimals, ended, signed
 from ..reports.html_page import write_page
@@ -196,8 +196,7 @@ def _picture(folder: Path) -> Figure | None:
 def _columns(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
+    rows = read_rows(file)
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
 
 DEFAULT_TASK = "review"
+OF_PROMPTS = {  # a setting beside `prompts`, and what the plain data of a task calls it
+    "test_prompts": "test_path", "references": "references", "chat": "chat", "add_bos": "add_bos", "max_prompt_tokens": "max_prompt_tokens",
+    "over_long": "over_long", "max_new_tokens": "max_new_tokens", "stop_strings": "stop_strings",
+}  # fmt: skip
 OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
 STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
 RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}

@@ -13,12 +13,7 @@ from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..utils.columns import columns_of
 from ..utils.run_folder import fingerprint
-from .settings import DEFAULT_TASK
-
-_OF_PROMPTS = {  # a setting of `textrl train`, and what the plain data of a task calls it
-    "prompts": "path", "test_prompts": "test_path", "references": "references", "chat": "chat", "add_bos": "add_bos",
-    "max_prompt_tokens": "max_prompt_tokens", "over_long": "over_long", "max_new_tokens": "max_new_tokens", "stop_strings": "stop_strings",
-}  # fmt: skip
+from .settings import DEFAULT_TASK, OF_PROMPTS
 
 
 def task_of(settings: Mapping[str, Any], folder: Path, split: str = "train") -> TextTask:
@@ -39,7 +34,7 @@ def task_data(settings: Mapping[str, Any]) -> str | dict[str, Any]:
     """Return what `make_task` takes for the settings of `textrl train`: the name of a task, or prompts as plain data."""
     if settings.get("prompts") is None:
         return settings.get("task") or DEFAULT_TASK
-    given = {ours: settings.get(flag) for flag, ours in _OF_PROMPTS.items()}
+    given = {"path": settings["prompts"], **{ours: settings.get(flag) for flag, ours in OF_PROMPTS.items()}}
     given |= {"columns": columns_of(settings.get("columns"))}
     return {"name": "prompts", "tokenizer": str(settings["model"]), **{k: v for k, v in given.items() if v not in (None, (), [])}}
 
