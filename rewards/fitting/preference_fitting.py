@@ -34,7 +34,7 @@ from .scorer_training import fit_scorer
 _WIDE = 0.3  # of a 95% interval: 40 held-out comparisons tell an accuracy to about 15 points either way
 _NGRAM_RECIPE = (6, 32, 0.03, 0.0)  # epochs, batch size, rate, decay; batches of 128 cost 0.01 of accuracy on reviews
 
-_RATE, _TUNING_RATE = 1e-3, 3e-4  # of a trunk of up to a million parameters with fresh weights, and with learned ones, as SFT's
+_RATE = 1e-3  # of a trunk of up to a million parameters, with fresh weights or learned ones
 DEFAULT_TRUNK: Mapping[str, Any] = dict(
     model_type="llama", hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
 )
@@ -130,8 +130,8 @@ def fit_preference_model(
         max_tokens: Longest text read, in tokens; longer texts lose their beginning.
         epochs: Passes of the trunk over the pairs; the n-grams always take 6, which cost a second.
         batch_size: Comparisons per optimiser step of the trunk.
-        learning_rate: Peak rate of the trunk; by default 1e-3 for a new one of up to a million parameters, 3e-4 for one with learned
-            weights, and what suits larger ones and adapters, see `suited_rate`.  The n-grams have their own, 0.03.
+        learning_rate: Peak rate of the trunk; by default 1e-3 up to a million parameters, and what suits larger ones and
+            adapters, see `suited_rate`.  The n-grams have their own, 0.03.
         weight_decay: AdamW's, for the trunk.
         dropout: On the trunk's embeddings and pooled state while fitting, in [0, 1); it is off while scoring.
         lora: Settings of `peft.LoraConfig`, such as `{"r": 8}`: only adapters of the trunk and the head are trained, and the
@@ -176,7 +176,7 @@ def fit_preference_model(
         )
         assert train is not None
         pairs = None if held_out is None else held_out.pairs()
-        trunk_rate = _suited(body, isinstance(trunk, Mapping), lora is not None) if learning_rate is None else learning_rate
+        trunk_rate = _suited(body, lora is not None) if learning_rate is None else learning_rate
         recipes = {"ngrams": _NGRAM_RECIPE, "trunk": (epochs, batch_size, trunk_rate, weight_decay)}
         losses, best_epochs, differences = {}, {}, []
         for name, part in network.parts.items():
@@ -230,10 +230,10 @@ def _warn_of_split(split: Split, number: int, rate: Rate) -> None:
         warnings.warn(message, RewardWarning, stacklevel=3)
 
 
-def _suited(trunk: nn.Module | None, fresh: bool, adapters: bool) -> float:
+def _suited(trunk: nn.Module | None, adapters: bool) -> float:
     """Return the trunk's learning rate by default."""
     size = 0 if trunk is None else sum(parameter.numel() for parameter in trunk.parameters())
-    return suited_rate(_RATE if fresh else _TUNING_RATE, size, adapters) if size else 0.0
+    return suited_rate(_RATE, size, adapters) if size else 0.0
 
 
 def _check(n: int, epochs: int, batch_size: int, dropout: float, validation: float, any_part: bool, micro_batch_size: int) -> None:

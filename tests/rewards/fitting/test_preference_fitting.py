@@ -386,7 +386,7 @@ def test_the_trunks_rate_suits_its_size_and_adapters(tokenizer, tmp_path):
     with torch.random.fork_rng():
         build_trunk(TINY, tokenizer.vocab_size, 16).save_pretrained(tmp_path)
     settings = {"tokenizer": tokenizer, "ngram_buckets": 0, "epochs": 1}
-    for trunk, lora, rate in ((TINY, None, 1e-3), (TINY, {"r": 2}, 1e-2), (tmp_path, None, 3e-4), (tmp_path, {"r": 2}, 3e-3)):
+    for trunk, lora, rate in ((TINY, None, 1e-3), (TINY, {"r": 2}, 1e-2), (tmp_path, None, 1e-3), (tmp_path, {"r": 2}, 1e-2)):
         default, given, other = (
             fit_preference_model(pairs, trunk=trunk, lora=lora, learning_rate=value, **settings)[1].held_out_loss
             for value in (None, rate, 2 * rate)
