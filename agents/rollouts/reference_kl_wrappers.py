@@ -39,7 +39,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from ..models.cached_decoder import CachedDecoder
 from ..models.sampler import LOG_ZERO, Sampler
-from ..models.sequences import PartialTexts, repeats_after, texts_of
+from ..models.sequences import PartialTexts, texts_of, withheld_after
+from ..models.upload import Upload
 from .reference_model import Reference, as_reference
 
 
@@ -95,19 +96,17 @@ class ReferenceScore:
         """
         if not self._obs:
             raise RuntimeError("no text is being written: call reset() before step()")
-        texts = texts_of({key: torch.as_tensor(value) for key, value in self._obs.items()})
+        texts = texts_of(self._obs)
         live = texts.lengths > 0
         tokens = self._tokens(actions, live)
         own = None if log_probs is None else _checked_log_probs(log_probs, len(live))
         added = np.zeros(len(live))
         if self.beta and live.any():
-            hidden = self._cache.last_hidden(self.backbone, texts)  # (R, D)
+            upload = Upload(self.backbone.device)
+            withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), self.sampler))
+            hidden = self._cache.plan(self.backbone, texts, upload)()  # (R, D)
             raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
-            writing = PartialTexts(*(column[live] for column in texts))
-            rules = (
-                None if a is None else torch.as_tensor(a, device=raw.device) for a in (writing.steps, repeats_after(writing, self.sampler))
-            )
-            logits = self.sampler.apply_rules(raw, *rules)  # type: ignore[arg-type]  # steps are never None
+            logits = self.sampler.apply_rules(raw, withheld())
             chosen = torch.as_tensor(tokens[live], device=raw.device).long()[:, None]  # (R, 1)
             added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu().double().numpy()
             if (added[live] < LOG_ZERO / 2).any():
