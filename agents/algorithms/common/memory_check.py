@@ -82,12 +82,9 @@ def _checked(sizes: Sizes, load: Load, device: torch.device, free: int | None, t
 
 def free_for(algorithm: Any) -> int | None:
     """Return the bytes that a training may take: those that are free, and those that it holds already; None where that is not known."""
-    if hasattr(algorithm, "policy"):
-        device, holds = algorithm.device, held
-    else:
-        device, holds = algorithm.backbone.device, held_by_supervised
+    device = algorithm.device if hasattr(algorithm, "policy") else algorithm.backbone.device
     left = available(device)
-    return None if left is None else left + holds(algorithm)
+    return None if left is None else left + (held(algorithm) if hasattr(algorithm, "policy") else held_by_supervised(algorithm))
 
 
 def load_of(algorithm: Trained) -> Load:

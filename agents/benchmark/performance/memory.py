@@ -96,7 +96,7 @@ class Memory:
 
 def main(config: Memory) -> list[tuple[str, ...]]:
     """Measure, print the table, and return its rows."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for index in config.only or range(len(CASES)):
         if CASES[index].bfloat16 and lacking_for_bfloat16(torch.device(config.device)):
             continue
@@ -118,6 +118,7 @@ def measure(config: Memory, case: Case) -> tuple[float, float]:
 
 
 def _playing(config: Memory, case: Case) -> Any:
+    assert case.algo in ("rloo", "ppo")
     agent = phases.make(
         phases.Phases(
             config.model, case.algo, f'{{"r": {config.rank}}}' if case.adapters else None, prompt=config.prompt,
