@@ -169,7 +169,8 @@ def _timed(name: str, command: list[str], asked: Speed) -> list[str]:
             one.iterate()
         one.finish()
     except RuntimeError as error:
-        return ["**failed**", " ".join(str(error).split())[-300:], "", "", ""]
+        said = " ".join(re.sub(r"[|^~]+", " ", str(error)).split())  # no bars in a cell, no marks of a traceback
+        return ["**failed**", said[-300:], "", "", ""]
     finally:
         one.close()
     seconds, rollout, update = (

@@ -100,5 +100,5 @@ def test_memory_and_speed(document):
 
 
 def test_a_contender_that_fails_leaves_a_row():
-    cells = check._timed("broken", [sys.executable, "-c", "raise SystemExit('no such card')"], check.Speed())
+    cells = check._timed("broken", [sys.executable, "-c", "raise SystemExit('no such | card')"], check.Speed())
     assert cells[0] == "**failed**" and cells[1].endswith("broken ended with code 1: no such card")
