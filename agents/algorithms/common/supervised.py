@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rewards.models.lora import add_adapters
+from rewards.utils.devices import AUTO, get_device, seeded
 from textrl_env import Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
@@ -54,7 +55,9 @@ class SupervisedArguments(TypedDict, total=False):
         "get no end-of-text token, for the policy cannot write one.  None: any.",
     ]
     seed: Annotated[Natural, 0, "Seed of fresh weights and of the order of the texts."]
-    device: Annotated[torch.device | str, "cpu", "Where to train."]
+    device: Annotated[
+        torch.device | str, "auto", "Where to train, see `rewards.utils.devices.get_device`; by default a module stays where it is."
+    ]
     lora: Annotated[
         Mapping[str, Any] | None,
         None,
@@ -96,9 +99,10 @@ class Supervised(KeywordArguments, ABC):
         self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
         self.weight_decay, self.seed, self.max_new_tokens = settings["weight_decay"], settings["seed"], settings["max_new_tokens"]
         check_same_tokens(model, tokenizer)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
+        device = get_device(settings["device"])
+        with seeded(self.seed):
+            stays = isinstance(model, nn.Module) and settings["device"] == AUTO
+            self.lm = model if stays else (model if isinstance(model, nn.Module) else load_lm(model)).to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])

@@ -23,11 +23,13 @@ class Fed(NamedTuple):
         positions: Of each in its text, shape (r, k), int64.
         sources: Texts that an encoder reads, shape (r, P), -1 beyond each; None for decoder-only models, and for rows whose
             source is already in the cache.
+        seen: Of the latter, which columns of the cache hold a token of the source, shape (r, P), bool.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     sources: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 class Backbone(ABC):
