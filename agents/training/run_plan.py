@@ -17,7 +17,7 @@ from textrl_env import TextTask
 from textrl_env.reward_model import as_reward_model
 from textrl_env.tokenizer import Tokenizer, ends_of
 
-from ..algorithms.common.memory_check import check_memory, free_for
+from ..algorithms.common.memory_check import check_memory, check_supervised, free_for
 from ..algorithms.common.supervised import Supervised
 from ..algorithms.expert_iteration import ExpertIteration
 from ..models.memory_estimate import MemoryEstimate
@@ -162,7 +162,7 @@ def plan_supervised(trainer: Supervised, data: Sequence[Any], steps: int) -> Run
         tokens=tokens_of(trainer.tokenizer),
         texts=[spelled(trainer.tokenizer, ids) for ids in texts],
         samples=(),
-        memory=None,
+        memory=(check_supervised(trainer, rows), free_for(trainer)),
         seconds={"learning": seconds * trainer.batch_size / number, "optimizer": optimizer},
         measured=number,
         iterations=steps,

@@ -25,6 +25,7 @@ from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends, switch_off_dropout
 from ...models.lora import check_dropout
+from ...models.memory_estimate import MemoryEstimate
 from ...models.mixed_precision import Precision, precision_of
 from ...models.model_checks import check_head
 from ...models.sequences import TextRecord
@@ -33,6 +34,7 @@ from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
+from .memory_check import check_supervised
 from .training_checkpoint import load_training, save_training
 from .training_warnings import TrainingWarning
 
@@ -80,6 +82,7 @@ class Supervised(KeywordArguments, ABC):
     Attributes:
         losses: Of every step.
         num_cut: Responses that were longer than `max_new_tokens` when texts were last encoded.
+        memory: Estimate of the memory that training takes; None before it begins.
 
     Raises:
         ValueError: The model has fewer tokens than the tokenizer, or `max_new_tokens` is less than 1.
@@ -121,6 +124,7 @@ class Supervised(KeywordArguments, ABC):
         set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
         self.num_cut = 0
+        self.memory: MemoryEstimate | None = None
         self._first: str | None = None
 
     def learn(
@@ -146,8 +150,8 @@ class Supervised(KeywordArguments, ABC):
             callback: Called after every step with the number of steps taken.
 
         Raises:
-            ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, or the
-                checkpoint is damaged or of other texts or settings.
+            ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, it cannot
+                fit into memory, or the checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
@@ -157,6 +161,7 @@ class Supervised(KeywordArguments, ABC):
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         self._check(rows)
+        self.memory = self.memory or check_supervised(self, rows)
         trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step

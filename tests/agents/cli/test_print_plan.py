@@ -63,7 +63,8 @@ def test_trainings_that_do_not_play_show_their_rows(command, tmp_path, capsys):
     rows = [{"prompt": one, "chosen": f" {two}", "rejected": f" {three}"}, {"prompt": two, "chosen": f" {three}", "rejected": f" {one}"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = run(capsys, *command, "--algo", "dpo", "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "4", "--dry-run")
-    assert names(out)[:7] == ["starts", "learning", "model", "tokenizer", "texts", "step", "run"] and not (tmp_path / "run").exists()
+    assert names(out)[:8] == ["starts", "learning", "model", "tokenizer", "texts", "memory", "step", "run"]
+    assert " GiB free" in " ".join(out.split()) and not (tmp_path / "run").exists()
     assert f"1 ' {one} {two}'" in out and f"4 ' {two} {one}'" in out
     assert "4 steps, 32.0 times over the texts" in " ".join(out.split())
 
