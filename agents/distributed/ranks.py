@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 _AGAIN = "the same command goes on from the last checkpoint"
@@ -73,6 +75,18 @@ class Ranks:
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
         return norm
+
+    def numbers(self, values: ArrayLike) -> np.ndarray:
+        """Return the numbers of all ranks, shape (R, ...), float64; equal on all of them.  The shapes must be the same."""
+        return np.asarray(values, np.float64)[None]
+
+    def sums(self, values: ArrayLike) -> np.ndarray:
+        """Return numbers added up over the ranks, shape (...), float64; equal on all of them."""
+        return self.numbers(values).sum(0)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context for what torch sends by itself: where another rank is gone, it raises RankError with the reason."""
+        return nullcontext()
 
     def say_once(self, message: str) -> bool:
         """Return whether this rank is the first that wants to tell the user this."""

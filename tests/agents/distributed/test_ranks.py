@@ -3,7 +3,6 @@
 import copy
 import csv
 import os
-import pickle
 import re
 import shlex
 import signal
@@ -26,29 +25,10 @@ from agents.rollouts.merge_ranks import RankRecording, merge
 from textrl_env import make_task
 
 from . import stepped
+from .launch import QUIET, ROOT, found_by, run, torchrun
 from .ranked import CASES, COMMON, ROLLOUTS, learn, make, make_env
 
-ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def torchrun(*arguments, size=2):
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "-m", *map(str, arguments)]
-
-
-def run(command, timeout=240, check=True, **environment):
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **QUIET, **environment},
-        start_new_session=True,
-    )
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +42,6 @@ def two_ranks(tmp_path_factory):
 @pytest.fixture
 def exact(two_ranks):
     return lambda case: found_by(two_ranks, case)
-
-
-def found_by(folder, name, size=2):
-    return [pickle.loads((folder / f"{name}-{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
 @pytest.mark.parametrize("case", CASES)
