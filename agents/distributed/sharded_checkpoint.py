@@ -6,10 +6,11 @@ the format of Hugging Face is taken, for the other one describes the files in a 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from textrl_env.utils.files import new_folder
 
 from .process_group import ranks
+from .ranks import RankError
 
 _FACTS = "training.json"
 
@@ -43,7 +45,7 @@ def save_sharded(
         facts: What else `load_sharded` is to return, as plain data.
 
     Raises:
-        OSError: There is no room on the disk.
+        OSError: There is no room on the disk, or another rank is gone; what was there before is unchanged.
     """
     from torch.distributed.checkpoint import save
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -56,7 +58,7 @@ def save_sharded(
         stated["groups"] = own["param_groups"]
     with new_folder(folder) if together.is_main else nullcontext() as made:
         made = together.broadcast(made)
-        with _own_errors():
+        with together.together(), _own_errors():
             save(state, storage_writer=HuggingFaceStorageWriter(str(made), save_distributed=True), no_dist=together.size == 1)
         if together.is_main:
             (made / _FACTS).write_text(json.dumps(stated), encoding="utf-8")
@@ -82,7 +84,7 @@ def load_sharded(
         return None
     try:
         facts: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        with _own_errors():
+        with ranks().together(), _own_errors():
             saved = _whole(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
             state = {**(tensors or {}), **_weights(module)}
             of_model = {name for name in saved if name.startswith("model.")}
@@ -93,9 +95,20 @@ def load_sharded(
             load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=ranks().size == 1)
         if optimizer is not None:
             optimizer.load_state_dict({"state": steps, "param_groups": facts.pop("groups")})
+    except RankError:
+        raise
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} is no checkpoint of this training ({error}): delete it to start over") from error
     return facts
+
+
+def copy_with(module: nn.Module, weight_of: Callable[[str, nn.Parameter], Tensor]) -> nn.Module:
+    """Return a copy of a module with other weights: none, on the device "meta", before it is cut into shards, or whole ones afterwards.
+
+    Torch copies no module that is in shards.  Tied weights stay tied.
+    """
+    parameters = {id(p): nn.Parameter(weight_of(name, p), p.requires_grad) for name, p in module.named_parameters()}
+    return copy.deepcopy(module, dict(parameters))
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

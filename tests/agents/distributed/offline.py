@@ -1,0 +1,110 @@
+"""What test_offline.py has several processes do: `torchrun --nproc-per-node 2 -m tests.agents.distributed.offline TASK FOLDER`."""
+
+import os
+import pickle
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+from agents import DPO, SFT
+from agents.distributed.process_group import ranks
+from rewards.preferences.preference import Preference
+from textrl_env import IntegerTokenizer
+
+from ..conftest import GPT2, LLAMA, VOCAB
+
+STEPS = 20
+TEXTS = [(" ".join(str(1 + (i * k) % 23) for k in range(1, 2 + i % 5)), " ".join("7" * (1 + (3 * i) % 8))) for i in range(13)]
+PAIRS = [Preference(prompt, answer, " ".join("5" * (1 + i % 4)), 0.8) for i, (prompt, answer) in enumerate(TEXTS)]
+LORA = {"r": 2, "lora_alpha": 8}
+# Minibatches of 5 of 13: the ranks have 3 rows and 2, in passes of 2 and 1, and 2 and 0; of minibatches of 1, one rank has nothing
+CASES = {
+    "sft": (SFT, GPT2, TEXTS, {"batch_size": 5, "micro_batch_size": 2}),
+    "sft of adapters": (SFT, LLAMA, TEXTS, {"batch_size": 1, "lora": LORA}),
+    "dpo": (DPO, LLAMA, PAIRS, {"batch_size": 5, "micro_batch_size": 1, "beta": 0.3}),
+    "ipo of adapters": (DPO, LLAMA, PAIRS, {"batch_size": 5, "loss": "ipo", "lora": LORA, "gradient_checkpointing": True}),
+}
+
+
+def make(case, **changed):
+    kind, model, texts, settings = CASES[case]
+    return kind(model, IntegerTokenizer(VOCAB, 0), learning_rate=1e-2, seed=1, **settings, **changed), texts
+
+
+@contextmanager
+def double(trainer):
+    """Compute in double precision throughout: hidden states and logits are cast to float32 otherwise."""
+    cast = torch.Tensor.float
+    trainer.lm.double()
+    if isinstance(trainer, DPO):
+        trainer.reference.lm.double()
+    torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else cast(x)
+    try:
+        yield
+    finally:
+        torch.Tensor.float = cast
+
+
+def learn(case, stop=None, folder=None, **changed):
+    """Return losses, notes of each step, the loss of all texts after training, and the trainer."""
+    trainer, texts = make(case, **changed)
+    notes = []
+    note = trainer._note
+    trainer._note = lambda: notes.append(note()) or notes[-1]
+
+    def watch(number):
+        if number == stop:
+            raise InterruptedError
+
+    with double(trainer):
+        try:
+            trainer.learn(texts, STEPS, checkpoint=folder, save_every=5, callback=watch)
+        except InterruptedError:
+            return trainer.losses, notes, None, trainer
+        return trainer.losses, notes, trainer.evaluate(texts), trainer
+
+
+def exact(folder):
+    """Train each case with either engine, and save what came out."""
+    for case in CASES:
+        for shard in (False, True):
+            losses, notes, loss, trainer = learn(case, shard=shard)
+            weights = trainer.engine.gathered(trainer.lm.state_dict())
+            trainer.save(folder / f"{case}-{shard}")
+            found = losses, notes, loss, {name: value.clone() for name, value in weights.items()}
+            (folder / f"{case}-{shard}-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def begun(folder):
+    """Train for 7 of 20 steps, of which 5 are saved."""
+    learn("sft", stop=7, folder=folder / "sft", shard=True)
+    learn("dpo", stop=7, folder=folder / "dpo")
+
+
+def ended(folder):
+    """Go on to the end, the other way round."""
+    learn("sft", folder=folder / "sft")
+    learn("dpo", folder=folder / "dpo", shard=True)
+
+
+def killed(folder):
+    """One rank is killed in the middle of the second checkpoint."""
+    write, written = HuggingFaceStorageWriter.write_data, []
+
+    def write_data(self, plan, planner):
+        written.append(write(self, plan, planner))
+        if len(written) == 2 and ranks().rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written[-1]
+
+    HuggingFaceStorageWriter.write_data = write_data
+    learn("sft", folder=folder, shard=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]))
