@@ -129,7 +129,7 @@ class _Group(Ranks):
             return
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
