@@ -94,8 +94,7 @@ def run_train(config: Train) -> None:
     """
     together = ranks()
     console = Console(quiet=not together.is_main)
-    if together.size > 1:
-        _check_ranks(config, console, together.size)
+    _check_ranks(config, console, together.size)
     _check_settings(config)
     reward = reward_of(config.reward)
     _check_fitted_elsewhere(config, reward)
@@ -206,8 +205,13 @@ def _tell_outcome(job: Job) -> None:
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
+    if size == 1 and config.shard:
+        raise ValueError("--shard in one process: there is nobody to hold the other parts; start several with torchrun")
+    if size == 1:
+        return
     if config.algo in OFFLINE:
-        raise ValueError(f"--algo {config.algo} trains in one process: start it as `textrl train`, without torchrun")
+        console.print(f"{size} processes train one model{', each holds a part of it' if config.shard else ''}")
+        return
     made = on_ranks(config.algo)
     console.print(f"{size} processes train one policy")
     if made is not ALGORITHMS[config.algo]:
@@ -280,7 +284,7 @@ def _offline(job: Job) -> None:
         _tell_strange_texts(model, task, pairs, job.console)
     whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
-    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before)
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before, config.shard)
 
 
 def _first_policy(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""What test_offline.py has several processes do: `torchrun --nproc-per-node 2 -m tests.agents.distributed.offline TASK FOLDER`."""
+"""What test_offline.py has several processes do: `torchrun --nproc-per-node 2 -m tests.agents.distributed.offline TASK... FOLDER`."""
 
 import os
 import pickle
@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from agents import DPO, SFT
+from agents import DPO, SFT, ExpertIteration
 from agents.distributed.process_group import ranks
+from agents.distributed.ranks import digest
 from rewards.preferences.preference import Preference
-from textrl_env import IntegerTokenizer
+from textrl_env import IntegerTokenizer, Prompt, TextTask
 
-from ..conftest import GPT2, LLAMA, VOCAB
+from ..conftest import GPT2, LLAMA, VOCAB, sevens
 
 STEPS = 20
 TEXTS = [(" ".join(str(1 + (i * k) % 23) for k in range(1, 2 + i % 5)), " ".join("7" * (1 + (3 * i) % 8))) for i in range(13)]
@@ -80,6 +81,26 @@ def exact(folder):
             (folder / f"{case}-{shard}-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
 
 
+def imitated(folder):
+    """Write, choose and imitate together; note what each rank wrote, and what all imitate."""
+    task = TextTask(IntegerTokenizer(VOCAB, 0), [Prompt("1 2 3"), Prompt("4"), Prompt("5 6")], max_new_tokens=9)
+    agent = ExpertIteration(task, LLAMA, sevens, n=3, n_prompts=5, steps=2, learning_rate=1e-2, seed=2)
+    written, learned = [], []
+    write, learn = agent._write, agent.trainer.learn
+    agent._write = lambda *args, **named: written.append(write(*args, **named)) or written[-1]
+    agent.trainer.learn = lambda records, steps: learned.append(records) or learn(records, steps)
+    agent.learn(2, checkpoint=folder / "imitated")
+    said = ""
+    try:
+        ExpertIteration(task, LLAMA, sevens, n=3, n_prompts=1)
+    except ValueError as error:
+        said = str(error)
+    texts = [(text.responses, text.scores.tolist()) for text in written]
+    chosen = [[(record.context.tolist(), record.actions.tolist()) for record in records] for records in learned]
+    found = agent.scores, digest(agent.policy.lm), texts, chosen, said
+    (folder / f"imitated-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+
+
 def begun(folder):
     """Train for 7 of 20 steps, of which 5 are saved."""
     learn("sft", stop=7, folder=folder / "sft", shard=True)
@@ -108,4 +129,6 @@ def killed(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    *names, path = sys.argv[1:]
+    for name in names:
+        globals()[name](Path(path))

@@ -14,14 +14,14 @@ from .launch import found_by, run, torchrun
 from .offline import CASES, STEPS, double, learn, make
 
 
-def tasks(name, folder, size=2, **settings):
-    return run(torchrun("tests.agents.distributed.offline", name, folder, size=size), **settings)
+def tasks(*names, size=2, **settings):
+    return run(torchrun("tests.agents.distributed.offline", *names, size=size), **settings)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offline")
-    tasks("exact", folder)
+    tasks("exact", "imitated", folder)
     return folder
 
 
@@ -51,6 +51,21 @@ def test_what_shards_save_is_a_whole_model(two_ranks, alone):
         saved = load_lm(two_ranks / f"{case}-True").state_dict()
         for name, value in load_lm(two_ranks / f"{case}-False").state_dict().items():
             torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6)
+
+
+def test_expert_iteration_imitates_the_best_of_what_all_wrote(two_ranks):
+    first, second = found_by(two_ranks, "imitated")
+    assert first[:2] == second[:2] and first[3] == second[3]
+    assert "n_prompts=1: each of 2 processes writes for one at least" in first[4]
+    for number, chosen in enumerate(first[3]):
+        best, scores = [], []
+        for _, _, texts, *_ in (first, second):
+            scored = texts[number][1]
+            best += [max(scored[i : i + 3]) for i in range(0, len(scored), 3)]
+            scores += scored
+        assert first[2][number] != second[2][number]
+        assert [actions.count(7) for _, actions in chosen] == best and len(best) == 5
+        assert first[0][number] == pytest.approx(sum(scores) / 15, abs=1e-12)
 
 
 def test_a_checkpoint_of_two_goes_on_with_one_and_with_three(tmp_path, alone):

@@ -356,6 +356,6 @@ def test_accelerates_own_launcher_is_refused(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_errors_are_told_once_and_end_all(tiny, tmp_path):
-    for wrong, part in (("--algo dpo", "--algo dpo trains in one process"), ("--task chess", "no task is called 'chess'")):
+    for wrong, part in (("--algo nlpo", "--algo nlpo trains in one process"), ("--task chess", "no task is called 'chess'")):
         done = run([*torchrun("agents.cli", "train", *flags(tiny, tmp_path / "run", 400)), *wrong.split()], check=False)
         assert done.returncode != 0 and done.stderr.count("error: ") == 1 and f"error: {part}" in done.stderr
