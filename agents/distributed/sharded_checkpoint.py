@@ -119,7 +119,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tied weights, which are two names of one tensor: safetensors refuses those."""
-    first = {id(value): name for name, value in reversed(tensors.items())}
+    first = {id(value): name for name, value in reversed(list(tensors.items()))}
     return {name: value if first[id(value)] == name else value.detach().clone() for name, value in tensors.items()}
 
 

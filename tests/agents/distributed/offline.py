@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from agents import DPO, SFT, ExpertIteration
+from agents.distributed.engine import engine_of
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
-from rewards.preferences.preference import Preference
-from textrl_env import IntegerTokenizer, Prompt, TextTask
+from rewards import Preference, RewardWarning, fit_preference_model
+from textrl_env import IntegerTokenizer, Prompt, TextTask, make_task
 
 from ..conftest import GPT2, LLAMA, VOCAB, sevens
 
@@ -99,6 +101,24 @@ def imitated(folder):
     chosen = [[(record.context.tolist(), record.actions.tolist()) for record in records] for records in learned]
     found = agent.scores, digest(agent.policy.lm), texts, chosen, said
     (folder / f"imitated-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+
+
+def fitted(folder, engine=None):
+    """Fit reward models, one with scales of annotators, one of adapters; of the last batch, of 3, a rank has 1 or 2."""
+    pairs = [
+        Preference(f"film {i % 5}", f" good {i} {'it was ' * (i % 4)}", f" bad {i + 1} {i % 3}", annotator="ab"[i % 2]) for i in range(21)
+    ]
+    trunk = {**LLAMA, "vocab_size": 4096, "max_position_embeddings": 128}
+    settings = {"tokenizer": make_task("review").tokenizer, "trunk": trunk, "dropout": 0.0, "validation": 0.1, "epochs": 4, "batch_size": 4}
+    found = []
+    for more in ({"scale_by": "annotator", "micro_batch_size": 1}, {"lora": LORA, "ngram_buckets": 0}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RewardWarning)
+            model, report = fit_preference_model(pairs, **settings, **more, engine=engine or engine_of(ranks()))
+        found.append((model.network.state_dict(), report.n_train, report.losses, report.annotator_scales))
+    if engine is None:
+        (folder / f"fitted-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
+    return found
 
 
 def begun(folder):

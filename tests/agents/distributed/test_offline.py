@@ -7,11 +7,12 @@ import torch
 
 from agents import SFT
 from agents.models.loading import load_lm
+from rewards.fitting.engines import Alone
 from textrl_env import IntegerTokenizer
 
 from ..conftest import VOCAB
 from .launch import found_by, run, torchrun
-from .offline import CASES, STEPS, double, learn, make
+from .offline import CASES, STEPS, double, fitted, learn, make
 
 
 def tasks(*names, size=2, **settings):
@@ -21,7 +22,7 @@ def tasks(*names, size=2, **settings):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("offline")
-    tasks("exact", "imitated", folder)
+    tasks("exact", "imitated", "fitted", folder)
     return folder
 
 
@@ -68,6 +69,28 @@ def test_expert_iteration_imitates_the_best_of_what_all_wrote(two_ranks):
         assert first[0][number] == pytest.approx(sum(scores) / 15, abs=1e-12)
 
 
+def test_two_ranks_fit_the_reward_model_of_one(two_ranks):
+    first, second = found_by(two_ranks, "fitted")
+    for one, other, expected in zip(first, second, fitted(None, Alone()), strict=True):
+        assert one[1] % 4 in (1, 3)  # uneven
+        assert one[1:] == other[1:]
+        for name, losses in expected[2].items():
+            assert one[2][name] == pytest.approx(losses, abs=1e-4)
+        assert one[3] == pytest.approx(expected[3], abs=1e-3)
+        for name, value in expected[0].items():
+            assert torch.equal(one[0][name], other[0][name])
+            if not name.endswith("head.bias"):  # which cancels in a comparison: its gradient is rounding, and Adam makes steps of it
+                torch.testing.assert_close(one[0][name], value, rtol=0, atol=1e-4)
+
+
+def test_reward_models_are_not_fitted_in_shards():
+    engine = Alone()
+    engine.sharded = True
+    with pytest.raises(ValueError, match="all its weights in each process: fit it without shards"):
+        fitted(None, engine)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_two_goes_on_with_one_and_with_three(tmp_path, alone):
     tasks("begun", tmp_path)
     for case in ("sft", "dpo"):
@@ -83,6 +106,7 @@ def test_a_checkpoint_of_two_goes_on_with_one_and_with_three(tmp_path, alone):
             torch.testing.assert_close(trainer.lm.state_dict()[name], value, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_last_checkpoint_whole(tmp_path):
     done = tasks("killed", tmp_path / "c", check=False)
     assert done.returncode != 0
