@@ -27,6 +27,7 @@ from ..distributed.process_group import ranks
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
+from ..utils.device_flag import on_device
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
@@ -45,6 +46,7 @@ class _Sides(NamedTuple):
     prompts_apart: bool
 
 
+@on_device
 def run_report(config: Report) -> None:
     """Read, fit, judge, and write the page; processes that torchrun started fit together, and the first writes."""
     together = ranks()
