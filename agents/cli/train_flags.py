@@ -75,6 +75,7 @@ class Train:
         min_new_tokens: No end of text before this many tokens.
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
+        shard: Of several processes, started by torchrun: each holds a part of weights, gradients and optimizer only.
         seed: Of everything that is drawn.
         eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
             tenth of those written in training, at least 20 and at most 200.
@@ -84,7 +85,8 @@ class Train:
         dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
     """
 
-    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite", "dry_run")  # with other values of these it is still the same run
+    # With other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "shard", "eval_texts", "out", "overwrite", "dry_run")
 
     algo: AlgorithmName = "ppo"
     task: str | None = None
@@ -120,6 +122,7 @@ class Train:
     min_new_tokens: Natural = 0
     precision: str = "float32"
     micro_batch_size: Natural = 0
+    shard: bool = False
     seed: Seed = 0
     eval_texts: Natural | None = None
     out: Path | None = None
