@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from rewards.fitting.losses import bradley_terry_loss
 from rewards.models.lora import adapted_layers
@@ -131,15 +132,23 @@ class DPO(Supervised):
     def _records(self, rows: Sequence[Pair]) -> list[TextRecord]:
         return [row.chosen for row in rows] + [row.rejected for row in rows]
 
+    def _module(self) -> nn.Module:
+        return self.lm if self.reference.lm is self.lm else nn.ModuleDict({"lm": self.lm, "reference": self.reference.lm})
+
+    def _mean_loss(self, rows: Sequence[Pair], backward: bool = False) -> float:
+        loss = super()._mean_loss(rows, backward)
+        del self._right[len(self._own(rows)) :]  # those of passes with weight 0
+        return loss
+
     def _depends_on(self) -> dict[str, Any]:
         own = super()._depends_on()
         return {**own, "reference": self._first if self.reference.lm is self.lm else digest(self.reference.lm)[0]}
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)
-        own = self._log_probs(self.backbone, texts)  # (2 B,)
-        with torch.no_grad():
+        with torch.no_grad():  # before the policy's pass, which keeps its activations
             of_reference = self._log_probs(self.reference, texts)  # (2 B,)
+        own = self._log_probs(self.backbone, texts)  # (2 B,)
         chosen, rejected = (own - of_reference).unflatten(0, (2, -1))  # (B,) each
         label, margin = torch.tensor([row[2:] for row in rows], device=own.device).T  # (B,) each
         if torch.is_grad_enabled():  # half of those without a difference, as before the first step
@@ -149,8 +158,9 @@ class DPO(Supervised):
         return bradley_terry_loss(self.beta * chosen, self.beta * rejected, label=label, margin=margin)
 
     def _note(self) -> str:
-        right, self._right = self._right, []
-        return f"{super()._note()} accuracy {np.mean(right):.0%}"
+        right, number = self.engine.ranks.sums([sum(self._right), len(self._right)])
+        self._right = []
+        return f"{super()._note()} accuracy {right / number:.0%}"
 
     def _log_probs(self, model: Backbone, texts: Sequence[TextRecord]) -> torch.Tensor:
         """Return the log-probabilities of responses, shape (2 B,)."""

@@ -36,6 +36,7 @@ from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts
 from ..training.run_plan import DryRun
 from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
+from ..utils.device_flag import on_device
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import arguments_of, columns_of, reward_of
@@ -86,6 +87,7 @@ class Job:
         return tell_plan(self.console, self.config.dry_run)
 
 
+@on_device
 def run_train(config: Train) -> None:
     """Train, and leave the resolved configuration, the model and the metrics in the run folder.
 
@@ -211,7 +213,8 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
     if size == 1:
         return
     if config.algo in OFFLINE:
-        raise ValueError(f"--algo {config.algo} trains in one process: start it as `textrl train`, without torchrun")
+        console.print(f"{size} processes train one model{', each holds a part of it' if config.shard else ''}")
+        return
     on_ranks(config.algo)
     console.print(f"{size} processes train one policy{', each holds a part of it' if config.shard else ''}")
 
@@ -282,7 +285,7 @@ def _offline(job: Job) -> None:
         _tell_strange_texts(model, task, pairs, job.console)
     whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
-    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before)
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before, config.shard)
 
 
 def _first_policy(job: Job) -> str:

@@ -9,11 +9,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rewards.utils.devices import seeded
+
 from ..models.backbones import Backbone
 from ..models.cached_decoder import CachedDecoder
 from ..models.decoding_weights import DecodingWeights
 from ..models.sampler import Sampler, draw
-from ..models.sequences import PartialTexts
+from ..models.sequences import PartialTexts, withheld_after
+from ..models.upload import Upload
 from ..policies.transformer_policy import TransformerPolicy
 
 
@@ -79,15 +82,15 @@ def decode(backbone: Backbone, request: Request) -> list[np.ndarray]:
         ids[row, : len(prompt)] = prompt
     weights = DecodingWeights(backbone)
     cache, lengths, live = CachedDecoder(weights=weights), prompt_lengths.copy(), np.ones(len(ids), bool)
-    with torch.random.fork_rng():
-        torch.manual_seed(request.seed)
+    with seeded(request.seed, backbone.device):
         while live.any():
             texts = PartialTexts(np.where(live[:, None], ids, -1), np.where(live, lengths, 0), np.where(live, prompt_lengths, 0))
-            hidden = cache.last_hidden(backbone, texts)  # (R, D)
+            upload = Upload(backbone.device)
+            withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), request.sampler))
+            hidden = cache.plan(backbone, texts, upload)()  # (R, D)
             with weights:
                 logits = backbone.logits(hidden)[:, : request.vocab_size]  # (R, V)
-            steps = torch.as_tensor(texts.steps[live], device=logits.device)  # (R,)
-            tokens = draw(request.sampler.apply_rules(logits, steps)).cpu().numpy()  # (R,)
+            tokens = draw(request.sampler.apply_rules(logits, withheld())).cpu().numpy()  # (R,)
             ids[live, lengths[live]] = tokens
             lengths[live] += 1
             live[live] = ~np.isin(tokens, request.stop_ids) & (lengths - prompt_lengths < request.max_new_tokens)[live]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,10 +15,12 @@ from .backbones.kv_cache import BLOCK, Plan, States
 from .cuda_graphs import GraphedSteps
 from .decoding_weights import DecodingWeights
 from .sequences import PartialTexts, one_action_each
+from .upload import Upload
 
 _PROMPTS, _SHORT = np.array([3, 1, 2]), 8  # of the texts that caches are tried on, in tokens
 
-Hidden = tuple[np.ndarray, torch.Tensor]  # rows of the caller, and the hidden state of the last token of each
+# Rows of the caller, and what computes the hidden state of the last token of each, shape (r, D)
+Pass = tuple[np.ndarray, Callable[[], torch.Tensor]]
 
 
 class CachedDecoder:
@@ -51,13 +54,14 @@ class CachedDecoder:
         self._ids = np.zeros((0, 0), np.int64)  # (B, W) cached tokens by row of the caller, -1 beyond
         self._known = np.zeros(0, np.int64)  # (B,) how many of them the states cover
         self._sources: np.ndarray | None = None  # (B, P) what the encoder read
+        self._source_lengths = np.zeros(0, np.int64)  # (S,) tokens of each slot's source
+        self._source_columns = 0
 
     @property
     def memory(self) -> int:
         """Bytes that keys, values and states take."""
         return 0 if self._states is None else self._states.memory
 
-    @torch.no_grad()
     def last_hidden(self, backbone: Backbone, texts: PartialTexts) -> torch.Tensor:
         """Return the hidden state of the last token of every row that has one, in the order of the rows.
 
@@ -68,6 +72,13 @@ class CachedDecoder:
         Returns:
             Shape (number of rows with tokens, D), float32.
         """
+        return self.plan(backbone, texts, Upload(backbone.device))()
+
+    def plan(self, backbone: Backbone, texts: PartialTexts, upload: Upload) -> Callable[[], torch.Tensor]:
+        """Lay out on the host what `last_hidden` computes, and return the function that computes it, to be called before the next plan.
+
+        What the passes must know goes into `upload`, so that one copy takes it to the device along with what the caller adds.
+        """
         longest = texts.ids.shape[1] - (int(texts.prompt_lengths.max()) - _PROMPTS[0] if backbone.reads_prompt_apart else 0)
         if backbone.cacheable is not False and longest > backbone.tried:
             check_cache(backbone, longest, self._weights if backbone.autocast is None else None)
@@ -77,19 +88,28 @@ class CachedDecoder:
             self._made = made
         if not backbone.cacheable:
             chosen = PartialTexts(*(column[live] for column in texts))
-            return backbone.hidden(one_action_each(chosen, backbone.device))
+            return torch.no_grad()(lambda: backbone.hidden(one_action_each(chosen, backbone.device)))
         ids, lengths, sources = backbone.written(texts)
         if self._states is None or self._ids.shape != ids.shape:
             self.drop()
             self._states = backbone.new_states()
             self._ids, self._known = np.full_like(ids, -1), np.zeros(len(ids), np.int64)
-        start = self._common(self._states, ids, lengths, sources)
-        self._seat(self._states, live, lengths, sources)
+        states = self._states
+        start = self._common(states, ids, lengths, sources)
+        make_room = self._seat(states, live, lengths, sources, upload)
         self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
-        parts = self._run(backbone, self._states, ids, lengths, start, sources)
-        self._ids, self._known, self._sources = ids.copy(), lengths.copy(), sources
-        rows = np.concatenate([r for r, _ in parts])
-        return torch.cat([h for _, h in parts])[torch.as_tensor(np.argsort(rows), device=parts[0][1].device)]
+        passes = list(self._passes(backbone, states, ids, lengths, start, sources, upload))
+        rows = np.concatenate([r for r, _ in passes])
+        order = None if (np.diff(rows) > 0).all() else upload.add(np.argsort(rows))
+
+        @torch.no_grad()
+        def run() -> torch.Tensor:
+            make_room()
+            hidden = torch.cat([one_pass() for _, one_pass in passes])
+            self._ids, self._known, self._sources = ids.copy(), lengths.copy(), sources
+            return hidden if order is None else hidden[order()]
+
+        return run
 
     def _common(self, states: States, ids: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None) -> np.ndarray:
         """Return how many leading tokens of each text need not be computed, shape (B,); never all of them."""
@@ -101,28 +121,34 @@ class CachedDecoder:
             common[~_same_rows(sources, self._sources)] = 0
         return np.minimum(common, np.maximum(lengths - 1, 0))
 
-    def _seat(self, states: States, live: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None) -> None:
-        """Give every live row a slot, and buffers the size that the longest live text needs."""
+    def _seat(
+        self, states: States, live: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None, upload: Upload
+    ) -> Callable[[], None]:
+        """Give every live row a slot; return what gives buffers the size that the longest live text needs."""
         columns = -(-int(lengths[live].max()) // BLOCK) * BLOCK
         stays = lengths[self._rows] > 0
         number = int(stays.sum())
-        source_columns = 0 if sources is None else max(int((sources[live] >= 0).sum(1).max()), states.source_columns if number else 0)
-        if number == len(stays) == len(live) and (columns, source_columns) == (states.columns, states.source_columns):
-            return
-        free, moved = np.flatnonzero(~stays[:number]), number + np.flatnonzero(stays[number:])
-        if len(free):  # the last slots that stay take the places of those that leave
-            states.copy(moved, free)
-            self._rows[free] = self._rows[moved]
-        new = np.setdiff1d(live, self._rows[:number])
-        states.lay_out(number + len(new), columns, source_columns)
         if sources is not None:
-            known = np.zeros(0, np.int64) if states.source_lengths is None else states.source_lengths.copy()
-            if len(free):
-                known[free] = known[moved]
-            states.source_lengths = np.concatenate([known[:number], np.ones(len(new), np.int64)])
+            self._source_columns = max(int((sources[live] >= 0).sum(1).max()), self._source_columns if number else 0)
+        size = len(live), columns, self._source_columns
+        if number == len(stays) == len(live) and size == (states.num_slots, states.columns, states.source_columns):
+            return lambda: None
+        free, moved = np.flatnonzero(~stays[:number]), number + np.flatnonzero(stays[number:])
+        self._rows[free] = self._rows[moved]  # the last slots that stay take the places of those that leave
+        self._source_lengths[free] = self._source_lengths[moved]
+        new = np.setdiff1d(live, self._rows[:number])
         self._rows = np.concatenate([self._rows[:number], new])
+        self._source_lengths = np.concatenate([self._source_lengths[:number], np.ones_like(new)])
+        where = (upload.add(moved), upload.add(free)) if len(free) else ()
 
-    def _run(
+        def make_room() -> None:
+            if where:
+                states.copy(*(index() for index in where))
+            states.lay_out(*size)
+
+        return make_room
+
+    def _passes(
         self,
         backbone: Backbone,
         states: States,
@@ -130,30 +156,27 @@ class CachedDecoder:
         lengths: np.ndarray,
         start: np.ndarray,
         sources: np.ndarray | None,
-    ) -> list[Hidden]:
-        """Compute what the cache lacks: one token for all slots at once, then whole stretches for the rows that need them."""
-        parts: list[Hidden] = []
+        upload: Upload,
+    ) -> Iterator[Pass]:
+        """Yield what computes that which the cache lacks: one token for all slots at once, then whole stretches for rows that need them."""
         stepped = start[self._rows] > 0  # (S,)
         stepping = self._rows[stepped]
         if 2 * len(stepping) >= len(self._rows):
-            hidden = self._step_all(backbone, states, ids, start)  # (S, D)
+            hidden = self._step_all(backbone, states, ids, start, upload)  # of (S, D)
             start[stepping] += 1
             ready = np.flatnonzero((start[self._rows] == lengths[self._rows]) & stepped)
-            parts.append((self._rows[ready], hidden if len(ready) == len(hidden) else hidden[torch.as_tensor(ready, device=hidden.device)]))
-            if len(ready) == len(self._rows):
-                return parts
+            yield self._rows[ready], hidden if len(ready) == len(self._rows) else _some(hidden, upload.add(ready))
         pending = np.flatnonzero(start < lengths)  # rows of the caller, as all below
         for rows in self._stretches(states, pending[start[pending] == 0], lengths):
-            parts.append(self._read(backbone, states, ids, lengths, rows, sources))
+            yield rows, self._read(backbone, states, ids, lengths, rows, sources, upload)
         goes_on = pending[start[pending] > 0]
         while len(goes_on):
             upto = start + 1 if states.recurrent else lengths
-            hidden = self._go_on(backbone, states, ids, start, upto, goes_on)
+            hidden = self._go_on(backbone, states, ids, start, upto, goes_on, upload)
             start[goes_on] = upto[goes_on]
             ready = start[goes_on] == lengths[goes_on]
-            parts.append((goes_on[ready], hidden[torch.as_tensor(ready, device=hidden.device)]))
+            yield goes_on[ready], _some(hidden, upload.add(np.flatnonzero(ready)))
             goes_on = goes_on[~ready]
-        return parts
 
     def _stretches(self, states: States, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
         """Split rows that are read from the start: a recurrent state cannot skip padding, so its texts must be equally long."""
@@ -161,21 +184,35 @@ class CachedDecoder:
             return []
         return [rows[lengths[rows] == n] for n in np.unique(lengths[rows])] if states.recurrent else [rows]
 
-    def _step_all(self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray) -> torch.Tensor:
-        """Feed one token to every slot, and return hidden states (S, D); slots that are about to be read anew get junk."""
+    def _step_all(
+        self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray, upload: Upload
+    ) -> Callable[[], torch.Tensor]:
+        """Feed one token to every slot: hidden states (S, D); slots that are about to be read anew get junk."""
         rows = self._rows
         position = np.where(start[rows] > 0, start[rows], 0)  # (S,)
         tokens = np.maximum(ids[rows, position], 0)  # (S,)
-        if self._graphs is not None and backbone.graphable:
+        fed = self._feed(backbone, states, None, tokens[:, None], position[:, None], int(position.max()) + 1, False, upload)
+        if self._graphs is None or not backbone.graphable:
+            return lambda: fed()[:, -1]
+        graphs, where = self._graphs, (upload.add(tokens[:, None]), upload.add(position[:, None]))
+
+        def run() -> torch.Tensor:
             with self._weights or nullcontext():
-                hidden = self._graphs.step(backbone, states, tokens, position)
-            if hidden is not None:
-                return hidden
-        return self._feed(backbone, states, None, tokens[:, None], position[:, None], int(position.max()) + 1, False)[:, -1]
+                hidden = graphs.step(backbone, states, *(column() for column in where))
+            return fed()[:, -1] if hidden is None else hidden
+
+        return run
 
     def _read(
-        self, backbone: Backbone, states: States, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, sources: np.ndarray | None
-    ) -> Hidden:
+        self,
+        backbone: Backbone,
+        states: States,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        rows: np.ndarray,
+        sources: np.ndarray | None,
+        upload: Upload,
+    ) -> Callable[[], torch.Tensor]:
         """Read texts from their start; equal ones once."""
         keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows]], 1)  # (r, W) or (r, W + P)
         _, first, twin = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -185,26 +222,32 @@ class CachedDecoder:
         slots = self._slots(rows)
         read = None
         if sources is not None:
-            assert states.source_lengths is not None
-            states.source_lengths[slots] = (sources[rows] >= 0).sum(1)
+            self._source_lengths[slots] = (sources[rows] >= 0).sum(1)
             read = sources[chosen][:, : int((sources[chosen] >= 0).sum(1).max())]
         tokens = np.maximum(ids[chosen][:, : position.shape[1]], 0)  # (u, k)
-        hidden = self._feed(backbone, states, slots[first], tokens, position, position.shape[1], True, read)
-        if len(first) < len(rows):
-            others = np.setdiff1d(np.arange(len(rows)), first)
-            states.copy(slots[first][twin[others]], slots[others])
-        last = torch.as_tensor(lengths[chosen] - 1, device=hidden.device)  # (u,)
-        return rows, hidden[torch.arange(len(chosen), device=hidden.device), last][torch.as_tensor(twin, device=hidden.device)]
+        fed = self._feed(backbone, states, slots[first], tokens, position, position.shape[1], True, upload, read)
+        others = np.setdiff1d(np.arange(len(rows)), first)
+        copied = (upload.add(slots[first][twin[others]]), upload.add(slots[others])) if len(others) else ()
+        last = upload.add(twin), upload.add(lengths[rows] - 1)  # (r,) each
+
+        def run() -> torch.Tensor:
+            hidden = fed()  # (u, k, D)
+            if copied:
+                states.copy(*(index() for index in copied))
+            return hidden[last[0](), last[1]()]  # (r, D)
+
+        return run
 
     def _go_on(
-        self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray, upto: np.ndarray, rows: np.ndarray
-    ) -> torch.Tensor:
-        """Feed some rows their tokens from `start` up to `upto`; return the hidden states of the last ones, (r, D)."""
+        self, backbone: Backbone, states: States, ids: np.ndarray, start: np.ndarray, upto: np.ndarray, rows: np.ndarray, upload: Upload
+    ) -> Callable[[], torch.Tensor]:
+        """Feed some rows their tokens from `start` up to `upto`: the hidden states of the last ones, (r, D)."""
         many = upto[rows] - start[rows]  # (r,)
         # A row with fewer tokens than the others repeats its last one, which writes the same numbers to the same place.
         position = start[rows][:, None] + np.minimum(np.arange(int(many.max())), many[:, None] - 1)  # (r, k)
         tokens = np.take_along_axis(ids[rows], position, 1)  # (r, k)
-        return self._feed(backbone, states, self._slots(rows), tokens, position, int(position.max()) + 1, False)[:, -1]
+        fed = self._feed(backbone, states, self._slots(rows), tokens, position, int(position.max()) + 1, False, upload)
+        return lambda: fed()[:, -1]
 
     def _feed(
         self,
@@ -215,22 +258,35 @@ class CachedDecoder:
         positions: np.ndarray,
         width: int,
         fresh: bool,
+        upload: Upload,
         sources: np.ndarray | None = None,
-    ) -> torch.Tensor:
-        device = backbone.device
-        if slots is not None and np.array_equal(slots, np.arange(states.num_slots)):
+    ) -> Callable[[], torch.Tensor]:
+        """Return what runs tokens (r, k) through the model: hidden states (r, k, D)."""
+        if slots is not None and np.array_equal(slots, np.arange(len(self._rows))):
             slots = None
-        where = torch.as_tensor(positions, device=device)
-        states.begin(Plan(None if slots is None else torch.as_tensor(slots, device=device), where, width, fresh))
-        read = None if sources is None else torch.as_tensor(sources, device=device)
-        with self._weights or nullcontext():
-            hidden = backbone.feed(Fed(torch.as_tensor(tokens, device=device), where, read), states)
-        states.end()
-        return hidden
+        seen = None
+        if backbone.reads_prompt_apart and sources is None:
+            known = self._source_lengths if slots is None else self._source_lengths[slots]  # (r,)
+            seen = np.arange(self._source_columns) < known[:, None]  # (r, P)
+        columns = [upload.add(column) for column in (slots, tokens, positions, sources, seen)]
+
+        def run() -> torch.Tensor:
+            there, fed, where, read, seen = (column() for column in columns)
+            states.begin(Plan(there, where, width, fresh))
+            with self._weights or nullcontext():
+                hidden = backbone.feed(Fed(fed, where, read, seen), states)
+            states.end()
+            return hidden
+
+        return run
 
     def _slots(self, rows: np.ndarray) -> np.ndarray:
         order = np.argsort(self._rows)
         return order[np.searchsorted(self._rows[order], rows)]
+
+
+def _some(hidden: Callable[[], torch.Tensor], rows: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    return lambda: hidden()[rows()]
 
 
 def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from .backbones import Backbone
@@ -32,14 +31,14 @@ class GraphedSteps:
         """Record anew: the cache or the weights are no longer where they were."""
         self._key: tuple[object, ...] = ()
 
-    def step(self, backbone: Backbone, states: States, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor | None:
+    def step(self, backbone: Backbone, states: States, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
         """Feed one token to every slot in use.
 
         Args:
             backbone: The model, on a GPU.
             states: Its cache.
-            tokens: Shape (S,).
-            positions: Shape (S,).
+            tokens: Shape (S, 1), on the GPU.
+            positions: Shape (S, 1).
 
         Returns:
             Hidden states (S, D), float32; None if a graph cannot be recorded: the caller takes the ordinary way.
@@ -50,8 +49,8 @@ class GraphedSteps:
         if key != self._key:
             self._tokens = torch.zeros(states.capacity, 1, dtype=torch.int64, device=backbone.device)
             self._positions = torch.zeros_like(self._tokens)
-        self._tokens[: len(tokens), 0].copy_(torch.from_numpy(tokens))
-        self._positions[: len(tokens), 0].copy_(torch.from_numpy(positions))
+        self._tokens[: len(tokens)] = tokens
+        self._positions[: len(tokens)] = positions
         if key != self._key:
             try:
                 self._replay = record(lambda: self._run(backbone, states))

@@ -20,7 +20,7 @@ def action_logits(backbone: Backbone, hidden: torch.Tensor, batch: SequenceBatch
     """Return the logits of the distribution that the actions were drawn from, shape (N, V)."""
     logits = backbone.logits(hidden)[:, :vocab_size]  # (N, V)
     kept = None if batch.kept is None else unpack_kept(batch.kept, vocab_size)
-    return restrict(sampler.apply_rules(logits, batch.steps, batch.repeats), kept)
+    return restrict(sampler.apply_rules(logits, batch.withheld), kept)
 
 
 def action_log_probs(
@@ -34,8 +34,7 @@ def action_log_probs(
     backward pass.  Either way memory does not grow with N beyond a limit.
     """
     if (head := backbone.head) is not None:
-        withheld = sampler.withheld(batch.steps, batch.repeats)
-        return head_log_probs(head, hidden, actions, vocab_size, withheld, sampler.banned_tokens, batch.kept, sampler.temperature)
+        return head_log_probs(head, hidden, actions, vocab_size, batch.withheld, sampler.banned_tokens, batch.kept, sampler.temperature)
 
     def score(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return log_prob_and_entropy(action_logits(backbone, hidden[rows], batch.only(rows), sampler, vocab_size), actions[rows])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .sampler import Sampler
+from .upload import to_device
 
 
 class SequenceBatch(NamedTuple):
@@ -23,7 +24,7 @@ class SequenceBatch(NamedTuple):
         steps: Number of response tokens written before each action, shape (N,).
         prompt_lengths: Tokens of each text's prompt, shape (B,).
         kept: Packed set of tokens that the acting policy's masks and cuts kept, shape (N, ceil(V / 8)), uint8; None: all.
-        repeats: Pairs (action, token) that `no_repeat_ngram` bans, shape (2, M), int64; None: none.
+        withheld: Pairs (action, token) that the sampler's rules ban, see `Sampler.withheld`, shape (2, M), int64; None: none.
     """
 
     input_ids: torch.Tensor
@@ -31,7 +32,7 @@ class SequenceBatch(NamedTuple):
     steps: torch.Tensor
     prompt_lengths: torch.Tensor
     kept: torch.Tensor | None = None
-    repeats: torch.Tensor | None = None
+    withheld: torch.Tensor | None = None
 
     def split(self, size: int) -> list[tuple[SequenceBatch, slice]]:
         """Cut the batch into parts of at most `size` texts; return each with the range of its actions."""
@@ -51,12 +52,12 @@ class SequenceBatch(NamedTuple):
 
     def only(self, actions: slice) -> SequenceBatch:
         """Return the batch with these actions only."""
-        repeats = self.repeats
-        if repeats is not None and actions != slice(None):
-            inside = (repeats[0] >= actions.start) & (repeats[0] < actions.stop)
-            repeats = repeats[:, inside] - repeats.new_tensor([[actions.start], [0]])
+        withheld = self.withheld
+        if withheld is not None and actions != slice(None):
+            inside = (withheld[0] >= actions.start) & (withheld[0] < actions.stop)
+            withheld = withheld[:, inside] - withheld.new_tensor([[actions.start], [0]])
         kept = None if self.kept is None else self.kept[actions]
-        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, repeats=repeats)
+        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, withheld=withheld)
 
 
 class PartialTexts(NamedTuple):
@@ -105,6 +106,13 @@ def pack(
         kept: Packed kept sets in the order of the actions.
         sampler: Whose rules look at the texts; None: there are no such rules.
     """
+    return pack_with(texts, device, kept, sampler)[0]
+
+
+def pack_with(
+    texts: Sequence[TextRecord], device: torch.device | str, kept: np.ndarray | None, sampler: Sampler | None, *columns: np.ndarray
+) -> tuple[SequenceBatch, list[torch.Tensor]]:
+    """Do what `pack` does, and take columns of numbers to the device in the same copy."""
     # The last action is predicted but never read, so it needs no position of its own.
     lengths = [len(t.context) + len(t.actions) + sum(len(ids) for _, ids in t.replies) - 1 for t in texts]
     width = max(lengths)
@@ -121,30 +129,34 @@ def pack(
         responses.append(np.concatenate([text.context[len(text.context) - text.first_step :], after]))
         predictor.append(row * width + len(text.context) - 1 + offsets)
         steps.append(text.first_step + offsets)
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
     prompts = np.asarray([len(text.context) - text.first_step for text in texts])
-    columns = (ids, np.concatenate(predictor), np.concatenate(steps), prompts)
-    repeats = None if sampler is None else sampler.repeats(responses, steps)
-    return SequenceBatch(*(None if column is None else tensor(column) for column in (*columns, kept, repeats)))  # type: ignore[arg-type]
+    withheld = None if sampler is None else sampler.withheld(responses, steps)
+    return _there(device, (ids, np.concatenate(predictor), np.concatenate(steps), prompts, kept, withheld), columns)
+
+
+def _there(
+    device: torch.device | str, fields: Sequence[np.ndarray | None], columns: Sequence[np.ndarray] = ()
+) -> tuple[SequenceBatch, list[torch.Tensor]]:
+    """Return a batch with these fields, and columns beside it, by one copy to the device."""
+    tensors = iter(to_device(device, [array for array in (*fields, *columns) if array is not None]))
+    batch = SequenceBatch(*(None if array is None else next(tensors) for array in fields))  # type: ignore[arg-type]
+    return batch, list(tensors)
 
 
 def texts_of(obs: Any) -> PartialTexts:
     """Pack observations to the left.
 
     Args:
-        obs: `prompt` (B, P) and `response` (B, T) tensors, -1 beyond each.
+        obs: `prompt` (B, P) and `response` (B, T), arrays or tensors, -1 beyond each.
 
     Raises:
         TypeError: They are no integers.
     """
-    if obs["prompt"].is_floating_point() or obs["response"].is_floating_point():
+    prompt, response = (np.asarray(side.cpu() if isinstance(side := obs[key], torch.Tensor) else side) for key in ("prompt", "response"))
+    if "f" in (prompt.dtype.kind, response.dtype.kind):
         raise TypeError(
-            f"observations are {obs['prompt'].dtype}, not token ids: a wrapper changed them, leave it out (VecNormalize: norm_obs=False)"
+            f"observations are {prompt.dtype}, not token ids: a wrapper changed them, leave it out (VecNormalize: norm_obs=False)"
         )
-    prompt, response = (obs[key].long().cpu().numpy() for key in ("prompt", "response"))  # (B, P), (B, T)
     prompt_length, response_length = (prompt >= 0).sum(1), (response >= 0).sum(1)  # (B,) each
     texts = np.full((len(prompt), prompt.shape[1] + response.shape[1]), -1, np.int64)  # (B, P + T)
     texts[:, : prompt.shape[1]] = prompt
@@ -158,14 +170,11 @@ def one_action_each(texts: PartialTexts, device: torch.device | str, sampler: Sa
     width = max(int(texts.lengths.max()), 1)
     last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)  # (B,)
     ids = np.maximum(texts.ids[:, :width], 0)  # (B, W)
-    repeats = None if sampler is None else repeats_after(texts, sampler)
-    columns = (ids, last, texts.steps, texts.prompt_lengths, None, repeats)
-    return SequenceBatch(*(None if c is None else torch.from_numpy(c).to(device) for c in columns))  # type: ignore[arg-type]
+    withheld = None if sampler is None else withheld_after(texts, sampler)
+    return _there(device, (ids, last, texts.steps, texts.prompt_lengths, None, withheld))[0]
 
 
-def repeats_after(texts: PartialTexts, sampler: Sampler) -> np.ndarray | None:
-    """Return which tokens may not come next, see `Sampler.repeats`; the index is that of the text."""
-    if not sampler.no_repeat_ngram:
-        return None
-    rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True)
-    return sampler.repeats([ids[start:end] for ids, start, end in rows], [np.array([n]) for n in texts.steps])
+def withheld_after(texts: PartialTexts, sampler: Sampler) -> np.ndarray | None:
+    """Return which tokens may not come next, see `Sampler.withheld`; the index is that of the text."""
+    rows = zip(texts.ids, texts.prompt_lengths, texts.lengths, strict=True) if sampler.no_repeat_ngram else ()
+    return sampler.withheld([ids[start:end] for ids, start, end in rows], list(texts.steps[:, None]))

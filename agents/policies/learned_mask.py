@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from ..models.cached_decoder import CachedDecoder
 from ..models.loading import frozen
 from ..models.sampler import Sampler, restrict
 from ..models.sequences import PartialTexts
+from ..models.upload import Upload
 
 
 class LearnedMask:
@@ -39,15 +41,22 @@ class LearnedMask:
         """Forget keys and values."""
         self._cache.drop()
 
-    @torch.no_grad()
-    def kept(self, texts: PartialTexts, allowed: torch.Tensor) -> torch.Tensor:
-        """Return which tokens may come next in the live rows, shape (R, V), bool; at least one each.
+    def plan(self, texts: PartialTexts, upload: Upload) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the function that says which tokens may come next in the live rows, see `CachedDecoder.plan`.
+
+        It takes what the policy's rules and the environment's masks leave, at least one token a row, shape (R, V), bool; and returns
+        what stays of that, at least one token a row, shape (R, V), bool.
 
         Args:
             texts: All rows.
-            allowed: What the policy's rules and the environment's masks leave in the live rows, at least one token each, shape (R, V).
+            upload: What goes to the device.
         """
-        hidden = self._cache.last_hidden(self._backbone, texts)  # (R, D)
-        logits = self._backbone.logits(hidden)[:, : self._vocab_size].float() / self._temperature  # (R, V)
-        kept = self._sampler.cut(restrict(logits, allowed))
-        return allowed if kept is None else kept & allowed
+        last_hidden = self._cache.plan(self._backbone, texts, upload)
+
+        @torch.no_grad()
+        def kept(allowed: torch.Tensor) -> torch.Tensor:
+            logits = self._backbone.logits(last_hidden())[:, : self._vocab_size].float() / self._temperature  # (R, V)
+            kept = self._sampler.cut(restrict(logits, allowed))
+            return allowed if kept is None else kept & allowed
+
+        return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -21,12 +20,12 @@ class SamplingRecord(NamedTuple):
 
     Attributes:
         sampler: The sampling rules.
-        kept: Packed kept sets, shape (B, ceil(V / 8)), uint8; None if nothing was masked or cut.
+        kept: Packed kept sets, on the policy's device, shape (B, ceil(V / 8)), uint8; None if nothing was masked or cut.
         autocast: Precision of the trunk; None: that of its weights.
     """
 
     sampler: Sampler
-    kept: np.ndarray | None
+    kept: torch.Tensor | None
     autocast: torch.dtype | None = None
 
 

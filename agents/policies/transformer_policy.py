@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import is_vectorized_observation
 
 from rewards.models.lora import add_adapters
 from textrl_env import TokenSpace
@@ -25,12 +26,14 @@ from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm,
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
 from ..models.model_checks import check_lengths
-from ..models.sampler import LOG_ZERO, draw, ids_of, pack_kept, restrict
-from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, repeats_after, texts_of
+from ..models.sampler import ids_of, pack_kept, restrict
+from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, texts_of, withheld_after
+from ..models.upload import Upload
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
+from .next_tokens import NextTokens, cut
 from .policy_settings import PolicySettings, check_names, with_own_settings
-from .sampling_record import NoFeatures, SamplingRecord, nan_message
+from .sampling_record import NoFeatures, SamplingRecord
 
 _ADAM = {"eps": 1e-5, "fused": True}  # eps: Huang et al. 2024, "N+ implementation details"; fused: 1.3x faster on a CPU
 
@@ -219,26 +222,23 @@ class TransformerPolicy(ActorCriticPolicy):
             action_masks: Which tokens are legal, shape (B, V), bool; None: all.
 
         Returns:
-            Actions (B,), values (B, 1) and log-probabilities (B,); the last carries `.acting`, see `SamplingRecord`.
+            Actions (B,) on the host, values (B, 1) and log-probabilities (B,); the last carries `.acting`, see `SamplingRecord`.
         """
         texts = texts_of(obs)
-        hidden, logits, kept = self._next_token(texts, "acting", action_masks)
-        live = torch.as_tensor(texts.lengths > 0, device=hidden.device)  # (B,)
-        chosen = logits.argmax(-1) if deterministic else draw(logits)  # (R,) of the live rows
-        actions = torch.zeros(len(live), dtype=torch.int64, device=logits.device)  # (B,)
-        values = torch.zeros(len(live), 1, device=logits.device)  # (B, 1)
-        log_probs = torch.zeros(len(live), device=logits.device)  # (B,)
-        actions[live] = chosen
-        if self._value_backbone is not None:
-            hidden = self._caches["values"].last_hidden(self._value_backbone, texts)  # (R, D)
-        values[live] = values_of(self.value_head, hidden, self.settings.detach_critic)
-        log_probs[live] = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)  # (R, V), (R, 1), (R,)
-        bits = None
-        if kept is not None:
-            bits = np.zeros((len(live), (self.vocab_size + 7) // 8), np.uint8)  # (B, ceil(V / 8))
-            bits[live.cpu().numpy()] = pack_kept(kept)
-        log_probs.acting = SamplingRecord(self.sampler, bits, self.backbone.autocast)  # type: ignore[attr-defined]
-        return actions, values, log_probs
+        live, upload = self._live(texts), Upload(self.device)
+        place = None if len(live) == len(texts.ids) else upload.add(live)
+        critic = None if self._value_backbone is None else self._caches["values"].plan(self._value_backbone, texts, upload)
+        tokens = self._next_tokens(texts, "acting", action_masks, upload)
+
+        def in_rows(numbers: torch.Tensor) -> torch.Tensor:  # from (R, ...) to (B, ...)
+            return numbers if place is None else numbers.new_zeros(len(texts.ids), *numbers.shape[1:]).index_copy(0, place(), numbers)
+
+        chosen = tokens.choose(deterministic)  # (R,)
+        values = values_of(self.value_head, tokens.hidden if critic is None else critic(), self.settings.detach_critic)  # (R, 1)
+        log_probs = in_rows(tokens.logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1).float())  # (R, V), (R, 1), (B,)
+        kept = None if tokens.kept is None else in_rows(pack_kept(tokens.kept))  # (B, ceil(V / 8))
+        log_probs.acting = SamplingRecord(self.sampler, kept, self.backbone.autocast)  # type: ignore[attr-defined]
+        return tokens.fetch(chosen), in_rows(values.float()), log_probs  # last: until here the host waits for nothing
 
     def evaluate_actions(
         self, obs: PyTorchObs | SequenceBatch, actions: torch.Tensor, action_masks: Any = None
@@ -299,7 +299,8 @@ class TransformerPolicy(ActorCriticPolicy):
 
         (logits,) = self.in_micro_batches(score, batch)  # (N, V)
         if not isinstance(obs, SequenceBatch):
-            logits, _ = self._cut(logits, texts_of(obs), None)
+            mask = None if self.mask is None else self.mask.plan(texts_of(obs), Upload(self.device))
+            logits, _ = cut(self.sampler, logits, None, mask)
         return CategoricalDistribution(self.vocab_size).proba_distribution(logits)
 
     def predict_values(self, obs: PyTorchObs | SequenceBatch) -> torch.Tensor:
@@ -317,13 +318,14 @@ class TransformerPolicy(ActorCriticPolicy):
     def _as_batch(self, obs: PyTorchObs | SequenceBatch, action_masks: Any = None) -> SequenceBatch:
         if isinstance(obs, SequenceBatch):
             return obs
-        batch = one_action_each(texts_of(obs), self.device, self.sampler)
+        texts = texts_of(obs)
+        batch = one_action_each(texts, self.device, self.sampler)
         if action_masks is None:
             return batch
         legal = torch.as_tensor(action_masks, device=self.device).reshape(-1, self.vocab_size).bool()  # (N, V)
-        ruled = self.sampler.apply_rules(torch.zeros(legal.shape, device=self.device), batch.steps, batch.repeats)  # (N, V)
-        self.sampler.check_choice(restrict(ruled, legal), batch.steps, legal)
-        return batch._replace(kept=torch.from_numpy(pack_kept(legal)).to(self.device))
+        ruled = self.sampler.apply_rules(torch.zeros(legal.shape, device=self.device), batch.withheld)  # (N, V)
+        self.sampler.check_choice(restrict(ruled, legal), texts.steps, legal)
+        return batch._replace(kept=pack_kept(legal))
 
     def predict(
         self,
@@ -343,50 +345,36 @@ class TransformerPolicy(ActorCriticPolicy):
             action_masks: Which tokens are legal, as sb3-contrib's `predict` takes them: shape (V,) or (B, V), bool.
         """
         self.set_training_mode(False)
-        tensors, vectorized = self.obs_to_tensor(observation)
-        with torch.no_grad():
-            actions = self._predict(tensors, deterministic, action_masks).cpu().numpy()
+        vectorized = is_vectorized_observation(observation, self.observation_space)  # type: ignore[arg-type]
+        rows = observation if vectorized else {key: np.asarray(ids)[None] for key, ids in observation.items()}  # type: ignore[union-attr]
+        actions = self._predict(rows, deterministic, action_masks).numpy()  # type: ignore[arg-type]
         return (actions if vectorized else actions.squeeze(0)), state
 
+    @torch.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = False, action_masks: Any = None) -> torch.Tensor:
-        texts = texts_of(observation)
-        _, logits, _ = self._next_token(texts, "predict", action_masks)
-        actions = torch.zeros(len(texts.ids), dtype=torch.int64, device=logits.device)  # (B,)
-        actions[torch.as_tensor(texts.lengths > 0, device=logits.device)] = logits.argmax(-1) if deterministic else draw(logits)
-        return actions
+        tokens = self._next_tokens(texts_of(observation), "predict", action_masks, Upload(self.device))
+        return tokens.fetch(tokens.choose(deterministic))  # (B,)
 
-    def _next_token(self, texts: PartialTexts, cache: str, masks: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the live rows' hidden states (R, D), logits (R, V) and kept sets (R, V)."""
-        live = np.flatnonzero(texts.lengths)  # (R,)
+    def _live(self, texts: PartialTexts) -> np.ndarray:
+        """Return the rows that hold a text, shape (R,), at least one."""
+        live = np.flatnonzero(texts.lengths)
         if not len(live):
             raise ValueError("no row has a prompt: reset the environment before asking for actions")
-        hidden = self._caches[cache].last_hidden(self.backbone, texts)  # (R, D)
+        return live
+
+    def _next_tokens(self, texts: PartialTexts, cache: str, masks: Any, upload: Upload) -> NextTokens:
+        """Compute the distribution of the next token, with all that the host knows of it in one copy to the device."""
+        live = self._live(texts)
+        last_hidden = self._caches[cache].plan(self.backbone, texts, upload)
+        mask = None if self.mask is None else self.mask.plan(texts, upload)
+        withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), self.sampler))
+        masked = upload.add(None if masks is None else np.asarray(masks, bool).reshape(-1, self.vocab_size)[live])  # (R, V)
+        hidden = last_hidden()  # (R, D)
         with self._weights[self.backbone]:
             raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
-        if not torch.isfinite(torch.stack(torch.aminmax(raw))).all():  # a tenth of the time of asking every logit
-            raise FloatingPointError(nan_message(texts, int(live[int((~torch.isfinite(raw).all(-1)).nonzero()[0])])))
-        steps = torch.as_tensor(texts.steps[live], device=raw.device)  # (R,)
-        repeats = repeats_after(PartialTexts(*(column[live] for column in texts)), self.sampler)
-        logits = self.sampler.apply_rules(raw, steps, None if repeats is None else torch.as_tensor(repeats, device=raw.device))
-        legal = None
-        if masks is not None:
-            legal = torch.as_tensor(np.asarray(masks, bool).reshape(-1, self.vocab_size)[live], device=raw.device)  # (R, V)
-            logits = restrict(logits, legal)
-            self.sampler.check_choice(logits, steps, legal)
-        return hidden, *self._cut(logits, texts, legal)
-
-    def _cut(self, logits: torch.Tensor, texts: PartialTexts, kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Cut what rules and masks left, shape (R, V) of the live rows, and return it with the kept sets.
-
-        Each cut is made within the one before, so that it keeps a token: NLPO's mask and top-p may have none in common.
-        """
-        if self.mask is not None:
-            kept = self.mask.kept(texts, logits > LOG_ZERO / 2)
-            logits = restrict(logits, kept)
-        cut = self.sampler.cut(logits)
-        if cut is not None:
-            kept = cut if kept is None else kept & cut
-        return restrict(logits, kept), kept
+        ruled, legal = self.sampler.apply_rules(raw, withheld()), masked()
+        logits, kept = cut(self.sampler, restrict(ruled, legal), legal, mask)
+        return NextTokens(texts, live, hidden, raw, ruled, legal, logits, kept, self.sampler)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

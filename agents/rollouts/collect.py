@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..policies.transformer_policy import TransformerPolicy
@@ -63,8 +62,8 @@ def play_episodes(
     def sample(obs: dict[str, np.ndarray], _: np.ndarray) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
         masks = texts.core.legal() if use_masking else None
         with torch.no_grad():
-            actions, values, log_probs = policy(obs_as_tensor(obs, policy.device), action_masks=masks)
-        return actions.cpu().numpy(), values, log_probs
+            actions, values, log_probs = policy(obs, action_masks=masks)
+        return actions.numpy(), values, log_probs
 
     act = sample if act is None else act
     buffer.reset()

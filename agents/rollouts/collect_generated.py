@@ -113,7 +113,7 @@ def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], responses
     scored: dict[int, _Scored] = {}
     order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], kind="stable")
     for indices in (order[start : start + size].tolist() for start in range(0, len(order), size)):
-        batch = pack([TextRecord(prompts[i], responses[i], 0) for i in indices], policy.device)
+        batch = pack([TextRecord(prompts[i], responses[i], 0) for i in indices], policy.device, sampler=policy.sampler)
         actions = torch.as_tensor(np.concatenate([responses[i] for i in indices]), device=policy.device)  # (N,)
         values, log_probs, _ = policy.evaluate_actions(batch, actions)
         if (log_probs < LOG_ZERO / 2).any():

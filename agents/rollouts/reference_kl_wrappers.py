@@ -39,7 +39,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from ..models.cached_decoder import CachedDecoder
 from ..models.sampler import LOG_ZERO, Sampler
-from ..models.sequences import PartialTexts, repeats_after, texts_of
+from ..models.sequences import PartialTexts, texts_of, withheld_after
+from ..models.upload import Upload
 from .reference_model import Reference, as_reference
 
 
@@ -86,7 +87,7 @@ class ReferenceScore:
 
         Args:
             actions: Shape (B,), integers in [0, V); ignored where a row is idle.
-            log_probs: The agent's log-probabilities of them, shape (B,), or None.
+            log_probs: The agent's log-probabilities of them, shape (B,), on whatever device, or None.
 
         Raises:
             RuntimeError: No text was begun.
@@ -95,21 +96,19 @@ class ReferenceScore:
         """
         if not self._obs:
             raise RuntimeError("no text is being written: call reset() before step()")
-        texts = texts_of({key: torch.as_tensor(value) for key, value in self._obs.items()})
+        texts = texts_of(self._obs)
         live = texts.lengths > 0
         tokens = self._tokens(actions, live)
         own = None if log_probs is None else _checked_log_probs(log_probs, len(live))
         added = np.zeros(len(live))
         if self.beta and live.any():
-            hidden = self._cache.last_hidden(self.backbone, texts)  # (R, D)
+            upload = Upload(self.backbone.device)
+            withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), self.sampler))
+            hidden = self._cache.plan(self.backbone, texts, upload)()  # (R, D)
             raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
-            writing = PartialTexts(*(column[live] for column in texts))
-            rules = (
-                None if a is None else torch.as_tensor(a, device=raw.device) for a in (writing.steps, repeats_after(writing, self.sampler))
-            )
-            logits = self.sampler.apply_rules(raw, *rules)  # type: ignore[arg-type]  # steps are never None
+            logits = self.sampler.apply_rules(raw, withheld())
             chosen = torch.as_tensor(tokens[live], device=raw.device).long()[:, None]  # (R, 1)
-            added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).double().cpu().numpy()
+            added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu().double().numpy()
             if (added[live] < LOG_ZERO / 2).any():
                 token = tokens[live][added[live].argmin()]
                 raise ValueError(f"token {token} is one that the rules of {self.sampler} forbid: give sampler= the rules of the agent")
@@ -153,7 +152,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Append a token."""
         log_probs, self.log_probs = self.log_probs, None
-        log_probs = None if log_probs is None else np.reshape(log_probs, -1)
+        log_probs = None if log_probs is None else _array(log_probs).reshape(-1)
         added = float(self.kl.rewards(np.reshape(action, -1), log_probs)[0])
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.kl.see({key: value[None] for key, value in obs.items()})
@@ -233,8 +232,12 @@ class ReferenceKLVecEnv(VecEnvWrapper):
         self.log_probs = value
 
 
+def _array(numbers: Any) -> np.ndarray:
+    return np.asarray(numbers.detach().cpu().double() if torch.is_tensor(numbers) else numbers, np.float64)
+
+
 def _checked_log_probs(log_probs: Any, number: int) -> np.ndarray:
-    values = np.asarray(log_probs, np.float64)
+    values = _array(log_probs)
     if values.shape != (number,):
         raise ValueError(f"log_probs have shape {values.shape}: pass one for each of {number} actions")
     bad = values[~np.isfinite(values) | (values > 1e-6)]

@@ -12,6 +12,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from rewards.utils.devices import get_device
+
 from ..distributed.engine import Engine
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
@@ -20,6 +22,7 @@ from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
+from .recorded_steps import RecordedSteps
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, Segment, SequenceSamples
@@ -42,7 +45,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         buffer_size: Steps per row.
         observation_space: The environment's.
         action_space: The environment's.
-        device: Where minibatches go.
+        device: Where minibatches go, see `rewards.utils.devices.get_device`.
         gae_lambda: See SB3.
         gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
         n_envs: Rows.
@@ -100,7 +103,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         scale = ScoreScale(norm_reward, clip_reward)
         self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
-        RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, get_device(device), gae_lambda, gamma, n_envs)
         self.connect(reference=reference)
 
     def connect(
@@ -153,14 +156,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def reset(self) -> None:
         """Forget the rollout."""
-        self._steps: list[tuple[np.ndarray, ...]] = []  # (actions, rewards, starts, values, log_probs, live), each (E,)
-        self._kept: list[np.ndarray] = []  # of the live rows of each step
+        self._recorded = RecordedSteps()
+        self._steps, self._kept = self._recorded.steps, self._recorded.kept
         self._openings: list[SegmentStart] = []
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
         self.sampler: Sampler | None = None
         self.autocast: torch.dtype | None = None
+        self._keeps = False  # whether kept sets come with the log-probabilities
         self.pos = 0
         self.full = False
         self._finished = False
@@ -182,7 +186,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
             ValueError: The sampling rules changed within the rollout.
-            FloatingPointError: A log-probability or value is NaN or infinite.
+            FloatingPointError: A log-probability or value is NaN or infinite; where they lie on a device, `compute_returns_and_advantage`
+                says so, or whoever else looks at the rollout.
         """
         acting = getattr(log_prob, "acting", None)
         if not isinstance(acting, SamplingRecord):
@@ -191,16 +196,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
                 "(another policy needs another rollout_buffer_class)"
             )
-        if self._steps and (acting.sampler, acting.autocast, acting.kept is None) != (self.sampler, self.autocast, not self._kept):
+        if self.pos and (acting.sampler, acting.autocast, acting.kept is not None) != (self.sampler, self.autocast, self._keeps):
             raise ValueError(
                 f"the sampling rules changed within a rollout, at step {self.pos}, to {acting.sampler}: an update would score its tokens "
                 "under one set of rules; change them between rollouts"
             )
-        self.sampler, self.autocast = acting.sampler, acting.autocast
+        self.sampler, self.autocast, self._keeps = acting.sampler, acting.autocast, acting.kept is not None
         prompt, response = obs["prompt"], obs["response"]
         live = prompt[:, 0] >= 0
-        if acting.kept is not None:
-            self._kept.append(acting.kept[live])
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
         lengths = (response >= 0).sum(1)  # (E,)
@@ -212,10 +215,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
         self._written, self._lengths = live, lengths
-        values, log_probs = value.cpu().numpy().ravel(), log_prob.cpu().numpy().ravel()  # (E,) each
-        if not (np.isfinite(values).all() and np.isfinite(log_probs).all()):
-            raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {self.pos} of the rollout")
-        self._steps.append((action.ravel().astype(np.int64), np.asarray(reward, np.float32), starts, values, log_probs, live))
+        actions, rewards = action.ravel().astype(np.int64), np.asarray(reward, np.float32)
+        self._recorded.add(actions, rewards, starts, value, log_prob, live, acting.kept)
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
@@ -231,6 +232,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
         Raises:
             RuntimeError: It was called before for this rollout.
+            FloatingPointError: A log-probability or value is NaN or infinite.
             ValueError: `whiten_rewards` is on, and the rollout cuts a text.
         """
         if self._finished:
@@ -239,6 +241,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 "again; call reset() first, or change the advantages with set_advantages()"
             )
         self._finished = True
+        self._recorded.fetch()
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
         if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
             raise ValueError(

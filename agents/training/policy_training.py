@@ -120,7 +120,7 @@ def train_policy(
             _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
-            whole.facts["seconds"] = perf_counter() - began
+            whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.device)}
     together.wait()
 
 
@@ -156,9 +156,7 @@ def _learn(
         algorithm.save(folder / "policy.zip")
         stopped = any(together.gather(bool(stop)))
         if not stopped:
-            with algorithm.engine.whole(algorithm.policy):
-                if together.is_main:
-                    algorithm.policy.save_pretrained(folder / "model")
+            algorithm.save_pretrained(folder / "model")
     if stopped:
         saved = algorithm.saved_timesteps
         raise KeyboardInterrupt(f"Stopped at {saved:,} of {config.total_tokens:,} tokens, saved in {folder / 'policy.zip'}.")

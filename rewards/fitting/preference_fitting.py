@@ -25,9 +25,11 @@ from ..models.suited_rate import suited_rate
 from ..preferences.label_consensus import warn_of_disagreement
 from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
+from ..utils.devices import get_device, seeded
 from ..utils.intervals import Rate, wilson
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
+from .engines import FittingEngine
 from .losses import blend_weights, bradley_terry_loss
 from .scorer_training import fit_scorer
 
@@ -108,8 +110,9 @@ def fit_preference_model(
     patience: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     progress: Callable[[str, int, int, float], None] | None = None,
+    engine: FittingEngine | None = None,
 ) -> tuple[PreferenceRewardModel, FitReport]:
     """Fit a reward model to preferences with the Bradley-Terry loss, or to rankings with the Plackett-Luce loss.
 
@@ -145,24 +148,27 @@ def fit_preference_model(
         validation: Share held out, in [0, 1); comparisons that share texts or prompts stay together, see `leak_free_split.hold_out`.
             With 0 all are trained on, the last epoch is kept, the two scorers count alike, and nothing is measured.
         seed: Of initial weights, split, order and dropout.  The global generators are left as they were.
-        device: Where to fit; the model stays there.
+        device: Where to fit, see `rewards.utils.devices.get_device`; the model stays there.
         progress: Called as `progress(part, step, steps, loss)` after every step.
+        engine: Processes that fit one model together, as `agents.distributed.engine.engine_of` returns it; all of them call this with the
+            same arguments.  None: this process alone.
 
     Raises:
-        ValueError: Too few comparisons, an argument out of range, or a trunk that does not fit the tokenizer.
+        ValueError: Too few comparisons, an argument out of range, an engine that keeps shards, or a trunk that does not fit the tokenizer.
         TypeError: Preferences and rankings are mixed.
         ImportError: `lora` needs peft.
     """
-    started, device = time.perf_counter(), torch.device(device)
+    started, device = time.perf_counter(), get_device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0, micro_batch_size)
+    if engine is not None and engine.sharded:
+        raise ValueError("a reward model scores with all its weights in each process: fit it without shards")
     check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
     if patience is not None and not validation:
         raise ValueError(f"patience={patience} needs held-out comparisons, and validation=0 holds none out: leave one of them out")
     warn_of_disagreement([p for p in preferences if isinstance(p, Preference)])
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         tokenizer = FileTokenizer.of(tokenizer)
         body = None if trunk is None else build_trunk(trunk, tokenizer.vocab_size, max_tokens)
         network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, body, dropout)
@@ -188,7 +194,7 @@ def fit_preference_model(
             curve, best_epochs[name] = fit_scorer(
                 part, train, held_out, epochs=passes, batch_size=batch, learning_rate=rate, weight_decay=decay,
                 generator=generator, patience=patience, scales=scales, micro_batch_size=micro_batch_size if name == "trunk" else 0,
-                progress=None if progress is None else partial(progress, name),
+                progress=None if progress is None else partial(progress, name), engine=engine,
             )  # fmt: skip
             if name == "trunk" and lora is not None:
                 merge_adapters(part.get_submodule("trunk"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +20,7 @@ from textrl_env.envs.rank_share import RankShare
 from ...distributed.engine import Engine, engine_of
 from ...distributed.process_group import ranks
 from ...distributed.ranks import Ranks
+from ...distributed.sharded_checkpoint import copy_with
 from ...generation.generator import Generator
 from ...models.mixed_precision import precision_of
 from ...policies.transformer_policy import TransformerPolicy
@@ -67,6 +70,7 @@ class DistributedMixin:
     engine: Engine = Engine(ranks)
     shard: bool = False
     _wrapped: bool = False
+    _empty: nn.Module | None = None  # what is saved of the policy, without weights, where they are in shards
     _on_ranks: ClassVar[bool] = False  # whether several processes can train one policy with it
     _why_alone: ClassVar[str] = ""  # why not
     policy: TransformerPolicy
@@ -103,6 +107,9 @@ class DistributedMixin:
         """Have the engine hold the weights from now on; what was loaded before is whole."""
         if self._wrapped:
             return
+        if self.engine.sharded:  # torch copies no module that is in shards
+            parts = {name: part for name, part in self.policy.named_children() if name in ("lm", "value_head")}
+            self._empty = copy_with(nn.ModuleDict(parts), lambda _, parameter: torch.empty_like(parameter, device="meta"))
         self.engine.wrap(self.policy, self.policy.optimizer)
         if self.reference is not None:
             self.engine.shard(self.reference)
@@ -184,6 +191,17 @@ class DistributedMixin:
         """Return the states of policy, optimizer and reference by name, as SB3 does; where weights are in shards, to the first rank."""
         states: dict[str, dict[str, Any]] = self.engine.gathered(super().get_parameters())  # type: ignore[misc]
         return states
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the language model as `policy.save_pretrained` does; of several ranks the first writes, and all must call this."""
+        policy = self.policy
+        state = self.engine.gathered(policy.state_dict()) if self._empty is not None else {}
+        if self.ranks.is_main:
+            if self._empty is not None:
+                policy = copy.copy(policy)
+                policy._modules = {**policy._modules, **copy_with(self._empty, lambda name, _: state[name])._modules}
+            policy.save_pretrained(folder)
+        self.ranks.wait()
 
     def check_learning(self, trainable: Sequence[nn.Parameter]) -> bool:
         """Check that an update left a gradient on some rank; return whether there was anything to learn.

@@ -22,6 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from rewards.utils.devices import get_device
 from textrl_env.tokenizer import check_same_tokens
 from textrl_env.utils.files import new_path
 
@@ -138,7 +139,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
         `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
         """
-        given = dict(settings)
+        given = {**settings, "device": get_device(settings["device"])}
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
         self.reference_mixup, self.critic_warmup, self.shard = mixup, warmup, given.pop("shard")
@@ -181,16 +182,15 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         if self.resume_state is not None:
-            restore_generators(self.resume_state, env)
+            restore_generators(self.resume_state, env, self.device)
             self.resume_state = None
-        self._rollout_start = {**self._progress(), "resume_state": generators(env)}
+        self._rollout_start = {**self._progress(), "resume_state": generators(env, self.device)}
         self._begin_on_ranks(env)
         self.policy.set_training_mode(False)
         self.kl_controller.follow(self._current_progress_remaining)
         callback.on_rollout_start()
         began = perf_counter()
         infos: list[dict[str, Any]] = []  # of each text's last step
-        before = self.num_timesteps
         try:
             with self.engine.whole(self.policy):
                 self._play(env, callback, rollout_buffer, use_masking, infos)
@@ -198,7 +198,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             return False
         finally:
             self._end_on_ranks(env)
-        self.num_timesteps = before + rollout_buffer.stats.num_tokens
+        self.num_timesteps = self.saved_timesteps + rollout_buffer.stats.num_tokens
         self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + rollout_buffer.stats.num_sequences
         self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
         self._log_rollout(self.last_rollout)
@@ -293,21 +293,18 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Save as SB3 does, to a temporary name first.
+        """Save as SB3 does, to a temporary name first; of several ranks the first writes.  With shards all must call this, and it needs room.
 
         `learn(..., reset_num_timesteps=False)` on what is loaded goes on as if nothing had happened, bit by bit: the file
         holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
-        that was under way, which is collected again.
-
-        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones or moves;
-        and the policy's architecture instead of the folder it was loaded from, which may move.
-
-        Of several ranks the first writes the file; where weights are in shards, all must call this, and its memory takes all of them.
+        that was under way, which is collected again; the reference as folder and SHA-256, or its weights if it was a copy of the
+        policy's first ones or moves; and the policy's architecture instead of the folder it was loaded from, which may move.
         """
-        kept = self._rollout_start or {"resume_state": self.resume_state or (None if self.env is None else generators(self.env))}
         if not self.ranks.is_main:
             self.get_parameters()  # the parts of shards
             return
+        now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env, self.device))}
+        kept = self._rollout_start or now
         given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
         self.__dict__.update(kept)
         self.policy_kwargs = {**self.policy_kwargs, **self.policy.architecture()}
@@ -346,6 +343,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             ValueError: An argument does not fit what the file holds, the environment is of another tokenizer or size, or the file is
                 damaged or half of one.
         """
+        device = get_device(device)
         if isinstance(path, (str, Path)):
             check_whole(Path(path))
         if kwargs:

@@ -23,11 +23,13 @@ class Fed(NamedTuple):
         positions: Of each in its text, shape (r, k), int64.
         sources: Texts that an encoder reads, shape (r, P), -1 beyond each; None for decoder-only models, and for rows whose
             source is already in the cache.
+        seen: Of the latter, which columns of the cache hold a token of the source, shape (r, P), bool.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     sources: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 class Backbone(ABC):
@@ -147,6 +149,11 @@ class Backbone(ABC):
     @abstractmethod
     def feed(self, fed: Fed, states: States) -> torch.Tensor:
         """Run tokens through the model with a cache whose `plan` says where they go; return hidden states (r, k, D)."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether a full pass reads a prompt that texts share once, where that pays."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -95,17 +95,15 @@ class EncoderDecoder(FromTransformers):
         plan, rows = states.plan, len(fed.ids)
         cache = EncoderDecoderCache(states.cache, states.cross)
         cache.is_updated = dict.fromkeys(range(len(states.cross.layers)), fed.sources is None)
-        lengths = states.source_lengths
-        assert lengths is not None
         with self.precision(), _own_positions(self.lm, fed.positions):
             if fed.sources is not None:
                 read = fed.sources >= 0  # (r, P)
                 encoder = self.lm.get_encoder()
                 encoded = encoder(input_ids=fed.sources.clamp(min=0), attention_mask=read.long()).last_hidden_state
             else:
-                slots = np.arange(states.num_slots) if plan.slots is None else plan.slots.cpu().numpy()
-                read = torch.as_tensor(np.arange(states.source_columns) < lengths[slots][:, None], device=fed.ids.device)
-                encoded = torch.zeros(1, device=fed.ids.device).expand(rows, states.source_columns, self.hidden_size)  # never read
+                assert fed.seen is not None
+                read = fed.seen
+                encoded = torch.zeros(1, device=fed.ids.device).expand(rows, read.shape[1], self.hidden_size)  # never read
             out = self.lm.get_decoder()(
                 input_ids=fed.ids,
                 attention_mask=attention_mask(self.lm.config, fed.positions, fed.ids.shape[1] if plan.fresh else plan.width, self.lm.dtype),

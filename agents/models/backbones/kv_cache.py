@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
@@ -49,7 +48,6 @@ class States:
         self.plan: Plan
         self.rows: torch.Tensor
         self.num_slots = self.capacity = self.columns = self.source_columns = self.generation = 0
-        self.source_lengths: np.ndarray | None = None  # (S,) tokens of each slot's source
         self.recurrent = bool(recurrent and any(recurrent))
         if recurrent is None:
             self.cache = Cache(layer_class_to_replicate=lambda: KeysAndValues(self))  # type: ignore[arg-type]  # it is only called
@@ -84,8 +82,8 @@ class States:
         for layer in (*self.cache.layers, *self.cross.layers):
             layer.lay_out(kept)  # type: ignore[union-attr]  # every layer here is one of ours
 
-    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Copy the states of slots `source` to slots `target`."""
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy the states of slots `source` to slots `target`, shape (n,) each."""
         for layer in (*self.cache.layers, *self.cross.layers):
             layer.copy_slots(source, target)  # type: ignore[union-attr]
 
@@ -138,10 +136,10 @@ class KeysAndValues(CacheLayerMixin):
         if self.is_initialized:
             self.keys, self.values = (_laid_out(b, kept, self.states.capacity, self._columns()) for b in self.buffers())
 
-    def copy_slots(self, source: np.ndarray, target: np.ndarray) -> None:
+    def copy_slots(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy whole slots."""
         for buffer in self.buffers():
-            buffer[torch.as_tensor(target, device=buffer.device)] = buffer[torch.as_tensor(source, device=buffer.device)]
+            buffer[target] = buffer[source]
 
     def buffers(self) -> list[torch.Tensor]:
         """Return keys and values; nothing before the first pass."""
@@ -241,10 +239,10 @@ class RecurrentState(LinearAttentionLayer):
             self.store[name] = buffer.new_zeros(self.states.capacity, *buffer.shape[1:])
             self.store[name][:kept] = buffer[:kept]
 
-    def copy_slots(self, source: np.ndarray, target: np.ndarray) -> None:
+    def copy_slots(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy whole slots."""
         for buffer in self.store.values():
-            buffer[torch.as_tensor(target, device=buffer.device)] = buffer[torch.as_tensor(source, device=buffer.device)]
+            buffer[target] = buffer[source]
 
     def buffers(self) -> list[torch.Tensor]:
         """Return all states."""

@@ -148,6 +148,8 @@ def whole(folder):
             held = shard or digest({name: value.tolist() for name, value in weights.items()})
             same = bool(digests) and all(torch.equal(value, before[name]) for name, value in weights.items())
             before = {name: value.clone() for name, value in weights.items()}
+            one.save_pretrained(folder / f"model-{seed}-{shard}")
+            one.save(folder / f"{seed}-{shard}-later.zip")
             digests.append((held, same, one.num_timesteps, one.num_texts, one.kl_controller.beta))
         (folder / f"whole-{seed}-{shard}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from agents import TextPolicyGradient, TextPPO
 from agents.algorithms.registry import ALGORITHMS, on_ranks
@@ -171,6 +172,10 @@ def test_trained_saved_and_loaded_by_two(two_ranks):
         (held, _, *numbers), (held_by_loaded, same, *of_loaded) = first
         assert held == held_by_loaded and same and numbers == of_loaded  # what was loaded goes on as what was not
         loaded = TextPolicyGradient.load(two_ranks / f"{name}.zip", env=make_env(1), device="cpu")
+        written = AutoModelForCausalLM.from_pretrained(two_ranks / f"model-{name}")
+        other = TextPolicyGradient.load(two_ranks / f"{name}-later.zip", env=make_env(1), device="cpu")
+        for key, value in written.state_dict().items():
+            assert torch.equal(other.policy.lm.state_dict()[key], value)
         loaded.learn(200, reset_num_timesteps=False)  # in one process
         assert loaded.num_texts == 16 * loaded.num_rollouts
 
@@ -383,6 +388,6 @@ def test_accelerates_own_launcher_is_refused(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_errors_are_told_once_and_end_all(tiny, tmp_path):
-    for wrong, part in (("--algo dpo", "--algo dpo trains in one process"), ("--task chess", "no task is called 'chess'")):
+    for wrong, part in (("--algo nlpo", "--algo nlpo trains in one process"), ("--task chess", "no task is called 'chess'")):
         done = run([*torchrun("agents.cli", "train", *flags(tiny, tmp_path / "run", 400)), *wrong.split()], check=False)
         assert done.returncode != 0 and done.stderr.count("error: ") == 1 and f"error: {part}" in done.stderr

@@ -11,13 +11,16 @@ LOGITS = torch.log(torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 
 
 def test_temperature_by_hand():
-    out = Sampler(temperature=0.5).apply_rules(LOGITS, torch.zeros(2)).softmax(-1)
+    out = Sampler(temperature=0.5).apply_rules(LOGITS).softmax(-1)
     squares = np.array([0.25, 0.0625, 0.0225, 0.01])
     np.testing.assert_allclose(out[0], squares / squares.sum(), atol=1e-6)
 
 
 def test_minimum_length_withholds_end_of_text_only_while_too_short():
-    out = Sampler(min_new_tokens=3, eos_token_id=0).apply_rules(LOGITS, torch.tensor([2, 3])).softmax(-1)
+    sampler = Sampler(min_new_tokens=3, eos_token_id=0)
+    withheld = sampler.withheld([np.array([1, 2]), np.array([1, 2, 3])], [np.array([2]), np.array([3])])
+    assert withheld.tolist() == [[0], [0]]
+    out = sampler.apply_rules(LOGITS, torch.from_numpy(withheld)).softmax(-1)
     np.testing.assert_allclose(out[0], [0, 0.5, 0.3, 0.2], atol=1e-6)
     np.testing.assert_allclose(out[1], [0.1, 0.2, 0.3, 0.4], atol=1e-6)
 
@@ -60,7 +63,7 @@ def test_restriction_renormalises():
 @pytest.mark.parametrize("vocab_size", [8, 9, 24, 31])
 def test_kept_sets_survive_packing(vocab_size):
     kept = torch.rand(5, vocab_size) < 0.4
-    packed = torch.from_numpy(pack_kept(kept))
+    packed = pack_kept(kept)
     assert packed.shape == (5, -(-vocab_size // 8))
     assert torch.equal(unpack_kept(packed, vocab_size), kept)
 

@@ -12,7 +12,7 @@ import torch
 from agents import NLPO, SequenceRolloutBuffer, TextPPO, TransformerPolicy, best_of_n, generate, stream
 from agents.evaluation.policy_texts import write_texts
 from agents.models.loading import frozen, load_lm
-from agents.models.sampler import Sampler
+from agents.models.sampler import Sampler, leaves_choice
 from agents.rollouts.collect import play_episodes
 from agents.rollouts.reference_kl_wrappers import ReferenceKL
 from textrl_env import IntegerTokenizer, Prompt, TextTask
@@ -153,8 +153,11 @@ def test_repeats_by_brute_force(n):
 
 def test_rules_that_leave_nothing_are_refused():
     sampler = Sampler(banned_tokens=(1, 2), min_new_tokens=1, eos_token_id=0)
-    with pytest.raises(ValueError, match="leave no token"):
-        sampler.apply_rules(torch.zeros(1, 3), torch.tensor([0]))
+    steps = np.array([1, 0])  # the second text may not end yet
+    ruled = sampler.apply_rules(torch.zeros(2, 3), torch.from_numpy(sampler.withheld([], list(steps[:, None]))))
+    assert leaves_choice(ruled).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"step 0 of a text: min_new_tokens=1, banned_tokens=\(1, 2\) leave no token"):
+        sampler.check_choice(ruled, steps)
     env, _ = make({})
     with pytest.raises(ValueError, match="ids go up to 4"):
         TransformerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, model=MODEL, banned_tokens=[5])

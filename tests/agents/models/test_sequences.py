@@ -26,8 +26,8 @@ def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
     actions = torch.from_numpy(np.concatenate([t.actions for t in texts]))
     kept = torch.rand(12, VOCAB) < 0.6
     kept[torch.arange(12), actions] = True
-    batch = pack(texts, "cpu", pack_kept(kept) if cut else None)
     sampler = Sampler(temperature=0.7, min_new_tokens=2, eos_token_id=0)
+    batch = pack(texts, "cpu", pack_kept(kept).numpy() if cut else None, sampler)
 
     def outcome():
         lm.zero_grad()

@@ -56,9 +56,9 @@ def test_the_task_decides_for_a_model_given_as_a_dict():
 def test_all_of_several_ends_are_withheld():
     policy = make_policy(task_of(), LLAMA, min_new_tokens=2, no_repeat_ngram=1)
     assert policy.sampler.ends == (0, 4)
-    out = policy.sampler.apply_rules(torch.zeros(2, 6), torch.tensor([1, 2]))
-    assert (out[0] <= LOG_ZERO / 2).nonzero().flatten().tolist() == [0, 4]
-    assert (out[1] == 0).all()
+    withheld = policy.sampler.withheld([np.array([1]), np.array([1, 2])], [np.array([1]), np.array([2])])
+    out = policy.sampler.apply_rules(torch.zeros(2, 6), torch.from_numpy(withheld)) <= LOG_ZERO / 2
+    assert [row.nonzero().flatten().tolist() for row in out] == [[0, 1, 4], [1, 2]]  # 1 and 2 were used
     repeats = Sampler(no_repeat_ngram=1, eos_token_id=[0, 4]).repeats([np.array([1, 4, 0])], [np.array([3])])
     assert repeats.tolist() == [[0], [1]]
     env = TextGenerationVecEnv(4, task=task_of(), reward="length")

@@ -63,8 +63,9 @@ def test_mean_kl_of_rollouts_equals_the_exact_kl(make_env, rules):
     @torch.no_grad()
     def both(texts, step):
         """log pi and log pi_ref of the next token of each text."""
-        steps = torch.full((len(texts),), step)
-        ours, theirs = (policy.sampler.apply_rules(lm(torch.tensor(texts)).logits[:, -1], steps) for lm in (policy.lm, reference))
+        withheld = policy.sampler.withheld([], [np.full(len(texts), step)])
+        withheld = None if withheld is None else torch.from_numpy(withheld)
+        ours, theirs = (policy.sampler.apply_rules(lm(torch.tensor(texts)).logits[:, -1], withheld) for lm in (policy.lm, reference))
         kept = policy.sampler.cut(ours)
         return restrict(ours, kept).log_softmax(-1), restrict(theirs, kept).log_softmax(-1)
 
