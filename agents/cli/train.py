@@ -175,15 +175,16 @@ def _held_apart(
 
 
 def _playing(job: Job) -> None:
-    config, run, task, training, together = job.config, job.run, job.task, job.training, ranks()
+    config, run, task, training = job.config, job.run, job.task, job.training
     assert isinstance(training, PolicyTraining)
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=job.reward)
-    watch = RewardHackingCallback(run.path / config.algo, job.held_out if together.is_main else None, config.stop_at_alarm)
+    watch = RewardHackingCallback(run.path / config.algo, job.held_out, config.stop_at_alarm)
     base = _first_policy(job)
     depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
     rules = _policy_arguments(job)
-    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference, job.before)
+    how = (config.algo, watch, OUTDATED, config.reference, job.before)
+    train_policy(run, config.algo, base, env, training, depends_on, rules, *how, shard=config.shard)
     for name, message in watch.alarms.items():
         job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
 
@@ -214,10 +215,8 @@ def _check_ranks(config: Train, console: Console, size: int) -> None:
     if config.algo in OFFLINE:
         console.print(f"{size} processes train one model{', each holds a part of it' if config.shard else ''}")
         return
-    made = on_ranks(config.algo)
-    console.print(f"{size} processes train one policy")
-    if made is not ALGORITHMS[config.algo]:
-        console.print(f"--algo {config.algo}: {made.name}(estimator='gae') with the same settings, for it knows of other processes")
+    on_ranks(config.algo)
+    console.print(f"{size} processes train one policy{', each holds a part of it' if config.shard else ''}")
 
 
 def _check_settings(config: Train) -> None:

@@ -7,8 +7,7 @@ needs gradients to `run` or `add_gradients`, as a function: the gradients of all
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,8 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from .ranks import Ranks
-
-MakeOptimizer = Callable[[], torch.optim.Optimizer]
 
 
 class Passes(nn.Module):
@@ -43,32 +40,25 @@ class Engine:
         ranks: The processes that train together.
         sharded: Whether each holds a part of the weights only.  Whatever runs the model must then be run by all ranks as often, in `run`,
             `add_gradients` or `whole`.
-        share: Of the minibatch that is being trained on, this rank's tokens times the number of ranks divided by all tokens: what the
-            gradient of a mean over its own tokens counts.
     """
 
     sharded = False
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.share = ranks, 1.0
+        self.ranks = ranks
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, make: MakeOptimizer) -> torch.optim.Optimizer:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over a model whose weights are the same on all ranks; the module stays what it is, and trains from now on.
 
         Args:
             model: Holds all that `optimizer` steps.
-            optimizer: With its state, if it stepped before.
-            make: Makes another optimizer like it, of the model's parameters as they are when it is called.
-
-        Returns:
-            The optimizer that steps it: `optimizer`, or one of `make` with its state.
+            optimizer: Steps them from now on, in whatever form they are held, with the state that it has.
         """
-        return optimizer
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function that runs the model, and return what it returns; a backward pass through that adds up all ranks' gradients.
 
-        Torch's engines take the mean: multiply a summand of the ranks' loss by `ranks.size`, and the gradient of a mean by `share`.
+        Torch's engines take the mean of gradients: multiply a summand of the ranks' loss by `ranks.size`.
         """
         return function(*arguments)
 
@@ -92,12 +82,20 @@ class Engine:
     def _adding(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+        """Clip the norm of all gradients, and return what it was."""
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
     def shard(self, model: nn.Module) -> None:
         """Keep a part only of a model that does not train, if there are shards; `whole` makes it readable."""
 
     def whole(self, *models: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which all weights of models that were wrapped or sharded are here; others rest as shards meanwhile."""
         return nullcontext()
+
+    def rest(self) -> None:
+        """Drop what a pass left whole that no backward pass followed."""
 
     def gathered(self, state: Any) -> Any:
         """Return a state with whole tensors, on the CPU of rank 0, where it was in shards; all ranks must ask.  Others get no numbers."""
@@ -107,14 +105,14 @@ class Engine:
 class DDPEngine(Engine):
     """All weights on each rank; each adds up its own gradients, and DDP sums them over the ranks during the backward pass."""
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, make: MakeOptimizer) -> torch.optim.Optimizer:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put torch's DDP around the model."""
-        # Unused are a value head whose loss does not count, and all but the critic while it warms up
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
+        passes = Passes(model)
+        passes.unused = nn.Parameter(next(model.parameters()).new_zeros(1))  # or DDP warns, on all ranks, where it finds all in use
         with self.ranks.together():
-            self._ddp = DistributedDataParallel(Passes(model), find_unused_parameters=True, gradient_as_bucket_view=True)
+            # Unused are a value head whose loss does not count, and all but the critic while it warms up
+            self._ddp = DistributedDataParallel(passes, find_unused_parameters=True, gradient_as_bucket_view=True)
         self._ddp.broadcast_buffers = False  # buffers do not train; the argument's name depends on torch's version
-        return optimizer
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """See `Engine`."""
@@ -137,21 +135,19 @@ class FSDPEngine(Engine):
     def __init__(self, ranks: Ranks, dtype: torch.dtype | None = None) -> None:
         super().__init__(ranks)
         self._precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False) if dtype else None
-        self._roots: dict[nn.Module, Any] = {}  # by the model: what fully_shard was called on last
-        self._present: tuple[nn.Module, ...] = ()
+        self._roots: list[Any] = []  # of each model: what fully_shard was called on last
+        self._present: list[Any] = []  # those that are whole
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, make: MakeOptimizer) -> torch.optim.Optimizer:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Cut model and optimizer into shards."""
-        before = [p for group in optimizer.param_groups for p in group["params"]]
+        names = {parameter: name for name, parameter in model.named_parameters()}
         self.shard(model)
-        self._trained = self._roots[model]
-        sharded = make()
-        for old, new in zip(before, (p for group in sharded.param_groups for p in group["params"]), strict=True):
-            if state := optimizer.state.pop(old, None):
-                sharded.state[new] = {name: _like(value, new) for name, value in state.items()}
-        for old_group, new_group in zip(optimizer.param_groups, sharded.param_groups, strict=True):
-            new_group.update({name: value for name, value in old_group.items() if name != "params"})
-        return sharded
+        self._trained, sharded = self._roots[-1], dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            before, group["params"] = group["params"], [sharded[names[parameter]] for parameter in group["params"]]
+            for old, new in zip(before, group["params"], strict=True):
+                if state := optimizer.state.pop(old, None):
+                    optimizer.state[new] = {name: _like(value, new) for name, value in state.items()}
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """See `Engine`."""
@@ -166,29 +162,34 @@ class FSDPEngine(Engine):
             fully_shard(root)
             root(lambda: None)  # the first that runs is the root to torch
             root.reshard()
-        self._roots[model] = root
+        self._roots.append(root)
 
     @contextmanager
     def whole(self, *models: nn.Module) -> Iterator[None]:
         """See `Engine`: it takes the memory of the models' weights in the precision in which they are sent."""
         before = self._present
-        self._hold(models)
+        self._hold([root for root in self._roots if any(part in models for part in root.modules())])
         try:
             yield
         finally:
             self._hold(before)
 
-    def _hold(self, models: tuple[nn.Module, ...]) -> None:
+    def _hold(self, roots: list[Any]) -> None:
         with self.ranks.together():
-            for model in (model for model in self._present if model not in models):
-                for part in _parts(self._roots[model]):
-                    part.set_reshard_after_forward(part is not self._roots[model], recurse=False)
+            for root in (root for root in self._present if root not in roots):
+                for part in _parts(root):
+                    part.set_reshard_after_forward(part is not root, recurse=False)
                     part.reshard()
-            for model in (model for model in models if model not in self._present):
-                for part in _parts(self._roots[model]):
+            for root in (root for root in roots if root not in self._present):
+                for part in _parts(root):
                     part.set_reshard_after_forward(False, recurse=False)
                     part.unshard()
-        self._present = models
+        self._present = roots
+
+    def rest(self) -> None:
+        """See `Engine`."""
+        for part in _parts(self._trained):
+            part.reshard()
 
     def gathered(self, state: Any) -> Any:
         """See `Engine`."""

@@ -13,12 +13,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from textrl_env.utils.optional_imports import optional_import
 
 from .launcher import check_launcher
 from .ranks import _AGAIN, RankError, Ranks
-from .shared_memory_optimizer import SharedStep, shared_step
 
 TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
 
@@ -52,7 +50,6 @@ class _Group(Ranks):
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])
-        self._steps: WeakKeyDictionary[torch.optim.Optimizer, SharedStep | None] = WeakKeyDictionary()
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
         atexit.register(self._state.destroy_process_group)  # left to the interpreter's end, gloo's threads now and then abort the process
         self._store.set(f"textrl/process/{self.rank}", f"{_NODE} {os.getpid()}")
@@ -88,26 +85,6 @@ class _Group(Ranks):
         with self.together():
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
-
-    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
-        if optimizer not in self._steps:
-            self._steps[optimizer] = shared_step(self, parameters)
-        shared = self._steps[optimizer]
-        if shared is not None:
-            return shared(optimizer, parameters, max_norm)
-        for dtype in dict.fromkeys(p.dtype for p in parameters):
-            self._add_gradients([p for p in parameters if p.dtype == dtype])
-        return super().step(optimizer, parameters, max_norm)
-
-    def _add_gradients(self, parameters: list[nn.Parameter]) -> None:
-        # One flat vector that ends with which parameters have a gradient: Adam moves by momentum where a gradient is zero instead of None
-        reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
-        flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
-        with self.together():
-            torch.distributed.all_reduce(flat)
-        *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
-        for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
-            parameter.grad = summed.view_as(parameter) if anyone else None
 
     def numbers(self, values: ArrayLike) -> np.ndarray:
         own = torch.as_tensor(np.asarray(values, np.float64)).to(self.device)

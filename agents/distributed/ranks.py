@@ -61,21 +61,6 @@ class Ranks:
     def share_weights(self, module: nn.Module) -> None:
         """Give the module rank 0's parameters and buffers."""
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
-        """Step with the sum of all ranks' gradients, its norm clipped; a parameter that none of them reached stays.
-
-        Args:
-            optimizer: Holds the parameters; others of it must have no gradient.
-            parameters: The same on all ranks.
-            max_norm: Largest norm.
-
-        Returns:
-            The norm before clipping.
-        """
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
-        return norm
-
     def numbers(self, values: ArrayLike) -> np.ndarray:
         """Return the numbers of all ranks, shape (R, ...), float64; equal on all of them.  The shapes must be the same."""
         return np.asarray(values, np.float64)[None]
@@ -118,12 +103,15 @@ class Ranks:
     def total(self, notes: Mapping[str, float]) -> dict[str, float]:
         """Combine the ranks' numbers of a minibatch: the least of `..._min`, the greatest of `..._max`, the sum of all others.
 
+        Args:
+            notes: Of the same names in the same order on all ranks.
+
         Raises:
             FloatingPointError: Something is NaN on a rank, on all ranks alike.
         """
         if self.size == 1:
             return dict(notes)
-        parts = self.gather(dict(notes))
+        parts = [dict(zip(notes, row, strict=True)) for row in self.numbers(list(notes.values())).tolist()]
         for rank, part in enumerate(parts):
             bad = [name for name, value in part.items() if math.isnan(value) or (name == "loss" and math.isinf(value))]
             if bad:

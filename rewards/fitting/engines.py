@@ -21,8 +21,8 @@ class FittingEngine(Protocol):
     ranks: Any
     sharded: bool
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
-        """Take over a model, make its weights equal in all processes, and return the optimizer that steps it."""
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take over a model with the optimizer that steps it, and make its weights equal in all processes."""
         ...
 
     def add_gradients(self, loss_of: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any, last: bool = True) -> Any:
@@ -54,9 +54,8 @@ class Alone:
     def __init__(self) -> None:
         self.ranks: Any = _One()
 
-    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `FittingEngine`."""
-        return optimizer
 
     def add_gradients(self, loss_of: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any, last: bool = True) -> Any:
         """See `FittingEngine`."""

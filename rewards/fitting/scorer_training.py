@@ -50,9 +50,9 @@ def fit_scorer(
     groups = [{"params": [p for p in scorer.parameters() if p.requires_grad]}]
     if scales is not None:
         groups.append({"params": list(scales.parameters()), "lr": _SCALE_RATE, "weight_decay": 0.0})  # type: ignore[dict-item]
-    make = partial(torch.optim.AdamW, groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
     engine.ranks.check_equal({"comparisons": train.sizes(), "settings": [epochs, batch_size, learning_rate, weight_decay]})
-    optimizer = engine.wrap(nn.ModuleList([scorer, *([] if scales is None else [scales])]), make(), make)
+    engine.wrap(nn.ModuleList([scorer, *([] if scales is None else [scales])]), optimizer)
     if engine.ranks.rank:
         torch.manual_seed(generator.initial_seed() + engine.ranks.rank)  # dropout of its own
     loss_of = partial(_summand, train, scorer, device, scales)

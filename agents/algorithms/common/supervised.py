@@ -220,18 +220,16 @@ class Supervised(KeywordArguments, ABC):
 
     def _optimizer(self, facts: Mapping[str, Any]) -> Optimizer:
         """Return a new optimizer of what learns; the engine takes the model over before the first one."""
-
-        def make() -> Optimizer:
-            trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
-            return torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-
+        trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
+        made = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         if self._wrapped is not None:
-            return make()
+            return made
         self.engine.ranks.check_equal({"weights": self.lm, "texts or settings": dict(facts)})
         if self.engine.sharded:
             self._empty = copy_with(self.lm, lambda _, parameter: torch.empty_like(parameter, device="meta"))
         self._wrapped = self._module()
-        return self.engine.wrap(self._wrapped, make(), make)
+        self.engine.wrap(self._wrapped, made)
+        return made
 
     def _module(self) -> nn.Module:
         """Return all that a loss runs."""

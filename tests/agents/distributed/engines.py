@@ -51,7 +51,8 @@ def texts(step):
 
 def learn(model, engine, parts, pause=2):
     """Train on parts of the texts of each step; for one step only the embedding learns."""
-    optimizer = engine.wrap(model, make_optimizer(model), lambda: make_optimizer(model))
+    optimizer = make_optimizer(model)
+    engine.wrap(model, optimizer)
     norms, notes = [], []
     for step in range(STEPS):
         still = [p for p in model.layers.parameters() if p.requires_grad] if step == pause else []
