@@ -115,7 +115,8 @@ class Supervised(KeywordArguments, ABC):
         device = get_device(settings["device"])
         with seeded(self.seed):
             stays = isinstance(model, nn.Module) and settings["device"] == AUTO
-            self.lm = model if stays else (model if isinstance(model, nn.Module) else load_lm(model)).to(device)
+            lm: Any = model if isinstance(model, nn.Module) else load_lm(model)
+            self.lm: nn.Module = lm if stays else lm.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])
