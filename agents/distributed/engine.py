@@ -134,7 +134,7 @@ class FSDPEngine(Engine):
 
     def __init__(self, ranks: Ranks, dtype: torch.dtype | None = None) -> None:
         super().__init__(ranks)
-        self._precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False) if dtype else None
+        self._precision = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
         self._roots: list[Any] = []  # of each model: what fully_shard was called on last
         self._present: list[Any] = []  # those that are whole
 
@@ -158,7 +158,7 @@ class FSDPEngine(Engine):
         root: Any = Passes(model)
         with self.ranks.together():
             for layer in _layers(model):
-                fully_shard(layer, **({} if self._precision is None else {"mp_policy": self._precision}))
+                fully_shard(layer, mp_policy=self._precision)
             fully_shard(root)
             root(lambda: None)  # the first that runs is the root to torch
             root.reshard()

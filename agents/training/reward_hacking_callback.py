@@ -127,11 +127,10 @@ class RewardHackingCallback(BaseCallback):
         logged = self.logger.name_to_value
         kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))
         variety = distinct_n(rollout.responses[:_SAMPLE], 2)
-        measured = [moments(values, self.model.ranks) for values in (learned, held_out)]
+        measured = [_measured(moments(values, self.model.ranks)) for values in (learned, held_out)]
         if not self.model.ranks.is_main:
             return
-        means = (number for of_all in measured for number in (float(of_all.mean), _error(of_all)))
-        self.history.append(RolloutSummary(self.model.num_timesteps, *means, kl, length, variety))
+        self.history.append(RolloutSummary(self.model.num_timesteps, *measured[0], *measured[1], kl, length, variety))
         append_csv(self.folder / "reward_hacking.csv", _COLUMNS, vars(self.history[-1]))
         for name, message in causes(self.history):
             if name not in self.alarms:
@@ -143,9 +142,10 @@ class RewardHackingCallback(BaseCallback):
         return not (self.stop and self.alarms)
 
 
-def _error(of_all: Moments) -> float:
-    """Return the standard error of the mean."""
-    return float(np.sqrt(of_all.squares / (of_all.number - 1)) / np.sqrt(of_all.number)) if of_all.number > 1 else 0.0
+def _measured(values: Moments) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    error = np.sqrt(values.squares / (values.number - 1)) / np.sqrt(values.number) if values.number > 1 else 0.0
+    return float(values.mean), float(error)
 
 
 def _means(values: Sequence[float]) -> np.ndarray:

@@ -134,14 +134,14 @@ class DistributedMixin:
 
         policy.evaluate_actions = evaluate_actions  # type: ignore[method-assign]
         if target_kl is not None:
-            self.target_kl = limit_of_all(target_kl, buffer)
+            vars(self)["target_kl"] = limit_of_all(target_kl, buffer)
         try:
             with self.ranks.together():
                 yield
         finally:
             del policy.evaluate_actions
             if target_kl is not None:
-                self.target_kl = target_kl
+                vars(self)["target_kl"] = target_kl
 
     def _average_log(self) -> None:
         """Have the log tell of all ranks what `train()` recorded of this one's texts: the mean over the ranks."""
@@ -210,7 +210,7 @@ class DistributedMixin:
             RuntimeError: There was, and no gradient reached the parameters.
         """
         buffer = self.rollout_buffer
-        if not self.ranks.sums([len(buffer.trained), np.count_nonzero(buffer.advantages)]).all():
+        if not self.ranks.sums([len(buffer.trained), int(np.count_nonzero(buffer.advantages))]).all():
             return False
         check_gradients(trainable, self.ranks)
         return True

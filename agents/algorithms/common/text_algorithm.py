@@ -293,7 +293,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Save as SB3 does, to a temporary name first; of several ranks the first writes.  With shards all must call this, and it needs room.
+        """Save as SB3 does, to a temporary name first; of several ranks the first writes.  With shards all must call it, for all weights.
 
         `learn(..., reset_num_timesteps=False)` on what is loaded goes on as if nothing had happened, bit by bit: the file
         holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
