@@ -28,6 +28,7 @@ class TextA2C(TextAlgorithm, A2C):
     __module__ = "agents"
     _arguments = A2CArguments
     _defaults: ClassVar[A2CArguments] = {"learning_rate": 1e-3}  # SB3's 7e-4 is for RMSprop
+    _on_ranks = True
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[A2CArguments]) -> None:
         settings = self._complete(arguments)

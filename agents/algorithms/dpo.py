@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from rewards.fitting.losses import bradley_terry_loss
 from rewards.models.lora import adapted_layers
@@ -131,6 +132,14 @@ class DPO(Supervised):
     def _records(self, rows: Sequence[Pair]) -> list[TextRecord]:
         return [row.chosen for row in rows] + [row.rejected for row in rows]
 
+    def _module(self) -> nn.Module:
+        return self.lm if self.reference.lm is self.lm else nn.ModuleDict({"lm": self.lm, "reference": self.reference.lm})
+
+    def _mean_loss(self, rows: Sequence[Pair], backward: bool = False) -> float:
+        loss = super()._mean_loss(rows, backward)
+        del self._right[len(self._own(rows)) :]  # those of passes with weight 0
+        return loss
+
     def _depends_on(self) -> dict[str, Any]:
         own = super()._depends_on()
         return {**own, "reference": self._first if self.reference.lm is self.lm else digest(self.reference.lm)[0]}
@@ -149,8 +158,9 @@ class DPO(Supervised):
         return bradley_terry_loss(self.beta * chosen, self.beta * rejected, label=label, margin=margin)
 
     def _note(self) -> str:
-        right, self._right = self._right, []
-        return f"{super()._note()} accuracy {np.mean(right):.0%}"
+        right, number = self.engine.ranks.sums([sum(self._right), len(self._right)])
+        self._right = []
+        return f"{super()._note()} accuracy {right / number:.0%}"
 
     def _log_probs(self, model: Backbone, texts: Sequence[TextRecord]) -> torch.Tensor:
         """Return the log-probabilities of responses, shape (2 B,)."""

@@ -31,6 +31,9 @@ class ExpertIteration:
     The best is the one that the environment pays most for, in all: score, rewards of steps and turns, penalties of the task.  What is
     imitated are the tokens that the policy wrote, its end of text too where it wrote one; replies of a dialogue are read only.
 
+    Of several processes that torchrun started each writes and scores texts for its part of the prompts; the best of all are imitated
+    together, see `Supervised`.
+
     Nothing holds the policy to the reference but the bound of best-of-n, log n - (n - 1) / n nats in each iteration.
 
     Args:
@@ -80,6 +83,10 @@ class ExpertIteration:
             micro_batch_size=self.policy.settings.micro_batch_size,
         )  # fmt: skip
         self.trainer.backbone = self.policy.backbone  # with its precision and compiled passes
+        if self.trainer.engine.sharded:
+            raise ValueError("expert iteration writes with all weights on each process: leave out shards (--use_fsdp of accelerate launch)")
+        if n_prompts < self.trainer.engine.ranks.size:
+            raise ValueError(f"n_prompts={n_prompts}: each of {self.trainer.engine.ranks.size} processes writes for one at least, raise it")
         self._rules = rules
         self.scores: list[float] = []
         self._first: str | None = None  # hash of the weights that training began with
@@ -96,31 +103,34 @@ class ExpertIteration:
             ValueError: The checkpoint is damaged, or of other settings.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
-        folder = None if checkpoint is None else Path(checkpoint)
+        folder, together = None if checkpoint is None else Path(checkpoint), self.trainer.engine.ranks
         facts = {} if folder is None else {"of": fingerprint(self._depends_on())}
         if folder is not None and (saved := load_training(folder, self.policy.lm)) is not None:
             if saved.get("of") != facts["of"]:
                 raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
             self.scores = saved["scores"]
         done = len(self.scores) if folder is not None else 0
-        stopping = nullcontext(False) if folder is None else stop_request("iteration")
-        with bar("ExpertIteration", iterations, progress_bar) as shown, stopping as stop:
+        stopping = nullcontext(False) if folder is None else stop_request("iteration", together.size > 1)
+        with bar("ExpertIteration", iterations, progress_bar and together.is_main) as shown, stopping as asked:
             shown.advance(done)
             for _ in range(iterations - done):
                 number = len(self.scores)
                 rng = np.random.default_rng([self.seed, number])
                 drawn = [self.task.start_of(int(i))[0] for i in rng.integers(len(self.task.prompts), size=self.n_prompts)]
-                texts = self._write([prompt for prompt in drawn for _ in range(self.n)], seed=int(rng.integers(2**31)))
-                returns = texts.returns.reshape(self.n_prompts, self.n)  # (prompts, n)
-                best = returns.argmax(1) + np.arange(self.n_prompts) * self.n  # (prompts,): where the best text of each is
+                own = drawn[together.rank :: together.size]
+                texts = self._write([prompt for prompt in own for _ in range(self.n)], seed=int(rng.integers(2**31)) + together.rank)
+                returns = texts.returns.reshape(len(own), self.n)  # (prompts, n)
+                best = returns.argmax(1) + np.arange(len(own)) * self.n  # (prompts,): where the best text of each is
                 self.trainer.seed = int(rng.integers(2**31))
-                self.trainer.learn([texts.records[i] for i in best], self.steps)
+                parts = together.gather([texts.records[i] for i in best])
+                self.trainer.learn([record for part in parts for record in part], self.steps)
                 self.policy.drop_caches()
-                self.scores.append(float(texts.scores.mean()))
+                total, number = together.sums([texts.scores.sum(), len(texts.scores)])
+                self.scores.append(float(total / number))
                 if folder is not None:
                     save_training(folder, self.policy.lm, {**facts, "scores": self.scores})
                 shown.advance(note=f"score {self.scores[-1]:.2f}")
-                if stop:
+                if folder is not None and together.sums(bool(asked)):
                     raise KeyboardInterrupt(f"Stopped at iteration {len(self.scores)} of {iterations}, saved in {folder}.")
         return self
 

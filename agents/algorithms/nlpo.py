@@ -35,6 +35,8 @@ class NLPO(TextPPO):
     """
 
     __module__ = "agents"
+    _on_ranks = False
+    _why_alone = "its mask is a copy of the policy that is refreshed outside of the update"
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ Its `train()` serves all algorithms that Stable-Baselines3's loop cannot express
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -15,15 +16,15 @@ import torch
 from annotated_types import Gt
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional
 
 from ..distributed.ranks import combined
 from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
+from ..rollouts.reward_scaling import moments
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
-from ..rollouts.rollout_samples import MinibatchShard, MinibatchSize, SequenceSamples
+from ..rollouts.rollout_samples import MinibatchPart, MinibatchSize, SequenceSamples
 from ..rollouts.text_vec_env import text_env_of
 from ..utils.limits import Above0, AtLeast0, Count
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
@@ -202,6 +203,13 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.env is not None:
             self._check_groups(self.env)
 
+    def _hand_to_engine(self) -> None:
+        if self.ptx_coef and self._ptx is None:
+            assert self.env is not None
+            self._ptx = SFT(self.policy.lm, text_env_of(self.env).task.tokenizer)
+            self._ptx.backbone = self.policy.backbone  # with its precision
+        super()._hand_to_engine()
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Do what SB3 does, if the environment deals the groups that texts are compared in."""
         wrapped = self._wrap_env(env, self.verbose)
@@ -216,18 +224,20 @@ class TextPolicyGradient(TextAlgorithm, PPO):
                 f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
             )
 
-    def _more_texts(self, finished: list[dict[str, Any]]) -> int:
+    def _more_texts(self) -> int:
         """Count the texts of groups with equal returns: as many are written again."""
-        most = self.max_sampling_rounds * self.n_episodes - len(finished)
-        if not self.skip_equal_groups or most <= 0:
+        if not self.skip_equal_groups:
+            return 0
+        most = self.max_sampling_rounds * self.n_episodes - int(self.ranks.sums(self.rollout_buffer.num_texts))
+        if most <= 0:
             return 0
         buffer = self.rollout_buffer.so_far()
-        useful = self._unequal(self._rollout(buffer), buffer.beta)
-        return min(max(0, self.n_episodes - len(useful)), most)
+        useful = int(self.ranks.sums(len(self._unequal(self._rollout(buffer), buffer.beta))))
+        return min(max(0, self.n_episodes - useful), most)
 
     def _rollout(self, buffer: SequenceRolloutBuffer) -> Rollout:
         _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
-        return Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return)
+        return Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return, self.ranks)
 
     def _unequal(self, rollout: Rollout, beta: float) -> np.ndarray:
         """Return the indices of the texts in groups whose returns differ by more than rounding, ascending."""
@@ -244,62 +254,58 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         buffer = self.rollout_buffer
         rollout = self._rollout(buffer)
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
-        returns = rollout.returns  # (S,)
-        self.average_return = 0.9 * self.average_return + 0.1 * float(returns.mean()) if self.num_rollouts > 1 else float(returns.mean())
+        mean = float(moments(rollout.returns, self.ranks).mean)  # of (S,)
+        self.average_return = 0.9 * self.average_return + 0.1 * mean if self.num_rollouts > 1 else mean
         if self.skip_equal_groups:
             buffer.train_on(self._unequal(rollout, buffer.beta))
-            self.logger.record("policy/update_skipped", float(not len(buffer.trained)))
-            if not len(buffer.trained) and self.ranks.is_main:
+        trained, written = self.ranks.sums([len(buffer.trained), len(buffer.segments)])
+        if self.skip_equal_groups:
+            self.logger.record("policy/update_skipped", float(not trained))
+            if not trained and self.ranks.is_main:
                 self.health.warn(
                     "equal groups",
                     f"all texts to a prompt have equal returns in rollout {self.num_rollouts}, with every prompt: it has no update; is the "
                     "reward too coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
                 )
-        self.logger.record("tokens/share_trained", len(buffer.trained) / len(buffer.segments))
+        self.logger.record("tokens/share_trained", trained / written)
 
     def _train(self) -> None:
         self._estimate()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         trainable = [p for p in self.policy.parameters() if p.requires_grad]
-        np.random.set_state(self.ranks.broadcast(np.random.get_state()))  # a rank's reward may have drawn from the generator
         log: dict[str, list[float]] = {}
-        go_on = True
+        compared = (self.reference,) if self.kl_estimator == "full" and self.reference is not None else ()
+        with self.engine.whole(*compared):
+            self._run_epochs(trainable, log)
+        for name, recorded in ((name, recorded) for name, recorded in log.items() if recorded):
+            self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(recorded).item())
+        returns = self.rollout_buffer.returns
+        missed, there = (moments(of, self.ranks).variance for of in (returns - self.rollout_buffer.values, returns))
+        self.logger.record("train/explained_variance", float(1 - missed / there) if there else math.nan)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _run_epochs(self, trainable: list[torch.nn.Parameter], log: dict[str, list[float]]) -> None:
         for _ in range(self.n_epochs):
             log["approx_kl"] = []  # as SB3 logs it: of the last epoch
-            at_once = self.policy.settings.micro_batch_size
-            for part in self.rollout_buffer.parts(self.batch_size, at_once) if len(self.rollout_buffer.trained) else ():
+            for parts in self.rollout_buffer.parts(self.batch_size, self.policy.settings.micro_batch_size):
                 self.policy.optimizer.zero_grad()
-                notes = self.ranks.total(self._add_gradients(part))  # every rank goes the same way
+                notes = self.ranks.total(self._add_gradients(parts))  # every rank goes the same way
                 for name, value in notes.items():
                     log.setdefault(name, []).append(value)
                 if self.target_kl is not None and notes["approx_kl"] > 1.5 * self.target_kl:
-                    go_on = False
-                    break
-                norm = self.ranks.step(self.policy.optimizer, trainable, self.max_grad_norm)
-                log.setdefault("grad_norm", []).append(float(norm))
+                    self._n_updates += 1
+                    return
+                log.setdefault("grad_norm", []).append(self.engine.clip(trainable, self.max_grad_norm))
+                self.policy.optimizer.step()
             self._n_updates += 1
-            if not go_on:
-                break
-        for name, values in log.items():
-            if values:
-                self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(values).item())
-        self.logger.record("train/explained_variance", explained_variance(self.rollout_buffer.values, self.rollout_buffer.returns))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _add_gradients(self, part: MinibatchShard) -> dict[str, float]:
+    def _add_gradients(self, parts: Sequence[MinibatchPart]) -> dict[str, float]:
         """Add up the gradients of this rank's summand of the loss of a minibatch, and return its summand of the numbers for the log."""
-        parts = [{"loss": 0.0}]
-        for samples in part.samples:
-            loss, notes = self._loss(samples, part.whole)
-            loss.backward()
-            parts.append(notes)
-        for ptx_loss in self._ptx_losses() if self.ptx_coef else ():
-            loss = self.ptx_coef * ptx_loss
-            if loss.requires_grad:  # not while the critic warms up
-                loss.backward()
-            parts.append({"ptx_loss": ptx_loss.item(), "loss": loss.item()})
-        return combined(parts)
+        drawn = self._ptx_parts() if self.ptx_coef else ()
+        notes = [self.engine.add_gradients(self._ptx_loss, *texts, last=False) for texts in drawn]
+        notes += [self.engine.add_gradients(self._loss, part.samples, part.whole, last=part.last) for part in parts]
+        return combined(notes)
 
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss of a minibatch without ptx, and the numbers for the log.
@@ -308,9 +314,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             samples: B texts with N tokens that are actions: the minibatch, or a part of it.
             whole: Size of the minibatch, if they are a part: the losses of the parts add up to that of the minibatch.
         """
-        if whole is None:
-            whole = MinibatchSize(len(samples.observations.input_ids), len(samples.advantages))
-        share = len(samples.advantages) / whole.tokens  # 1 in a single process
+        whole = whole or MinibatchSize(len(samples.observations.input_ids), len(samples.advantages))
+        share = len(samples.advantages) / whole.tokens  # 1 in a single process, 0 of texts that do not count
         values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N, 1), (N,), (N,)
         assert entropy is not None
         weights = self._weights(samples, whole)  # (N,)
@@ -357,21 +362,23 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
         return full_kl(self.policy.backbone, reference, samples.observations, sampler, buffer.vocab_size)
 
-    def _ptx_losses(self) -> Iterator[torch.Tensor]:
-        """Yield the summands, one a micro-batch, of the next-token loss on texts drawn with NumPy's global generator.
+    def _ptx_parts(self) -> list[tuple[list[SFTText], int]]:
+        """Draw texts for the next-token loss with NumPy's global generator; return micro-batches, and the target tokens of all of them.
 
-        A checkpoint holds the generator's state.  All ranks draw the same texts; each computes its own share of them.
+        A checkpoint holds the generator's state.  Each rank draws as many.
         """
-        if self._ptx is None:
-            assert self.env is not None
-            self._ptx = SFT(self.policy.lm, text_env_of(self.env).task.tokenizer)
-            self._ptx.backbone = self.policy.backbone  # with its precision
-        ptx, drawn = self._ptx, [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=self.batch_size)]
-        own, whole = drawn[self.ranks.rank :: self.ranks.size], ptx.num_targets(drawn)
-        size = self.policy.settings.micro_batch_size or max(len(own), 1)
-        for start in range(0, len(own), size):
-            texts = own[start : start + size]
-            yield ptx.loss_of(texts) * (ptx.num_targets(texts) / whole)
+        assert self._ptx is not None
+        number = -(-self.batch_size // self.ranks.size)
+        drawn = [self.ptx_texts[i] for i in np.random.randint(len(self.ptx_texts), size=number)]
+        targets, size = int(self.ranks.sums(self._ptx.num_targets(drawn))), self.policy.settings.micro_batch_size or number
+        return [(drawn[start : start + size], targets) for start in range(0, number, size)]
+
+    def _ptx_loss(self, texts: list[SFTText], targets: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return a summand of the next-token loss, and the numbers for the log."""
+        assert self._ptx is not None
+        ptx_loss = self._ptx.loss_of(texts) * (self._ptx.num_targets(texts) / targets)
+        loss = self.ptx_coef * ptx_loss
+        return loss, {"ptx_loss": ptx_loss.item(), "loss": loss.item()}
 
     def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
         """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""

@@ -19,6 +19,7 @@ class ClippedText(TextAlgorithm):
     """The constructor of `TextPPO` and `TextMaskablePPO`; stands before the library's class among their bases."""
 
     _arguments = ClippedArguments
+    _on_ranks = True
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[ClippedArguments]) -> None:
         settings = self._complete(arguments)

@@ -18,7 +18,7 @@ class Algorithm:
         minibatches: Whether it splits a rollout into minibatches, and so takes `batch_size`.
         critic: Whether it has one.
         settings: Arguments that differ from the class's own defaults.
-        when_loaded: Arguments with which a checkpoint is loaded: one of PPO may be of another class, see `on_ranks`.
+        when_loaded: Arguments with which a checkpoint is loaded: one of PPO by several processes was of another class before.
     """
 
     path: str
@@ -62,23 +62,14 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
 }
 
-_PPO_ON_RANKS = Algorithm(
-    "policy_gradient:TextPolicyGradient",
-    critic=True,
-    settings={"estimator": "gae", "n_epochs": 4, "whiten_advantages": True},
-    when_loaded={"estimator": "gae", "whiten_advantages": True, "rollout_buffer_kwargs": {"whiten_advantages": False}},
-)
-
 
 def on_ranks(name: str) -> Algorithm:
-    """Return the algorithm for several processes that stands for `name`; SB3's own `train()` works in one process only.
+    """Return the algorithm of this name, with which several processes can train one policy.
 
     Raises:
-        ValueError: There is no such algorithm for several processes.
+        ValueError: They cannot.
     """
-    if name == "ppo":
-        return _PPO_ON_RANKS
     if name not in ALGORITHMS or not ALGORITHMS[name].made._on_ranks:
-        known = [known for known in ALGORITHMS if known == "ppo" or ALGORITHMS[known].made._on_ranks]
+        known = [known for known in ALGORITHMS if ALGORITHMS[known].made._on_ranks]
         raise ValueError(f"--algo {name} trains in one process: start it without torchrun, or choose from {', '.join(known)}")
     return ALGORITHMS[name]

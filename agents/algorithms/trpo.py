@@ -49,6 +49,7 @@ class TextTRPO(TextAlgorithm, TRPO):
     _arguments = TRPOArguments
     _defaults: ClassVar[TRPOArguments] = {"learning_rate": 1e-3}  # sb3-contrib's: the critic alone follows it
     _leaves_gradients = False
+    _why_alone = "its conjugate gradients take second derivatives, which torch's engines do not add up"
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[TRPOArguments]) -> None:
         settings = self._complete(arguments)

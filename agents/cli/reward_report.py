@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from textrl_env import Episode, FileTokenizer
 from textrl_env.utils.files import write_json, write_text
 from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
+from ..distributed.engine import engine_of
+from ..distributed.process_group import ranks
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
@@ -45,8 +48,9 @@ class _Sides(NamedTuple):
 
 @on_device
 def run_report(config: Report) -> None:
-    """Read, fit, judge, and write the page."""
-    console = Console()
+    """Read, fit, judge, and write the page; processes that torchrun started fit together, and the first writes."""
+    together = ranks()
+    console = Console(quiet=not together.is_main)
     choose_threads()
     if config.test_file is not None and config.test != Report.test:
         raise ValueError(
@@ -66,11 +70,13 @@ def run_report(config: Report) -> None:
     depends_on = {**{name: getattr(config, name) for name in names}, "trunk": config.trunk == "new" or config.trunk or False}
     if config.trunk is not None and own != _PLAIN:
         depends_on["settings"] = own
-    with run.begin("reward report", config.overwrite, _MADE):
+    with run.begin("reward report", config.overwrite, _MADE) if together.is_main else nullcontext():
+        together.wait()
         run.config = config
-        with run.stage("report", depends_on, makes=["reward", "report.html"]) as stage:
-            if stage.needed:
+        with run.stage("report", depends_on, together.is_main, makes=["reward", "report.html"]) as stage:
+            if together.broadcast(stage.needed):
                 stage.facts["lines"] = _report(config, run, file, pairs, sides, own)
+        together.wait()
         text, *doubted = run.facts("report")["lines"]
         console.print(text, highlight=False, markup=False)
         for doubt in doubted:
@@ -94,22 +100,25 @@ def _report(
     config: Report, run: RunFolder, file: PreferenceFile, pairs: Sequence[Preference], sides: _Sides, trunk: Mapping[str, Any]
 ) -> list[str]:
     """Fit, judge and write the page; return the result in a sentence, and what makes it doubtful."""
-    tokenizer = _tokenizer(config, run, pairs)
-    curve = []
+    together, curve = ranks(), []
+    with together.main_first():
+        tokenizer = _tokenizer(config, run, pairs)
+    engine = engine_of(together)
     settings: dict[str, Any] = {"tokenizer": tokenizer, "max_tokens": config.max_tokens, "seed": config.seed}
     judged: JudgedComparisons
-    with bar("fit", 0) as shown:
+    with bar("fit", 0, together.is_main) as shown:
         for fraction in _FRACTIONS:
             part = sides.train[: max(10, round(fraction * len(sides.train)))]
             own = trunk if fraction == 1 else {"trunk": None}
             with warnings.catch_warnings():
                 if fraction < 1:  # small parts hold few comparisons out
                     warnings.simplefilter("ignore", RewardWarning)
-                model, fit = fit_preference_model(part, **settings, **own, progress=shown.follow)
+                model, fit = fit_preference_model(part, **settings, **own, progress=shown.follow, engine=engine)
             judged = judge(model, sides.test)
             curve.append((len(part), judged.accuracy()))
     model.normalise([Episode.from_text(p.prompt, text) for p in part[:1000] for text in (p.chosen, p.rejected)])
-    model.save(run.path / "reward")
+    if together.is_main:
+        model.save(run.path / "reward")
     accuracy = judged.accuracy()
     counts = {"train": len(sides.train), "test": len(sides.test), "test_decided": accuracy.num, "left_out": sides.left_out}
     facts = {
@@ -126,8 +135,9 @@ def _report(
         "mistakes": mistakes(judged),
     }
     facts["doubts"] = doubts(facts)
-    write_json(run.path / "report.json", facts)
-    _write_page(run.path, facts, file.examples, judged, fit.temperature)
+    if together.is_main:
+        write_json(run.path / "report.json", facts)
+        _write_page(run.path, facts, file.examples, judged, fit.temperature)
     length = facts["length_rule"]
     return [
         f"agrees with {accuracy.rate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] of {accuracy.num} comparisons it never saw; "
@@ -182,7 +192,8 @@ def _tokenizer(config: Report, run: RunFolder, pairs: Sequence[Preference]) -> F
     if config.tokenizer is not None or config.trunk not in (None, "new"):
         return FileTokenizer(config.trunk if config.tokenizer is None else config.tokenizer)
     file = run.path / "tokenizer.json"
-    write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
+    if ranks().is_main:
+        write_text(file, train_tokenizer((text for p in pairs for text in (p.prompt, p.chosen, p.rejected)), 8000).to_str())
     return FileTokenizer(file, EOS)
 
 

@@ -96,8 +96,7 @@ def run_train(config: Train) -> None:
     """
     together = ranks()
     console = Console(quiet=not together.is_main)
-    if together.size > 1:
-        _check_ranks(config, console, together.size)
+    _check_ranks(config, console, together.size)
     _check_settings(config)
     reward = reward_of(config.reward)
     _check_fitted_elsewhere(config, reward)
@@ -176,15 +175,16 @@ def _held_apart(
 
 
 def _playing(job: Job) -> None:
-    config, run, task, training, together = job.config, job.run, job.task, job.training, ranks()
+    config, run, task, training = job.config, job.run, job.task, job.training
     assert isinstance(training, PolicyTraining)
     grouped = dataclasses.replace(task, group_size=ALGORITHMS[config.algo].group_size)
     env = TextGenerationVecEnv(training.n_episodes, task=grouped, reward=job.reward)
-    watch = RewardHackingCallback(run.path / config.algo, job.held_out if together.is_main else None, config.stop_at_alarm)
+    watch = RewardHackingCallback(run.path / config.algo, job.held_out, config.stop_at_alarm)
     base = _first_policy(job)
     depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
     rules = _policy_arguments(job)
-    train_policy(run, config.algo, base, env, training, depends_on, rules, config.algo, watch, OUTDATED, config.reference, job.before)
+    how = (config.algo, watch, OUTDATED, config.reference, job.before)
+    train_policy(run, config.algo, base, env, training, depends_on, rules, *how, shard=config.shard)
     for name, message in watch.alarms.items():
         job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
 
@@ -208,12 +208,15 @@ def _tell_outcome(job: Job) -> None:
 
 
 def _check_ranks(config: Train, console: Console, size: int) -> None:
+    if size == 1 and config.shard:
+        raise ValueError("--shard in one process: there is nobody to hold the other parts; start several with torchrun")
+    if size == 1:
+        return
     if config.algo in OFFLINE:
-        raise ValueError(f"--algo {config.algo} trains in one process: start it as `textrl train`, without torchrun")
-    made = on_ranks(config.algo)
-    console.print(f"{size} processes train one policy")
-    if made is not ALGORITHMS[config.algo]:
-        console.print(f"--algo {config.algo}: {made.name}(estimator='gae') with the same settings, for it knows of other processes")
+        console.print(f"{size} processes train one model{', each holds a part of it' if config.shard else ''}")
+        return
+    on_ranks(config.algo)
+    console.print(f"{size} processes train one policy{', each holds a part of it' if config.shard else ''}")
 
 
 def _check_settings(config: Train) -> None:
@@ -282,7 +285,7 @@ def _offline(job: Job) -> None:
         _tell_strange_texts(model, task, pairs, job.console)
     whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
-    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before)
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before, config.shard)
 
 
 def _first_policy(job: Job) -> str:

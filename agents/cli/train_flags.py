@@ -15,7 +15,7 @@ from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
-_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference"}
+_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference", "shard"}
 _OF_ALL = {
     "algo", "task", "corpus", "prompts", *OF_PROMPTS, "columns", "model", "lora", "precision", "micro_batch_size", "reward", "eval_texts",
     "device", "out", "overwrite", "dry_run",
@@ -76,6 +76,7 @@ class Train(OnDevice):
         min_new_tokens: No end of text before this many tokens.
         precision: `float32`, or `bfloat16` for the trunk in mixed precision.
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
+        shard: Of several processes, started by torchrun: each holds a part of weights, gradients and optimizer only.
         seed: Of everything that is drawn.
         eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
             tenth of those written in training, at least 20 and at most 200.
@@ -85,8 +86,8 @@ class Train(OnDevice):
         dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
     """
 
-    # with other values of these it is still the same run
-    goes_on: ClassVar = ("total_tokens", "eval_texts", "device", "out", "overwrite", "dry_run")
+    # With other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "shard", "eval_texts", "device", "out", "overwrite", "dry_run")
 
     algo: AlgorithmName = "ppo"
     task: str | None = None
@@ -122,6 +123,7 @@ class Train(OnDevice):
     min_new_tokens: Natural = 0
     precision: str = "float32"
     micro_batch_size: Natural = 0
+    shard: bool = False
     seed: Seed = 0
     eval_texts: Natural | None = None
     out: Path | None = None
@@ -160,7 +162,7 @@ def settings_of(algo: str) -> set[str]:
     """Return the names of the settings that an algorithm uses and some others do not."""
     own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
     own |= {"critic"} if algo in ALGORITHMS and ALGORITHMS[algo].critic else set()
-    return own | {"preferences"} if algo in ("sft", "dpo", "ipo") else own
+    return own | {"preferences", "shard"} if algo in ("sft", "dpo", "ipo") else own
 
 
 def flags(names: Sequence[str]) -> str:

@@ -11,11 +11,11 @@ def check_launcher() -> None:
     """Refuse a launcher whose settings would have no effect.
 
     Raises:
-        ValueError: `accelerate launch` started one process, or asked for sharded models.
+        ValueError: `accelerate launch` started one process, or asked for an engine that is not torch's.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+    for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ValueError(f"ACCELERATE_USE_{name}=true: models are not split over ranks, each holds the whole one; use {_TORCHRUN}")
+            raise ValueError(f"ACCELERATE_USE_{name}=true: models train on torch's own engines; use {_TORCHRUN}, and shard=True for shards")
     launched = [name for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU") if name in os.environ]
     if launched and not os.environ.get("WORLD_SIZE"):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Several processes (ranks) that train one policy together: their communication, and errors when one of them is gone.
 
-`torchrun` starts them, Hugging Face Accelerate joins them: gloo on CPUs, NCCL on GPUs.  All hold the same weights and the same whole
-rollout; each writes a part of the texts, and computes the gradient of a part of each minibatch.  A process that was not started by
-torchrun is the only rank, and nothing here has any effect.
+`torchrun` starts them, Hugging Face Accelerate joins them: gloo on CPUs, NCCL on GPUs.  Each writes its own texts and learns from them;
+what they exchange are gradients, see `engine`, and sums.  A process that was not started by torchrun is the only rank, and nothing here has
+any effect.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ import atexit
 import hashlib
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from textrl_env.utils.optional_imports import optional_import
 
 from .launcher import check_launcher
 from .ranks import _AGAIN, RankError, Ranks
-from .shared_memory_optimizer import SharedStep, shared_step
 
 TIMEOUT = timedelta(minutes=30)  # of one wait for the others; the longest is that for a base policy to be pretrained
 
 
 _INTERRUPTED = "Ctrl-C"
+_NODE = os.environ.get("GROUP_RANK", "")  # torchrun's number of this machine; host names may be equal, and say nothing
+_LOST = ("gloo", "nccl", "connection", "socket", "broken pipe", "timed out")  # in what torch says when another process does not answer
 
 
 class _Group(Ranks):
@@ -49,28 +50,27 @@ class _Group(Ranks):
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])
-        self._steps: WeakKeyDictionary[torch.optim.Optimizer, SharedStep | None] = WeakKeyDictionary()
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
         atexit.register(self._state.destroy_process_group)  # left to the interpreter's end, gloo's threads now and then abort the process
-        self._store.set(f"textrl/process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+        self._store.set(f"textrl/process/{self.rank}", f"{_NODE} {os.getpid()}")
         self.wait()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ended)  # torchrun sends it to those that are left
 
     def gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.size
-        with self._together():
+        with self.together():
             torch.distributed.all_gather_object(gathered, value)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         box = [value]
-        with self._together():
+        with self.together():
             torch.distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
 
     def wait(self) -> None:
-        with self._together():
+        with self.together():
             self._state.wait_for_everyone()
 
     @contextmanager
@@ -82,29 +82,16 @@ class _Group(Ranks):
             self.wait()
 
     def share_weights(self, module: nn.Module) -> None:
-        with self._together():
+        with self.together():
             for tensor in module.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
-        if optimizer not in self._steps:
-            self._steps[optimizer] = shared_step(self, parameters)
-        shared = self._steps[optimizer]
-        if shared is not None:
-            return shared(optimizer, parameters, max_norm)
-        for dtype in dict.fromkeys(p.dtype for p in parameters):
-            self._add_gradients([p for p in parameters if p.dtype == dtype])
-        return super().step(optimizer, parameters, max_norm)
-
-    def _add_gradients(self, parameters: list[nn.Parameter]) -> None:
-        # One flat vector that ends with which parameters have a gradient: Adam moves by momentum where a gradient is zero instead of None
-        reached = parameters[0].new_tensor([p.grad is not None for p in parameters])
-        flat = torch.cat([*(torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), reached])
-        with self._together():
-            torch.distributed.all_reduce(flat)
-        *sums, reached = flat.split([*(p.numel() for p in parameters), len(parameters)])
-        for parameter, summed, anyone in zip(parameters, sums, reached.tolist(), strict=True):
-            parameter.grad = summed.view_as(parameter) if anyone else None
+    def numbers(self, values: ArrayLike) -> np.ndarray:
+        own = torch.as_tensor(np.asarray(values, np.float64)).to(self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.size)]
+        with self.together():
+            torch.distributed.all_gather(gathered, own)
+        return torch.stack(gathered).cpu().numpy()  # (R, ...)
 
     def say_once(self, message: str) -> bool:
         try:
@@ -119,13 +106,14 @@ class _Group(Ranks):
             return
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, NotImplementedError):
+            said = str(error)
+            if not (isinstance(error, torch.distributed.DistError) or any(word in said.lower() for word in _LOST)):
                 raise
-            self._end(f" ({str(error).splitlines()[0]})")
+            self._end(f" ({said.splitlines()[0]})")
 
     def _ended(self, *_: Any) -> None:
         self._end("")
@@ -152,10 +140,10 @@ class _Group(Ranks):
         try:
             if self._store.check([f"textrl/failed/{rank}"]):
                 return f"rank {rank} stopped: {self._store.get(f'textrl/failed/{rank}').decode()}"
-            host, process = self._store.get(f"textrl/process/{rank}").decode().rsplit(" ", 1)
+            node, process = self._store.get(f"textrl/process/{rank}").decode().split(" ")
         except RuntimeError:  # as above
             return "torchrun is gone"
-        if host != socket.gethostname() or _alive(int(process)):
+        if not node or node != _NODE or _alive(int(process)):
             return None
         return f"rank {rank} (process {process}) is gone"
 

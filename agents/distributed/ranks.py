@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 _AGAIN = "the same command goes on from the last checkpoint"
@@ -59,20 +61,17 @@ class Ranks:
     def share_weights(self, module: nn.Module) -> None:
         """Give the module rank 0's parameters and buffers."""
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
-        """Step with the sum of all ranks' gradients, its norm clipped; a parameter that none of them reached stays.
+    def numbers(self, values: ArrayLike) -> np.ndarray:
+        """Return the numbers of all ranks, shape (R, ...), float64; equal on all of them.  The shapes must be the same."""
+        return np.asarray(values, np.float64)[None]
 
-        Args:
-            optimizer: Holds the parameters; others of it must have no gradient.
-            parameters: The same on all ranks.
-            max_norm: Largest norm.
+    def sums(self, values: ArrayLike) -> np.ndarray:
+        """Return numbers added up over the ranks, shape (...), float64; equal on all of them."""
+        return self.numbers(values).sum(0)
 
-        Returns:
-            The norm before clipping.
-        """
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-        optimizer.step()
-        return norm
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context for what torch sends by itself: where another rank is gone, it raises RankError with the reason."""
+        return nullcontext()
 
     def say_once(self, message: str) -> bool:
         """Return whether this rank is the first that wants to tell the user this."""
@@ -104,12 +103,15 @@ class Ranks:
     def total(self, notes: Mapping[str, float]) -> dict[str, float]:
         """Combine the ranks' numbers of a minibatch: the least of `..._min`, the greatest of `..._max`, the sum of all others.
 
+        Args:
+            notes: Of the same names in the same order on all ranks.
+
         Raises:
             FloatingPointError: Something is NaN on a rank, on all ranks alike.
         """
         if self.size == 1:
             return dict(notes)
-        parts = self.gather(dict(notes))
+        parts = [dict(zip(notes, row, strict=True)) for row in self.numbers(list(notes.values())).tolist()]
         for rank, part in enumerate(parts):
             bad = [name for name, value in part.items() if math.isnan(value) or (name == "loss" and math.isinf(value))]
             if bad:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from ..distributed.engine import Engine
+from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.log_probs import action_log_probs, full_kl
 from ..models.sampler import Sampler
@@ -67,6 +69,7 @@ class KLShaping:
         whiten_rewards: See `SequenceRolloutBuffer`.
         reference: The frozen model that KL is measured against; None: KL is 0.
         actor: The policy's backbone, for `kl_reward="full"`.
+        engine: How the models are held; its ranks each shape the rewards of their own texts, with the numbers of all.
 
     Raises:
         ValueError: `kl_reward` is none of the three.
@@ -79,6 +82,7 @@ class KLShaping:
     whiten_rewards: bool = False
     reference: Backbone | None = None
     actor: Backbone | None = None
+    engine: Engine = field(default_factory=lambda: Engine(Ranks()))
 
     def __post_init__(self) -> None:
         if self.kl_reward not in ("k1", "full", "none"):
@@ -97,7 +101,8 @@ class KLShaping:
         """
         began = perf_counter()
         beta = self.controller.beta
-        rewards = self.score_scale(rewards, scores)
+        ranks = self.engine.ranks
+        rewards = self.score_scale(rewards, scores, ranks)
         kl, reference_log_probs = np.zeros(len(rewards), np.float32), None
         if self.reference is not None:
             reference_log_probs = self.reference_log_probs(tokens)
@@ -105,21 +110,24 @@ class KLShaping:
             if self.kl_reward != "none":
                 rewards = rewards - beta * (kl if self.kl_reward == "k1" else self._full_kl(tokens))
         if self.whiten_rewards:
-            rewards = whiten_returns(rewards, tokens.offsets).astype(np.float32)
+            rewards = whiten_returns(rewards, tokens.offsets, ranks).astype(np.float32)
         precise = kl.astype(np.float64)  # k3 is a small difference of numbers near 1; NumPy's pairwise sum suffices for k1
+        own = [kl.sum(), (np.expm1(-precise) + precise).sum(), scores.sum(), rewards.sum(dtype=np.float64)]
+        own += [tokens.log_probs.sum(dtype=np.float64), len(rewards), len(scores)]
+        kl_sum, k3_sum, score_sum, reward_sum, log_prob_sum, num_tokens, num_sequences = ranks.sums(own).tolist()
         stats = RolloutStats(
-            kl_per_sequence=float(kl.sum()) / len(scores),
-            kl_per_token=float(kl.mean()),
-            kl_per_token_k3=float((np.expm1(-precise) + precise).mean()),
+            kl_per_sequence=kl_sum / num_sequences,
+            kl_per_token=kl_sum / num_tokens,
+            kl_per_token_k3=k3_sum / num_tokens,
             beta=beta,
-            score=float(scores.mean()),
-            shaped_return=float(rewards.sum(dtype=np.float64)) / len(scores),
-            entropy=-float(tokens.log_probs.mean(dtype=np.float64)),
-            num_tokens=len(rewards),
-            num_sequences=len(scores),
+            score=score_sum / num_sequences,
+            shaped_return=reward_sum / num_sequences,
+            entropy=-log_prob_sum / num_tokens,
+            num_tokens=int(num_tokens),
+            num_sequences=int(num_sequences),
             reference_seconds=perf_counter() - began,
         )
-        self.controller.update(stats.kl_per_sequence, len(scores))
+        self.controller.update(stats.kl_per_sequence, stats.num_sequences)
         return ShapedRewards(rewards, kl, reference_log_probs, stats)
 
     def reference_log_probs(self, tokens: RecordedTokens) -> np.ndarray:
@@ -131,7 +139,8 @@ class KLShaping:
         def score(batch: SequenceBatch, actions: torch.Tensor) -> torch.Tensor:
             return action_log_probs(reference, reference.hidden(batch), batch, actions, tokens.sampler, self.vocab_size)[0]  # (n,)
 
-        return tokens.for_each(score)
+        with self.engine.whole(reference.lm):
+            return tokens.for_each(score)
 
     def _full_kl(self, tokens: RecordedTokens) -> np.ndarray:
         """Return KL(pi || pi_ref) of every step's distribution in nats, shape (N,), float32."""
@@ -139,4 +148,5 @@ class KLShaping:
         if actor is None:
             raise ValueError("kl_reward='full' compares whole distributions, and only TextPolicyGradient hands its policy to the buffer")
         assert reference is not None
-        return tokens.for_each(lambda batch, _: full_kl(actor, reference, batch, tokens.sampler, self.vocab_size))  # (n,)
+        with self.engine.whole(actor.lm, reference.lm):
+            return tokens.for_each(lambda batch, _: full_kl(actor, reference, batch, tokens.sampler, self.vocab_size))  # (n,)

@@ -33,8 +33,11 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableDictRolloutBu
         """Yield texts of two tokens at least: contrib divides advantages by their deviation, which one token has not (NaN).
 
         A minibatch of one token joins the next or, as the last one, the one before; the only token of a rollout comes twice, which
-        leaves every mean as it is.
+        leaves every mean as it is.  Not among several ranks, which need as many minibatches each; `TextMaskablePPO` divides nothing.
         """
+        if self._ranks.size > 1:
+            yield from super()._minibatches(batch_size)
+            return
         joined: list[np.ndarray] = []
         for indices in super()._minibatches(batch_size):
             if joined and self._is_one_token(joined[-1]):

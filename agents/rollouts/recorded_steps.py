@@ -15,7 +15,7 @@ class RecordedSteps:
 
     Attributes:
         steps: Of each step that is on the host: actions, rewards, starts, values, log-probabilities, live rows, shape (E,) each.
-        kept: Packed kept sets of each, shape (E, ceil(V / 8)); empty if nothing was masked or cut.
+        kept: Packed kept sets of the R live rows of each, shape (R, ceil(V / 8)); empty if nothing was masked or cut.
     """
 
     def __init__(self) -> None:
@@ -59,5 +59,5 @@ class RecordedSteps:
             raise FloatingPointError(f"NaN or infinity in values or log-probabilities at step {step} of the rollout")
         self.steps.extend(zip(actions, rewards, starts, *scores, live, strict=True))
         if kept[0] is not None:
-            self.kept.extend(torch.stack(kept).cpu().numpy())  # (l, E, ceil(V / 8))
+            self.kept.extend(sets[rows] for sets, rows in zip(torch.stack(kept).cpu().numpy(), live, strict=True))
         self._waiting.clear()

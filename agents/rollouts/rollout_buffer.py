@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from rewards.utils.devices import get_device
 
+from ..distributed.engine import Engine
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
@@ -20,11 +22,12 @@ from ..models.sequences import SequenceBatch, TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
-from .merge_ranks import RankRecording, SegmentStart, merge
 from .recorded_steps import RecordedSteps
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
-from .rollout_samples import MinibatchShard, MinibatchSize, RolloutStats, Segment, SequenceSamples
+from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, Segment, SequenceSamples
+
+SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -65,6 +68,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
         trained: Indices of the texts that `get` and `parts` yield.
+        share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
+            mean over these tokens counts beside those of other ranks.  1 in one process.
         stats: Means over the rollout.
 
     Raises:
@@ -73,6 +78,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     __module__ = "agents"
     stats: RolloutStats
+    share: float = 1.0
 
     def __init__(
         self,
@@ -96,7 +102,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
         scale = ScoreScale(norm_reward, clip_reward)
         self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
-        self._ranks = Ranks()
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
         RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, get_device(device), gae_lambda, gamma, n_envs)
         self.connect(reference=reference)
@@ -108,7 +113,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl_controller: KLController | None = None,
         score_scale: ScoreScale | None = None,
         actor: Backbone | None = None,
-        ranks: Ranks | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Take what our own algorithms have once their policy is built; what is None stays as it is.
 
@@ -117,7 +122,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
             kl_controller: Holds beta.
             score_scale: What the rewards go through first; holds the running moments.
             actor: The policy's backbone; only `kl_reward="full"` asks for it.
-            ranks: Each of several adds its own texts, and all hold the whole rollout from `compute_returns_and_advantage` on.
+            engine: How models are held.  Each of several ranks adds and keeps its own texts; what says something of all texts (the scale
+                of advantages and scores, KL, `stats`) is made of all ranks' numbers.
 
         Raises:
             ValueError: The reference's vocabulary or context is smaller than the environment's.
@@ -127,12 +133,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
             shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
         shaping.controller, shaping.score_scale = kl_controller or shaping.controller, score_scale or shaping.score_scale
         shaping.actor = actor or shaping.actor
-        self._ranks = ranks or self._ranks
+        shaping.engine = engine or shaping.engine
 
     @property
     def reference(self) -> Backbone | None:
         """The model that KL is measured against."""
         return self.kl_shaping.reference
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self.kl_shaping.engine.ranks
+
+    @property
+    def num_texts(self) -> int:
+        """Texts that this rank began in this rollout so far."""
+        return len(self._openings)
 
     @property
     def beta(self) -> float:
@@ -234,11 +249,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 "are whole texts, or norm_reward=True"
             )
         self._cut_segments(columns[-1])
-        self._own = slice(0, len(self.segments))
-        self.kept = self._flat(np.stack(self._kept)) if self._kept else None  # (N, ceil(V / 8))
-        if self._ranks.size > 1:
-            columns, dones = self._join(RankRecording(columns, np.asarray(dones, bool), self._openings, self._replies, self.kept))
-            last_values = torch.zeros(len(dones))
+        number = columns[-1].cumsum().reshape(columns[-1].shape) - 1  # (L, E): of each token, in the order in which they were written
+        self.kept = np.concatenate(self._kept)[self._flat(number)] if self._kept else None  # (N, ceil(V / 8))
         actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
         self.episode_starts = starts.astype(np.float32)
         self.buffer_size = len(actions)
@@ -256,7 +268,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for name in ("rewards", "values", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
-            self.advantages = whiten(self.advantages)
+            self.advantages = whiten(self.advantages, self._ranks)
 
     def so_far(self) -> SequenceRolloutBuffer:
         """Return a buffer as this one would be if the rollout ended here; this one, its controller and its moments stay as they are."""
@@ -270,54 +282,52 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
         """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
-        self.advantages = whiten(advantages) if whitened else advantages
+        self.advantages = whiten(advantages, self._ranks) if whitened else advantages
 
     def train_on(self, texts: np.ndarray) -> None:
         """Have `get` and `parts` yield only the texts with these indices."""
         self.trained = texts
 
-    def _join(self, own: RankRecording) -> tuple[list[np.ndarray], np.ndarray]:
-        """Add the whole texts that the other ranks recorded; return columns (L, E) and last dones (E,) as if one process had played all."""
-        parts = self._ranks.gather(own.without_idle_rows())
-        whole = merge(parts)
-        before = sum(len(part.openings) for part in parts[: self._ranks.rank])
-        self._own = slice(before, before + len(own.openings))
-        self._openings, self._replies = whole.openings, whole.replies
-        self._cut_segments(whole.columns[-1])
-        self.kept = whole.kept
-        return whole.columns, whole.ended
-
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
-        """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all."""
-        assert self.full, "compute_returns_and_advantage first"
-        for indices in self._minibatches(batch_size):
-            yield self.samples(indices)
+        """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all.
 
-    def parts(self, batch_size: int | None = None, at_once: int = 0) -> Iterator[MinibatchShard]:
-        """Yield this rank's part of each minibatch that `get` would yield, in micro-batches of `at_once` texts; 0: in one.
-
-        NumPy's generators must be in the same state on all ranks.
+        Of several ranks each gets its part, and all as many: one that has no text for a minibatch gets one of `share` 0.
         """
-        for indices in self._minibatches(batch_size):
-            own = indices if self._ranks.size == 1 else self._part(indices)
-            whole = MinibatchSize(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum()))
-            size = at_once or max(len(own), 1)
-            if len(own) > size:  # texts of a prompt go through the model together
-                own = own[np.argsort([self.segments[index].prompt_id for index in own], kind="stable")]
-            yield MinibatchShard([self.samples(own[start : start + size]) for start in range(0, len(own), size)], whole)
+        assert self.full, "compute_returns_and_advantage first"
+        for (part,) in self.parts(batch_size):
+            self.share = len(part.samples.advantages) * self._ranks.size / part.whole.tokens
+            yield part.samples
+
+    def parts(self, batch_size: int | None = None, at_once: int = 0) -> Iterator[list[MinibatchPart]]:
+        """Yield this rank's part of each minibatch that `get` yields, in micro-batches of `at_once` texts; 0: in one.
+
+        All ranks get as many minibatches and micro-batches.
+        """
+        minibatches = list(self._minibatches(batch_size))
+        if not minibatches:  # on no rank
+            return
+        own = [(len(indices), int((self._offsets[indices + 1] - self._offsets[indices]).sum())) for indices in minibatches]
+        sizes = self._ranks.numbers(own)  # (R, K, 2): texts and tokens of each rank in K minibatches
+        for indices, whole, most in zip(minibatches, sizes.sum(0).tolist(), sizes[:, :, 0].max(0).astype(int), strict=True):
+            size = at_once or most
+            if len(indices) > size:  # texts of a prompt go through the model together
+                indices = indices[np.argsort([self.segments[index].prompt_id for index in indices], kind="stable")]
+            cut = [indices[start : start + size] for start in range(0, most, size)]
+            yield [self._part(texts, MinibatchSize(*whole), number == len(cut)) for number, texts in enumerate(cut, 1)]
+
+    def _part(self, indices: np.ndarray, whole: MinibatchSize, last: bool) -> MinibatchPart:
+        if not len(indices):
+            indices, whole = np.zeros(1, int), NOTHING
+        return MinibatchPart(self.samples(indices), whole, last)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
+        """Yield this rank's texts of each minibatch: as large a part of its texts as the minibatch is of all ranks' texts."""
         order = np.random.permutation(self.trained)
-        size = batch_size or len(order)
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-
-    def _part(self, indices: np.ndarray) -> np.ndarray:
-        """Return this rank's texts: all are sorted by length and dealt to ranks 0, 1, ..., 1, 0, so that every rank gets as much work."""
-        rank, size = self._ranks.rank, self._ranks.size
-        by_length = indices[np.argsort(self._offsets[indices] - self._offsets[indices + 1], kind="stable")]  # longest first
-        turn = np.arange(len(indices)) % (2 * size)
-        return by_length[(turn == rank) | (turn == 2 * size - 1 - rank)]
+        number = int(self._ranks.sums(len(order)))
+        size = batch_size or number
+        edges = [len(order) * min(first, number) // number for first in range(0, number + size, size)] if number else []
+        for start, stop in pairwise(edges):
+            yield order[start:stop]
 
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
@@ -368,19 +378,16 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     @torch.inference_mode()
     def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:
-        """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32; each rank scores its own texts."""
+        """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32."""
         out = np.empty(self._offsets[-1], np.float32)
         for tokens, batch in self._by_length():
             out[tokens] = score(batch, torch.as_tensor(self.actions[tokens], device=self.device)).cpu().numpy()
-        if self._ranks.size == 1:
-            return out
-        own = slice(self._offsets[self._own.start], self._offsets[self._own.stop])
-        return np.concatenate(self._ranks.gather(out[own]))  # (N,)
+        return out
 
     def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
-        """Yield this rank's texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
-        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments[self._own]]
-        order = self._own.start + np.argsort(lengths, kind="stable")
+        """Yield the texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
+        lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
+        order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), self.reference_batch_size):
             indices = order[start : start + self.reference_batch_size]
             yield self._tokens(indices), self._batch(indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,22 +31,27 @@ class SequenceSamples(NamedTuple):
 
 
 class MinibatchSize(NamedTuple):
-    """Size of a minibatch that ranks share."""
+    """Size of a minibatch that ranks share; infinite for texts that do not count."""
 
-    texts: int
-    tokens: int
+    texts: float
+    tokens: float
 
 
-class MinibatchShard(NamedTuple):
-    """One rank's part of a minibatch.
+NOTHING = MinibatchSize(math.inf, math.inf)
+
+
+class MinibatchPart(NamedTuple):
+    """A micro-batch of one rank's part of a minibatch.
 
     Attributes:
-        samples: Its texts, in micro-batches; empty: this rank has none of them.
-        whole: Size of the minibatch.
+        samples: Its texts.
+        whole: Size of the minibatch; `NOTHING`: this rank has no texts left, and the samples only let it keep step with the others.
+        last: Whether it is this rank's last part.
     """
 
-    samples: list[SequenceSamples]
+    samples: SequenceSamples
     whole: MinibatchSize
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """Numbers of a rollout before the update.
+    """Numbers of a rollout before the update; where several ranks write it, of all their texts.
 
     Attributes:
         kl_per_sequence: Mean over texts of sum log(pi / pi_ref), in nats (the k1 estimator).
@@ -104,7 +110,7 @@ class RolloutResult:
 
     Attributes:
         infos: The environment's last `info` of each text, in the order in which texts ended: `prompt`, `prompt_id`, `response`, `score`,
-            `finish_reason`, and whatever the task adds.
+            `finish_reason`, and whatever the task adds.  Of several ranks, each has its own texts here.
         stats: KL, returns and numbers of tokens.
         seconds: Time of writing the texts, the reference's pass included.
     """

@@ -9,7 +9,9 @@ from textrl_env.tokenizer import ends_of
 from textrl_env.utils.folders import cache_folder
 
 from ..algorithms.sft import SFT
+from ..distributed.engine import Engine
 from ..distributed.process_group import ranks
+from ..distributed.ranks import Ranks
 from ..utils.run_folder import fingerprint, versions
 
 
@@ -29,6 +31,7 @@ def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
             trainer = SFT(
                 dict(recipe.model), task.tokenizer, learning_rate=recipe.learning_rate, batch_size=recipe.batch_size, seed=recipe.seed
             )
+            trainer.engine = Engine(Ranks())  # in this process alone: the same weights, however many wait for them
             trainer.learn(texts, recipe.steps, progress_bar, title="pretrain the base policy")
             trainer.save(folder)
     return folder

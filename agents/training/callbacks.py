@@ -15,6 +15,7 @@ from textrl_env.task import GoldScore
 from textrl_env.utils.files import append_csv, told_when_full, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
+from ..rollouts.reward_scaling import moments
 from .rewind_logs import naming
 
 CURVE = (
@@ -25,6 +26,8 @@ SAMPLES = 8  # texts of a rollout that are shown
 
 class CurveCallback(BaseCallback):
     """Appends a row to `curve.csv` after every rollout, saves the model every `save_every` rollouts, and shows what is written.
+
+    Several ranks each have one: they count the texts of all, and the first writes the files, with samples of its own texts.
 
     Args:
         folder: Holds `curve.csv`, `policy.zip` and `samples.jsonl`, a few texts of every `save_every`-th rollout, which TensorBoard
@@ -40,7 +43,9 @@ class CurveCallback(BaseCallback):
         self.save_every = save_every
 
     def _on_training_start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        assert isinstance(self.model, TextAlgorithm)
+        if self.model.ranks.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _on_rollout_start(self) -> None:
         # Between rollouts, weights, optimizer and controller belong together: this is where a resumed run goes on
@@ -54,8 +59,10 @@ class CurveCallback(BaseCallback):
         assert rollout is not None
         gold = float("nan")
         if self.gold is not None:
-            gold = float(np.mean(self.gold(rollout.prompts, rollout.responses)))
+            gold = float(moments(np.asarray(self.gold(rollout.prompts, rollout.responses), float), self.model.ranks).mean)
             self.logger.record("objective/gold", gold)
+        if not self.model.ranks.is_main:
+            return
         logged = self.logger.name_to_value
         row = {
             "iteration": self.model.num_rollouts,

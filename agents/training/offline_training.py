@@ -15,7 +15,8 @@ from ..algorithms.common.training_warnings import TrainingWarning
 from ..algorithms.dpo import DPO, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.sft import SFT
-from ..models.loading import LMSource, save_lm
+from ..distributed.process_group import ranks
+from ..models.loading import LMSource
 from ..policies.policy_settings import PolicySettings
 from ..utils.run_folder import RunFolder
 from .policy_training import Before
@@ -34,8 +35,11 @@ def learn_offline(
     whole: bool = False,
     passes: Mapping[str, Any] | None = None,
     before: Before | None = None,
+    shard: bool = False,
 ) -> None:
     """Train into `run.path / stage / model`, a folder that transformers and our policies open; resumable, like `train_policy`.
+
+    Processes that torchrun started train one model; all call this together.
 
     Args:
         algo: One of `OFFLINE`.
@@ -49,38 +53,48 @@ def learn_offline(
         whole: Whether texts longer than the task allows are learned to their end.
         passes: How texts go through the model: `lora`, `precision` and `micro_batch_size`, see `agents.PolicySettings`.
         before: Called before the first step; what it raises ends the run.
+        shard: Whether each of several processes holds a part of the weights only.
 
     Raises:
-        ValueError: The folder holds a training with other inputs, or a damaged checkpoint.
+        ValueError: The folder holds a training with other inputs, or a damaged checkpoint; or expert iteration is to keep shards.
         KeyboardInterrupt: The user asked to stop; the message says what was saved.
     """
+    together = ranks()
     own = {name: value for name, value in (passes or {}).items() if value != getattr(PolicySettings, name)}
     inputs = {**depends_on, "model": model, "algo": algo, **asdict(config), **own}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
-    with run.stage(stage, inputs, makes=[f"{stage}/model"]) as made:
-        if not made.needed:
+    outdated = [f"evaluation-{stage}.*", f"groups-{stage}.json"]
+    with run.stage(stage, inputs, together.is_main, makes=[f"{stage}/model"]) as made:
+        if not together.broadcast(made.needed):
             return
-        with run.stage(f"{stage} began", inputs, makes=[f"{stage}/checkpoint"]) as start:
-            if start.needed:
+        with run.stage(f"{stage} began", inputs, together.is_main, makes=[f"{stage}/checkpoint"]) as start:
+            if start.needed and together.is_main:
                 shutil.rmtree(checkpoint, ignore_errors=True)
-        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
+        if together.is_main:
+            run.remove(outdated)
+        together.wait()
         done = 0 if checkpoint.is_dir() else None
         if algo == "expert-iteration":
+            if shard:
+                raise ValueError("shard=True: expert iteration writes with all weights on each process, leave it out")
             agent = ExpertIteration(task, model, data, learning_rate=config.learning_rate, seed=config.seed, **own)
             if before is not None:
                 before(agent, config.steps, None, done)
             agent.learn(config.steps, True, checkpoint)
-            save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
+            agent.trainer.save(out)
             made.facts |= {"score": agent.scores[-1], "device": str(agent.policy.device)}
         else:
-            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **own)
+            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, shard=shard, **own)
             if before is not None:
                 before(trainer, config.steps, data, done)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
             made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut, "device": str(trainer.backbone.device)}
-        run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
-    shutil.rmtree(checkpoint, ignore_errors=True)
+        if together.is_main:
+            run.remove(outdated)
+    if together.is_main:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    together.wait()
 
 
 def supervised(

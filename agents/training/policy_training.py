@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger, configure
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..algorithms.common.memory_check import check_memory
-from ..algorithms.registry import ALGORITHMS, Algorithm, on_ranks
+from ..algorithms.registry import ALGORITHMS, Algorithm
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
 from ..utils.interrupts import StopCallback, stop_request
@@ -56,6 +56,7 @@ def train_policy(
     reference: LMSource | None = None,
     before: Before | None = None,
     arguments: Mapping[str, Any] | None = None,
+    shard: bool = False,
 ) -> None:
     """Train into `run.path / stage`: `policy.zip`, `curve.csv` and a log of every metric (CSV, JSON and TensorBoard), and `samples.jsonl`.
 
@@ -78,6 +79,7 @@ def train_policy(
         reference: What KL is measured against; None: `model`.
         before: Called before the first token, instead of a line on memory; what it raises ends the run.
         arguments: Further ones of the algorithm, such as `{"n_epochs": 1}`.
+        shard: Whether each of several processes holds a part of the weights only.
 
     Raises:
         ValueError: The folder holds a training with other inputs or for more tokens, or a damaged checkpoint.
@@ -111,19 +113,15 @@ def train_policy(
                     run.remove([f"{stage}/{name}" for name in _MADE])
             began = perf_counter()
             if resumes:
-                algorithm = algorithm_of(algo).made.load(checkpoint, env=env, **algorithm_of(algo).when_loaded)
+                changed = {**ALGORITHMS[algo].when_loaded, **({"shard": True} if shard else {})}
+                algorithm = ALGORITHMS[algo].made.load(checkpoint, env=env, **changed)
             else:
-                algorithm = _new(algorithm_of(algo), model, env, config, rules, reference, arguments or {})
+                algorithm = _new(ALGORITHMS[algo], model, env, config, rules, reference, {**(arguments or {}), "shard": shard})
             _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
             whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.policy.device)}
     together.wait()
-
-
-def algorithm_of(algo: str) -> Algorithm:
-    """Return the algorithm of this name for the processes that there are."""
-    return ALGORITHMS[algo] if ranks().size == 1 else on_ranks(algo)
 
 
 def _learn(
@@ -149,17 +147,17 @@ def _learn(
                 algorithm.memory = check_memory(algorithm, tell=together.is_main and before is None)
                 if before is not None:
                     before(algorithm, remaining, None, algorithm.num_timesteps or None)
-                watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold)] if together.is_main else []
-                watched += [StopCallback(stop)] if watch is None else [StopCallback(stop), watch]
+                watched: list[BaseCallback] = [CurveCallback(folder, env.task.gold), StopCallback(stop)]
+                watched += [] if watch is None else [watch]
                 algorithm.learn(remaining, watched, log_interval=1, reset_num_timesteps=False, progress_bar=True)
         finally:
             algorithm.logger.close()
-        together.check_equal({"weights": algorithm.policy})
-        if together.is_main:
-            algorithm.save(folder / "policy.zip")
-            if not stop:
-                algorithm.policy.save_pretrained(folder / "model")
-    if any(together.gather(bool(stop))):
+        algorithm.check_ranks()
+        algorithm.save(folder / "policy.zip")
+        stopped = any(together.gather(bool(stop)))
+        if not stopped:
+            algorithm.save_pretrained(folder / "model")
+    if stopped:
         saved = algorithm.saved_timesteps
         raise KeyboardInterrupt(f"Stopped at {saved:,} of {config.total_tokens:,} tokens, saved in {folder / 'policy.zip'}.")
 

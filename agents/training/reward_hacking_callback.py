@@ -21,6 +21,7 @@ from ..algorithms.common.text_algorithm import TextAlgorithm
 from ..algorithms.common.training_warnings import TrainingWarning
 from ..distributed.process_group import ranks
 from ..evaluation.text_comparison import degeneration
+from ..rollouts.reward_scaling import Moments, moments
 from .rewind_logs import naming
 
 WINDOW = 5  # rollouts
@@ -84,8 +85,8 @@ def causes(history: Sequence[RolloutSummary]) -> Iterator[tuple[str, str]]:
 class RewardHackingCallback(BaseCallback):
     """Measures every rollout by a reward that is not optimised, and warns of each alarming change once.
 
-    Writes `reward_hacking.csv`, a row a rollout, and `alarms.txt`; a run that goes on reads the former.  Of several ranks the first
-    does so and tells the others of alarms.
+    Writes `reward_hacking.csv`, a row a rollout, and `alarms.txt`; a run that goes on reads the former.  Several ranks each have one: all
+    measure their own texts, the first writes, looks at samples of its own, and tells the others of alarms.
 
     Args:
         folder: For the files.
@@ -112,8 +113,7 @@ class RewardHackingCallback(BaseCallback):
             append_csv(self.folder / "reward_hacking.csv", _COLUMNS, vars(seen))
 
     def _on_rollout_end(self) -> None:
-        if ranks().is_main:
-            self._look()
+        self._look()
         self.alarms = ranks().broadcast(self.alarms)
 
     def _look(self) -> None:
@@ -123,11 +123,14 @@ class RewardHackingCallback(BaseCallback):
         held_out = np.full(1, np.nan)
         if self.held_out is not None:
             held_out = np.asarray(self.held_out.score(list(map(Episode.from_text, rollout.prompts, rollout.responses))), float)
-            self.logger.record("objective/held_out", float(held_out.mean()))
+            self.logger.record("objective/held_out", float(moments(held_out, self.model.ranks).mean))
         logged = self.logger.name_to_value
         kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))
         variety = distinct_n(rollout.responses[:_SAMPLE], 2)
-        self.history.append(RolloutSummary(self.model.num_timesteps, *_measured(learned), *_measured(held_out), kl, length, variety))
+        measured = [_measured(moments(values, self.model.ranks)) for values in (learned, held_out)]
+        if not self.model.ranks.is_main:
+            return
+        self.history.append(RolloutSummary(self.model.num_timesteps, *measured[0], *measured[1], kl, length, variety))
         append_csv(self.folder / "reward_hacking.csv", _COLUMNS, vars(self.history[-1]))
         for name, message in causes(self.history):
             if name not in self.alarms:
@@ -139,8 +142,10 @@ class RewardHackingCallback(BaseCallback):
         return not (self.stop and self.alarms)
 
 
-def _measured(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+def _measured(values: Moments) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    error = np.sqrt(values.squares / (values.number - 1)) / np.sqrt(values.number) if values.number > 1 else 0.0
+    return float(values.mean), float(error)
 
 
 def _means(values: Sequence[float]) -> np.ndarray:

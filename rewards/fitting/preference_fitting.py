@@ -29,6 +29,7 @@ from ..utils.devices import get_device, seeded
 from ..utils.intervals import Rate, wilson
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
+from .engines import FittingEngine
 from .losses import blend_weights, bradley_terry_loss
 from .scorer_training import fit_scorer
 
@@ -111,6 +112,7 @@ def fit_preference_model(
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: Callable[[str, int, int, float], None] | None = None,
+    engine: FittingEngine | None = None,
 ) -> tuple[PreferenceRewardModel, FitReport]:
     """Fit a reward model to preferences with the Bradley-Terry loss, or to rankings with the Plackett-Luce loss.
 
@@ -148,14 +150,18 @@ def fit_preference_model(
         seed: Of initial weights, split, order and dropout.  The global generators are left as they were.
         device: Where to fit, see `rewards.utils.devices.get_device`; the model stays there.
         progress: Called as `progress(part, step, steps, loss)` after every step.
+        engine: Processes that fit one model together, as `agents.distributed.engine.engine_of` returns it; all of them call this with the
+            same arguments.  None: this process alone.
 
     Raises:
-        ValueError: Too few comparisons, an argument out of range, or a trunk that does not fit the tokenizer.
+        ValueError: Too few comparisons, an argument out of range, an engine that keeps shards, or a trunk that does not fit the tokenizer.
         TypeError: Preferences and rankings are mixed.
         ImportError: `lora` needs peft.
     """
     started, device = time.perf_counter(), get_device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0, micro_batch_size)
+    if engine is not None and engine.sharded:
+        raise ValueError("a reward model scores with all its weights in each process: fit it without shards")
     check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
     if patience is not None and not validation:
@@ -188,7 +194,7 @@ def fit_preference_model(
             curve, best_epochs[name] = fit_scorer(
                 part, train, held_out, epochs=passes, batch_size=batch, learning_rate=rate, weight_decay=decay,
                 generator=generator, patience=patience, scales=scales, micro_batch_size=micro_batch_size if name == "trunk" else 0,
-                progress=None if progress is None else partial(progress, name),
+                progress=None if progress is None else partial(progress, name), engine=engine,
             )  # fmt: skip
             if name == "trunk" and lora is not None:
                 merge_adapters(part.get_submodule("trunk"))

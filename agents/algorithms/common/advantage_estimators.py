@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...distributed.ranks import Ranks
 from ...rollouts.reward_scaling import whiten
 
 
@@ -23,6 +24,7 @@ class Rollout(NamedTuple):
         groups: Number of each text's prompt, shape (S,).
         gae: Generalised advantages, if there is a critic, shape (N,).
         average: Moving average of the returns of earlier rollouts.
+        ranks: Which have texts of their own, in whole groups.
     """
 
     rewards: np.ndarray
@@ -30,6 +32,7 @@ class Rollout(NamedTuple):
     groups: np.ndarray
     gae: np.ndarray
     average: float
+    ranks: Ranks = Ranks()
 
     @property
     def returns(self) -> np.ndarray:
@@ -93,12 +96,12 @@ def grpo(rollout: Rollout) -> np.ndarray:
 
 def reinforce_plus_plus(rollout: Rollout) -> np.ndarray:
     """Reward to go, whitened over the rollout (Hu et al. 2025): the direction is unbiased up to the batch's own mean."""
-    return whiten(rollout.to_go)
+    return whiten(rollout.to_go, rollout.ranks)
 
 
 def reinforce_plus_plus_baseline(rollout: Rollout) -> np.ndarray:
     """Return minus the group's mean, then whitened over the rollout (Hu et al. 2025)."""
-    return whiten(group_mean(rollout))
+    return whiten(group_mean(rollout), rollout.ranks)
 
 
 ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {

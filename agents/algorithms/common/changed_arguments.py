@@ -53,6 +53,8 @@ def changed_attributes(made: Any, saved: Mapping[str, Any], given: Mapping[str, 
     _check_policy(arguments.get("policy_kwargs") or {}, new.get("policy_kwargs") or {})
     after = _built(made, saved, {**arguments, **new})
     changed = {name: value for name, value in vars(after).items() if not _equal(value, vars(before).get(name, _MISSING))}
+    if "rollout_buffer_kwargs" in given:  # a file of another class may lack what the constructor puts there
+        changed["rollout_buffer_kwargs"] = after.rollout_buffer_kwargs
     if "reference" in given and (saved.get("reference_source") is None) != (given["reference"] is None):
         held = "holds the reference's weights" if given["reference"] is not None else "names the reference's folder"
         raise ValueError(f"reference={given['reference']!r}: the file {held}, and KL goes on being measured to that one: leave it out")

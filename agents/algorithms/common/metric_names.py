@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
 from stable_baselines3.common.logger import Logger
 
+from ...distributed.ranks import Ranks, combined
 from ...rollouts.rollout_samples import RolloutResult
 
 _NAMES: Mapping[str, str] = {
@@ -43,20 +43,23 @@ def rename(logger: Logger) -> None:
         logger.record(_NAMES.get(short, f"policy/{short}"), value, excluded)
 
 
-def record_rollout(logger: Logger, rollout: RolloutResult) -> None:
+def record_rollout(logger: Logger, rollout: RolloutResult, ranks: Ranks) -> None:
     """Record the numbers of a rollout.
 
     Args:
         logger: SB3's.
-        rollout: What was written.
+        rollout: What was written; of several ranks, by this one.
+        ranks: Those whose texts are counted.
     """
     stats, record = rollout.stats, logger.record
-    reasons = Counter(info["finish_reason"] for info in rollout.infos)
+    reasons = Counter(f"tokens/finished_by_{info['finish_reason']}" for info in rollout.infos)
     writing = rollout.seconds - stats.reference_seconds
     record("objective/score", stats.score)
-    terms = [info["reward_terms"] for info in rollout.infos if "reward_terms" in info]
-    for name in dict.fromkeys(name for values in terms for name in values):
-        record(f"reward/{name}", float(np.mean([values[name] for values in terms])))
+    told = [info["reward_terms"] for info in rollout.infos if "reward_terms" in info]
+    terms = combined([{f"reward/{name}": value for name, value in values.items()} for values in told])
+    counted = combined(ranks.gather({**reasons, **terms, "texts with terms": len(told)}))
+    for name in (name for name in counted if name.startswith("reward/")):
+        record(name, counted[name] / counted["texts with terms"])
     record("objective/shaped_return", stats.shaped_return)
     record("objective/entropy", stats.entropy)
     record("kl/per_sequence", stats.kl_per_sequence)
@@ -64,8 +67,9 @@ def record_rollout(logger: Logger, rollout: RolloutResult) -> None:
     record("kl/per_token_k3", stats.kl_per_token_k3)
     record("kl/beta", stats.beta)
     record("tokens/length", stats.num_tokens / stats.num_sequences)
-    for reason in {"eos": 0, "length": 0, **reasons}:  # the two that every task has, and what else happened
-        record(f"tokens/finished_by_{reason}", rollout.share_finished_by(reason))
+    named = {"tokens/finished_by_eos": 0, "tokens/finished_by_length": 0}  # that every task has
+    for name, number in {**named, **{name: n for name, n in counted.items() if name.startswith("tokens/")}}.items():
+        record(name, number / stats.num_sequences)
     record("time/rollout_tokens_per_second", stats.num_tokens / writing)
     record("time/rollout_seconds", writing)
     record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
@@ -21,7 +22,10 @@ from rewards.utils.devices import AUTO, get_device, seeded
 from textrl_env import Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
+from ...distributed.engine import Engine, engine_of
+from ...distributed.process_group import ranks
 from ...distributed.ranks import digest
+from ...distributed.sharded_checkpoint import copy_with
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends, switch_off_dropout
 from ...models.lora import check_dropout
@@ -71,6 +75,11 @@ class SupervisedArguments(TypedDict, total=False):
         "Texts, or pairs of them, that go through the model at once; their gradients add up to that of the minibatch.  0: all of it.",
     ]
     gradient_checkpointing: Annotated[bool, False, "Compute the layers' activations again in the backward pass."]
+    shard: Annotated[
+        bool,
+        False,
+        "Of several processes, each holds a part of weights, gradients and optimizer only (FSDP2); else all of them (DDP).",
+    ]
 
 
 _OF_PASSES = ("lora", "precision", "micro_batch_size", "gradient_checkpointing")
@@ -79,7 +88,11 @@ _OF_PASSES = ("lora", "precision", "micro_batch_size", "gradient_checkpointing")
 class Supervised(KeywordArguments, ABC):
     """Minibatches in random order, AdamW, a one-cycle schedule.
 
+    Processes that torchrun started train one model: each takes its part of every minibatch, and all call `learn`, `evaluate` and `save`
+    together, with the same texts.
+
     Attributes:
+        engine: How they hold its weights.
         losses: Of every step.
         num_cut: Responses that were longer than `max_new_tokens` when texts were last encoded.
         memory: Estimate of the memory that training takes; None before it begins.
@@ -101,8 +114,8 @@ class Supervised(KeywordArguments, ABC):
         check_same_tokens(model, tokenizer)
         device = get_device(settings["device"])
         with seeded(self.seed):
-            lm = model if isinstance(model, nn.Module) else load_lm(model)
-            self.lm = lm if lm is model and settings["device"] == AUTO else lm.to(device)
+            lm: Any = model if isinstance(model, nn.Module) else load_lm(model)
+            self.lm: nn.Module = lm if lm is model and settings["device"] == AUTO else lm.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])
@@ -122,10 +135,13 @@ class Supervised(KeywordArguments, ABC):
         if isinstance(model, Mapping):  # what a folder or a module was trained to end with, it may unlearn here
             agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
         set_ends(self.lm, ends_of(self.tokenizer))
+        self.engine: Engine = engine_of(ranks(), settings["shard"], self.backbone.autocast)
         self.losses: list[float] = []
         self.num_cut = 0
         self.memory: MemoryEstimate | None = None
         self._first: str | None = None
+        self._wrapped: nn.Module | None = None  # what the engine was given
+        self._empty: nn.Module | None = None  # the model without weights, before it was cut into shards
 
     def learn(
         self,
@@ -152,6 +168,7 @@ class Supervised(KeywordArguments, ABC):
         Raises:
             ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, it cannot
                 fit into memory, or the checkpoint is damaged or of other texts or settings.
+            RankError: Another process is gone, or holds other weights, texts or settings.
             FloatingPointError: The loss is NaN or infinite.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
@@ -161,31 +178,35 @@ class Supervised(KeywordArguments, ABC):
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         self._check(rows)
-        self.memory = self.memory or check_supervised(self, rows)
-        trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        folder, together = None if checkpoint is None else Path(checkpoint), self.engine.ranks
+        facts = {} if folder is None and together.size == 1 else {"of": self._fingerprint(rows, steps)}
+        if not self.engine.sharded:  # the estimate is of all weights
+            self.memory = self.memory or check_supervised(self, rows)
+        optimizer = self._optimizer(facts)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
-        folder = None if checkpoint is None else Path(checkpoint)
-        facts = {} if folder is None else {"of": fingerprint([self._depends_on(), json.dumps(rows, default=np.ndarray.tolist), steps])}
         done = 0 if folder is None else self._go_on(folder, facts, course)
         self.lm.train()
-        stopping = nullcontext(False) if folder is None else stop_request("step")
-        with bar(title or type(self).__name__, steps, progress_bar) as shown, stopping as stop:
+        stopping = nullcontext(False) if folder is None else stop_request("step", together.size > 1)
+        shown_here = progress_bar and together.is_main
+        with bar(title or type(self).__name__, steps, shown_here) as shown, stopping as asked, together.together():
             shown.advance(done)
             for number, batch in enumerate(self._batches(rows, steps)):
                 if number < done:
                     continue
                 optimizer.zero_grad()
                 loss = self._mean_loss(batch, backward=True)
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"loss is {loss} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
+                torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
                 optimizer.step()
                 schedule.step()
                 self.losses.append(loss)
                 shown.advance(note=self._note())
                 if callback is not None:
                     callback(number + 1)
+                stop = folder is not None and bool(together.sums(bool(asked)))
                 if folder is not None and (stop or (number + 1) % save_every == 0 or number + 1 == steps):
                     save_training(folder, self.lm, {**facts, "steps": number + 1, "losses": self.losses}, course)
                 if stop:
@@ -193,18 +214,55 @@ class Supervised(KeywordArguments, ABC):
         self.lm.eval()
         return self
 
+    def _fingerprint(self, rows: list[Any], steps: int) -> str:
+        """Return a hash of what the weights after `steps` steps depend on."""
+        return fingerprint([self._depends_on(), json.dumps(rows, default=np.ndarray.tolist), steps])
+
+    def _optimizer(self, facts: Mapping[str, Any]) -> Optimizer:
+        """Return a new optimizer of what learns; the engine takes the model over before the first one."""
+        trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
+        made = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        if self._wrapped is not None:
+            return made
+        self.engine.ranks.check_equal({"weights": self.lm, "texts or settings": dict(facts)})
+        if self.engine.sharded:
+            self._empty = copy_with(self.lm, lambda _, parameter: torch.empty_like(parameter, device="meta"))
+        self._wrapped = self._module()
+        self.engine.wrap(self._wrapped, made)
+        return made
+
+    def _module(self) -> nn.Module:
+        """Return all that a loss runs."""
+        return self.lm
+
     def _mean_loss(self, rows: Sequence[Any], backward: bool = False) -> float:
-        """Return the loss of a minibatch, computed `micro_batch_size` rows at a time, and add its gradient to the parameters'."""
-        size, whole, total = self._passes.get("micro_batch_size", len(rows)), self._weight(rows), 0.0
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            loss = self._loss(part) * (self._weight(part) / whole)
+        """Return the loss of a minibatch, and add its gradient to the parameters'.
+
+        Each rank computes the part of its own rows, `micro_batch_size` at a time, weighted by what the whole minibatch is a mean of.  All
+        run the model equally often: one that has no row left, with another's and weight 0.
+        """
+        own, whole, losses = self._own(rows), self._weight(rows), []
+
+        def loss_of(part: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            loss = self._loss(part or rows[:1]) * (self._weight(part) / whole)
+            return loss, loss.detach()
+
+        most = -(-len(rows) // self.engine.ranks.size)  # rows of a rank
+        size = self._passes.get("micro_batch_size", most)
+        for start in range(0, most, size):
+            part = own[start : start + size]
             if backward:
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"loss is {loss.item()} at step {len(self.losses)}: lower learning_rate={self.learning_rate}")
-                loss.backward()
-            total += loss.item()
-        return total
+                losses.append(self.engine.add_gradients(loss_of, part, last=start + size >= most))
+            else:
+                losses.append((loss_of if self._wrapped is None else partial(self.engine.run, loss_of))(part)[1])
+        return float(self.engine.ranks.sums(sum(loss.item() for loss in losses)))
+
+    def _own(self, rows: Sequence[Any]) -> list[Any]:
+        """Return this rank's rows of a minibatch: dealt from the longest to the shortest, so that all ranks have as much to do."""
+        together = self.engine.ranks
+        lengths = [sum(len(text.context) + len(text.actions) for text in self._records([row])) for row in rows]
+        order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
+        return [rows[i] for i in sorted(order[together.rank :: together.size])]
 
     def _depends_on(self) -> dict[str, Any]:
         """Return the settings, and a hash of the weights that training began with."""
@@ -222,7 +280,7 @@ class Supervised(KeywordArguments, ABC):
         self.losses = saved["losses"]
         return int(saved["steps"])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode, weights that FSDP puts together could not be trained afterwards
     def evaluate(self, texts: Sequence[Any]) -> float:
         """Return the mean loss over batches."""
         rows = self._encode(texts)
@@ -230,8 +288,14 @@ class Supervised(KeywordArguments, ABC):
         return float(np.mean([self._mean_loss(batch) for batch in batches]))
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text."""
-        save_lm(self.lm, folder, tokenizer=files_of(self.tokenizer))
+        """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text; of several ranks one writes."""
+        whole = self.lm
+        if self._empty is not None:
+            state = self.engine.gathered(self.lm.state_dict())
+            whole = copy_with(self._empty, lambda name, _: state[name])
+        if self.engine.ranks.is_main:
+            save_lm(whole, folder, tokenizer=files_of(self.tokenizer))
+        self.engine.ranks.wait()
 
     def loss_of(self, texts: Sequence[Any]) -> torch.Tensor:
         """Return the loss of these texts as one minibatch, with gradients."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,12 +46,24 @@ from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_rollout, rename
 from .random_states import generators, restore_generators
-from .training_warnings import RolloutSymptoms, TrainingChecks, check_gradients, trainable_parameters
+from .training_warnings import RolloutSymptoms, TrainingChecks, trainable_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_NOT_SAVED = ("reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "memory")
+_NOT_SAVED = (
+    "reference",
+    "_rollout_start",
+    "last_rollout",
+    "health",
+    "_ptx",
+    "generator",
+    "ranks",
+    "engine",
+    "_wrapped",
+    "memory",
+    "shard",
+)
 
 
 class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
@@ -131,7 +142,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         given = {**settings, "device": get_device(settings["device"])}
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
-        self.reference_mixup, self.critic_warmup = mixup, warmup
+        self.reference_mixup, self.critic_warmup, self.shard = mixup, warmup, given.pop("shard")
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
         if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
             given["n_steps"] = given["batch_size"]
@@ -150,7 +161,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
                 check_same_tokens(folder, tokenizer, what)
         super()._setup_model()
         self.ranks.share_weights(self.policy)
-        self.rollout_buffer.connect(ranks=self.ranks, kl_controller=self.kl_controller, score_scale=self.score_scale)
+        self.rollout_buffer.connect(engine=self.engine, kl_controller=self.kl_controller, score_scale=self.score_scale)
         self.score_scale = self.rollout_buffer.kl_shaping.score_scale
         source, adapted = self.reference_source, self.policy_kwargs.get("lora") is not None
         self.reference, self.reference_hash = make_reference(source, self.policy, adapted, self.reference_hash, self.reference_mixup)
@@ -181,12 +192,14 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         began = perf_counter()
         infos: list[dict[str, Any]] = []  # of each text's last step
         try:
-            self._play(env, callback, rollout_buffer, use_masking, infos)
+            with self.engine.whole(self.policy):
+                self._play(env, callback, rollout_buffer, use_masking, infos)
         except Stopped:
             return False
         finally:
             self._end_on_ranks(env)
-        self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + len(infos)
+        self.num_timesteps = self.saved_timesteps + rollout_buffer.stats.num_tokens
+        self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + rollout_buffer.stats.num_sequences
         self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
         self._log_rollout(self.last_rollout)
         callback.update_locals(locals())
@@ -201,20 +214,17 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         Raises:
             Stopped: A callback asked to stop, on any rank.
         """
-        own: list[dict[str, Any]] = finished if self.ranks.size == 1 else []
-        more = partial(self._more_texts, finished) if self.ranks.size == 1 else partial(self._join_round, own, finished, self.num_timesteps)
-        size = rollout_buffer.reference_batch_size
-        act = None if self.generator is None else generated_actions(self.generator, self.policy, env, size)
-        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, more, act):
+        size, writer = rollout_buffer.reference_batch_size, self.generator
+        act = None if writer is None else generated_actions(writer, self.policy, env, size)
+        for played in play_episodes(self.policy, env, rollout_buffer, self.n_episodes, use_masking, self._end_round, act):
             self.num_timesteps += played.num_live
             infos, dones = played.infos, played.dones
             callback.update_locals(locals())
             if not callback.on_step():
-                self.ranks.gather((True, 0, []))  # what the others do in _join_round
+                self.ranks.sums(1)  # what the others do in _end_round
                 raise Stopped
-            if self.ranks.size == 1:
-                self._update_info_buffer(infos, dones)
-            own += [infos[row] for row in np.flatnonzero(dones)]
+            self._update_info_buffer(infos, dones)
+            finished += [infos[row] for row in np.flatnonzero(dones)]
 
     def train(self) -> None:
         """Update the policy as the algorithm does, and log how fast.
@@ -234,14 +244,14 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             parameter.requires_grad_(False)
         try:
             self._train()
+            self._average_log()
             rename(self.logger)
         finally:
+            self.engine.rest()
             for parameter in waiting:
                 parameter.requires_grad_(True)
-        buffer, checks = self.rollout_buffer, self.health
-        if self._leaves_gradients and not checks.gradients and not waiting and len(buffer.trained) and buffer.advantages.any():
-            check_gradients(trainable, self.ranks)
-            checks.gradients = True
+        if self._leaves_gradients and not self.health.gradients and not waiting:
+            self.health.gradients = self.check_learning(trainable)
         if self.reference_mixup:
             assert self.reference is not None
             move_reference(self.reference, self.policy.lm, self.reference_mixup)
@@ -251,7 +261,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         self.logger.record("time/update_seconds", seconds)
 
     def _train(self) -> None:
-        super().train()
+        with self._on_engine():
+            super().train()
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
         """Follow the schedule, as SB3 does; a critic's own rate stays."""
@@ -270,7 +281,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
             ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
             self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
-        record_rollout(self.logger, rollout)
+        record_rollout(self.logger, rollout, self.ranks)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made: BaseCallback = super()._init_callback(callback, progress_bar=False)
@@ -282,15 +293,16 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Save as SB3 does, to a temporary name first.
+        """Save as SB3 does, to a temporary name first; of several ranks the first writes.  With shards all must call it, for all weights.
 
         `learn(..., reset_num_timesteps=False)` on what is loaded goes on as if nothing had happened, bit by bit: the file
         holds the state of every generator, the KL controller and the order of the prompts as of the start of the rollout
-        that was under way, which is collected again.
-
-        The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones or moves;
-        and the policy's architecture instead of the folder it was loaded from, which may move.
+        that was under way, which is collected again; the reference as folder and SHA-256, or its weights if it was a copy of the
+        policy's first ones or moves; and the policy's architecture instead of the folder it was loaded from, which may move.
         """
+        if not self.ranks.is_main:
+            self.get_parameters()  # the parts of shards
+            return
         now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env, self.device))}
         kept = self._rollout_start or now
         given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
@@ -377,6 +389,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
         if self.memory is None:
             self.memory = check_memory(self, tell=self.verbose >= 1)
+        self._hand_to_engine()
         return made
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -57,6 +57,12 @@ class TextArguments(SB3Arguments, total=False):
     reference_mixup: Annotated[
         Share, 0.0, "In [0, 1]: after each update the reference becomes (1 - this) * reference + this * policy; 0: it never changes."
     ]
+    shard: Annotated[
+        bool,
+        False,
+        "Each of several processes holds a part of weights, gradients and optimizer only (FSDP2), instead of all (DDP).  Not saved: what "
+        "loads a checkpoint says it anew.",
+    ]
 
 
 class ActorCriticArguments(TextArguments, total=False):

@@ -44,7 +44,9 @@ def check_gradients(trainable: Sequence[nn.Parameter], ranks: Ranks) -> None:
     Raises:
         RuntimeError: There is none.
     """
-    if not any(ranks.gather(any(p.grad is not None and bool(p.grad.any()) for p in trainable))):
+    gradients = [p.grad for p in trainable if p.grad is not None]
+    parts = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]  # of shards
+    if not ranks.sums(any(bool(part.any()) for part in parts)):
         raise RuntimeError(f"no gradient reached the {len(trainable)} trainable parameters of the policy: is the model detached somewhere?")
 
 

@@ -16,6 +16,7 @@ from ..conftest import LLAMA, VOCAB
 
 ALL = {
     "learning_rate": 3e-4, "n_episodes": 64, "gamma": 1.0, "gae_lambda": 0.95, "beta": 0.05, "reference": None, "reference_mixup": 0.0,
+    "shard": False,
     "rollout_buffer_kwargs": None, "stats_window_size": 100, "tensorboard_log": None, "policy_kwargs": None, "verbose": 0, "seed": None,
     "device": "auto", "_init_setup_model": True,
 }  # fmt: skip

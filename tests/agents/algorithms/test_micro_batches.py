@@ -91,16 +91,17 @@ def test_every_text_goes_through_the_model_once_beside_those_of_its_prompt():
     hook = agent.policy.lm.model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["input_ids"]), with_kwargs=True
     )
-    part = next(agent.rollout_buffer.parts(16, 4))
-    agent._add_gradients(part)
+    parts = next(agent.rollout_buffer.parts(16, 4))
+    agent._add_gradients(parts)
     hook.remove()
     assert [len(ids) for ids in passes] == [4, 4, 4, 4]  # none is computed again for the backward pass
-    for samples in part.samples:  # the task deals each prompt four times in a row
+    for samples, *_ in parts:  # the task deals each prompt four times in a row
         batch = samples.observations
         prompts = {tuple(ids[:length].tolist()) for ids, length in zip(batch.input_ids, batch.prompt_lengths, strict=True)}
         assert len(prompts) == 1
     written_lengths = np.diff(agent.rollout_buffer._offsets)
-    assert sum(len(samples.actions) for samples in part.samples) == written_lengths.sum() == part.whole.tokens
+    assert sum(len(samples.actions) for samples, *_ in parts) == written_lengths.sum() == parts[0].whole.tokens
+    assert [last for *_, last in parts] == [False, False, False, True]
 
 
 @pytest.mark.reports("TRPO keeps to micro_batch_size, trains adapters, and refuses a policy without a critic")
@@ -125,11 +126,12 @@ def test_trpo_keeps_to_its_micro_batches():
 @pytest.mark.reports("Next-token learning beside the policy's (ptx) computes in the policy's precision")
 def test_ptx_computes_in_the_policys_precision():
     agent = make(RLOO, policy_kwargs={"precision": "bfloat16"}, **PTX)
+    agent._setup_learn(1)
     np.random.seed(2)
-    (mixed,) = agent._ptx_losses()
+    mixed, _ = agent._ptx_loss(*agent._ptx_parts()[0])
     agent.policy.backbone.autocast = None
     np.random.seed(2)
-    (precise,) = agent._ptx_losses()
+    precise, _ = agent._ptx_loss(*agent._ptx_parts()[0])
     assert 1e-5 < abs(mixed.item() - precise.item()) < 0.05
 
 

@@ -127,7 +127,7 @@ def test_a_budget_is_a_constant(grouped):  # noqa: F811
     sizes = set()
     for texts in (np.arange(4), np.arange(4, 8), np.arange(8, 12)):
         samples = agent.rollout_buffer.samples(texts)
-        weights = agent._weights(samples, next(agent.rollout_buffer.parts(4)).whole)
+        weights = agent._weights(samples, next(agent.rollout_buffer.parts(4))[0].whole)
         assert weights.tolist() == pytest.approx([1 / (4 * 9)] * len(weights))  # 4 texts of at most 9 tokens
         sizes.add(len(weights))
     assert len(sizes) > 1

@@ -14,6 +14,7 @@ from ..conftest import GPT2, LLAMA, VOCAB, sevens
 TEXTS = [("1 2", "3 4 5"), ("6", "7 8"), ("9 10", "11"), ("12", "13 14 15 16")]
 PAIRS = [Preference("1 2", "3 4", "5"), Preference("7", "8", "9 10 11"), Preference("4 4", "1", "6")]
 DROPPING = {**GPT2, "resid_pdrop": 0.2, "embd_pdrop": 0.2}
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 LORA = {"r": 2, "lora_alpha": 8}
 MAKERS = {
     "sft": (lambda: SFT(DROPPING, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1), TEXTS),
@@ -90,19 +91,33 @@ def test_expert_iteration_goes_on_bit_by_bit(tmp_path, rules):
 
 def test_a_checkpoint_of_adapters_holds_no_copy_of_the_base(tmp_path):
     trainer = SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, lora=LORA).learn(TEXTS, 2, checkpoint=tmp_path / "c")
-    saved = load_file(tmp_path / "c" / "state.safetensors")
+    saved = load_file(tmp_path / "c" / SHARD)
     weights = {name.removeprefix("model.") for name in saved if name.startswith("model.")}
     assert {"lora_A" in name or "lora_B" in name for name in weights} == {True}
     assert weights == {name for name, parameter in trainer.lm.named_parameters() if parameter.requires_grad}
-    save_file({name: value for name, value in saved.items() if "layers.0.mlp" not in name}, tmp_path / "c" / "state.safetensors")
+    save_file({name: value for name, value in saved.items() if "layers.0.mlp" not in name}, tmp_path / "c" / SHARD)
     with pytest.raises(ValueError, match=r"6 names are not in both, model\.layers\.0\.mlp\..*lora_A.*delete it"):
         SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, lora=LORA).learn(TEXTS, 2, checkpoint=tmp_path / "c")
+
+
+def test_a_checkpoint_of_one_file_as_it_was_written_before_goes_on(tmp_path):
+    make, texts = MAKERS["sft"]
+    whole = make().learn(texts, 8, checkpoint=tmp_path / "whole", save_every=4)
+    half = make()
+    stop_at(half, 4)
+    with pytest.raises(Stopped):
+        half.learn(texts, 8, checkpoint=tmp_path / "c", save_every=4)
+    saved = load_file(tmp_path / "c" / SHARD)
+    assert {name.split(".")[0] for name in saved} == {"model", "optimizer", "generator"}
+    (tmp_path / "c" / SHARD).unlink()
+    save_file(saved, tmp_path / "c" / "state.safetensors")  # without the places of parts in the whole
+    assert make().learn(texts, 8, checkpoint=tmp_path / "c").losses == whole.losses
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     trainer = SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2)
     trainer.learn(TEXTS, 4, checkpoint=tmp_path / "c", save_every=2)
-    state = tmp_path / "c" / "state.safetensors"
+    state = tmp_path / "c" / SHARD
     state.write_bytes(state.read_bytes()[:200])
     with pytest.raises(ValueError, match="delete it to start over"):
         SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2).learn(TEXTS, 4, checkpoint=tmp_path / "c")

@@ -89,7 +89,7 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
     flags = ["--preferences", str(tmp_path / "pairs.jsonl")] if algo in ("dpo", "ipo") else []
     used = []
 
-    def learned(algo, run, stage, model, task, data, config, depends_on, whole, passes, before):
+    def learned(algo, run, stage, model, task, data, config, depends_on, whole, passes, before, shard):
         with run.stage(stage, depends_on):
             used.append(config)
 
@@ -105,9 +105,9 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
     assert again == {**saved, "seed": 1, "out": str(tmp_path / "run-seed-1")}
 
 
-SFT = "--learning-rate, --preferences, --seed, --steps"
+SFT = "--learning-rate, --preferences, --seed, --shard, --steps"
 PPO = ("--batch-size, --beta, --critic, --held-out, --kl-target, --learning-rate, --min-new-tokens, --n-episodes, --reference, --seed, "
-       "--stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+       "--shard, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
 RLOO = PPO.replace("--critic, ", "")
 
 
@@ -132,7 +132,8 @@ RLOO = PPO.replace("--critic, ", "")
         ("--algo rloo --critic separate",
          f"leave out --critic, which --algo rloo does not use; its settings are {RLOO}"),
         ("--algo dpo --reference m --preferences p.jsonl",
-         "leave out --reference, which --algo dpo does not use; its settings are --beta, --learning-rate, --preferences, --seed, --steps"),
+         f"leave out --reference, which --algo dpo does not use; its settings are --beta, {SFT}"),
+        ("--algo sft --shard", "--shard in one process: there is nobody to hold the other parts; start several with torchrun"),
         ("--lora 8", """--lora 8: no JSON object; write --lora '{"r": 8}'"""),
         ("--algo sft --steps 0", "--steps 0 is not a whole number of at least 1 or null"),
         ("--algo sft --learning-rate 0", "--learning-rate 0.0 is not a number above 0 or null"),

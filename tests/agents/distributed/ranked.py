@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import agents.training.reward_hacking_callback
-from agents import TextPolicyGradient, TextPPO, TransformerPolicy
+from agents import NLPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
 from agents.cli.main import main
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
@@ -19,26 +19,32 @@ from agents.training.reward_hacking_callback import RewardHackingCallback
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
-from ..conftest import EOS, LLAMA, VOCAB, sevens
-from .stepped import steps
+from ..conftest import EOS, GPT2, LLAMA, VOCAB, sevens
 
-# Minibatches of 5 of 16 texts: the last has one text, and one of two ranks none.  Every norm is clipped.
+# Minibatches of 5 of 16 texts: parts of 2, 3, 2 and 1 text.  Every norm is clipped.
 COMMON = {"n_episodes": 16, "batch_size": 5, "learning_rate": 1e-2, "max_grad_norm": 0.05, "beta": 0.2, "seed": 0}
-PTX = {"ptx_coef": 0.1, "ptx_texts": [("1", "2 3"), ("2", "4 5 6 7"), ("5 6", "7 8 9")]}
+PTX = {"ptx_coef": 0.1, "ptx_texts": [("2", "4 5 6 7")]}
+OURS, SB3 = TextPolicyGradient, {"n_epochs": 1, "ent_coef": 0.01}
 CASES = {
-    "gae": {"estimator": "gae", "whiten_advantages": True, "clip_range_vf": 0.3, "ent_coef": 0.01},
-    "rloo": {"estimator": "rloo"},
-    "grpo": {"estimator": "grpo", "kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", **PTX},
-    "full": {"estimator": "rloo", "kl_estimator": "full", "loss_aggregation": "budget", "policy_kwargs": {"top_p": 0.9}},
-    "warm": {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}},
-    "stop": {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5},
-    "again": {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3},
+    "ppo": (TextPPO, {**SB3, "clip_range_vf": 0.3}),
+    "ppo_lora": (TextPPO, {**SB3, "critic_warmup": 2, "policy_kwargs": {"lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}}}),
+    "ppo_stop": (TextPPO, {**SB3, "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
+    "ppo_separate": (TextPPO, {**SB3, "batch_size": 4, "policy_kwargs": {"critic": "separate", "micro_batch_size": 1}}),
+    "maskable": (TextMaskablePPO, {**SB3, "batch_size": 2}),
+    "a2c": (TextA2C, {"ent_coef": 0.01}),
+    "gae": (OURS, {"estimator": "gae", "whiten_advantages": True, "clip_range_vf": 0.3, "ent_coef": 0.01}),
+    "rloo": (OURS, {"estimator": "rloo", "policy_kwargs": {"model": GPT2, "micro_batch_size": 2}}),  # tied weights
+    "grpo": (OURS, {"estimator": "grpo", "kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", "batch_size": 4, **PTX}),
+    "full": (OURS, {"estimator": "rloo", "kl_estimator": "full", "loss_aggregation": "budget", "policy_kwargs": {"top_p": 0.9}}),
+    "plus": (OURS, {"estimator": "reinforce++", "rollout_buffer_kwargs": {"whiten_rewards": True, "norm_reward": True}}),
+    "warm": (OURS, {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
+    "stop": (OURS, {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
+    "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
 }
 ROLLOUTS = 5
-_RECORDED = (
-    "segments", "trained", "_offsets", "actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs",
-    "kl", "scores", "sampler", "autocast", "beta", "stats", "full",
-)  # fmt: skip
+RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
+FLAT = ("actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs", "kl", "scores")
+WHOLE = ("segments", "trained", "_offsets", "stats", "full")
 
 
 def make_env(group_size, rows=16, order="random"):
@@ -48,12 +54,13 @@ def make_env(group_size, rows=16, order="random"):
 
 
 def make(case, **changed):
-    settings = {**COMMON, **CASES[case], **changed}
+    made, own = CASES[case]
+    settings = {**COMMON, **own, **changed}
+    if made is TextA2C:
+        del settings["batch_size"]
     policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
-    grouped = settings["estimator"] != "gae"
-    model = TextPolicyGradient("TransformerPolicy", make_env(4 if grouped else 1), policy_kwargs=policy, device="cpu", **settings)
-    model.steps = 0
-    model.policy.optimizer.register_step_post_hook(lambda *_: setattr(model, "steps", model.steps + 1))
+    grouped = settings.get("estimator") in ("rloo", "grpo")
+    model = made(next(iter(made.policy_aliases)), make_env(4 if grouped else 1), policy_kwargs=policy, device="cpu", **settings)
     return model
 
 
@@ -63,7 +70,7 @@ def record(model, number=ROLLOUTS):
     rollouts = []
     for _ in range(number):
         assert model.collect_rollouts(model.env, callback, model.rollout_buffer, 0)
-        rollouts.append({name: copy.deepcopy(getattr(model.rollout_buffer, name)) for name in _RECORDED})
+        rollouts.append({name: copy.deepcopy(getattr(model.rollout_buffer, name)) for name in (*RAW, *FLAT, *WHOLE)})
     return rollouts
 
 
@@ -72,7 +79,8 @@ def double(model):
     """Compute in double precision throughout: hidden states and logits are cast to float32 otherwise."""
     cast = torch.Tensor.float
     model.policy.double()
-    model.reference.double()
+    if model.reference is not None:
+        model.reference.double()
     torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else cast(x)
     try:
         yield
@@ -80,54 +88,80 @@ def double(model):
         torch.Tensor.float = cast
 
 
-def learn(model, rollouts):
-    """Update on recorded rollouts; return the weights, what was logged last, and the optimizer's steps."""
+def learn(model, rollouts, minibatches=None):
+    """Update on recorded rollouts; return the weights, the last log, the optimizer's steps, and the rollout and texts of each epoch.
+
+    Args:
+        model: Fresh.
+        rollouts: As `record` returns them.
+        minibatches: Which texts to take, as they are returned.
+    """
     with double(model):
-        return _learn(model, rollouts)
+        return _learn(model, rollouts, minibatches)
 
 
-def _learn(model, rollouts):
+def _learn(model, rollouts, minibatches):
     model._setup_learn(10**6)
+    steps, taken, buffer = [], [], model.rollout_buffer
+    model.policy.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    draw = buffer._minibatches
+
+    def drawn(size):
+        parts = list(draw(size)) if minibatches is None else minibatches[len(taken)][1]
+        taken.append((model.num_rollouts - 1, parts))
+        return iter(parts)
+
+    buffer._minibatches = drawn
     for number, rollout in enumerate(rollouts):
-        vars(model.rollout_buffer).update(copy.deepcopy(rollout))
+        vars(buffer).update(copy.deepcopy(rollout))
         model.num_rollouts = number + 1
-        np.random.seed(number)
+        np.random.seed(10 * number + ranks().rank)
         model.train()
     logged = {k: v for k, v in model.logger.name_to_value.items() if k.split("/")[0] in ("policy", "value", "kl", "objective")}
-    return {name: value.clone() for name, value in model.policy.state_dict().items()}, logged, model.steps
+    weights = model.engine.gathered(model.policy.state_dict())
+    return {name: value.clone() for name, value in weights.items()}, logged, len(steps), taken
 
 
 def exact(folder):
-    """Learn from joined rollouts together."""
+    """Learn from rollouts of their own together, whole and in shards."""
     for case in CASES:
-        model = make(case)
-        rollouts = record(model)
-        weights, logged, steps = learn(model, rollouts)
-        (folder / f"{case}-{ranks().rank}.pickle").write_bytes(pickle.dumps((rollouts, weights, logged, steps)))
+        rollouts = record(make(case))
+        found = [rollouts, *(learn(make(case, shard=shard), rollouts) for shard in (False, True))]
+        if case in ("gae", "again"):  # shards write what whole weights write
+            found.append([{name: rollout[name] for name in FLAT} for rollout in record(make(case, shard=True))])
+        (folder / f"{case}-{ranks().rank}.pickle").write_bytes(pickle.dumps(found))
 
 
 def whole(folder):
     """Train for real, save, and go on; leave what each rank holds in the end."""
-    for seed in (3, None):
-        model = make("gae", seed=seed)
+    for seed, shard in ((3, False), (None, False), (3, True)):
+        model = make("gae", seed=seed, shard=shard)
         model.learn(600)
-        if ranks().is_main:
-            model.save(folder / f"{seed}.zip")
+        file = folder / f"{seed}-{shard}.zip"
+        model.save(file)
         ranks().wait()
-        digests = []
-        for of in (lambda: model, lambda: TextPolicyGradient.load(folder / f"{seed}.zip", env=make_env(1), device="cpu")):  # noqa: B023
+        digests, before = [], {}
+        for of in (lambda: model, lambda: TextPolicyGradient.load(file, env=make_env(1), device="cpu", shard=shard)):  # noqa: B023
             one = of()
             one.learn(400, reset_num_timesteps=False)
-            digests.append((digest(one.policy), one.num_timesteps, one.num_texts, one.kl_controller.beta))
-        (folder / f"whole-{seed}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))
+            weights = one.engine.gathered(one.policy.state_dict())  # of shards, to the first rank
+            held = shard or digest({name: value.tolist() for name, value in weights.items()})
+            same = bool(digests) and all(torch.equal(value, before[name]) for name, value in weights.items())
+            before = {name: value.clone() for name, value in weights.items()}
+            one.save_pretrained(folder / f"model-{seed}-{shard}")
+            one.save(folder / f"{seed}-{shard}-later.zip")
+            digests.append((held, same, one.num_timesteps, one.num_texts, one.kl_controller.beta))
+        (folder / f"whole-{seed}-{shard}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))
 
 
 def refused(folder):
     """Ask for what ranks cannot do."""
     said = []
     for attempt in (
-        lambda: TextPPO("TransformerPolicy", make_env(1), n_episodes=16, policy_kwargs={"model": LLAMA}),
+        lambda: NLPO("TransformerPolicy", make_env(1), n_episodes=16, policy_kwargs={"model": LLAMA}),
+        lambda: TextTRPO("TransformerPolicy", make_env(1), n_episodes=16, policy_kwargs={"model": LLAMA}),
         lambda: make("rloo", n_episodes=4).learn(10),
+        lambda: make("gae", batch_size=1).learn(10),
         lambda: changing().learn(10),
         lambda: differing(),
     ):
@@ -146,6 +180,7 @@ def changing():
 
 def differing():
     model = make("gae")
+    model._setup_learn(10)
     if ranks().rank == 1:
         next(model.policy.parameters()).data[0, 0] += 1
     model.learn(10)
@@ -200,7 +235,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "failing":
         sys.exit(failing(sys.argv[2:]))
-    for task in (exact, steps, whole, refused, broken, stopped):
+    for task in (exact, whole, refused, broken, stopped):
         torch.seed()  # what the last task made equal on all ranks
         np.random.seed()
         task(Path(sys.argv[1]))
