@@ -264,6 +264,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         trainable = [p for p in self.policy.parameters() if p.requires_grad]
         np.random.set_state(self.ranks.broadcast(np.random.get_state()))  # a rank's reward may have drawn from the generator
         log: dict[str, list[float]] = {}
+        norms: list[torch.Tensor] = []  # fetched together: a GPU would stop the host for each
         go_on = True
         for _ in range(self.n_epochs):
             log["approx_kl"] = []  # as SB3 logs it: of the last epoch
@@ -277,10 +278,11 @@ class TextPolicyGradient(TextAlgorithm, PPO):
                     go_on = False
                     break
                 norm = self.ranks.step(self.policy.optimizer, trainable, self.max_grad_norm)
-                log.setdefault("grad_norm", []).append(float(norm))
+                norms.append(norm)
             self._n_updates += 1
             if not go_on:
                 break
+        log["grad_norm"] = torch.stack(norms).tolist() if norms else []
         for name, values in log.items():
             if values:
                 self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(values).item())
@@ -324,22 +326,24 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
         policy_loss = -(weights * gain).sum()  # ()
         entropy_loss = -(weights * entropy).sum()  # ()
-        loss = policy_loss + self.ent_coef * entropy_loss
-        notes = {"policy_gradient_loss": policy_loss.item(), "entropy_loss": entropy_loss.item()}
+        loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
+        notes = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
         if self.vf_coef:
             value_loss = share * self._value_loss(values.flatten(), samples)  # of (N,): ()
             loss = loss + self.vf_coef * value_loss
-            notes["value_loss"] = value_loss.item()
+            notes["value_loss"] = value_loss
         if self.kl_in == "loss" or self.kl_estimator == "full":
             kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
             kl_loss = (weights * kl).sum()  # of (N,): ()
             loss = loss + self.rollout_buffer.beta * kl_loss
-            notes["kl_loss"] = kl_loss.item()
+            notes["kl_loss"] = kl_loss
         with torch.no_grad():
-            notes["ratio_min"], notes["ratio_max"] = float(ratio.min()), float(ratio.max())
-            notes["approx_kl"] = share * float(((ratio - 1) - log_ratio).mean())
-            notes["clip_fraction"] = share * float(((ratio > 1 + high) | (ratio < 1 - low)).float().mean())
-        return loss, {**notes, "loss": loss.item()}
+            notes["ratio_min"], notes["ratio_max"] = ratio.min(), ratio.max()
+            notes["approx_kl"] = ((ratio - 1) - log_ratio).mean()
+            notes["clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - low)).float().mean()
+            notes["loss"] = loss
+            told = dict(zip(notes, torch.stack(list(notes.values())).tolist(), strict=True))  # one wait for a GPU
+        return loss, {**told, **{name: share * told[name] for name in ("approx_kl", "clip_fraction")}}
 
     def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
         """Return an estimate per token whose gradient is that of KL(pi || pi_ref) in expectation, shape (N,)."""
