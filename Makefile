@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types format wheel clean
+.PHONY: demo test test-slow gpu-check lint types format wheel clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow $(ARGS)
+
+# needs a CUDA device; writes docs/gpu.md
+gpu-check: $(VENV)/.dev
+	$(RUN) -m agents.benchmark.performance.gpu_check $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -137,9 +137,9 @@ class DPO(Supervised):
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)
-        own = self._log_probs(self.backbone, texts)  # (2 B,)
-        with torch.no_grad():
+        with torch.no_grad():  # before the policy's pass, which keeps its activations
             of_reference = self._log_probs(self.reference, texts)  # (2 B,)
+        own = self._log_probs(self.backbone, texts)  # (2 B,)
         chosen, rejected = (own - of_reference).unflatten(0, (2, -1))  # (B,) each
         label, margin = torch.tensor([row[2:] for row in rows], device=own.device).T  # (B,) each
         if torch.is_grad_enabled():  # half of those without a difference, as before the first step

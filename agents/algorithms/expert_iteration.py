@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rewards.utils.devices import seeded
 from textrl_env import Prompt, TextTask
 
 from ..distributed.ranks import digest
@@ -42,6 +43,7 @@ class ExpertIteration:
         learning_rate: Peak of each iteration's one-cycle schedule.
         batch_size: Texts per step.
         seed: Of prompts, sampling and order.
+        device: Where the policy writes and learns, see `rewards.utils.devices.get_device`.
         **rules: Settings of the policy, see `PolicySettings`: rules of sampling, and `lora`, `precision`, `micro_batch_size`,
             `gradient_checkpointing` and `compile`, which its training keeps to as well.
 
@@ -63,15 +65,15 @@ class ExpertIteration:
         learning_rate: float = 3e-4,
         batch_size: int = 32,
         seed: int = 0,
+        device: torch.device | str = "auto",
         **rules: Any,
     ) -> None:
         if n < 2 or n_prompts < 1 or steps < 1:
             raise ValueError(f"n={n}, n_prompts={n_prompts}, steps={steps}: need at least 2, 1 and 1")
         self.task, self.reward = task, task.reward if reward is None else reward
         self.n, self.n_prompts, self.steps, self.seed = n, n_prompts, steps, seed
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.policy = make_policy(task, model, **rules)
+        with seeded(seed):
+            self.policy = make_policy(task, model, device, **rules)
         self.trainer = SFT(
             self.policy.lm, task.tokenizer, train_on_prompts=False,
             learning_rate=learning_rate, batch_size=batch_size, weight_decay=0.0, seed=seed,

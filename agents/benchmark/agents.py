@@ -22,10 +22,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 
+from rewards.utils.devices import get_device, seeded
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
@@ -285,8 +285,7 @@ def _write_by_predict(agent: Any, task: TextTask, number: int, seed: int) -> Wri
     env.seed(seed)
     ended: list[dict[str, Any]] = []
     tokens, began = 0, perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, get_device()):
         env.begin_rollout(number)
         obs: Any = env.reset()
         while (live := obs["prompt"][:, 0] >= 0).any():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rewards.utils.devices import get_device
+
 from ..utils.limits import check_fields
 from ..utils.progress import bar
 from ..utils.run_folder import write_yaml
@@ -27,6 +29,8 @@ FULL = ("random", "best-of-n", "sft", "dpo", "ppo", "a2c", "rloo", "grpo", "rein
 def run_bench(config: Bench) -> None:
     """Run the cells that are missing, and write the report."""
     console = Console()
+    if config.ray is None:  # whose workers may have what this process lacks
+        get_device(config.device)
     jobs = jobs_of(config)
     config.out.mkdir(parents=True, exist_ok=True)
     write_yaml(config.out / "config.yaml", dataclasses.asdict(config))
@@ -71,7 +75,7 @@ def jobs_of(config: Bench) -> list[Job]:
     for seed in range(seeds):
         for task in tasks:
             tokens = round(PRESETS[config.preset] * budget(task.name)) if config.total_tokens is None else config.total_tokens
-            jobs += [Job(str(config.out), task.text, agent.text, seed, tokens, config.texts, facts) for agent in agents]
+            jobs += [Job(str(config.out), task.text, agent.text, seed, tokens, config.texts, facts, config.device) for agent in agents]
     return jobs
 
 

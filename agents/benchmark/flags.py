@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, Count, Texts
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(OnDevice):
     """Compare agents on tasks; running again goes on where it stopped.
 
     Attributes:

@@ -39,7 +39,7 @@ def run_jobs_on_ray(jobs: Sequence[Job], address: str, processes: int, limit: fl
 
 
 def _run(ray: Any, jobs: Sequence[Job], limit: float, on_done: Callable[[Job], None]) -> None:
-    cell, at_once = alone(ray, work), room(ray)
+    cell, at_once = alone(ray, work, jobs[0].device), room(ray)
     queue, later = deque(jobs), deque[tuple[float, Job]]()
     killed: set[Job] = set()
     running: dict[Any, tuple[Job, float]] = {}

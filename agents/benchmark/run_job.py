@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from rewards.utils.devices import auto_device, get_device
 from textrl_env import TextTask, make_task
 from textrl_env.tasks.corpora import CORPORA
 from textrl_env.tasks.exact import BETA
@@ -57,6 +58,7 @@ class Job:
         tokens: Budget of learning.
         texts: Test texts by which an agent is judged.
         facts: For the manifest: git revision and configuration.
+        device: Where its models compute, see `rewards.utils.devices.get_device`.
     """
 
     out: str
@@ -66,6 +68,7 @@ class Job:
     tokens: int = 0
     texts: int = 256
     facts: tuple[tuple[str, Any], ...] = ()
+    device: str = "auto"
 
     @property
     def name(self) -> str:
@@ -151,7 +154,7 @@ def work(job: Job) -> int:
     lock = Path(job.out) / "locks" / f"{job.name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=0), auto_device(job.device):
             if not job.done():
                 prepare(job) if not job.agent else run(job)
     except Timeout:
@@ -257,9 +260,10 @@ def _peak_memory() -> float | None:
 
 
 def _manifest(job: Job, when: str) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    hardware = {"cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
-    config = {"task": job.task, "agent": job.agent, "tokens": job.tokens, "texts": job.texts}
+    device = get_device()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    hardware = {"device": str(device), "cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
+    config = {"task": job.task, "agent": job.agent, "tokens": job.tokens, "texts": job.texts, "device": job.device}
     return {"versions": versions(), "config": config, "seed": job.seed, **dict(job.facts), "hardware": hardware, "began": when}
 
 

@@ -16,10 +16,12 @@ from ..evaluation.text_comparison import compare
 from ..training.outcome_report import print_outcome
 from ..training.run_outcome import Exam, Outcome, prompts_of_run, texts_after, texts_before
 from ..training.trained_run import TrainedRun, open_run
+from ..utils.device_flag import on_device
 from .arguments import reward_of
 from .flags import Evaluate
 
 
+@on_device
 def run_evaluate(config: Evaluate) -> None:
     """Write `evaluation-POLICY.json` and `evaluation-POLICY.jsonl` into the run, and print a table."""
     run = open_run(config.run, config.policy)

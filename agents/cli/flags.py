@@ -9,11 +9,12 @@ from typing import Annotated
 import tyro
 from annotated_types import Ge, Interval
 
+from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, Count, Seed, Texts
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(OnDevice):
     """Measure the policy of a run on the test prompts of its task.
 
     Attributes:
@@ -34,7 +35,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(OnDevice):
     """Write texts with the policy of a run.
 
     Attributes:
@@ -61,7 +62,7 @@ class Generate:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(OnDevice):
     """Fit a reward model to preferences and report on it: accuracy, calibration, length, learning curve, mistakes, subgroups.
 
     Attributes:
@@ -97,7 +98,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(OnDevice):
     """Score the texts of a file: each row gets a `score`, and the scores a histogram.
 
     Attributes:

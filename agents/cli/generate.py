@@ -9,10 +9,12 @@ from textrl_env.utils.files import write_jsonl
 
 from ..generation.text_generation import generate, stream
 from ..training.trained_run import open_run
+from ..utils.device_flag import on_device
 from .arguments import rows_of_file
 from .flags import Generate
 
 
+@on_device
 def run_generate(config: Generate) -> None:
     """Write texts to the terminal or to a file."""
     if config.deterministic and config.seed != Generate.seed:

@@ -15,6 +15,7 @@ import textrl_env
 from textrl_env import TextGenerationEnv
 from textrl_env.envs.bare_env import bare_text_env
 
+from ..utils.device_flag import OnDevice, on_device
 from ..utils.limits import Seed
 from .arguments import reward_of
 
@@ -22,7 +23,7 @@ SHOWN = 8  # spellings that are offered
 
 
 @dataclass(frozen=True)
-class Play:
+class Play(OnDevice):
     """Play an environment: go on with its prompts, and see the score.
 
     Attributes:
@@ -41,6 +42,7 @@ class Play:
     seed: Seed | None = None
 
 
+@on_device
 def run_play(config: Play) -> None:
     """Play until the person stops, then print the mean score.
 

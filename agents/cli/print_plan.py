@@ -69,7 +69,7 @@ def _model(model: ModelFacts) -> str:
     kind, *sizes = model.sizes.items()
     shape = "".join(f", {name} {size:,}" if name != "layers" else f", {size} layers" for name, size in sizes)
     trained = "all of them trained" if model.trained == model.parameters else f"{_millions(model.trained)} of them trained"
-    return f"{kind[1]}{shape}: {_millions(model.parameters)} parameters, {trained}, {model.dtype}"
+    return f"{kind[1]}{shape}: {_millions(model.parameters)} parameters, {trained}, {model.dtype} on {model.device}"
 
 
 def _tokenizer(tokens: TokenFacts) -> str:

@@ -24,6 +24,7 @@ from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
+from ..utils.device_flag import on_device
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
@@ -42,6 +43,7 @@ class _Sides(NamedTuple):
     prompts_apart: bool
 
 
+@on_device
 def run_report(config: Report) -> None:
     """Read, fit, judge, and write the page."""
     console = Console()

@@ -17,6 +17,7 @@ from textrl_env.utils.files import write_jsonl
 
 from ..reports.plots import save
 from ..reports.reward_plots import histogram
+from ..utils.device_flag import on_device
 from ..utils.progress import bar
 from .arguments import reward_of, rows_of_file
 from .flags import Score
@@ -24,6 +25,7 @@ from .flags import Score
 _BATCH = 256  # texts
 
 
+@on_device
 def run_score(config: Score) -> None:
     """Write scores and histogram, and print a summary."""
     named = config.file.with_suffix("") if config.file.suffix == ".gz" else config.file

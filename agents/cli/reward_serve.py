@@ -13,12 +13,13 @@ from rich.console import Console
 from textrl_env.reward_model import as_reward_model
 from textrl_env.utils.optional_imports import optional_import
 
+from ..utils.device_flag import OnDevice, on_device
 from ..utils.limits import Port
 from .arguments import reward_of
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(OnDevice):
     """Serve a reward model over HTTP; the reward model `http` is its client.
 
     Attributes:
@@ -34,6 +35,7 @@ class Serve:
     token: str | None = None
 
 
+@on_device
 def run_serve(config: Serve) -> None:
     """Load the reward model, then listen until Ctrl-C.
 

@@ -36,6 +36,7 @@ from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts
 from ..training.run_plan import DryRun
 from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
+from ..utils.device_flag import on_device
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
 from .arguments import arguments_of, columns_of, reward_of
@@ -86,6 +87,7 @@ class Job:
         return tell_plan(self.console, self.config.dry_run)
 
 
+@on_device
 def run_train(config: Train) -> None:
     """Train, and leave the resolved configuration, the model and the metrics in the run folder.
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
 from ..training.settings import DEFAULT_TASK, OF_PROMPTS, OFFLINE
+from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference"}
 _OF_ALL = {
     "algo", "task", "corpus", "prompts", *OF_PROMPTS, "columns", "model", "lora", "precision", "micro_batch_size", "reward", "eval_texts",
-    "out", "overwrite", "dry_run",
+    "device", "out", "overwrite", "dry_run",
 }  # fmt: skip
 
 NAMES = (*ALGORITHMS, *OFFLINE)
@@ -28,7 +29,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(OnDevice):
     """Train a policy on a task or on the sentences of text files.
 
     A setting that the algorithm does not take is refused.
@@ -84,7 +85,8 @@ class Train:
         dry_run: Print the plan of the run, and stop: nothing is written (but for a base policy that is pretrained at first use).
     """
 
-    goes_on: ClassVar = ("total_tokens", "eval_texts", "out", "overwrite", "dry_run")  # with other values of these it is still the same run
+    # with other values of these it is still the same run
+    goes_on: ClassVar = ("total_tokens", "eval_texts", "device", "out", "overwrite", "dry_run")
 
     algo: AlgorithmName = "ppo"
     task: str | None = None

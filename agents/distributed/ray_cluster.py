@@ -38,9 +38,19 @@ def room(ray: Any) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def alone(ray: Any, work: Callable[..., Any]) -> Any:
-    """Return `work` as a remote function with a core and a process of its own, which ends with it and is not tried again."""
-    return ray.remote(num_cpus=1, max_calls=1, max_retries=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(work)
+def alone(ray: Any, work: Callable[..., Any], device: str = "auto") -> Any:
+    """Return `work` as a remote function with a core and a process of its own, which ends with it and is not tried again.
+
+    Where the cluster has GPUs, as many of these run on each as there are cores for a GPU; Ray hides all others from them.
+
+    Args:
+        ray: The package, connected.
+        work: What each process does.
+        device: Where its models compute; without need of a GPU, such as `"cpu"`, work goes to nodes that have none too.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0) if device.partition(":")[0] in ("auto", "cuda") else 0
+    share = min(1.0, int(1000 * gpus / room(ray)) / 1000)
+    return ray.remote(num_cpus=1, num_gpus=share, max_calls=1, max_retries=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})(work)
 
 
 def lost(ray: Any) -> tuple[type[Exception], ...]:

@@ -101,5 +101,5 @@ def distributions(
         lengths = np.full(len(ids), ids.shape[1])
         batch = one_action_each(PartialTexts(ids, lengths, np.ones_like(lengths)), model.device, sampler)
         logits = action_logits(model, model.hidden(batch), batch, sampler or Sampler(), vocab_size)  # (n, V)
-        levels.append(logits.double().log_softmax(-1).cpu().numpy())
+        levels.append(logits.cpu().double().log_softmax(-1).numpy())
     return levels

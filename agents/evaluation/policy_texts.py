@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rewards.utils.devices import get_device, seeded
 from textrl_env import TextTask
 from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -86,16 +87,18 @@ class WrittenTexts:
         )
 
 
-def make_policy(task: TextTask, model: LMSource, **policy_kwargs: Any) -> TransformerPolicy:
+def make_policy(task: TextTask, model: LMSource, device: torch.device | str = "auto", **policy_kwargs: Any) -> TransformerPolicy:
     """Return a policy for the task's spaces, outside any algorithm: to write texts with.
 
     Args:
         task: What it will play.
         model: See `TransformerPolicy`.
+        device: Where it computes, see `rewards.utils.devices.get_device`.
         **policy_kwargs: Sampling rules.
     """
+    there = get_device(device)
     check_same_tokens(model, task.tokenizer)
-    policy = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=model, **policy_kwargs)
+    policy = TransformerPolicy(*spaces_of(task), lambda _: 0.0, model=model, **policy_kwargs).to(there)
     policy.set_training_mode(False)
     return policy
 
@@ -113,14 +116,14 @@ def write_texts(
 ) -> WrittenTexts:
     """Write one text for each of the first `num_texts` prompts of `task`, starting over at its last one.
 
-    Torch's global generator is left as it was.
+    Torch's global generators are left as they were.
 
     Args:
         policy: Who writes.
         task: Where texts start; its `prompt_order` must be `"sequential"`.
         num_texts: How many.
         reward: Scores them; None takes the task's own.
-        reference: KL is measured against it.
+        reference: KL is measured against it; a module goes to the policy's device.
         seed: Of the sampling.
         num_rows: Texts written side by side.
         progress_bar: Show one.
@@ -140,8 +143,7 @@ def write_texts(
     policy.set_training_mode(False)
     ended: dict[int, deque[dict[str, Any]]] = defaultdict(deque)  # by row
     began = perf_counter()
-    with torch.random.fork_rng(), bar(title, num_texts, progress_bar) as shown:
-        torch.manual_seed(seed)
+    with seeded(seed, policy.device), bar(title, num_texts, progress_bar) as shown:
         for played in play_episodes(policy, env, buffer, num_texts):
             rows = np.flatnonzero(played.dones)
             for row in rows.tolist():

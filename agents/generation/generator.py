@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from rewards.utils.devices import seeded
+
 from ..models.backbones import Backbone
 from ..models.cached_decoder import CachedDecoder
 from ..models.decoding_weights import DecodingWeights
@@ -80,8 +82,7 @@ def decode(backbone: Backbone, request: Request) -> list[np.ndarray]:
         ids[row, : len(prompt)] = prompt
     weights = DecodingWeights(backbone)
     cache, lengths, live = CachedDecoder(weights=weights), prompt_lengths.copy(), np.ones(len(ids), bool)
-    with torch.random.fork_rng():
-        torch.manual_seed(request.seed)
+    with seeded(request.seed, backbone.device):
         while live.any():
             texts = PartialTexts(np.where(live[:, None], ids, -1), np.where(live, lengths, 0), np.where(live, prompt_lengths, 0))
             upload = Upload(backbone.device)

@@ -91,6 +91,9 @@ class LocalEngine:
 
     def __init__(self, folder: str, settings: dict[str, Any]) -> None:
         sys.path.append(str(Path(__file__).resolve().parents[2]))  # where the package `agents` lies
+        from rewards.utils.devices import get_device
+
+        self.device = get_device(settings.get("device", "auto"))
         self.load(folder)
 
     def load(self, folder: str) -> None:
@@ -98,7 +101,7 @@ class LocalEngine:
         from agents.models.backbones import backbone_of
         from agents.models.loading import frozen, load_lm
 
-        self.backbone = backbone_of(frozen(load_lm(folder)))
+        self.backbone = backbone_of(frozen(load_lm(folder)).to(self.device))
 
     def generate(self, request: dict[str, Any]) -> list[list[int]]:
         """Write a response for each prompt."""

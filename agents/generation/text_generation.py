@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
+from rewards.utils.devices import seeded
 from textrl_env import Episode, Prompt, TextCore, TextTask
 from textrl_env.reward_model import NoReward
 from textrl_env.tokenizer import check_same_tokens
@@ -135,12 +136,10 @@ def _core(
 
 @contextmanager
 def _sampling(policy: TransformerPolicy, seed: int | None) -> Iterator[None]:
-    """Put the policy in evaluation mode; with a seed, leave torch's global generator as it was."""
+    """Put the policy in evaluation mode; with a seed, leave torch's global generators as they were."""
     policy.set_training_mode(False)
     policy.drop_caches()
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with nullcontext() if seed is None else seeded(seed, policy.device):
         yield
 
 

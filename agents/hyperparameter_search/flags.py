@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..utils.device_flag import OnDevice
 from ..utils.limits import Count, Seed, Texts
 
 
 @dataclass(frozen=True)
-class Tune:
+class Tune(OnDevice):
     """Look for good settings of an algorithm on a task; running again goes on up to the number of trials.
 
     Several processes may work in the same folder at once.

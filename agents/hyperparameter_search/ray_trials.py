@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rewards.utils.devices import auto_device
+
 from ..distributed.ray_cluster import alone, cluster, lost, room
 from ..utils.progress import bar
 from .flags import Tune
@@ -57,7 +59,7 @@ class _Driver:
         from ray.util.queue import Queue
 
         self.ray, self.config, self.study, self.shown = ray, config, study, shown
-        self.work, self.room = alone(ray, _work), room(ray)
+        self.work, self.room = alone(ray, _work, config.device), room(ray)
         self.reports = Queue(actor_options={"num_cpus": 0})
         self.running: dict[Any, _Running] = {}  # by the reference to their result
 
@@ -119,4 +121,5 @@ class _Driver:
 def _work(config: Tune, number: int, settings: dict[str, Any], reports: Any) -> list[float]:
     """Try settings in a worker."""
     torch.set_num_threads(1)
-    return Trial(config).values(settings, lambda tokens, score: reports.put((number, tokens, score)))
+    with auto_device(config.device):
+        return Trial(config).values(settings, lambda tokens, score: reports.put((number, tokens, score)))

@@ -22,6 +22,7 @@ from textrl_env.utils.suggestions import did_you_mean
 from ..benchmark.run_job import task_of
 from ..benchmark.spec import parse
 from ..utils.contents import with_contents
+from ..utils.device_flag import on_device
 from ..utils.limits import check_fields
 from ..utils.run_folder import fingerprint, versions, write_yaml
 from .flags import Tune
@@ -29,6 +30,7 @@ from .search_space import SPACE, _space, suggest
 from .trial import Trial, _tokens, ended
 
 
+@on_device
 def run_tune(config: Tune) -> None:
     """Try settings, and leave `study.db`, `trials.csv` and `best.yaml`."""
     optuna = _optuna()

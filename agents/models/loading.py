@@ -65,7 +65,7 @@ def num_parameters(source: LMSource) -> int:
         TypeError: `source` is none of these.
     """
     own = isinstance(source, Mapping) and "class" in source  # its constructor may need numbers
-    with torch.random.fork_rng(), torch.device("cpu" if own else "meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if own else "meta"):
         return sum(parameter.numel() for parameter in _build(source, weights=False).parameters())
 
 

@@ -1,7 +1,8 @@
 """How much memory a training will take, worked out from its sizes; `agents.algorithms.common.memory_check` measures these on a policy.
 
 What is stored (weights, gradients, the optimizer's moments, a reference, keys and values, the rollout) is counted to the byte, and so is
-what an update keeps for its backward pass.  What comes and goes inside a pass (logits, a layer's intermediate results) is a formula each.
+what an update keeps for its backward pass, a prompt that texts share once where the model reads it once (see
+`agents.models.backbones.joined_texts`).  What comes and goes inside a pass (logits, a layer's intermediate results) is a formula each.
 
 Not counted: the second pass of `kl_estimator="full"`, `ptx_texts`, TRPO's double backward pass, and what a reward model computes.
 """
@@ -11,16 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from .backbones.decoder_only import JOINED_UP_TO
 from .backbones.kv_cache import BLOCK
 from .lm_head import logits_alive
 from .log_probs import logits_at_once
 
 GIB = 2**30
-# What a process on a CPU holds besides, fitted to 24 measured peaks, see docs/scaling.md: what libraries allocate at first use, which grows
-# with the matrix that makes logits, and what lies unused between the tensors that passes make, of which freed gradients take a part
-LIBRARIES = 60 << 20
-HEAD_COPIES = 5.5
-FRAGMENTS = 1.8
+# What a process on a CPU holds besides, fitted to 38 measured peaks, see docs/scaling.md: what libraries allocate at first use, which grows
+# with the matrix that makes logits; what lies unused between the tensors that passes make; and more of it under gradient checkpointing,
+# where the inputs that stay lie between what the layers free
+LIBRARIES = 90 << 20
+HEAD_COPIES = 4
+FRAGMENTS = 1.6
+CHECKPOINTED = 2.5
 LOGIT_COPIES = 3  # (n, V) float32 tensors alive at once where the head is called: logits, less their maximum, and its exponential
 STEP_BYTES = 24  # a row's bytes for each token of the vocabulary when one is drawn: logits, softmax, and its sums in float64
 STEP_STORED = 22  # bytes that the buffer stores of a row at a step: int64, 3 x float32, 2 x bool
@@ -28,21 +32,27 @@ TOKEN_STORED = 36  # bytes of a token in the buffer's flat arrays: an int64 and 
 
 
 class Saved(NamedTuple):
-    """Bytes that a forward pass saves for the backward pass of one text of L tokens: `fixed + token * L + pair * L * L`.
+    """Bytes that a forward pass saves for the backward pass.
 
     Attributes:
         fixed: Whatever the texts: weights that mixed precision has cast.
-        token: For each token.
-        pair: For each pair of tokens; 0 unless the attention stores its matrix.
+        token: For each token that is read.
+        pair: For each pair of tokens of a text; 0 unless the attention stores its matrix.
+        key: For each token of each text besides, where texts are joined: attention goes back to a text a row, prompts repeated.  0: the
+            model reads texts side by side, whatever they share.
     """
 
     fixed: float = 0
     token: float = 0
     pair: float = 0
+    key: float = 0
 
-    def of(self, texts: int, length: int) -> int:
-        """Return the bytes of so many texts of this length."""
-        return round(self.fixed + texts * (self.token * length + self.pair * length * length))
+    def of(self, texts: int, length: int, tokens: int | None = None) -> int:
+        """Return the bytes of so many texts of this length, `fixed` left out; `tokens`: how many they are with shared prompts once."""
+        side_by_side = texts * (self.token * length + self.pair * length * length)
+        if not self.key or tokens is None or tokens > JOINED_UP_TO * texts * length:
+            return round(side_by_side)
+        return round(self.token * tokens + self.key * texts * length)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,10 @@ class Load:
         reference_at_once: Texts in one pass of the reference.
         checkpointing: Whether layers are computed again in the backward pass.
         kept: Whether the buffer stores which tokens were cut.
+        minibatch: Texts in a minibatch; 0: `at_once`.
+        group: Texts of a prompt that go through the model together.
+        whole_logits: Whether the loss takes all logits of a pass at once, as SFT's.
+        together: Texts that `micro_batch_size` counts as one: 2 of a pair.
     """
 
     texts: int
@@ -107,6 +121,15 @@ class Load:
     reference_at_once: int
     checkpointing: bool = False
     kept: bool = False
+    minibatch: int = 0
+    group: int = 1
+    whole_logits: bool = False
+    together: int = 1
+
+    def tokens(self, texts: int, of: int) -> int:
+        """Return the tokens of `texts` texts out of `of`, prompts once that they share; the last token of a text is never read."""
+        prompts = min(-(-self.texts // self.group), of)  # among all; texts of a prompt follow one another
+        return min(texts, -(-texts * prompts // of)) * self.prompt + texts * (self.response - 1)
 
 
 @dataclass(frozen=True)
@@ -119,29 +142,41 @@ class MemoryEstimate:
         keeps: Whether freed memory stays with the process, so that phases add up: so it is on a CPU, where the C library keeps most of
             what passes of different shapes have freed, while CUDA's allocator uses it again.
         libraries: What libraries allocate for themselves, on a CPU.
+        later: Gradients that are not there while an update's forward pass is: where a step takes one pass, `zero_grad` has freed them, and
+            those of a layer come when its activations go.  The head's comes first.
+        checkpointing: Whether layers are computed again in the backward pass.
     """
 
     stored: dict[str, int]
     phases: dict[str, dict[str, int]]
     keeps: bool
     libraries: int = 0
+    later: int = 0
+    checkpointing: bool = False
+
+    @property
+    def _alive(self) -> dict[str, int]:
+        """What each phase needs besides what is stored; gradients that come later leave their room to the update's forward pass."""
+        alive = {phase: sum(items.values()) for phase, items in self.phases.items()}
+        alive["update"] = max(0, alive.get("update", 0) - self.later)
+        return alive
 
     @property
     def needed(self) -> int:
         """The least that will do: what is alive in the hungriest phase."""
-        return sum(self.stored.values()) + max(sum(items.values()) for items in self.phases.values())
+        return sum(self.stored.values()) + max(self._alive.values())
 
     @property
     def total(self) -> int:
         """What the process will hold at its peak."""
         if not self.keeps:
             return self.needed
-        copies = self.phases.get("writing", {}).get("copied weights", 0)
-        phases, update = sum(sum(items.values()) for items in self.phases.values()) - copies, sum(self.phases.get("update", {}).values())
-        # zero_grad frees the gradients of the step before, and the backward pass fills the holes
-        filled = min(self.stored.get("gradients", 0), (FRAGMENTS - 1) * update)
-        left = max(0, copies - round(FRAGMENTS * update))  # an update takes the room of the weights that texts were written with
-        return sum(self.stored.values()) + self.libraries + round(FRAGMENTS * phases - filled) + left
+        phases = {phase: sum(items.values()) for phase, items in self.phases.items()}
+        update, copies = phases.get("update", 0), self.phases.get("writing", {}).get("copied weights", 0)
+        spread = FRAGMENTS * (CHECKPOINTED if self.checkpointing else 1) * update
+        left = max(0, copies - spread)  # an update takes the room of the weights that texts were written with
+        others = FRAGMENTS * (sum(phases.values()) - update - copies)
+        return round(sum(self.stored.values()) + self.libraries + others + spread + left - min(self.later, update))
 
     @property
     def items(self) -> dict[str, int]:
@@ -151,7 +186,8 @@ class MemoryEstimate:
     @property
     def hungriest(self) -> str:
         """The phase that needs most."""
-        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+        alive = self._alive
+        return max(self.phases, key=lambda phase: alive[phase])
 
     def line(self, free: int | None) -> str:
         """Return the estimate in a line, in GiB."""
@@ -163,44 +199,74 @@ class MemoryEstimate:
 
 def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
     """Work out every item; `keeps` as in `MemoryEstimate`."""
-    rows, length = min(load.rows, load.texts), load.prompt + load.response - 1  # the last token is never read
-    columns = -(-(load.response if sizes.source_column else length) // BLOCK) * BLOCK  # a decoder begins with a token of its own
-    cache = rows * (sizes.column * columns + sizes.source_column * load.prompt + sizes.state)
-    layer = (sizes.saved.token * length + sizes.saved.pair * length * length) / sizes.layers  # of one text
-
-    def passing(texts: int, tokens: float = 1.0) -> int:
-        """A pass without gradients holds about half of what a layer would save."""
-        return round(texts * tokens * layer / 2)
-
-    def logits(texts: int, backward: bool) -> int:
-        tokens = texts * load.response
-        if sizes.plain_head:
-            return 4 * logits_alive(tokens, sizes.vocabulary, backward, keeps)
-        return 4 * LOGIT_COPIES * min(tokens * sizes.vocabulary, logits_at_once(sizes.vocabulary, backward, keeps))
-
-    steps = -(-load.texts // rows) * load.response
-    bits = -(-sizes.vocabulary // 8) if load.kept else 0
-    tokens = load.texts * load.response
-    rollout = steps * load.rows * (STEP_STORED + 4 + bits) + tokens * (TOKEN_STORED + bits) + load.texts * 8 * load.prompt
-    moving = cache // sizes.layers * sizes.repeats  # a layer's buffers grow into new ones, or are repeated for its heads
-    step = max(rows * sizes.vocabulary * STEP_BYTES * (2 if load.kept else 1), passing(rows, load.prompt / length), moving)
-    at_once, compared = min(load.at_once, load.texts), min(load.reference_at_once, load.texts)
-    saved, again = sizes.saved.of(at_once, length), 0
-    if load.checkpointing:  # the layers' inputs; then one layer at a time, when the logits are gone
-        saved, again = round(sizes.saved.fixed + at_once * sizes.layers * sizes.layer_input * length), round(at_once * layer)
     stored = {
         "weights": sizes.weights,
         "gradients": sizes.trained,
         "optimizer": round(sizes.moments * sizes.trained),
         "reference": sizes.reference,
-        "rollout": rollout,
+        "rollout": _rollout(sizes, load),
     }
     phases = {
-        "writing": {"cache": cache, "copied weights": sizes.copies, "a step": step},
-        "reference pass": {"reference pass": max(passing(compared), logits(compared, False))},
-        "update": {"activations": saved, "logits": max(logits(at_once, True), passing(at_once), again)},
+        "writing": _writing(sizes, load),
+        "reference pass": {"reference pass": _reference_pass(sizes, load, keeps)},
+        "update": _update(sizes, load, keeps),
     }
-    return MemoryEstimate(stored, phases, keeps, round(LIBRARIES + HEAD_COPIES * sizes.head))
+    later = max(0, sizes.trained - sizes.head) if load.at_once >= load.minibatch else 0
+    return MemoryEstimate(stored, phases, keeps, LIBRARIES + HEAD_COPIES * sizes.head, later, load.checkpointing)
+
+
+def _rollout(sizes: Sizes, load: Load) -> int:
+    """Return what the buffer stores: every step of all rows, then each text's tokens, and the prompts."""
+    if not load.rows:
+        return 0
+    steps, tokens = -(-load.texts // min(load.rows, load.texts)) * load.response, load.texts * load.response
+    bits = -(-sizes.vocabulary // 8) if load.kept else 0
+    return steps * load.rows * (STEP_STORED + 4 + bits) + tokens * (TOKEN_STORED + bits) + load.texts * 8 * load.prompt
+
+
+def _writing(sizes: Sizes, load: Load) -> dict[str, int]:
+    """Return keys and values, the copies of weights, and the most that the first pass over prompts or one step more takes."""
+    rows, length = min(load.rows, load.texts), load.prompt + load.response - 1
+    if not rows:
+        return {}
+    columns = -(-(load.response if sizes.source_column else length) // BLOCK) * BLOCK  # a decoder begins with a token of its own
+    cache = rows * (sizes.column * columns + sizes.source_column * load.prompt + sizes.state)
+    moving = cache // sizes.layers * sizes.repeats  # a layer's buffers grow into new ones, or are repeated for its heads
+    prompts = round(_passing(sizes, load, rows) * load.prompt / length)
+    step = max(rows * sizes.vocabulary * STEP_BYTES * (2 if load.kept else 1), prompts, moving)
+    return {"cache": cache, "copied weights": sizes.copies, "a step": step}
+
+
+def _reference_pass(sizes: Sizes, load: Load, keeps: bool) -> int:
+    texts = min(load.reference_at_once, load.texts)
+    if not load.rows:  # DPO's reference reads what the update does
+        texts = min(texts, load.at_once)
+    return max(_passing(sizes, load, texts, load.tokens(texts, texts)), _logits(sizes, load, texts, False, keeps)) if texts else 0
+
+
+def _update(sizes: Sizes, load: Load, keeps: bool) -> dict[str, int]:
+    """Return what the forward pass saves, and the most that logits or a layer take besides."""
+    texts, length = min(load.at_once, load.texts), load.prompt + load.response - 1
+    logits = _logits(sizes, load, texts, True, keeps)
+    if load.checkpointing:  # the layers' inputs, texts side by side; then one layer at a time, when the logits are gone
+        inputs = round(sizes.saved.fixed + texts * sizes.layers * sizes.layer_input * length)
+        return {"activations": inputs, "logits": max(logits, 2 * _passing(sizes, load, texts))}
+    tokens = load.tokens(texts, min(load.minibatch or load.at_once, load.texts))
+    saved = round(sizes.saved.fixed) + sizes.saved.of(texts, length, tokens)
+    return {"activations": saved, "logits": max(logits, _passing(sizes, load, texts, tokens))}
+
+
+def _passing(sizes: Sizes, load: Load, texts: int, tokens: int | None = None) -> int:
+    """A pass without gradients holds about half of what a layer would save."""
+    return round(sizes.saved.of(texts, load.prompt + load.response - 1, tokens) / sizes.layers / 2)
+
+
+def _logits(sizes: Sizes, load: Load, texts: int, backward: bool, keeps: bool) -> int:
+    tokens = texts * load.response
+    if sizes.plain_head and not load.whole_logits:
+        return 4 * logits_alive(tokens, sizes.vocabulary, backward, keeps)
+    most = tokens * sizes.vocabulary if load.whole_logits else logits_at_once(sizes.vocabulary, backward, keeps)
+    return 4 * LOGIT_COPIES * min(tokens * sizes.vocabulary, most)
 
 
 def remedy(sizes: Sizes, load: Load, free: int) -> str:
@@ -219,7 +285,8 @@ def remedy(sizes: Sizes, load: Load, free: int) -> str:
         return f"{what}; the rollout alone is too large: lower n_episodes"
     if largest == "weights" and sizes.trained < sizes.weights:
         return f"{what}; the weights alone are too large: take a smaller model"
-    return f"{what}; train adapters (policy_kwargs={{'lora': {{'r': 16}}}}), which need no copy for the reference, or a smaller model"
+    adapters = "policy_kwargs={'lora': {'r': 16}}" if load.rows else "lora={'r': 16}"
+    return f"{what}; train adapters ({adapters}), which need no copy for the reference, or a smaller model"
 
 
 def lightened(sizes: Sizes, load: Load, free: int) -> Load:
@@ -235,8 +302,8 @@ def lightened(sizes: Sizes, load: Load, free: int) -> Load:
 def _lower(load: Load, made: MemoryEstimate) -> Load | None:
     phase = made.hungriest
     if phase == "update":
-        if load.at_once > 1:
-            return replace(load, at_once=load.at_once // 2)
+        if load.at_once > load.together:
+            return replace(load, at_once=load.at_once // 2 // load.together * load.together, minibatch=load.minibatch or load.at_once)
         return None if load.checkpointing else replace(load, checkpointing=True)
     if phase == "reference pass":
         return replace(load, reference_at_once=load.reference_at_once // 2) if load.reference_at_once > 1 else None
@@ -246,7 +313,7 @@ def _lower(load: Load, made: MemoryEstimate) -> Load | None:
 def _changed(load: Load, lighter: Load) -> list[str]:
     """Name the settings in which two loads differ, with the second one's values."""
     names = {
-        "at_once": f"micro_batch_size={lighter.at_once}",
+        "at_once": f"micro_batch_size={lighter.at_once // load.together}",
         "checkpointing": "gradient_checkpointing=True",
         "reference_at_once": f"rollout_buffer_kwargs={{'reference_batch_size': {lighter.reference_at_once}}}",
         "rows": f"an environment of {lighter.rows} rows (textrl train: n_episodes={lighter.rows})",

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from rewards.utils.devices import has_float64
+
 # Not -inf: a row may lose all its probability to underflow but never turns into NaN, and 0 * log(0) stays 0.
 LOG_ZERO = -1e9
 _BLOCK = 512  # columns that a draw sums up at once
@@ -212,12 +214,16 @@ def restrict(logits: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
 def draw(logits: torch.Tensor) -> torch.Tensor:
     """Draw one token a row by inverting the cumulative distribution; 3x faster on a CPU than `torch.multinomial`.
 
+    In float32 the sum would lose the tail: a device that has no other draws by `torch.multinomial`, which makes no sum.
+
     Args:
         logits: Shape (N, V), float32.
 
     Returns:
         Shape (N,), int64.
     """
+    if not has_float64(logits.device):
+        return logits.softmax(-1).multinomial(1).squeeze(-1)
     u = torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device)  # (N, 1)
     return invert(logits.softmax(-1), u).squeeze(-1)
 

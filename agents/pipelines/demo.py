@@ -14,6 +14,7 @@ from rich.console import Console
 from rewards import Preference, PreferenceRewardModel, fit_preference_model, read_preferences, write_preferences
 from rewards.fitting.reward_evaluation import judge
 from rewards.metrics.diversity import distinct_n
+from rewards.utils.devices import get_device
 from rewards.utils.intervals import win_rate
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -26,6 +27,7 @@ from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
 from ..training.policy_training import train_policy
+from ..utils.device_flag import on_device
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import cpu_kind
@@ -38,6 +40,7 @@ _ANSWERS = ("preferences.jsonl", "held_out.jsonl")
 _MADE = (*_ANSWERS, "reward", *_RESULTS)
 
 
+@on_device
 def run_demo(config: Demo) -> None:
     """Run every stage that is not yet done, print the results, and write the report."""
     config.check()
@@ -64,7 +67,8 @@ def _run(config: Demo, run: RunFolder, console: Console) -> None:
     report = write_report(run.path)
     print_results(run.path, console)
     console.print(f"\nReport: [bold]{report}[/bold]")
-    console.print(f"The same command gives the same figures with the same versions of packages on a processor with {cpu_kind()}.")
+    where = f"a processor with {cpu_kind()}" if get_device().type == "cpu" else f"a device of this kind ({get_device()})"
+    console.print(f"The same command gives the same figures with the same versions of packages on {where}.")
     if config.variant == "kl" and not (run.path / "no-kl").is_dir():
         console.print("What the KL term is for: run `textrl demo --beta 0` next.")
 
@@ -139,7 +143,7 @@ def _judge(run: RunFolder, config: Demo, base: Path, reward: PreferenceRewardMod
         "base": _measures(written["base"], gold["base"]),
         "variants": {name: _variant(run, name, written[name], gold) for name in policies if name != "base"},
         "seconds": {**seconds, "compare": run.facts("compare")["seconds"], "reward": run.facts("reward")["seconds"]},
-        "versions": {**versions(), "processor": cpu_kind()},
+        "versions": {**versions(), "processor": cpu_kind(), "device": str(get_device())},
     }  # fmt: skip
     write_json(run.path / "results.json", results)
     rows = []

@@ -31,6 +31,7 @@ from ..policies.transformer_policy import TransformerPolicy
 from ..training.base_policies import base_policy
 from ..training.policy_training import train_policy
 from ..training.settings import PolicyTraining
+from ..utils.device_flag import on_device
 from ..utils.run_folder import RunFolder, versions
 from ..utils.threads import choose_threads
 from .feedback_loop_report import below_chance, write_loop_report
@@ -44,6 +45,7 @@ class LabelsMissingError(ValueError):
     """People have not answered everything yet."""
 
 
+@on_device
 def run_loop(config: Loop) -> None:
     """Run the rounds that are missing, then write the report.
 
@@ -92,7 +94,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
     answers = [run.path / f"round-{n}" / "preferences.jsonl" for n in range(1, number + 1)]
     with own.stage("pairs", {**shared, "answers": answers[:-1], "writer": before if number > 1 else None}, makes=["pairs.jsonl"]) as stage:
         if stage.needed:
-            writer = make_policy(task, base) if number == 1 else TextPPO.load(before, device="cpu").policy
+            writer = make_policy(task, base) if number == 1 else TextPPO.load(before).policy
             ensemble = [] if number == 1 or config.choose != "uncertain" else _ensemble(config, task, _answers(run.path, number - 1))
             _choose(config, own, number, task, writer, ensemble)
     with own.stage("labels", {**shared, "labels": config.labels, "pairs": own.path / "pairs.jsonl"}, makes=["preferences.jsonl"]) as stage:
@@ -107,7 +109,7 @@ def _round(config: Loop, run: RunFolder, number: int, task: TextTask, base: Path
     judged = {**shared, "reward": reward_folder, "policy": policy, "base_texts": run.path / "base.jsonl"}
     with own.stage("judged", judged, makes=["texts.jsonl"]) as stage:
         if stage.needed:
-            stage.facts = _judge(config, own, TextPPO.load(policy, device="cpu").policy, reward, base, read_rows(run.path / "base.jsonl"))
+            stage.facts = _judge(config, own, TextPPO.load(policy).policy, reward, base, read_rows(run.path / "base.jsonl"))
     return {"round": number, **own.facts("reward"), **own.facts("judged")}
 
 

@@ -10,13 +10,14 @@ import tyro
 from annotated_types import Ge
 
 from ..training.settings import PolicyTraining
+from ..utils.device_flag import OnDevice
 from ..utils.limits import Count, Texts
 
 PEOPLE = "people"
 
 
 @dataclass(frozen=True)
-class Demo(PolicyTraining):
+class Demo(PolicyTraining, OnDevice):
     """Run the whole loop on generated film reviews, with an annotator whose true taste is known.
 
     Attributes:
@@ -27,7 +28,8 @@ class Demo(PolicyTraining):
         texts: Texts of each policy that are judged at the end.
     """
 
-    goes_on: ClassVar = ("beta", "total_tokens", "texts", "out", "overwrite")  # with other values of these it is still the same run
+    # with other values of these it is still the same run
+    goes_on: ClassVar = ("beta", "total_tokens", "texts", "device", "out", "overwrite")
 
     out: Path = Path("runs/demo")
     overwrite: bool = False
@@ -41,7 +43,7 @@ class Demo(PolicyTraining):
 
 
 @dataclass(frozen=True)
-class Loop(PolicyTraining):
+class Loop(PolicyTraining, OnDevice):
     """Run several rounds of learning from comparisons; the same command goes on where it stopped.
 
     Every round's policy starts from the base policy and learns from a reward model fitted to the answers of all rounds so far.  Later
@@ -61,7 +63,7 @@ class Loop(PolicyTraining):
         texts: Texts of each policy that are judged, on the task's test prompts.
     """
 
-    goes_on: ClassVar = ("rounds", "out", "overwrite")  # with other values of these it is still the same run
+    goes_on: ClassVar = ("rounds", "device", "out", "overwrite")  # with other values of these it is still the same run
 
     out: Path = Path("runs/loop")
     overwrite: bool = False

@@ -87,7 +87,7 @@ class ReferenceScore:
 
         Args:
             actions: Shape (B,), integers in [0, V); ignored where a row is idle.
-            log_probs: The agent's log-probabilities of them, shape (B,), or None.
+            log_probs: The agent's log-probabilities of them, shape (B,), on whatever device, or None.
 
         Raises:
             RuntimeError: No text was begun.
@@ -108,7 +108,7 @@ class ReferenceScore:
             raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
             logits = self.sampler.apply_rules(raw, withheld())
             chosen = torch.as_tensor(tokens[live], device=raw.device).long()[:, None]  # (R, 1)
-            added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).double().cpu().numpy()
+            added[live] = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1).cpu().double().numpy()
             if (added[live] < LOG_ZERO / 2).any():
                 token = tokens[live][added[live].argmin()]
                 raise ValueError(f"token {token} is one that the rules of {self.sampler} forbid: give sampler= the rules of the agent")
@@ -152,7 +152,7 @@ class ReferenceKL(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Append a token."""
         log_probs, self.log_probs = self.log_probs, None
-        log_probs = None if log_probs is None else np.reshape(log_probs, -1)
+        log_probs = None if log_probs is None else _array(log_probs).reshape(-1)
         added = float(self.kl.rewards(np.reshape(action, -1), log_probs)[0])
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.kl.see({key: value[None] for key, value in obs.items()})
@@ -232,8 +232,12 @@ class ReferenceKLVecEnv(VecEnvWrapper):
         self.log_probs = value
 
 
+def _array(numbers: Any) -> np.ndarray:
+    return np.asarray(numbers.detach().cpu().double() if torch.is_tensor(numbers) else numbers, np.float64)
+
+
 def _checked_log_probs(log_probs: Any, number: int) -> np.ndarray:
-    values = np.asarray(log_probs, np.float64)
+    values = _array(log_probs)
     if values.shape != (number,):
         raise ValueError(f"log_probs have shape {values.shape}: pass one for each of {number} actions")
     bad = values[~np.isfinite(values) | (values > 1e-6)]

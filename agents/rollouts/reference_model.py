@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewards.utils.devices import AUTO, get_device
+
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
 from ..models.model_checks import check_head, check_lengths
@@ -53,7 +55,7 @@ def make_reference(
     return reference, now
 
 
-def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torch.device | str = "cpu") -> Backbone:
+def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torch.device | str = AUTO) -> Backbone:
     """Return a reference as a backbone, once it is clear that it can read the environment's texts.
 
     Args:
@@ -61,7 +63,7 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
             mode on) a frozen copy is taken: left as it is, dropout would make KL noise, and KL would be measured to the tuned weights.
         texts: Space of one text, `Dict(prompt, response)`.
         vocab_size: Tokens of the environment; a reference with more is renormalised on these.
-        device: Where a loaded model goes.
+        device: Where it goes, see `rewards.utils.devices.get_device`; by default a module stays where it is, and a `Backbone` always does.
 
     Raises:
         TypeError: The module is no language model.
@@ -70,9 +72,15 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
     if isinstance(reference, nn.Module):
         if reference.training or any(p.requires_grad for p in reference.parameters()):
             reference = frozen(copy.deepcopy(reference))
+        reference = reference if device == AUTO else reference.to(get_device(device))
         check_head(backbone_of(reference))
     elif not isinstance(reference, Backbone):
-        reference = frozen(load_lm(reference)).to(device)
+        there = get_device(device)
+        reference = frozen(load_lm(reference)).to(there)
+    elif device != AUTO and reference.device.type != get_device(device).type:
+        raise ValueError(
+            f"the reference's model is on {reference.device}, and the texts are read on {device}: move it with .to({str(device)!r})"
+        )
     backbone = backbone_of(reference) if isinstance(reference, nn.Module) else reference
     if backbone.vocab_size < vocab_size:
         raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")

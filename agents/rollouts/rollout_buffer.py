@@ -11,6 +11,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from rewards.utils.devices import get_device
+
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
@@ -40,7 +42,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         buffer_size: Steps per row.
         observation_space: The environment's.
         action_space: The environment's.
-        device: Where minibatches go.
+        device: Where minibatches go, see `rewards.utils.devices.get_device`.
         gae_lambda: See SB3.
         gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
         n_envs: Rows.
@@ -96,7 +98,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
         self._ranks = Ranks()
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
-        RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        RolloutBuffer.__init__(self, buffer_size, observation_space, action_space, get_device(device), gae_lambda, gamma, n_envs)
         self.connect(reference=reference)
 
     def connect(

@@ -18,6 +18,7 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from rewards.utils.devices import seeded
 from textrl_env import Episode, TextCore, TextTask
 from textrl_env.reward_model import NoReward, valid_scores
 
@@ -131,12 +132,11 @@ def iteration_seconds(pace: Pace, work: Work, reference: bool) -> dict[str, floa
 
 
 @contextmanager
-def undisturbed(reward: Any = None) -> Iterator[None]:
+def undisturbed(device: torch.device, reward: Any = None) -> Iterator[None]:
     """Leave every generator, and what the reward model remembers, as they were."""
     states, memory = (np.random.get_state(), random.getstate()), reward.get_state() if hasattr(reward, "get_state") else None
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded(0, device):
             yield
     finally:
         np.random.set_state(states[0])
@@ -149,7 +149,7 @@ def first_texts(
     policy: TransformerPolicy, task: TextTask, reward: Any, most: int, at_once: int, optimizer: torch.optim.Optimizer
 ) -> FirstTexts:
     """Write a few texts, `most` at most, score them, and time passes over `at_once` of them at most."""
-    with undisturbed(reward):
+    with undisturbed(policy.device, reward):
         episodes, step = _write(policy, task, most)
         seconds, scores = timed(lambda: valid_scores(reward, episodes), policy.device, 1)
         read, learn = _passes(policy, episodes[:at_once])
@@ -246,8 +246,7 @@ def timed(work: Callable[[], Any], device: torch.device, times: int = 3) -> tupl
     for number in range(times):
         began = perf_counter()
         made = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.ones(1, device=device).item()  # waits for whatever the device has to do before it
         least, result = min(least, perf_counter() - began), made if number == 0 else result
         if least > 0.1:
             break

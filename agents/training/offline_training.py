@@ -71,14 +71,14 @@ def learn_offline(
                 before(agent, config.steps, None, done)
             agent.learn(config.steps, True, checkpoint)
             save_lm(agent.policy.lm, out, tokenizer=agent.policy.tokenizer_files())
-            made.facts["score"] = agent.scores[-1]
+            made.facts |= {"score": agent.scores[-1], "device": str(agent.policy.device)}
         else:
             trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, **own)
             if before is not None:
                 before(trainer, config.steps, data, done)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
             trainer.save(out)
-            made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut}
+            made.facts |= {"loss": trainer.losses[-1], "cut": trainer.num_cut, "device": str(trainer.backbone.device)}
         run.remove([f"evaluation-{stage}.*", f"groups-{stage}.json"])
     shutil.rmtree(checkpoint, ignore_errors=True)
 

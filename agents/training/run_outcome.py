@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.utils import get_device
-
 from textrl_env import TextTask
 from textrl_env.utils.files import write_json, write_jsonl
 from textrl_env.utils.tables import read_rows
@@ -92,7 +90,7 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
     weights = {"policy": folder / "policy.zip"} if (folder / "policy.zip").is_file() else {"model": folder / "model"}
     with run.stage("texts after", {**inputs, **weights}, makes=[_AFTER], replaces=True) as after:
         if after.needed:
-            opened = open_run(run.path, name, str(get_device("auto")))
+            opened = open_run(run.path, name)
             write_jsonl(run.path / _AFTER, texts_after(opened, exam))
             prompts = prompts_of_run(run.path, opened, exam)
             after.facts = {"prompts": prompts, "first": {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}}
@@ -128,7 +126,7 @@ def texts_before(folder: Path, exam: Exam, model: LMSource, rules: Mapping[str, 
     """
     settings = read_settings(folder)
     task = dataclasses.replace(task_of_run(folder, settings, "test"), prompt_order="sequential")
-    policy = make_policy(task, model, **rules).to(get_device("auto"))
+    policy = make_policy(task, model, **rules)
     return _written(policy, task, policy.backbone if reference is None else reference, settings, exam, "texts before training")
 
 

@@ -17,7 +17,7 @@ from textrl_env import TextTask
 from textrl_env.reward_model import as_reward_model
 from textrl_env.tokenizer import Tokenizer, ends_of
 
-from ..algorithms.common.memory_check import check_memory, free_for
+from ..algorithms.common.memory_check import check_memory, check_supervised, free_for
 from ..algorithms.common.supervised import Supervised
 from ..algorithms.expert_iteration import ExpertIteration
 from ..models.memory_estimate import MemoryEstimate
@@ -30,12 +30,13 @@ _LOOKED_AT = 256  # rows of which the first are shown
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Attributes: kind, layers and so on by name; numbers of parameters, of those that learn, and the type of the weights."""
+    """Attributes: kind, layers and so on by name; numbers of parameters, of those that learn; type of the weights, where they are."""
 
     sizes: dict[str, Any]
     parameters: int
     trained: int
     dtype: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def plan_supervised(trainer: Supervised, data: Sequence[Any], steps: int) -> Run
     texts = [[*record.context, *record.actions] for row in rows[:SHOWN] for record in trainer._records([row])]
     at_once = trainer._passes.get("micro_batch_size") or trainer.batch_size
     number = first.few(first.count(trainer.lm), sum(map(len, texts)) / len(rows[:SHOWN]), min(at_once, len(rows)))
-    with first.undisturbed():
+    with first.undisturbed(trainer.backbone.device):
         trainer.lm.train()
         seconds, _ = first.timed(lambda: first.with_gradients(lambda: trainer._loss(rows[:number]), trainer.lm), trainer.backbone.device)
         trainer.lm.eval()
@@ -161,7 +162,7 @@ def plan_supervised(trainer: Supervised, data: Sequence[Any], steps: int) -> Run
         tokens=tokens_of(trainer.tokenizer),
         texts=[spelled(trainer.tokenizer, ids) for ids in texts],
         samples=(),
-        memory=None,
+        memory=(check_supervised(trainer, rows), free_for(trainer)),
         seconds={"learning": seconds * trainer.batch_size / number, "optimizer": optimizer},
         measured=number,
         iterations=steps,
@@ -177,7 +178,9 @@ def facts_of(lm: nn.Module, whole: nn.Module) -> ModelFacts:
     sizes = {name: getattr(config, key) for name, key in names.items() if getattr(config, key, None) is not None}
     kind = getattr(config, "model_type", None) or type(lm).__name__
     learned = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-    return ModelFacts({"kind": kind, **sizes}, first.count(whole), learned, str(next(lm.parameters()).dtype).removeprefix("torch."))
+    weight = next(lm.parameters())
+    dtype, device = str(weight.dtype).removeprefix("torch."), str(weight.device)
+    return ModelFacts({"kind": kind, **sizes}, first.count(whole), learned, dtype, device)
 
 
 def tokens_of(tokenizer: Tokenizer) -> TokenFacts:

@@ -53,13 +53,13 @@ class TrainedRun:
         return {name: getattr(self.policy.settings, name) for name in _RULES}
 
 
-def open_run(folder: Path, policy: str | None = None, device: str = "cpu") -> TrainedRun:
+def open_run(folder: Path, policy: str | None = None, device: str = "auto") -> TrainedRun:
     """Open a run folder.
 
     Args:
         folder: Of `textrl train` or `textrl demo`.
         policy: Subfolder of the policy; None takes the only one, or that with KL shaping.
-        device: Where the policy goes.
+        device: Where the policy goes, see `rewards.utils.devices.get_device`.
 
     Raises:
         FileNotFoundError: The folder holds no configuration or no finished policy.
@@ -78,7 +78,7 @@ def open_run(folder: Path, policy: str | None = None, device: str = "cpu") -> Tr
     fresh = settings.get("algo") == "sft" and not settings.get("preferences")  # a corpus is learned from nothing
     first = settings.get("model") or (None if task.recipe is None or fresh else str(base_policy(task)))
     if not (folder / name / "policy.zip").is_file():
-        made = make_policy(task, folder / name / "model").to(device)
+        made = make_policy(task, folder / name / "model", device)
         return TrainedRun(name, ordered, made, first, reward, first, None, settings)
     algorithm = ALGORITHMS[settings.get("algo", "ppo")].made.load(folder / name / "policy.zip", device=device)
     if algorithm.policy.vocab_size != task.tokenizer.vocab_size:

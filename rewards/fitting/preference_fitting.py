@@ -25,6 +25,7 @@ from ..models.suited_rate import suited_rate
 from ..preferences.label_consensus import warn_of_disagreement
 from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
+from ..utils.devices import get_device, seeded
 from ..utils.intervals import Rate, wilson
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
@@ -108,7 +109,7 @@ def fit_preference_model(
     patience: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     progress: Callable[[str, int, int, float], None] | None = None,
 ) -> tuple[PreferenceRewardModel, FitReport]:
     """Fit a reward model to preferences with the Bradley-Terry loss, or to rankings with the Plackett-Luce loss.
@@ -145,7 +146,7 @@ def fit_preference_model(
         validation: Share held out, in [0, 1); comparisons that share texts or prompts stay together, see `leak_free_split.hold_out`.
             With 0 all are trained on, the last epoch is kept, the two scorers count alike, and nothing is measured.
         seed: Of initial weights, split, order and dropout.  The global generators are left as they were.
-        device: Where to fit; the model stays there.
+        device: Where to fit, see `rewards.utils.devices.get_device`; the model stays there.
         progress: Called as `progress(part, step, steps, loss)` after every step.
 
     Raises:
@@ -153,7 +154,7 @@ def fit_preference_model(
         TypeError: Preferences and rankings are mixed.
         ImportError: `lora` needs peft.
     """
-    started, device = time.perf_counter(), torch.device(device)
+    started, device = time.perf_counter(), get_device(device)
     _check(len(preferences), epochs, batch_size, dropout, validation, trunk is not None or ngram_buckets > 0, micro_batch_size)
     check_same_tokens(trunk, tokenizer, "trunk")
     _check_options(preferences, smoothing, patience, scale_by, lora is not None and trunk is None)
@@ -161,8 +162,7 @@ def fit_preference_model(
         raise ValueError(f"patience={patience} needs held-out comparisons, and validation=0 holds none out: leave one of them out")
     warn_of_disagreement([p for p in preferences if isinstance(p, Preference)])
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         tokenizer = FileTokenizer.of(tokenizer)
         body = None if trunk is None else build_trunk(trunk, tokenizer.vocab_size, max_tokens)
         network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, body, dropout)

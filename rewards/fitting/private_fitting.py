@@ -31,6 +31,7 @@ from textrl_env.utils.optional_imports import optional_import
 from ..models.preference_model import PreferenceRewardModel
 from ..models.scorers import NgramScorer, PreferenceNetwork, pad
 from ..preferences.preference import Preference
+from ..utils.devices import get_device
 
 Unit = Literal["pair", "annotator"]
 
@@ -100,6 +101,7 @@ def fit_private_model(
     sampling_rate: float = 1.0,
     clip: float = 0.3,
     learning_rate: float = 100.0,
+    device: str | torch.device = "auto",
 ) -> tuple[PreferenceRewardModel, PrivacyReport]:
     """Fit a linear reward model to comparisons with (epsilon, delta)-differential privacy.
 
@@ -121,17 +123,19 @@ def fit_private_model(
         sampling_rate: Probability of a unit to be in a step, in (0, 1]; 1 costs time and gives the most accuracy.
         clip: Norm to which a unit's gradient is clipped.
         learning_rate: Of gradient descent with momentum 0.9, falling linearly to 0.
+        device: Where the model scores, see `rewards.utils.devices.get_device`; it is fitted on the CPU, for it is small.
 
     Raises:
         ValueError: A number is out of range, or an annotator is missing where annotators are protected.
         ImportError: The extra `privacy` is not installed.
     """
+    there = get_device(device)
     groups, left_out = _units(preferences, unit, most_per_annotator)
     delta = len(groups) ** -1.5 if delta is None else delta
     _check(len(groups), epsilon, delta, sampling_rate, steps, clip)
     tokenizer = FileTokenizer.of(tokenizer)
     network = PreferenceNetwork(tokenizer.vocab_size, ngram_buckets, None, 0.0)
-    model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens)
+    model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens, device="cpu")
     scorer = network.parts["ngrams"]
     assert isinstance(scorer, NgramScorer)
     chosen = features(scorer, model.encode([p.prompt + p.chosen for p in preferences]))
@@ -143,6 +147,7 @@ def fit_private_model(
         scorer.weight.copy_(weight)
     spent = epsilon_of(noise, delta, sampling_rate, steps)
     used = sum(len(group) for group in groups)
+    model = PreferenceRewardModel(network, tokenizer, max_tokens=max_tokens, device=there)
     return model, PrivacyReport(spent, delta, unit, len(groups), used, left_out, noise, sampling_rate, steps)
 
 

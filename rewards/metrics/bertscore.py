@@ -20,6 +20,7 @@ from textrl_env.utils.files import read_lines
 from ..models.pretrained import check_ids
 from ..rules.base import Rule, checked_int
 from ..rules.references import references_of
+from ..utils.devices import get_device
 
 VARIANTS = ("precision", "recall", "f1")
 
@@ -50,7 +51,7 @@ class BertScoreReward(Rule):
         layer: Which hidden states to take, from 0 (the embeddings) to the number of layers; None takes the last.
         idf: Texts that document frequencies are counted in, or the path of a file with one a line; None weighs all tokens alike.
         batch_size: Texts encoded at once.
-        device: Where the encoder lives.
+        device: Where the encoder lives, see `rewards.utils.devices.get_device`.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -65,12 +66,12 @@ class BertScoreReward(Rule):
         idf: Sequence[str] | str | Path | None = None,
         *,
         batch_size: int = 64,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
     ) -> None:
         if variant not in VARIANTS:
             raise ValueError(f"variant={variant!r}: choose {', '.join(VARIANTS)}")
         self.path, self.variant, self.batch_size = Path(path), variant, checked_int(batch_size, "batch_size")
-        self.tokenizer, self.model = _load(self.path, torch.device(device))
+        self.tokenizer, self.model = _load(self.path, get_device(device))
         self._controls = ControlTokens(self.tokenizer.backend_tokenizer)
         self._around = surroundings(self._controls.backend)
         depth = self.model.config.num_hidden_layers

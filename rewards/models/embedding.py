@@ -78,7 +78,7 @@ class EmbeddingReward(BaseReward):
     def _head(self, ids: Tensor, mask: Tensor, places: list[int]) -> list[np.ndarray]:
         states = self.checkpoint.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()  # (B, T, D)
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
-        return list(torch.nn.functional.normalize(pooled, dim=-1).double().cpu().numpy())
+        return list(torch.nn.functional.normalize(pooled, dim=-1).cpu().double().numpy())
 
     def __repr__(self) -> str:
         return f"EmbeddingReward({self.checkpoint.path!r}, {self.against})"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from textrl_env.episode import Episode
 from textrl_env.utils.files import new_file, new_folder
@@ -74,8 +75,8 @@ class PersonalRewardModel:
                 json.dump({"column": self.column, "pattern": pattern, "groups": groups}, file, ensure_ascii=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> PersonalRewardModel:
-        """Read a folder that `save` wrote.
+    def load(cls, path: str | Path, *, device: str | torch.device = "auto") -> PersonalRewardModel:
+        """Read a folder that `save` wrote; its networks go to the device, see `rewards.utils.devices.get_device`.
 
         Raises:
             FileNotFoundError: It is none.
@@ -91,10 +92,10 @@ class PersonalRewardModel:
             raise ValueError(f"{folder / _FILE} is damaged ({error}): fit and save the model again") from error
         if not all(re.fullmatch(r"group-\d+", name) for name, _ in groups.values()):
             raise ValueError(f"{folder / _FILE} names a folder outside the model: fit and save the model again")
-        heads = {group: (PreferenceRewardModel.load(folder / name), weights) for group, (name, weights) in groups.items()}
-        return cls(PreferenceRewardModel.load(folder / "shared"), heads, data.get("column", "group"), data.get("pattern"))
+        heads = {group: (PreferenceRewardModel.load(folder / name, device=device), weights) for group, (name, weights) in groups.items()}
+        return cls(PreferenceRewardModel.load(folder / "shared", device=device), heads, data.get("column", "group"), data.get("pattern"))
 
 
-def load_personal_reward(path: str | Path) -> PersonalRewardModel:
+def load_personal_reward(path: str | Path, device: str | torch.device = "auto") -> PersonalRewardModel:
     """Build the registry's `personal` from a folder that `PersonalRewardModel.save` wrote."""
-    return PersonalRewardModel.load(path)
+    return PersonalRewardModel.load(path, device=device)

@@ -15,6 +15,7 @@ from textrl_env.tokenizer import FileTokenizer
 from textrl_env.utils.files import new_folder
 
 from ..utils.base_reward import BaseReward
+from ..utils.devices import get_device
 from .score_memo import TextCache
 from .scorers import PreferenceNetwork, build_trunk, score_rows
 
@@ -36,7 +37,7 @@ class PreferenceRewardModel(BaseReward):
         gain: Factor on the network's output; `normalise` sets it.
         bias: Summand after the factor.
         batch_size: Texts scored at once.
-        device: Where the network lives.
+        device: Where the network lives, see `rewards.utils.devices.get_device`.
         dtype: Arithmetic of the transformer, `"float32"` or `"bfloat16"`, which is faster where the processor has it.
 
     Raises:
@@ -52,14 +53,14 @@ class PreferenceRewardModel(BaseReward):
         gain: float = 1.0,
         bias: float = 0.0,
         batch_size: int = 64,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         dtype: str = "float32",
     ) -> None:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
         if max_tokens < 2 or batch_size < 1:
             raise ValueError(f"max_tokens={max_tokens}, batch_size={batch_size}: need at least 2 and 1")
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = get_device(device), dtype
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_tokens, self.batch_size = max_tokens, batch_size
@@ -109,7 +110,7 @@ class PreferenceRewardModel(BaseReward):
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", batch_size: int = 64, dtype: str = "float32"
+        cls, path: str | Path, *, device: str | torch.device = "auto", batch_size: int = 64, dtype: str = "float32"
     ) -> PreferenceRewardModel:
         """Read a folder that `save` wrote.  Nothing in it is run as code.
 

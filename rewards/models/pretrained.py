@@ -13,6 +13,7 @@ from textrl_env.episode import Episode
 from textrl_env.utils.control_tokens import ControlTokens, surroundings
 from textrl_env.utils.suggestions import insist_on_path
 
+from ..utils.devices import get_device
 from .scorers import pad
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Checkpoint:
     Args:
         kind: The auto class of transformers, such as `"AutoModelForCausalLM"`.
         path: Folder, or name on the hub.
-        device: Where the model lives.
+        device: Where the model lives, see `rewards.utils.devices.get_device`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`: of weights and arithmetic.
         batch_size: Texts read at once, at least 1.
         max_tokens: Longest text that is read, cut at its beginning; None for the model's limit.
@@ -69,7 +70,7 @@ class Checkpoint:
         self,
         kind: str,
         path: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         dtype: str = "float32",
         batch_size: int = 64,
         max_tokens: int | None = None,
@@ -81,7 +82,7 @@ class Checkpoint:
         if batch_size < 1 or (max_tokens is not None and max_tokens < 2):
             raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}: need at least 1 and 2")
         insist_on_path(path)
-        self.path, self.device, self.batch_size = str(path), torch.device(device), batch_size
+        self.path, self.device, self.batch_size = str(path), get_device(device), batch_size
         safe = {"use_safetensors": True, "trust_remote_code": False}  # a pickle could run code
         model = getattr(transformers, kind).from_pretrained(self.path, dtype=_DTYPES[dtype], **safe)
         self.model: Any = model.to(self.device).eval().requires_grad_(False)

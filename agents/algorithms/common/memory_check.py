@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,9 +50,25 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     Raises:
         ValueError: It cannot fit.
     """
-    sizes, load, keeps = sizes_of(algorithm), load_of(algorithm), algorithm.device.type == "cpu"
-    made = estimate(sizes, load, keeps)
-    free = free_for(algorithm)
+    return _checked(sizes_of(algorithm), load_of(algorithm), algorithm.device, free_for(algorithm), tell)
+
+
+def check_supervised(trainer: Any, rows: Sequence[Any]) -> MemoryEstimate:
+    """Estimate what a training on fixed texts needs, before it begins, and warn if it may not fit.
+
+    Args:
+        trainer: `SFT` or `DPO`.
+        rows: Its texts, encoded.
+
+    Raises:
+        ValueError: It cannot fit.
+    """
+    load = supervised_load(trainer, rows)
+    return _checked(supervised_sizes(trainer, load.prompt + load.response - 1), load, trainer.backbone.device, free_for(trainer), False)
+
+
+def _checked(sizes: Sizes, load: Load, device: torch.device, free: int | None, tell: bool) -> MemoryEstimate:
+    made = estimate(sizes, load, device.type == "cpu")
     if tell:
         Console().print(made.line(free), highlight=False, soft_wrap=True)
     if free is not None and made.needed > free:
@@ -60,21 +76,22 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
             f"this training needs about {made.needed / GIB:.2f} GiB and {free / GIB:.2f} are free; {remedy(sizes, load, free)}"
         )
     if free is not None and made.total > 0.8 * free:
-        warnings.warn(f"{made.line(free)}: it may not fit; {remedy(sizes, load, int(0.8 * free))}", stacklevel=2)
+        warnings.warn(f"{made.line(free)}: it may not fit; {remedy(sizes, load, int(0.8 * free))}", stacklevel=3)
     return made
 
 
-def free_for(algorithm: Trained) -> int | None:
+def free_for(algorithm: Any) -> int | None:
     """Return the bytes that a training may take: those that are free, and those that it holds already; None where that is not known."""
-    left = available(algorithm.device)
-    return None if left is None else left + held(algorithm)
+    device = algorithm.device if hasattr(algorithm, "policy") else algorithm.backbone.device
+    left = available(device)
+    return None if left is None else left + (held(algorithm) if hasattr(algorithm, "policy") else held_by_supervised(algorithm))
 
 
 def load_of(algorithm: Trained) -> Load:
     """Return the numbers of texts and tokens that an algorithm will handle at once."""
     policy, buffer, env = algorithm.policy, algorithm.rollout_buffer, algorithm.env
     assert env is not None
-    settings, texts = policy.settings, algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
+    settings, task_env, texts = policy.settings, text_env_of(env), algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
     batch = algorithm.texts_per_update
     prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))
     return Load(
@@ -85,8 +102,37 @@ def load_of(algorithm: Trained) -> Load:
         min(settings.micro_batch_size or batch, batch),
         buffer.reference_batch_size if buffer.reference is not None else 0,
         settings.gradient_checkpointing,
-        policy.sampler.cuts or text_env_of(env).core.constraint is not None or policy.mask is not None,
+        policy.sampler.cuts or task_env.core.constraint is not None or policy.mask is not None,
+        minibatch=batch,
+        group=task_env.task.group_size if hasattr(algorithm, "estimator") else 1,  # whose micro-batches keep a prompt's texts together
     )
+
+
+def supervised_load(trainer: Any, rows: Sequence[Any]) -> Load:
+    """Return what the longest texts of a training on fixed texts would be in one pass."""
+    together = len(trainer._records(rows[:1]))  # 2 of a pair
+    batch = trainer.batch_size
+    at_once = min(trainer._passes.get("micro_batch_size") or batch, batch)
+    longest = sorted(rows, key=lambda row: sum(map(_length, trainer._records([row]))))[-at_once:]
+    texts = trainer._records(longest)
+    actions = -(-sum(len(text.actions) for text in texts) // len(texts))
+    return Load(
+        texts=batch * together,
+        rows=0,
+        prompt=max(map(_length, texts)) - actions,
+        response=actions,
+        at_once=at_once * together,
+        reference_at_once=at_once * together if hasattr(trainer, "reference") else 0,
+        checkpointing=getattr(trainer.backbone, "checkpoints", False),
+        minibatch=batch * together,
+        group=together,
+        whole_logits=not hasattr(trainer, "reference"),
+        together=together,
+    )
+
+
+def _length(text: TextRecord) -> int:
+    return len(text.context) + len(text.actions) + sum(len(ids) for _, ids in text.replies)
 
 
 def sizes_of(algorithm: Trained) -> Sizes:
@@ -95,30 +141,57 @@ def sizes_of(algorithm: Trained) -> Sizes:
     policy.set_training_mode(False)  # a model that computes its layers again in training takes no cache there
     backbones: list[Backbone] = policy._backbones()
     copies = [model for model in (algorithm.reference, None if policy.mask is None else policy.mask.lm) if model is not None]
-    lm = policy.lm
-    config = getattr(lm, "config", None)
-    heads = getattr(config, "num_attention_heads", 1)
     length = sum(algorithm.observation_space[key].shape[0] for key in ("prompt", "response")) - 1
     caches = [cache_bytes(backbone) for backbone in (*backbones, *([] if policy.mask is None else [policy.mask._backbone]))]
-    trained = [p for group in policy.optimizer.param_groups for p in group["params"]]
-    precision = 4 if backbones[0].autocast is None else 2
     return Sizes(
         weights=_bytes(policy.parameters()),
-        trained=_bytes(trained),
+        trained=_bytes(p for group in policy.optimizer.param_groups for p in group["params"]),
         reference=sum(_bytes(model.parameters()) for model in copies),
         moments=moments_of(policy.optimizer),
-        saved=Saved(*(sum(column) for column in zip(*(saved_for_backward(b, length) for b in backbones), strict=True))),
-        layers=getattr(config, "num_hidden_layers", None) or max((len(m) for m in lm.modules() if isinstance(m, nn.ModuleList)), default=1),
-        layer_input=precision * policy.backbone.hidden_size * len(backbones),
         column=sum(cache[0] for cache in caches),
         source_column=sum(cache[1] for cache in caches),
         state=sum(cache[2] for cache in caches),
-        repeats=max(1, heads // (getattr(config, "num_key_value_heads", None) or heads)),
-        vocabulary=policy.vocab_size,
-        plain_head=policy.backbone.head is not None,
-        head=4 * policy.vocab_size * policy.backbone.hidden_size,
+        repeats=_query_heads(policy.lm),
         copies=sum(copied_bytes(b.lm) for b in backbones if b.autocast is None),
+        **_passes(backbones, policy.vocab_size, length),
     )
+
+
+def supervised_sizes(trainer: Any, length: int) -> Sizes:
+    """Measure the models of a training on fixed texts of up to `length` tokens: as `sizes_of`, with nothing to write texts with."""
+    reference = getattr(trainer, "reference", trainer.backbone).lm
+    return Sizes(
+        weights=_bytes(trainer.lm.parameters()),
+        trained=_bytes(p for p in trainer.lm.parameters() if p.requires_grad),
+        reference=0 if reference is trainer.lm else _bytes(reference.parameters()),
+        moments=2,  # AdamW
+        column=0,
+        source_column=0,
+        state=0,
+        repeats=1,
+        **_passes([trainer.backbone], trainer.backbone.vocab_size, length),
+    )
+
+
+def _passes(backbones: Sequence[Backbone], vocab_size: int, length: int) -> dict[str, Any]:
+    """Return what passes over texts of up to `length` tokens take, as arguments of `Sizes`; the first backbone is the policy's."""
+    first, lm = backbones[0], backbones[0].lm
+    layers = getattr(getattr(lm, "config", None), "num_hidden_layers", None)
+    return {
+        "saved": Saved(*(sum(column) for column in zip(*(saved_for_backward(b, length) for b in backbones), strict=True))),
+        "layers": layers or max((len(m) for m in lm.modules() if isinstance(m, nn.ModuleList)), default=1),
+        "layer_input": (4 if first.autocast is None else 2) * first.hidden_size * len(backbones),
+        "vocabulary": vocab_size,
+        "plain_head": first.head is not None,
+        "head": 4 * vocab_size * first.hidden_size,
+    }
+
+
+def _query_heads(lm: nn.Module) -> int:
+    """Return how many heads of queries share one of keys and values."""
+    config = getattr(lm, "config", None)
+    heads = getattr(config, "num_attention_heads", 1)
+    return max(1, heads // (getattr(config, "num_key_value_heads", None) or heads))
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> float:
@@ -131,17 +204,32 @@ def moments_of(optimizer: torch.optim.Optimizer) -> float:
 
 def saved_for_backward(backbone: Backbone, length: int) -> Saved:
     """Count what a forward pass of the trunk saves, on texts of up to 32 tokens, for texts of `length` tokens and fewer."""
+
+    def of(length: int) -> int:
+        batch = pack([_text(length)], backbone.device)
+        return _saved_bytes(backbone, lambda: backbone._run_trunk(batch))
+
     short = min(8, length // 4)
     if short == 0:
-        return Saved(token=_saved_bytes(backbone, length) / length)
-    one, two, four = (_saved_bytes(backbone, k * short) for k in (1, 2, 4))
+        return Saved(token=of(length) / length)
+    one, two, four = (of(k * short) for k in (1, 2, 4))
     pair = max(0.0, (four - 3 * two + 2 * one) / (6 * short**2))  # the parabola through the three
     token = (two - one) / short - 3 * pair * short
-    return Saved(one - token * short - pair * short**2, token, pair)
+    fixed, key = one - token * short - pair * short**2, 0.0
+    if backbone.joins:  # two texts of 4 * short tokens, of which half are a prompt that they share
+        both = pack([_text(4 * short)] * 2, backbone.device)
+        key = max(0.0, (_saved_bytes(backbone, lambda: backbone.hidden(both)) - fixed - 6 * short * token) / (8 * short))
+    return Saved(fixed, token, pair, key)
 
 
-def _saved_bytes(backbone: Backbone, length: int) -> int:
-    """Return the bytes that one text of `length` tokens leaves for the backward pass, the weights themselves not counted."""
+def _text(length: int) -> TextRecord:
+    """Return a text of which a model reads `length` tokens, about half of them its prompt."""
+    context = max(1, length // 2)
+    return TextRecord(np.zeros(context, np.int64), np.zeros(length - context + 1, np.int64), 0)
+
+
+def _saved_bytes(backbone: Backbone, run: Callable[[], object]) -> int:
+    """Return the bytes that a pass leaves for the backward pass, the weights themselves not counted."""
     weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters()}
     saved: dict[int, torch.Tensor] = {}  # holds the tensors: an address that is free again would be taken for the same one
 
@@ -150,10 +238,8 @@ def _saved_bytes(backbone: Backbone, length: int) -> int:
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    context = max(1, length // 2)
-    text = TextRecord(np.zeros(context, np.int64), np.zeros(length - context + 1, np.int64), 0)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), backbone.precision():
-        out = backbone._run_trunk(pack([text], backbone.device))
+        out = run()
     del out
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
@@ -188,3 +274,9 @@ def held(algorithm: Trained) -> int:
     copies = [] if algorithm.reference is None else list(algorithm.reference.parameters())
     copies += [] if algorithm.policy.mask is None else list(algorithm.policy.mask.lm.parameters())
     return _bytes([*weights, *kept, *copies, *(p.grad for p in weights if p.grad is not None)])
+
+
+def held_by_supervised(trainer: Any) -> int:
+    """Return the bytes of the estimate that are there already in a training on fixed texts: weights and reference."""
+    reference = getattr(trainer, "reference", trainer.backbone).lm
+    return _bytes(trainer.lm.parameters()) + (0 if reference is trainer.lm else _bytes(reference.parameters()))

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rewards.models.lora import add_adapters
+from rewards.utils.devices import AUTO, get_device, seeded
 from textrl_env import Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
@@ -24,6 +25,7 @@ from ...distributed.ranks import digest
 from ...models.backbones import backbone_of
 from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends, switch_off_dropout
 from ...models.lora import check_dropout
+from ...models.memory_estimate import MemoryEstimate
 from ...models.mixed_precision import Precision, precision_of
 from ...models.model_checks import check_head
 from ...models.sequences import TextRecord
@@ -32,6 +34,7 @@ from ...utils.limits import Above0, AtLeast0, Count, Natural, check
 from ...utils.progress import bar
 from ...utils.run_folder import fingerprint
 from .keyword_arguments import KeywordArguments
+from .memory_check import check_supervised
 from .training_checkpoint import load_training, save_training
 from .training_warnings import TrainingWarning
 
@@ -52,7 +55,9 @@ class SupervisedArguments(TypedDict, total=False):
         "get no end-of-text token, for the policy cannot write one.  None: any.",
     ]
     seed: Annotated[Natural, 0, "Seed of fresh weights and of the order of the texts."]
-    device: Annotated[torch.device | str, "cpu", "Where to train."]
+    device: Annotated[
+        torch.device | str, "auto", "Where to train, see `rewards.utils.devices.get_device`; by default a module stays where it is."
+    ]
     lora: Annotated[
         Mapping[str, Any] | None,
         None,
@@ -77,6 +82,7 @@ class Supervised(KeywordArguments, ABC):
     Attributes:
         losses: Of every step.
         num_cut: Responses that were longer than `max_new_tokens` when texts were last encoded.
+        memory: Estimate of the memory that training takes; None before it begins.
 
     Raises:
         ValueError: The model has fewer tokens than the tokenizer, or `max_new_tokens` is less than 1.
@@ -93,9 +99,10 @@ class Supervised(KeywordArguments, ABC):
         self.learning_rate, self.batch_size = settings["learning_rate"], settings["batch_size"]
         self.weight_decay, self.seed, self.max_new_tokens = settings["weight_decay"], settings["seed"], settings["max_new_tokens"]
         check_same_tokens(model, tokenizer)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.lm = model if isinstance(model, nn.Module) else load_lm(model).to(settings["device"])
+        device = get_device(settings["device"])
+        with seeded(self.seed):
+            lm = model if isinstance(model, nn.Module) else load_lm(model)
+            self.lm = lm if lm is model and settings["device"] == AUTO else lm.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])
@@ -117,6 +124,7 @@ class Supervised(KeywordArguments, ABC):
         set_ends(self.lm, ends_of(self.tokenizer))
         self.losses: list[float] = []
         self.num_cut = 0
+        self.memory: MemoryEstimate | None = None
         self._first: str | None = None
 
     def learn(
@@ -142,8 +150,8 @@ class Supervised(KeywordArguments, ABC):
             callback: Called after every step with the number of steps taken.
 
         Raises:
-            ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, or the
-                checkpoint is damaged or of other texts or settings.
+            ValueError: There are no texts, one is longer than the model reads or holds an end-of-text token before its end, it cannot
+                fit into memory, or the checkpoint is damaged or of other texts or settings.
             FloatingPointError: The loss is NaN or infinite.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
@@ -153,6 +161,7 @@ class Supervised(KeywordArguments, ABC):
             raise ValueError("no texts to learn from")
         rows = self._encode(texts)
         self._check(rows)
+        self.memory = self.memory or check_supervised(self, rows)
         trained = [parameter for parameter in self.lm.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step

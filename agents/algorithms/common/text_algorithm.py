@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from rewards.utils.devices import get_device
 from textrl_env.tokenizer import check_same_tokens
 from textrl_env.utils.files import new_path
 
@@ -127,7 +128,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
         `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
         """
-        given = dict(settings)
+        given = {**settings, "device": get_device(settings["device"])}
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
         self.reference_mixup, self.critic_warmup = mixup, warmup
@@ -170,9 +171,9 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         if self.resume_state is not None:
-            restore_generators(self.resume_state, env)
+            restore_generators(self.resume_state, env, self.device)
             self.resume_state = None
-        self._rollout_start = {**self._progress(), "resume_state": generators(env)}
+        self._rollout_start = {**self._progress(), "resume_state": generators(env, self.device)}
         self._begin_on_ranks(env)
         self.policy.set_training_mode(False)
         self.kl_controller.follow(self._current_progress_remaining)
@@ -290,7 +291,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         The file also holds the reference as folder and SHA-256, or its weights if it was a copy of the policy's first ones or moves;
         and the policy's architecture instead of the folder it was loaded from, which may move.
         """
-        now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env))}
+        now = {"resume_state": self.resume_state or (None if self.env is None else generators(self.env, self.device))}
         kept = self._rollout_start or now
         given = {name: getattr(self, name) for name in (*kept, "policy_kwargs")}
         self.__dict__.update(kept)
@@ -330,6 +331,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             ValueError: An argument does not fit what the file holds, the environment is of another tokenizer or size, or the file is
                 damaged or half of one.
         """
+        device = get_device(device)
         if isinstance(path, (str, Path)):
             check_whole(Path(path))
         if kwargs:

@@ -34,7 +34,7 @@ class SB3Arguments(TypedDict, total=False):
     ]
     verbose: Annotated[Natural, 0, "What is printed: 0 nothing, 1 a table after each rollout, 2 also what serves debugging."]
     seed: Annotated[Seed | None, None, "Seed of weights, prompts and sampling; None: not seeded."]
-    device: Annotated[torch.device | str, "auto", "Where the policy computes; `auto`: on a GPU if there is one."]
+    device: Annotated[torch.device | str, "auto", "Where the policy computes, see `rewards.utils.devices.get_device`."]
     _init_setup_model: Annotated[bool, True, "Whether to build the policy at once; SB3's `load` does so later."]
 
 

@@ -39,6 +39,7 @@ class Decode:
         vocabulary: Tokens.
         repeats: Runs of each kind, taken in turns; the median counts.
         device: Where the model is.
+        cuda_graphs: Whether each kind is timed with CUDA graphs too.
     """
 
     rows: int = 64
@@ -50,6 +51,7 @@ class Decode:
     vocabulary: int = 8192
     repeats: int = 5
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda_graphs: bool = torch.cuda.is_available()
 
 
 def main(config: Decode) -> dict[str, float]:
@@ -65,7 +67,7 @@ def main(config: Decode) -> dict[str, float]:
         mean = round(float(np.concatenate([lengths, more]).mean()))
         kinds[f"even, {name}"] = (np.full_like(lengths, mean), np.full_like(more, mean))
         kinds[f"uneven, {name}"] = (lengths, more)
-    if config.device.startswith("cuda"):
+    if config.cuda_graphs:
         kinds |= {f"{name}, CUDA graphs": lengths for name, lengths in kinds.items()}
     speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(1 + config.repeats):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import resource
 from pathlib import Path
 from time import perf_counter
@@ -37,6 +39,19 @@ def _weights(speed: Speed) -> int:
     return speed.layers * (4 + block * 4) * speed.width**2
 
 
+def card(device: str) -> str:
+    """Return the name of a device: that of the GPU, or how many cores of what processor."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores of {platform.machine()}" if device == "cpu" else device
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when a GPU has done what it was told; the clock would stop too early otherwise."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:
     """Return the operations per second of a square matrix product, the fastest of a few."""
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -49,17 +64,17 @@ def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:
     return 2.0 * size**3 / best
 
 
-def resident_mib() -> float:
-    """Return the memory that this process holds now; on macOS the most it ever held."""
-    return _status_mib("VmRSS")
+def resident_mib(device: str = "cpu") -> float:
+    """Return the memory that this process holds now (on macOS the most it ever held); of a GPU, what torch's allocator has given out."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.startswith("cuda") else _status_mib("VmRSS")
 
 
-def peak_mib() -> float:
-    """Return the most memory that this process ever held.
+def peak_mib(device: str = "cpu") -> float:
+    """Return the most memory that this process ever held; of a GPU, the most that torch's allocator gave out.
 
-    Read from /proc: getrusage on Linux counts the peak of the process that started this one as well.
+    On a CPU read from /proc: getrusage on Linux counts the peak of the process that started this one as well.
     """
-    return _status_mib("VmHWM")
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else _status_mib("VmHWM")
 
 
 def _status_mib(kind: str) -> float:

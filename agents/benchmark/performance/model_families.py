@@ -73,7 +73,7 @@ def main(config: Families) -> list[tuple[Any, ...]]:
         known[own["class"]] = own
     logging.disable_progress_bar()
     rows = [(name, *measure(known[name], config)) for name in config.only or known]
-    cells = [_shown(row) for row in rows]
+    cells = [shown(row) for row in rows]
     title = f"{config.device}, {config.precision}, width {config.width}, {config.rows} rows, {config.new_tokens} new tokens"
     Console().print(terminal_table(COLUMNS, cells, title))
     if config.out is not None:
@@ -180,7 +180,8 @@ def _speed(policy: TransformerPolicy, env: TextGenerationVecEnv, config: Familie
     return config.rows * steps / seconds
 
 
-def _shown(row: tuple[Any, ...]) -> list[str]:
+def shown(row: tuple[Any, ...]) -> list[str]:
+    """Return the cells of a row."""
     name, cached, ratio, gradient, saved, fast, slow, speedup = row
     errors = (f"{error:.1e}" for error in (cached, ratio, gradient))
     return [name, *errors, "yes" if saved else "no", f"{fast:,.0f}", f"{slow:,.0f}", f"{speedup:.1f}x"]

@@ -25,6 +25,7 @@ from textrl_env.utils.model_files import model_folder
 from ...algorithms.grpo import GRPO
 from ...algorithms.ppo import TextPPO
 from ...algorithms.rloo import RLOO
+from ...models.mixed_precision import Precision
 from ...reports.tables import terminal_table
 from .hardware import peak_mib, resident_mib
 
@@ -47,9 +48,12 @@ class Phases:
         group_size: Texts for each prompt; PPO deals each once.
         batch: Texts per minibatch.
         micro_batch_size: Texts that go through the model at once in an update; 0: the whole minibatch.
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        precision: See `agents.policies.PolicySettings`.
         epochs: Passes over the texts.
         repeats: Iterations, after one of warm-up.
         threads: Of torch.
+        device: Where the models are; on a GPU, seconds are those of the process that feeds it.
     """
 
     model: str
@@ -62,9 +66,12 @@ class Phases:
     group_size: int = 8
     batch: int = 32
     micro_batch_size: int = 0
+    gradient_checkpointing: bool = False
+    precision: Precision = "float32"
     epochs: int = 1
     repeats: int = 3
     threads: int = 1
+    device: str = "cpu"
 
 
 def main(config: Phases) -> dict[str, float]:
@@ -96,12 +103,13 @@ def make(config: Phases) -> Any:
     prompts = [Prompt(text) for text in texts]
     cut: Any = {"max_prompt_tokens": config.prompt, "over_long": "right"}
     task = TextTask(tokenizer, prompts, config.new_tokens, group_size=groups, **cut)
-    policy = {"model": folder, "min_new_tokens": config.new_tokens, "micro_batch_size": config.micro_batch_size}
+    policy = {"model": folder, "min_new_tokens": config.new_tokens}
+    policy |= {name: getattr(config, name) for name in ("micro_batch_size", "gradient_checkpointing", "precision")}
     policy |= {} if config.lora is None else {"lora": json.loads(config.lora)}
     policy |= {"critic": config.critic} if config.algo == "ppo" else {}
     return _ALGORITHMS[config.algo](
         "TransformerPolicy", TextGenerationVecEnv(config.episodes, task=task, reward=_parity), n_episodes=config.episodes,
-        batch_size=config.batch, n_epochs=config.epochs, policy_kwargs=policy, seed=0, device="cpu",
+        batch_size=config.batch, n_epochs=config.epochs, policy_kwargs=policy, seed=0, device=config.device,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def contenders(config: Speed) -> list[tuple[str, list[str]]]:
     commands = [(shown, [*command, name, settings]) for shown, name in names.items()]
     python = trl_python(config.trl)
     if python is not None:
-        shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision")
+        shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision", "device")
         work = json.dumps({"model": model_config(config), **{name: getattr(config, name) for name in shared}})
         flags = ["--iterations", str(1 + config.repeats), "--work", work, "--lockstep"]
         peer = [str(python), "-I", str(_HERE / "trl_peer.py")]
@@ -130,14 +130,14 @@ def main(name: str, settings: str) -> None:
 
     config = Speed(**json.loads(settings))
     torch.set_num_threads(config.threads)
-    idle = resident_mib()
+    idle = resident_mib(config.device)
     run = _prepare(name, config)
     write({"ready": True})
     for _ in range(1 + config.repeats):
         _await_word()
         write(run())
     _await_word()  # what ends a process must not disturb the others
-    write({"memory_mib": peak_mib() - idle, "versions": versions()})
+    write({"memory_mib": peak_mib(config.device) - idle, "versions": versions()})
 
 
 def _await_word() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from ...algorithms.ppo import TextPPO
 from ...models.loading import switch_off_dropout
 from ...policies.transformer_policy import TransformerPolicy
+from .hardware import wait_for
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Speed:
 
     Attributes:
         architecture: `"llama"` or `"gpt2"`.
+        model: Configuration of another model as JSON; architecture, layers, width and heads are not used then.
         vocabulary: Tokens, end-of-text included.
         layers: Transformer blocks.
         width: Hidden size.
@@ -49,10 +52,12 @@ class Speed:
         threads: Of torch.
         precision: `float32`, or `bfloat16`: ours and TRL train in mixed precision; SB3's PPO always computes in float32.
         compile: Have `torch.compile` translate our updates.
+        device: Where the models are.
         out: Folder for `speed.json` and `speed.png`.
     """
 
     architecture: Literal["llama", "gpt2"] = "llama"
+    model: str | None = None
     vocabulary: int = 4096
     layers: int = 4
     width: int = 256
@@ -69,11 +74,14 @@ class Speed:
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    device: str = "cpu"
     out: Path | None = None
 
 
 def model_config(config: Speed) -> dict[str, Any]:
     """Return the model's configuration as plain data."""
+    if config.model is not None:
+        return dict(json.loads(config.model))
     common = {"vocab_size": config.vocabulary, "bos_token_id": None, "eos_token_id": 0}
     room = config.prompt + config.new_tokens
     if config.architecture == "gpt2":
@@ -90,7 +98,7 @@ def make_ours(config: Speed) -> TextPPO:
     """Return a TextPPO that writes and learns as configured, held to a reference."""
     return TextPPO(
         "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs,
-        policy_kwargs={**_policy_kwargs(config, config.precision), "compile": config.compile}, seed=0, device="cpu",
+        policy_kwargs={**_policy_kwargs(config, config.precision), "compile": config.compile}, seed=0, device=config.device,
     )  # fmt: skip
 
 
@@ -115,7 +123,7 @@ def make_stock(config: Speed, own_policy: bool) -> PPO:
         policy, kwargs = TransformerPolicy, _policy_kwargs(config)
     return PPO(
         policy, _env(config), n_steps=config.new_tokens, batch_size=size, n_epochs=config.epochs, gamma=1.0, policy_kwargs=kwargs,
-        seed=0, device="cpu",
+        seed=0, device=config.device,
     )  # fmt: skip
 
 
@@ -159,6 +167,7 @@ def iterate(model: TextPPO) -> dict[str, float]:
     """Time one rollout, one reference pass and one update."""
     began = perf_counter()
     model.learn(1, reset_num_timesteps=False)  # a whole rollout, however few tokens are asked for
+    wait_for(model.device)
     total = perf_counter() - began
     reference, update = model.rollout_buffer.stats.reference_seconds, model.logger.name_to_value["time/update_seconds"]
     return {"seconds": total, "update_seconds": update, "reference_seconds": reference, "rollout_seconds": total - update - reference}

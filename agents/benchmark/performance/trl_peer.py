@@ -73,6 +73,7 @@ class Work:
         threads: Of torch.
         precision: `float32`, or `bfloat16` for mixed precision.
         lora: Fields of peft's LoraConfig: GRPO and RLOO train adapters, and their reference is the model without them.
+        device: `cpu` or `cuda`.
     """
 
     model: dict[str, Any] = field(
@@ -89,6 +90,7 @@ class Work:
     threads: int = 2
     precision: str = "float32"
     lora: dict[str, Any] | None = None
+    device: str = "cpu"
 
     @property
     def minibatches(self) -> int:
@@ -113,14 +115,15 @@ def main() -> None:
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
     _import_trainer(given.trainer)
-    idle = _memory_mib("VmRSS")
+    idle = 0.0 if work.device == "cuda" else _memory_mib("VmRSS")
     meter = Meter(work, lines, 1 if given.trainer.startswith("ppo") else work.minibatches * work.epochs, given.lockstep)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _make(given.trainer, work, given.iterations, folder, meter)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     versions = {name: version(name) for name in ("trl", "transformers", "torch", "accelerate")}
-    _write(lines, {"memory_mib": _memory_mib("VmHWM") - idle, "versions": versions})
+    peak = torch.cuda.max_memory_allocated() / 2**20 if work.device == "cuda" else _memory_mib("VmHWM")
+    _write(lines, {"memory_mib": peak - idle, "versions": versions})
 
 
 def _claim_stdout() -> TextIO:
@@ -180,6 +183,8 @@ class Meter(TrainerCallback):
         self.done += 1
         if self.done % self.steps:
             return
+        if self.work.device == "cuda":
+            torch.cuda.synchronize()
         end = perf_counter()
         assert self.updating is not None
         total, update = end - self.began, end - self.updating
@@ -241,7 +246,8 @@ def _import_trainer(name: str) -> Any:
 
 def _make(name: str, work: Work, iterations: int, folder: str, meter: Meter) -> Any:
     common: dict[str, Any] = {
-        "output_dir": folder, "use_cpu": True, "bf16": work.precision == "bfloat16", "gradient_checkpointing": False, "report_to": "none",
+        "output_dir": folder, "use_cpu": work.device == "cpu", "bf16": work.precision == "bfloat16",
+        "gradient_checkpointing": False, "report_to": "none",
         "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "optim": "adamw_torch_fused",
         "gradient_accumulation_steps": 1, "temperature": 1.0,
     }  # fmt: skip

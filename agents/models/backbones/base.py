@@ -151,6 +151,11 @@ class Backbone(ABC):
         """Run tokens through the model with a cache whose `plan` says where they go; return hidden states (r, k, D)."""
 
     @property
+    def joins(self) -> bool:
+        """Whether a full pass reads a prompt that texts share once, where that pays."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.lm.parameters()).device

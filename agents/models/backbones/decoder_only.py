@@ -17,7 +17,7 @@ from .joined_texts import JoinedTexts, attending, join_texts, probe
 from .kv_cache import States
 
 _WIDE = 256  # hidden size from which joining pays: in a model of 128, what attention does besides takes most of what is spared
-_FEWER = 0.9  # of the tokens, padding included, that a joined batch may have at most
+JOINED_UP_TO = 0.9  # of the tokens, padding included, that a joined batch may have at most
 
 
 class FromTransformers(Backbone):
@@ -97,18 +97,21 @@ class DecoderOnly(FromTransformers):
 
     def _joined(self, batch: SequenceBatch) -> JoinedTexts | None:
         """Return the batch joined; None: side by side it costs no more, or this model cannot."""
-        if self.hidden_size < _WIDE or len(batch.input_ids) == 1 or not self._can_join():
+        if len(batch.input_ids) == 1 or not self.joins:
             return None
         joined = join_texts(batch)
-        if joined.ids.numel() > _FEWER * batch.input_ids.numel():
+        if joined.ids.numel() > JOINED_UP_TO * batch.input_ids.numel():
             return None
         if (longest := batch.input_ids.shape[1]) > self.joinable_up_to:
             self.joinable, self.joinable_up_to = self._joins_exactly(longest), longest
         return joined if self.joinable else None
 
-    def _can_join(self) -> bool:
+    @property
+    def joins(self) -> bool:
+        """Whether batches of which that makes enough fewer tokens are joined."""
         attends = self.graphable and self._takes_positions and self.lm.config._attn_implementation == "sdpa"
-        return attends and self.joinable is not False and not (self._compiles or self.checkpoints)  # layers run again attend as usual
+        able = attends and self.joinable is not False and not (self._compiles or self.checkpoints)  # layers run again attend as usual
+        return able and self.hidden_size >= _WIDE
 
     @torch.no_grad()
     def _joins_exactly(self, longest: int) -> bool | None:

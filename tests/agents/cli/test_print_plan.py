@@ -63,7 +63,8 @@ def test_trainings_that_do_not_play_show_their_rows(command, tmp_path, capsys):
     rows = [{"prompt": one, "chosen": f" {two}", "rejected": f" {three}"}, {"prompt": two, "chosen": f" {three}", "rejected": f" {one}"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = run(capsys, *command, "--algo", "dpo", "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "4", "--dry-run")
-    assert names(out)[:7] == ["starts", "learning", "model", "tokenizer", "texts", "step", "run"] and not (tmp_path / "run").exists()
+    assert names(out)[:8] == ["starts", "learning", "model", "tokenizer", "texts", "memory", "step", "run"]
+    assert " GiB free" in " ".join(out.split()) and not (tmp_path / "run").exists()
     assert f"1 ' {one} {two}'" in out and f"4 ' {two} {one}'" in out
     assert "4 steps, 32.0 times over the texts" in " ".join(out.split())
 
@@ -71,7 +72,7 @@ def test_trainings_that_do_not_play_show_their_rows(command, tmp_path, capsys):
 def test_what_is_said_fits_80_columns():
     estimate = MemoryEstimate({"weights": GIB}, {"update": {"activations": GIB}}, False)
     plan = RunPlan(
-        ModelFacts({"kind": "llama", "layers": 30, "width": 576, "vocabulary": 49_152}, 137_000_000, 2_400_000, "float32"),
+        ModelFacts({"kind": "llama", "layers": 30, "width": 576, "vocabulary": 49_152}, 137_000_000, 2_400_000, "float32", "cuda:1"),
         TokenFacts(49_152, {2: "<|im_end|>", 0: "<|endoftext|>"}, {1: "<|im_start|>"}),
         ["<|im_start|>user\nThe film [bold]was[/bold]", "x" * 500],
         [Sample("The film", " good", 0.4404, True)],
@@ -88,7 +89,7 @@ def test_what_is_said_fits_80_columns():
     said = " ".join(file.getvalue().split())
     assert max(len(line.rstrip()) for line in lines) <= 80 and len(lines) < 20
     for part in (
-        "llama, 30 layers, width 576, vocabulary 49,152: 137.0 M parameters, 2.4 M of them trained, float32",
+        "llama, 30 layers, width 576, vocabulary 49,152: 137.0 M parameters, 2.4 M of them trained, float32 on cuda:1",
         "49,152 tokens; texts end with 2 <|im_end|> or 0 <|endoftext|>; prompts begin with 1 <|im_start|>",
         r"1 '<|im_start|>user\nThe film [bold]was[/bold]'",
         "+0.44 ' good'",

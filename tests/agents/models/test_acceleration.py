@@ -133,8 +133,15 @@ def test_the_table_of_families(tmp_path):
     assert all(float(cell) < 1e-5 for cell in cells[1:4])
 
 
-def test_the_decoding_benchmark():
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_decoding_benchmark(monkeypatch, graphs):
     from agents.benchmark.performance.decoding import Decode, main
 
-    speeds = main(Decode(rows=4, shortest=2, longest=6, width=16, layers=1, vocabulary=64, repeats=1, device="cpu"))
-    assert len(speeds) == 4 and all(speed > 0 for speed in speeds.values())
+    recorded = []
+    monkeypatch.setattr(cuda_graphs, "record", lambda run: recorded.append(run) or record_without_a_gpu(run))
+    size = {"rows": 4, "shortest": 2, "longest": 6, "width": 16, "layers": 1, "vocabulary": 64}
+    speeds = main(Decode(**size, repeats=1, device="cpu", cuda_graphs=graphs))
+    assert all(speed > 0 for speed in speeds.values())
+    assert (len(speeds), sum(kind.endswith("CUDA graphs") for kind in speeds), bool(recorded)) == (
+        (8, 4, True) if graphs else (4, 0, False)
+    )
