@@ -335,7 +335,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
         reference = () if self.reference_log_probs is None else (self.reference_log_probs,)
         batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *reference)))
-        return SequenceSamples(batch, *numbers[:5], reference_log_prob=numbers[5] if reference else None)
+        actions, values, log_probs, advantages, returns = numbers[:5]
+        ours = numbers[5] if reference else None
+        return SequenceSamples(batch, actions, values, log_probs, advantages, returns, reference_log_prob=ours)
 
     def record(self, index: int) -> TextRecord:
         """Return what was written of the text with this index."""

@@ -113,6 +113,7 @@ def test_a_dialogue(pretend_gpu):
     compare(pretend_gpu, algorithm=TextPPO, task_settings={"reply": lambda episodes: ["5 6"] * len(episodes), "max_turns": 2})
 
 
+@pytest.mark.filterwarnings("ignore:training was saved on pretend and goes on on cpu:UserWarning")
 def test_a_saved_agent_goes_on_where_it_was(pretend_gpu, tmp_path):
     agent = make(TextPPO, pretend_gpu)
     agent.learn(1)

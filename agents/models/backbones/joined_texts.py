@@ -90,11 +90,11 @@ def join_texts(batch: SequenceBatch) -> JoinedTexts:
 
     seen = place <= own[:, None, :, None]  # (B, 1, T, L)
     arrays = (flat_ids[None], positions[None], where[rows, columns], outputs, ahead, behind, where, seen)
-    *fields, outputs_, prompts_, responses, texts, attended_to = to_device(batch.input_ids.device, arrays)
+    ids_, positions_, predictor_, outputs_, prompts_, responses, texts, attended_to = to_device(batch.input_ids.device, arrays)
     attended = [Attended(prompts_, prompts_, None)]
     if behind.size:
         attended.append(Attended(responses, texts, attended_to))
-    return JoinedTexts(*fields, attended, outputs_)
+    return JoinedTexts(ids_, positions_, predictor_, attended, outputs_)
 
 
 @contextmanager
