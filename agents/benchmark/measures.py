@@ -33,7 +33,8 @@ def measures_of(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[
     each, exact, length = score_each(task, texts), exact_name(task), float(texts.lengths.mean())
     value, kl_exact = judged(task, texts), None
     if exact is not None and trained.policy is not None:
-        achieved = optimality_gap(trained.policy.backbone, backbone_of(frozen(load_lm(base["base"]))), exact, BETA).achieved
+        reference = backbone_of(frozen(load_lm(base["base"])).to(trained.policy.device))
+        achieved = optimality_gap(trained.policy.backbone, reference, exact, BETA).achieved
         value, kl_exact = achieved.objective, achieved.kl
     elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
         value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)

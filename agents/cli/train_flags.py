@@ -15,7 +15,7 @@ from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
-_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference"}
+_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference", "shard"}
 _OF_ALL = {
     "algo", "task", "corpus", "prompts", *OF_PROMPTS, "columns", "model", "lora", "precision", "micro_batch_size", "reward", "eval_texts",
     "device", "out", "overwrite", "dry_run",

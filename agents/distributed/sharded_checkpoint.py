@@ -58,8 +58,10 @@ def save_sharded(
         stated["groups"] = own["param_groups"]
     with new_folder(folder) if together.is_main else nullcontext() as made:
         made = together.broadcast(made)
+        writer = HuggingFaceStorageWriter(str(made), save_distributed=True)
+        writer.per_thread_copy_ahead = 0  # copying ahead asks for streams, which not every device has
         with together.together(), _own_errors():
-            save(state, storage_writer=HuggingFaceStorageWriter(str(made), save_distributed=True), no_dist=together.size == 1)
+            save(state, storage_writer=writer, no_dist=together.size == 1)
         if together.is_main:
             (made / _FACTS).write_text(json.dumps(stated), encoding="utf-8")
     together.wait()  # until it has its name

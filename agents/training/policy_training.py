@@ -120,7 +120,7 @@ def train_policy(
             _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
-            whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.device)}
+            whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.policy.device)}
     together.wait()
 
 

@@ -107,7 +107,7 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
 
 SFT = "--learning-rate, --preferences, --seed, --shard, --steps"
 PPO = ("--batch-size, --beta, --critic, --held-out, --kl-target, --learning-rate, --min-new-tokens, --n-episodes, --reference, --seed, "
-       "--stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+       "--shard, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
 RLOO = PPO.replace("--critic, ", "")
 
 
