@@ -277,7 +277,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         log: dict[str, list[float]] = {}
         compared = (self.reference,) if self.kl_estimator == "full" and self.reference is not None else ()
         with self.engine.whole(*compared):
-            self._run_epochs(trainable, log)
+            norms = self._run_epochs(trainable, log)
+        log["grad_norm"] = torch.stack(norms).tolist() if norms else []
         for name, recorded in ((name, recorded) for name, recorded in log.items() if recorded):
             self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(recorded).item())
         returns = self.rollout_buffer.returns
@@ -285,7 +286,9 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.logger.record("train/explained_variance", float(1 - missed / there) if there else math.nan)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _run_epochs(self, trainable: list[torch.nn.Parameter], log: dict[str, list[float]]) -> None:
+    def _run_epochs(self, trainable: list[torch.nn.Parameter], log: dict[str, list[float]]) -> list[torch.Tensor]:
+        """Take all steps, add the numbers of each to `log`, and return the norms of their gradients."""
+        norms: list[torch.Tensor] = []  # fetched together: a GPU would stop the host for each
         for _ in range(self.n_epochs):
             log["approx_kl"] = []  # as SB3 logs it: of the last epoch
             for parts in self.rollout_buffer.parts(self.batch_size, self.policy.settings.micro_batch_size):
@@ -295,10 +298,11 @@ class TextPolicyGradient(TextAlgorithm, PPO):
                     log.setdefault(name, []).append(value)
                 if self.target_kl is not None and notes["approx_kl"] > 1.5 * self.target_kl:
                     self._n_updates += 1
-                    return
-                log.setdefault("grad_norm", []).append(self.engine.clip(trainable, self.max_grad_norm))
+                    return norms
+                norms.append(self.engine.clip(trainable, self.max_grad_norm))
                 self.policy.optimizer.step()
             self._n_updates += 1
+        return norms
 
     def _add_gradients(self, parts: Sequence[MinibatchPart]) -> dict[str, float]:
         """Add up the gradients of this rank's summand of the loss of a minibatch, and return its summand of the numbers for the log."""
@@ -329,22 +333,24 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
         policy_loss = -(weights * gain).sum()  # ()
         entropy_loss = -(weights * entropy).sum()  # ()
-        loss = policy_loss + self.ent_coef * entropy_loss
-        notes = {"policy_gradient_loss": policy_loss.item(), "entropy_loss": entropy_loss.item()}
+        loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
+        notes = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
         if self.vf_coef:
             value_loss = share * self._value_loss(values.flatten(), samples)  # of (N,): ()
             loss = loss + self.vf_coef * value_loss
-            notes["value_loss"] = value_loss.item()
+            notes["value_loss"] = value_loss
         if self.kl_in == "loss" or self.kl_estimator == "full":
             kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
             kl_loss = (weights * kl).sum()  # of (N,): ()
             loss = loss + self.rollout_buffer.beta * kl_loss
-            notes["kl_loss"] = kl_loss.item()
+            notes["kl_loss"] = kl_loss
         with torch.no_grad():
-            notes["ratio_min"], notes["ratio_max"] = float(ratio.min()), float(ratio.max())
-            notes["approx_kl"] = share * float(((ratio - 1) - log_ratio).mean())
-            notes["clip_fraction"] = share * float(((ratio > 1 + high) | (ratio < 1 - low)).float().mean())
-        return loss, {**notes, "loss": loss.item()}
+            notes["ratio_min"], notes["ratio_max"] = ratio.min(), ratio.max()
+            notes["approx_kl"] = ((ratio - 1) - log_ratio).mean()
+            notes["clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - low)).float().mean()
+            notes["loss"] = loss
+            told = dict(zip(notes, torch.stack(list(notes.values())).tolist(), strict=True))  # one wait for a GPU
+        return loss, {**told, **{name: share * told[name] for name in ("approx_kl", "clip_fraction")}}
 
     def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
         """Return an estimate per token whose gradient is that of KL(pi || pi_ref) in expectation, shape (N,)."""

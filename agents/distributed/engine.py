@@ -82,10 +82,10 @@ class Engine:
     def _adding(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-        """Clip the norm of all gradients, and return what it was."""
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+        """Clip the norm of all gradients, and return what it was, on their device."""
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def shard(self, model: nn.Module) -> None:
         """Keep a part only of a model that does not train, if there are shards; `whole` makes it readable."""

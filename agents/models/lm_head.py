@@ -8,6 +8,7 @@ and writes each part of the weights' gradient once (for cross-entropy: Wijmans e
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .sampler import LOG_ZERO, unpack_kept
+from .sampler import LOG_ZERO, ids_on, unpack_kept
 
 KEPT_AT_MOST = 1 << 26  # logits (256 MiB) that are kept for the backward pass; more are computed again
 LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32: few kernels
@@ -61,7 +62,7 @@ def head_log_probs(
     if temperature != 1:  # the two together have fewer numbers than the logits
         hidden, bias = hidden / temperature, None if bias is None else bias / temperature
     width = block_width(len(hidden), vocab_size, hidden.device.type == "cpu")
-    blocks = _Blocks(actions, withheld, actions.new_tensor(banned), kept, vocab_size, width)
+    blocks = _Blocks(actions, withheld, banned, kept, vocab_size, width)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     keeps = learns and len(hidden) * vocab_size <= KEPT_AT_MOST
     with torch.autocast(hidden.device.type, enabled=False):
@@ -75,21 +76,29 @@ class _Blocks:
         self,
         actions: torch.Tensor,
         withheld: torch.Tensor | None,
-        banned: torch.Tensor,
+        banned: Sequence[int],
         kept: torch.Tensor | None,
         vocab_size: int,
         width: int,
     ) -> None:
         self.starts = list(range(0, vocab_size, width))
         self.vocab_size, self.width, self.kept = vocab_size, width, kept
-        self.order, self.columns, self.edges = self._by_column(torch.arange(len(actions), device=actions.device), actions)
-        self.rules = None if withheld is None else self._by_column(withheld[0], withheld[1])
-        self.banned = self._by_column(banned, banned) if len(banned) else None
+        sorted_ = sorted(banned)
+        self.banned = ids_on(tuple(sorted_), actions.device) if banned else None
+        self.banned_edges = [bisect_left(sorted_, edge) for edge in (*self.starts, vocab_size)]
+        pairs = [(torch.arange(len(actions), device=actions.device), actions)]
+        pairs += [] if withheld is None else [(withheld[0], withheld[1])]
+        (self.order, self.columns, self.edges), *rules = self._by_column(pairs)
+        self.rules = rules[0] if rules else None
 
-    def _by_column(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        columns, order = columns.sort(stable=True)
-        edges = columns.new_tensor([*self.starts, self.vocab_size])
-        return rows[order], columns, torch.searchsorted(columns, edges).tolist()
+    def _by_column(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
+        """Sort pairs of rows and columns by column, and return where each block begins; only of several the host must ask the device."""
+        if len(self.starts) == 1:
+            return [(rows, columns, [0, len(columns)]) for rows, columns in pairs]
+        edges = torch.arange(len(self.starts) + 1, device=pairs[0][1].device).mul_(self.width).clamp_(max=self.vocab_size)
+        ordered = [columns.sort(stable=True) for _, columns in pairs]
+        bounds = torch.stack([torch.searchsorted(columns, edges) for columns, _ in ordered]).tolist()
+        return [(rows[order], columns, edge) for (rows, _), (columns, order), edge in zip(pairs, ordered, bounds, strict=True)]
 
     def span(self, number: int) -> slice:
         """Return the columns of a block."""
@@ -123,8 +132,8 @@ class _Blocks:
             part = slice(edges[number], edges[number + 1])
             logits[rows[part], columns[part] - span.start] = LOG_ZERO
         if self.banned is not None:
-            _, columns, edges = self.banned
-            logits.index_fill_(1, columns[edges[number] : edges[number + 1]] - span.start, LOG_ZERO)
+            part = slice(self.banned_edges[number], self.banned_edges[number + 1])
+            logits.index_fill_(1, self.banned[part] - span.start, LOG_ZERO)
         if self.kept is not None:
             bits = self.kept[:, span.start // 8 : -(-span.stop // 8)]  # blocks begin at multiples of 8
             logits.masked_fill_(~unpack_kept(bits, span.stop - span.start), LOG_ZERO)
@@ -134,6 +143,7 @@ class _Blocks:
 class _HeadLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, bias, blocks: _Blocks, keeps: bool):  # type: ignore[no-untyped-def]
+        ctx.set_materialize_grads(False)  # whether the loss knows the entropy need not be asked of the device then
         picked = hidden.new_empty(len(hidden))  # (N,) logits of the actions
         memory = blocks.room(hidden)
         masses = hidden.new_empty(len(hidden) * blocks.vocab_size) if keeps else blocks.room(hidden)
@@ -173,7 +183,9 @@ class _HeadLogProbs(torch.autograd.Function):
         for whole in (grad_weight, grad_bias):
             if whole is not None:
                 whole[blocks.vocab_size :] = 0
-        bonus = bool(grad_entropy.any())  # SB3 multiplies the entropy by ent_coef, mostly 0
+        if grad_log_prob is None:
+            grad_log_prob = torch.zeros_like(entropy)
+        bonus = grad_entropy is not None and bool(grad_entropy.any())  # SB3 multiplies the entropy by ent_coef, mostly 0
         # d log p(a) / dz = onehot(a) - p;  dH / dz = -p (log p + H)
         slope = -(grad_log_prob + grad_entropy * entropy) if bonus else -grad_log_prob  # (N,)
         memory = blocks.room(hidden)

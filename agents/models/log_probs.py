@@ -108,6 +108,7 @@ class _LogProbAndEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, actions):  # type: ignore[no-untyped-def]
+        ctx.set_materialize_grads(False)  # whether the loss knows the entropy need not be asked of the device then
         shifted = logits - logits.amax(-1, keepdim=True)  # (N, V)
         mass = shifted.exp()  # (N, V): p times its row's total
         total = mass.sum(-1)  # (N,)
@@ -121,9 +122,11 @@ class _LogProbAndEntropy(torch.autograd.Function):
     def backward(ctx, grad_log_prob, grad_entropy):  # type: ignore[no-untyped-def]
         mass, total, mean, actions = ctx.saved_tensors  # mean: sum_v p_v shifted_v
         # d log p(a) / dz = onehot(a) - p;  dH / dz = -p (log p + H) = -p (shifted - mean)
+        if grad_log_prob is None:
+            grad_log_prob = torch.zeros_like(total)
         grad = mass * (-grad_log_prob / total)[:, None]
         grad.scatter_add_(-1, actions[:, None], grad_log_prob[:, None])
-        if grad_entropy.any():  # SB3 multiplies the entropy by ent_coef, mostly 0
+        if grad_entropy is not None and grad_entropy.any():  # SB3 multiplies the entropy by ent_coef, mostly 0
             weight = (grad_entropy / total)[:, None]
             grad.addcmul_(torch.xlogy(mass, mass), weight, value=-1)  # mass * shifted; 0 where the mass is
             grad.addcmul_(mass, weight * mean[:, None])

@@ -25,6 +25,7 @@ class SequenceBatch(NamedTuple):
         prompt_lengths: Tokens of each text's prompt, shape (B,).
         kept: Packed set of tokens that the acting policy's masks and cuts kept, shape (N, ceil(V / 8)), uint8; None: all.
         withheld: Pairs (action, token) that the sampler's rules ban, see `Sampler.withheld`, shape (2, M), int64; None: none.
+        host: `input_ids`, `predictor` and `prompt_lengths` as arrays, for who would have to ask a device for them; None: not known.
     """
 
     input_ids: torch.Tensor
@@ -33,19 +34,30 @@ class SequenceBatch(NamedTuple):
     prompt_lengths: torch.Tensor
     kept: torch.Tensor | None = None
     withheld: torch.Tensor | None = None
+    host: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def on_host(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `input_ids`, `predictor` and `prompt_lengths` as arrays."""
+        if self.host is not None:
+            return self.host
+        ids, predictor, prompts = (column.cpu().numpy() for column in (self.input_ids, self.predictor, self.prompt_lengths))
+        return ids, predictor, prompts
 
     def split(self, size: int) -> list[tuple[SequenceBatch, slice]]:
         """Cut the batch into parts of at most `size` texts; return each with the range of its actions."""
-        rows = self.predictor // self.input_ids.shape[1]  # (N,), ascending
+        ids, predictor, prompts = self.on_host()
         edges = list(range(0, len(self.input_ids), size))
-        bounds = torch.searchsorted(rows, torch.tensor([*edges, len(self.input_ids)], device=rows.device)).tolist()
+        bounds = np.searchsorted(predictor // ids.shape[1], [*edges, len(ids)]).tolist()  # the rows of actions ascend
         parts = []
         for start, first, last in zip(edges, bounds[:-1], bounds[1:], strict=True):
             part = self.only(slice(first, last))
             texts = slice(start, start + size)
             offset = start * self.input_ids.shape[1]
             part = part._replace(
-                input_ids=self.input_ids[texts], prompt_lengths=self.prompt_lengths[texts], predictor=part.predictor - offset
+                input_ids=self.input_ids[texts],
+                prompt_lengths=self.prompt_lengths[texts],
+                predictor=part.predictor - offset,
+                host=(ids[texts], predictor[first:last] - offset, prompts[texts]),
             )
             parts.append((part, slice(first, last)))
         return parts
@@ -57,7 +69,8 @@ class SequenceBatch(NamedTuple):
             inside = (withheld[0] >= actions.start) & (withheld[0] < actions.stop)
             withheld = withheld[:, inside] - withheld.new_tensor([[actions.start], [0]])
         kept = None if self.kept is None else self.kept[actions]
-        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, withheld=withheld)
+        host = None if self.host is None else (self.host[0], self.host[1][actions], self.host[2])
+        return self._replace(predictor=self.predictor[actions], steps=self.steps[actions], kept=kept, withheld=withheld, host=host)
 
 
 class PartialTexts(NamedTuple):
@@ -140,7 +153,8 @@ def _there(
     """Return a batch with these fields, and columns beside it, by one copy to the device."""
     tensors = iter(to_device(device, [array for array in (*fields, *columns) if array is not None]))
     batch = SequenceBatch(*(None if array is None else next(tensors) for array in fields))  # type: ignore[arg-type]
-    return batch, list(tensors)
+    ids, predictor, _, prompts, *_ = fields
+    return batch._replace(host=(ids, predictor, prompts)), list(tensors)  # type: ignore[arg-type]  # these are never None
 
 
 def texts_of(obs: Any) -> PartialTexts:

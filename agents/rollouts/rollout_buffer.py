@@ -18,7 +18,7 @@ from ..distributed.engine import Engine
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
-from ..models.sequences import SequenceBatch, TextRecord, pack
+from ..models.sequences import SequenceBatch, TextRecord, pack_with
 from ..policies.sampling_record import SamplingRecord
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
@@ -333,9 +333,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        reference = self.reference_log_probs
-        ours = {} if reference is None else {"reference_log_prob": torch.as_tensor(reference[tokens], device=self.device)}
-        return SequenceSamples(self._batch(indices), *(torch.as_tensor(c[tokens], device=self.device) for c in columns), **ours)  # type: ignore[arg-type]
+        reference = () if self.reference_log_probs is None else (self.reference_log_probs,)
+        batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *reference)))
+        return SequenceSamples(batch, *numbers[:5], reference_log_prob=numbers[5] if reference else None)
 
     def record(self, index: int) -> TextRecord:
         """Return what was written of the text with this index."""
@@ -372,22 +372,25 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Go from (L, E, ...) to (N, ...), text after text."""
         return np.concatenate([array[s.steps, s.row] for s in self.segments])  # (N, ...)
 
-    def _batch(self, indices: np.ndarray) -> SequenceBatch:
+    def _batch(self, indices: np.ndarray, *columns: np.ndarray) -> tuple[SequenceBatch, list[torch.Tensor]]:
+        """Return texts packed, and columns of numbers, by one copy to the device."""
         kept = None if self.kept is None else self.kept[self._tokens(indices)]  # (n, ceil(V / 8))
-        return pack([self.record(int(i)) for i in indices], self.device, kept, self.sampler)
+        return pack_with([self.record(int(i)) for i in indices], self.device, kept, self.sampler, *columns)
 
     @torch.inference_mode()
     def _for_each(self, score: Callable[[SequenceBatch, torch.Tensor], torch.Tensor]) -> np.ndarray:
         """Return the numbers that `score` gives to packed texts and their actions, shape (N,), float32."""
         out = np.empty(self._offsets[-1], np.float32)
         for tokens, batch in self._by_length():
-            out[tokens] = score(batch, torch.as_tensor(self.actions[tokens], device=self.device)).cpu().numpy()
+            out[tokens] = score(*batch).cpu().numpy()
         return out
 
-    def _by_length(self) -> Iterator[tuple[np.ndarray, SequenceBatch]]:
-        """Yield the texts in batches of like length, for little padding, and where their tokens lie in the flat arrays."""
+    def _by_length(self) -> Iterator[tuple[np.ndarray, tuple[SequenceBatch, torch.Tensor]]]:
+        """Yield where the tokens of texts of like length lie in the flat arrays, and these texts with their actions."""
         lengths = [len(s.context) + s.steps.stop - s.steps.start for s in self.segments]
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), self.reference_batch_size):
             indices = order[start : start + self.reference_batch_size]
-            yield self._tokens(indices), self._batch(indices)
+            tokens = self._tokens(indices)
+            batch, (actions,) = self._batch(indices, self.actions[tokens])
+            yield tokens, (batch, actions)

@@ -114,8 +114,9 @@ class Supervised(KeywordArguments, ABC):
         check_same_tokens(model, tokenizer)
         device = get_device(settings["device"])
         with seeded(self.seed):
+            stays = isinstance(model, nn.Module) and settings["device"] == AUTO
             lm: Any = model if isinstance(model, nn.Module) else load_lm(model)
-            self.lm: nn.Module = lm if lm is model and settings["device"] == AUTO else lm.to(device)
+            self.lm: nn.Module = lm if stays else lm.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])

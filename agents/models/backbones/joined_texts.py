@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from ..sequences import SequenceBatch, TextRecord, pack
+from ..upload import to_device
 
 _NAME = "textrl_joined"
 
@@ -64,7 +65,7 @@ def probe(vocab_size: int, longest: int, device: torch.device) -> SequenceBatch:
 def join_texts(batch: SequenceBatch) -> JoinedTexts:
     """Put the tokens of a batch into one row, equal prompts once; tokens that no action comes after are left out."""
     # Names: `place` is that of a token in its text, `where` that in the row of all tokens.
-    ids, predictor, prompts = (column.cpu().numpy() for column in (batch.input_ids, batch.predictor, batch.prompt_lengths))
+    ids, predictor, prompts = batch.on_host()
     rows, columns = np.divmod(predictor, ids.shape[1])  # (N,) each
     lengths = np.zeros(len(ids), np.int64)  # (B,)
     np.maximum.at(lengths, rows, columns + 1)
@@ -87,13 +88,13 @@ def join_texts(batch: SequenceBatch) -> JoinedTexts:
     inside = place[: ahead.shape[1]] < prompts[first, None]
     outputs[ahead[inside]] = np.flatnonzero(inside)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(batch.input_ids.device)
-
-    attended = [Attended(tensor(ahead), tensor(ahead), None)]
+    seen = place <= own[:, None, :, None]  # (B, 1, T, L)
+    arrays = (flat_ids[None], positions[None], where[rows, columns], outputs, ahead, behind, where, seen)
+    *fields, outputs_, prompts_, responses, texts, attended_to = to_device(batch.input_ids.device, arrays)
+    attended = [Attended(prompts_, prompts_, None)]
     if behind.size:
-        attended.append(Attended(tensor(behind), tensor(where), tensor(place <= own[:, None, :, None])))
-    return JoinedTexts(tensor(flat_ids[None]), tensor(positions[None]), tensor(where[rows, columns]), attended, tensor(outputs))
+        attended.append(Attended(responses, texts, attended_to))
+    return JoinedTexts(*fields, attended, outputs_)
 
 
 @contextmanager
