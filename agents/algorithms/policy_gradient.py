@@ -114,12 +114,6 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
 _OF_GAE = ("gamma", "gae_lambda", "vf_coef", "clip_range_vf")
 
 
-def _group_size(env: Any) -> int | None:
-    """Return how many texts in a row an environment gives the same prompt; None for one that writes no texts."""
-    core = getattr(env.unwrapped, "core", None)
-    return None if core is None else core.task.group_size
-
-
 def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
     """Insist on arguments that go together.
 
@@ -189,7 +183,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.estimator != "gae":
             settings["vf_coef"] = 0.0
             settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}
-        if not isinstance(env, str) and "group_size" in arguments and (size := _group_size(env)) not in (None, group_size):
+        core: Any = getattr(getattr(env, "unwrapped", None), "core", None)  # of an environment that writes texts
+        if core is not None and "group_size" in arguments and (size := core.task.group_size) != group_size:
             raise ValueError(f"group_size={group_size}: the environment deals groups of {size}; make it with group_size={group_size}")
         if isinstance(env, str):
             env = gym.make(env, group_size=group_size if self.estimator in GROUPED else 1)
@@ -273,11 +268,10 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self._estimate()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
         log: dict[str, list[float]] = {}
         compared = (self.reference,) if self.kl_estimator == "full" and self.reference is not None else ()
         with self.engine.whole(*compared):
-            norms = self._run_epochs(trainable, log)
+            norms = self._run_epochs([p for p in self.policy.parameters() if p.requires_grad], log)
         log["grad_norm"] = torch.stack(norms).tolist() if norms else []
         for name, recorded in ((name, recorded) for name, recorded in log.items() if recorded):
             self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(recorded).item())

@@ -117,10 +117,20 @@ class DistributedMixin:
 
     @contextmanager
     def _on_engine(self) -> Iterator[None]:
-        """Have a library's own `train()` run the policy through the engine, and compare `target_kl` with the KL of all ranks."""
+        """Have a library's own `train()` run the policy through the engine, and compare `target_kl` with the KL of all ranks.
+
+        Raises:
+            ValueError: Shards are to be put together for micro-batches, of which ranks would have unequal numbers.
+        """
         if self.ranks.size == 1:
             yield
             return
+        at_once, batch_size = self.policy.settings.micro_batch_size, getattr(self, "batch_size", 0)
+        if self.engine.sharded and at_once and (np.ptp(self.ranks.numbers(self.rollout_buffer.num_texts)) or batch_size % self.ranks.size):
+            raise ValueError(
+                f"micro_batch_size={at_once} with shards: all of {self.ranks.size} ranks must run the model equally often; make "
+                f"n_episodes={self.n_episodes} (in groups) and batch_size={batch_size} multiples of that, or set micro_batch_size to 0"
+            )
         policy, buffer, target_kl = self.policy, self.rollout_buffer, getattr(self, "target_kl", None)
         whole = policy.evaluate_actions
 

@@ -115,8 +115,8 @@ class Supervised(KeywordArguments, ABC):
         device = get_device(settings["device"])
         with seeded(self.seed):
             stays = isinstance(model, nn.Module) and settings["device"] == AUTO
-            lm: Any = model if isinstance(model, nn.Module) else load_lm(model)
-            self.lm: nn.Module = lm if stays else lm.to(device)
+            made: nn.Module = model if isinstance(model, nn.Module) else load_lm(model)
+            self.lm: nn.Module = made if stays else made.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])

@@ -1,7 +1,7 @@
-"""Two processes that train one policy against one: `python -m agents.benchmark.performance.data_parallel`.
+"""Several processes that train one policy, with DDP and with FSDP2, against one: `python -m agents.benchmark.performance.data_parallel`.
 
 Whole iterations (rollout, reference pass, update) of PPO in the setting of `agents.benchmark.performance.speed`, one thread a process.
-The two are started in turn, so that a machine whose speed drifts favours neither; figures are medians over the iterations of all turns.
+They are started in turn, so that a machine whose speed drifts favours none; figures are medians and minima over all iterations.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RanksSpeed:
     Attributes:
         speed: Model, texts and update; `repeats` are the iterations of a turn, after one of warm-up; one thread whatever it says.
         ranks: Processes that train together.
-        turns: How often each of the two is started.
+        turns: How often each of the three is started.
         out: JSON file to write.
     """
 
@@ -47,31 +47,33 @@ class RanksSpeed:
 
 
 def main(config: RanksSpeed) -> dict[str, Any]:
-    """Time both, print a table, and return the figures."""
-    rows: dict[int, list[dict[str, float]]] = {1: [], config.ranks: []}
+    """Time all, print a table, and return the figures."""
+    contenders = {"1": (1, False), "DDP": (config.ranks, False), "FSDP2": (config.ranks, True)}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(config.turns):
-        for size in rows:
-            rows[size] += _turn(config.speed, size)
+        for name, how in contenders.items():
+            rows[name] += _turn(config.speed, *how)
     tokens = config.speed.episodes * config.speed.new_tokens
     figures: dict[str, Any] = {"config": plain(dataclasses.asdict(config)), "cpus": os.cpu_count()}
-    for size, seen in rows.items():
+    for name, seen in rows.items():
         median = {key: statistics.median(row[key] for row in seen) for key in seen[0]}
+        least = {f"least_{key}": min(row[key] for row in seen) for key in seen[0]}
         spread = [tokens / max(row["seconds"] for row in seen), tokens / min(row["seconds"] for row in seen)]
-        figures[str(size)] = {**median, "tokens_per_second": tokens / median["seconds"], "range": spread, "iterations": len(seen)}
-    figures["ratio"] = figures[str(config.ranks)]["tokens_per_second"] / figures["1"]["tokens_per_second"]
+        figures[name] = {**median, **least, "tokens_per_second": tokens / median["seconds"], "range": spread, "iterations": len(seen)}
+    figures["ratios"] = {name: figures[name]["tokens_per_second"] / figures["1"]["tokens_per_second"] for name in rows}
     _print(figures, list(rows))
     if config.out is not None:
         write_json(config.out, figures)
     return figures
 
 
-def _turn(speed: Speed, size: int) -> list[dict[str, float]]:
+def _turn(speed: Speed, size: int, shard: bool) -> list[dict[str, float]]:
     """Start processes that iterate, and return the seconds of each iteration."""
     with tempfile.TemporaryDirectory() as folder:
         settings, out = Path(folder) / "settings.json", Path(folder) / "rows.json"
         settings.write_text(json.dumps(plain(dataclasses.asdict(speed))), encoding="utf-8")
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", "-m", __spec__.name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEXTRL_RANKS_BENCHMARK": folder}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TEXTRL_RANKS_BENCHMARK": folder, "ACCELERATE_USE_FSDP": str(shard).lower()}
         subprocess.run([sys.executable, *launch], check=True, env=environment, stderr=subprocess.DEVNULL)
         rows: list[dict[str, float]] = json.loads(out.read_text(encoding="utf-8"))
         return rows
@@ -93,15 +95,16 @@ def _iterations(folder: Path) -> None:
         (folder / "rows.json").write_text(json.dumps(rows[1:]), encoding="utf-8")
 
 
-def _print(figures: dict[str, Any], sizes: list[int]) -> None:
+def _print(figures: dict[str, Any], names: list[str]) -> None:
     cells = []
-    for size in sizes:
-        row = figures[str(size)]
-        seconds = (row[f"{part}seconds"] for part in ("rollout_", "reference_", "update_", ""))
-        cells.append((str(size), *(f"{s:.2f}" for s in seconds), *(f"{t:.0f}" for t in (row["tokens_per_second"], *row["range"]))))
-    head = ("processes", "rollout", "reference", "update", "iteration", "tokens/s", "from", "to")
+    for name in names:
+        row = figures[name]
+        seconds = (row[f"{part}seconds"] for part in ("rollout_", "reference_", "update_", "least_update_", ""))
+        cells.append((name, *(f"{s:.2f}" for s in seconds), *(f"{t:.0f}" for t in (row["tokens_per_second"], *row["range"]))))
+    head = ("processes", "rollout", "reference", "update", "least", "iteration", "tokens/s", "from", "to")
+    ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in figures["ratios"].items())
     title = "Seconds per iteration, one thread a process"
-    Console().print(terminal_table(head, cells, title, texts=0, caption=f"ratio {figures['ratio']:.2f}x"))
+    Console().print(terminal_table(head, cells, title, texts=0, caption=ratios))
 
 
 if __name__ == "__main__":

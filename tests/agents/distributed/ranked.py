@@ -162,6 +162,7 @@ def refused(folder):
         lambda: TextTRPO("TransformerPolicy", make_env(1), n_episodes=16, policy_kwargs={"model": LLAMA}),
         lambda: make("rloo", n_episodes=4).learn(10),
         lambda: make("gae", batch_size=1).learn(10),
+        lambda: make("ppo_separate", batch_size=5, shard=True).learn(10),
         lambda: changing().learn(10),
         lambda: differing(),
     ):

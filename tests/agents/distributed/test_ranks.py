@@ -188,6 +188,7 @@ def test_what_ranks_cannot_do_is_refused(two_ranks):
         "TextTRPO trains in one process, and torchrun started 2: its conjugate gradients",
         "at most 1 processes instead of 2",
         "batch_size=1: each of 2 ranks",
+        "micro_batch_size=1 with shards",
         "changes while it scores",
         "rank 1 holds other weights",
     )
@@ -379,10 +380,9 @@ def test_the_same_command_gives_the_same_run(tiny, tmp_path):
 @pytest.mark.slow
 def test_accelerates_own_launcher_is_refused(tiny, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no", "--num_machines", "1"]
-    launch += ["--dynamo_backend", "no"]
-    for flag, part in (("--cpu", "started a single process"), ("--use_deepspeed", "torch's own engines")):
-        done = run([*launch, flag, "-m", "agents.cli", "train", *flags(tiny, tmp_path / "run", 400)], check=False)
-        assert done.returncode != 0 and part in " ".join((done.stdout + done.stderr).split())
+    launch += ["--dynamo_backend", "no", "--cpu"]
+    done = run([*launch, "-m", "agents.cli", "train", *flags(tiny, tmp_path / "run", 400)], check=False)
+    assert done.returncode != 0 and "started a single process" in " ".join((done.stdout + done.stderr).split())
     assert not (tmp_path / "run").exists()
 
 
