@@ -336,6 +336,34 @@ def test_a_rank_is_killed_and_the_run_goes_on_with_one_and_with_two(tiny, tmp_pa
     assert tokens[-1] >= 9000 > tokens[-2]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["ddp", "fsdp"])
+def test_killed_at_ten_random_moments(tiny, tmp_path, shard):
+    """Each time the same command goes on from a checkpoint that is whole, and the next kill hits it somewhere else."""
+    out, log, random = tmp_path / "run", tmp_path / "log", np.random.default_rng(0)
+    command, saved = torchrun("agents.cli", "train", *flags(tiny, out, 10**6), *shard), 0
+    for _ in range(10):
+        curve = out / "ppo" / "curve.csv"
+        before = curve.stat().st_mtime if curve.exists() else 0
+        process = started(command, out, saved + 1, log)
+        while curve.stat().st_mtime == before:  # rows beyond the checkpoint are from the run before
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 4))
+        rank = int(random.integers(2))
+        killed = children(process)[rank]
+        os.kill(killed, signal.SIGKILL)
+        assert process.wait(60) != 0
+        assert f"rank {rank} (process {killed}) is gone; the same command goes on" in " ".join(log.read_text().split())
+        policy = out / "ppo" / "policy.zip"
+        number = TextPPO.load(policy, device="cpu").num_rollouts if policy.exists() else 0
+        assert saved <= number <= len(rows_of(out))
+        assert [int(row["iteration"]) for row in rows_of(out)] == list(range(1, len(rows_of(out)) + 1))
+        saved = number
+    assert saved >= 10
+
+
 def test_a_failure_of_one_rank_is_told_once_and_ends_all(tiny, tmp_path):
     done = run(torchrun("tests.agents.distributed.ranked", "failing", *flags(tiny, tmp_path / "run", 9000)), check=False)
     assert done.returncode != 0
