@@ -54,15 +54,15 @@ def test_names_and_defaults(name):
     assert {one.name: one.default for one in others} == EXPECTED[name]
 
 
-PASSES = {"lora": None, "precision": "float32", "micro_batch_size": 0, "gradient_checkpointing": False}
+PASSES = {"lora": None, "precision": "float32", "micro_batch_size": 0, "gradient_checkpointing": False, "shard": False}
 FIXED_TEXTS = {
     "SFT": {
         "learning_rate": 3e-3, "batch_size": 32, "weight_decay": 0.01, "max_new_tokens": None, "train_on_prompts": True, "seed": 0,
-        "device": "cpu", **PASSES,
+        "device": "auto", **PASSES,
     },
     "DPO": {
         "beta": 0.1, "loss": "sigmoid", "reference": None, "max_new_tokens": None, "learning_rate": 1e-4, "batch_size": 16,
-        "weight_decay": 0.0, "seed": 0, "device": "cpu", **PASSES,
+        "weight_decay": 0.0, "seed": 0, "device": "auto", **PASSES,
     },
 }  # fmt: skip
 

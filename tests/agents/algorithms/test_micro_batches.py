@@ -204,6 +204,6 @@ def test_expert_iteration_trains_with_its_policys_adapters_precision_and_micro_b
     up.register_forward_hook(lambda module, args, out: types.add(out.dtype) if torch.is_grad_enabled() else None)
     with texts_at_once(agent.policy.lm) as seen:
         agent.learn(1)
-    assert set(seen) == {3, 2} and types == {torch.bfloat16}
+    assert set(seen) - {1} == {3, 2} and types == {torch.bfloat16}  # one text is what the estimate of memory looks at
     moved = {name for name, parameter in agent.policy.lm.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved and all("lora" in name for name in moved)
