@@ -225,6 +225,16 @@ def test_json_schema_of_another_draft():
         rewards.make("json", schema={"items": schema["items"]})
 
 
+@pytest.fixture
+def pythons_own_depth():
+    """Python's own limit on recursion: torch.compile raises it for the rest of the process, and with it what can be read."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+@pytest.mark.usefixtures("pythons_own_depth")
 def test_json_deeper_than_the_validator_goes_scores_0():
     nested = {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
     assert scores("json", "[[], [[]]]", "[1]", "[" * 900 + "]" * 900, schema=nested) == [1.0, 0.0, 0.0]
@@ -237,6 +247,7 @@ def test_python_syntax():
     assert scores("python_syntax", *bad) == [0.0] * 8
 
 
+@pytest.mark.usefixtures("pythons_own_depth")
 @pytest.mark.parametrize("bomb", ["(" * 9999, "-" * 19_999 + "1", "a" + ".b" * 9999, "9" * 5000, "x = 1\n" * 4000])
 def test_python_syntax_outlives_deep_nesting(bomb):
     assert scores("python_syntax", bomb) == [0.0]
