@@ -137,7 +137,8 @@ class DPO(Supervised):
 
     def _mean_loss(self, rows: Sequence[Pair], backward: bool = False) -> float:
         loss = super()._mean_loss(rows, backward)
-        del self._right[len(self._own(rows)) :]  # those of passes with weight 0
+        together = self.engine.ranks
+        del self._right[len(rows[together.rank :: together.size]) :]  # those of passes with weight 0
         return loss
 
     def _depends_on(self) -> dict[str, Any]:

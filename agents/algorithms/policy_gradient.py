@@ -273,8 +273,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         with self.engine.whole(*compared):
             norms = self._run_epochs([p for p in self.policy.parameters() if p.requires_grad], log)
         log["grad_norm"] = torch.stack(norms).tolist() if norms else []
-        for name, recorded in ((name, recorded) for name, recorded in log.items() if recorded):
-            self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(recorded).item())
+        for name in filter(log.get, log):
+            self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(log[name]).item())
         returns = self.rollout_buffer.returns
         missed, there = (moments(of, self.ranks).variance for of in (returns - self.rollout_buffer.values, returns))
         self.logger.record("train/explained_variance", float(1 - missed / there) if there else math.nan)

@@ -261,6 +261,8 @@ class Supervised(KeywordArguments, ABC):
     def _own(self, rows: Sequence[Any]) -> list[Any]:
         """Return this rank's rows of a minibatch: dealt from the longest to the shortest, so that all ranks have as much to do."""
         together = self.engine.ranks
+        if together.size == 1:
+            return list(rows)
         lengths = [sum(len(text.context) + len(text.actions) for text in self._records([row])) for row in rows]
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         return [rows[i] for i in sorted(order[together.rank :: together.size])]

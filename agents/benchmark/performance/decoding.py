@@ -16,12 +16,15 @@ import torch
 import tyro
 from rich.console import Console
 
+from rewards.utils.devices import get_device
+
 from ...models.backbones import Backbone, backbone_of
 from ...models.cached_decoder import CachedDecoder
 from ...models.loading import load_lm
 from ...models.sampler import draw
 from ...models.sequences import PartialTexts
 from ...reports.tables import terminal_table
+from .hardware import peak_mib
 from .speed_workload import Speed, model_config
 
 
@@ -50,7 +53,7 @@ class Decode:
     layers: int = 4
     vocabulary: int = 8192
     repeats: int = 5
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = str(get_device())
     cuda_graphs: bool = torch.cuda.is_available()
 
 
@@ -78,7 +81,7 @@ def main(config: Decode) -> dict[str, float]:
     title = f"{config.rows} rows, {config.shortest} to {config.longest} new tokens, {config.device}"
     Console().print(terminal_table(("", "tokens/s", "of even rows"), rows, title))
     if config.device.startswith("cuda"):
-        Console().print(f"peak memory {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB")
+        Console().print(f"peak memory {peak_mib(config.device):,.0f} MiB")
     return medians
 
 

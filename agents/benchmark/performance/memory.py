@@ -16,6 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from rewards.utils.devices import get_device
 from textrl_env import FileTokenizer
 from textrl_env.utils.model_files import model_folder
 
@@ -91,7 +92,7 @@ class Memory:
     group_size: int = 8
     rank: int = 8
     threads: int = 1
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = str(get_device())
 
 
 def main(config: Memory) -> list[tuple[str, ...]]:

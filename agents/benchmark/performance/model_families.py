@@ -24,6 +24,7 @@ from rich.console import Console
 from stable_baselines3.common.utils import obs_as_tensor
 from transformers.utils import logging
 
+from rewards.utils.devices import get_device
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.files import write_text
@@ -58,7 +59,7 @@ class Families:
     rows: int = 16
     new_tokens: int = 64
     vocabulary: int = 256
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = str(get_device())
     precision: Precision = "float32"
     only: tuple[str, ...] = ()
     own: str | None = None

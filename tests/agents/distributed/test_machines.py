@@ -12,7 +12,7 @@ import pytest
 from agents import TextPPO
 
 from .launch import QUIET, ROOT
-from .test_ranks import flags, rows_of, tiny  # noqa: F401
+from .test_ranks import flags, rows_of
 
 pytestmark = pytest.mark.slow
 ADDRESS = ("10.213.7.1", "10.213.7.2")
@@ -74,7 +74,7 @@ def both(cable, hosts, arguments, folder):
 
 
 @pytest.mark.parametrize("hosts", [("left", "right"), ("same", "same")], ids=["different-names", "one-name"])
-def test_two_machines_train_one_policy_and_go_on(cable, hosts, tiny, tmp_path):  # noqa: F811
+def test_two_machines_train_one_policy_and_go_on(cable, hosts, tiny, tmp_path):
     for tokens, texts in ((800, [16, 32]), (1600, [16, 32, 48, 64])):
         processes, logs = both(cable, hosts, [flags(tiny, tmp_path / "run", tokens)] * 2, tmp_path)
         assert [process.wait(180) for process in processes] == [0, 0], [log.read_text() for log in logs]
@@ -83,7 +83,7 @@ def test_two_machines_train_one_policy_and_go_on(cable, hosts, tiny, tmp_path): 
 
 
 @pytest.mark.parametrize("hosts", [("left", "right"), ("same", "same")], ids=["different-names", "one-name"])
-def test_a_machine_that_dies_ends_the_other_within_a_minute(cable, hosts, tiny, tmp_path):  # noqa: F811
+def test_a_machine_that_dies_ends_the_other_within_a_minute(cable, hosts, tiny, tmp_path):
     processes, logs = both(cable, hosts, [flags(tiny, tmp_path / "run", 90_000)] * 2, tmp_path)
     limit = time.monotonic() + 180
     while len(rows_of(tmp_path / "run")) < 6:

@@ -19,8 +19,6 @@ from agents import TextPolicyGradient, TextPPO
 from agents.algorithms.registry import ALGORITHMS, on_ranks
 from agents.distributed.launcher import check_launcher
 from agents.distributed.process_group import ranks
-from agents.models.loading import load_lm, save_lm
-from textrl_env import make_task
 
 from ..conftest import LLAMA
 from .launch import QUIET, ROOT, found_by, run, torchrun
@@ -256,21 +254,6 @@ def test_ppo_of_several_processes_that_was_of_another_class_goes_on(tmp_path):
     now.learn(300, reset_num_timesteps=False)
     for name, value in other.policy.state_dict().items():
         torch.testing.assert_close(now.policy.state_dict()[name], value, atol=1e-6, rtol=1e-5)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A model with the tokens of film reviews and 16 dimensions."""
-    eos = make_task("review").tokenizer.eos_token_id
-    torch.manual_seed(0)
-    save_lm(
-        load_lm({
-            "model_type": "llama", "vocab_size": 4096, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": eos,
-        }),
-        tmp_path / "tiny",
-    )  # fmt: skip
-    return tmp_path / "tiny"
 
 
 def flags(tiny, out, tokens):
