@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .policy_gradient import PolicyGradientArguments, TextPolicyGradient
+from .common.policy_gradient_arguments import PolicyGradientArguments
+from .policy_gradient import TextPolicyGradient
 
 
 class Reinforce(TextPolicyGradient):

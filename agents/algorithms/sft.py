@@ -15,12 +15,10 @@ from textrl_env.prompts.encoding import encode_prompts
 
 from ..models.loading import LMSource
 from ..models.sequences import TextRecord, pack
-from .common.supervised import Supervised, SupervisedArguments
+from .common.supervised import SFTText, Supervised, SupervisedArguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-SFTText = tuple[str | Prompt, str] | tuple[str | Prompt, str, bool] | TextRecord
 
 
 class SFT(Supervised):

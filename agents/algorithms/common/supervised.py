@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rewards.models.lora import add_adapters
 from rewards.utils.devices import AUTO, get_device, seeded
-from textrl_env import Tokenizer
+from textrl_env import Prompt, Tokenizer
 from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files_of
 
 from ...distributed.engine import Engine, engine_of
@@ -44,6 +44,8 @@ from .training_warnings import TrainingWarning
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+SFTText = tuple[str | Prompt, str] | tuple[str | Prompt, str, bool] | TextRecord
 
 
 class SupervisedArguments(TypedDict, total=False):

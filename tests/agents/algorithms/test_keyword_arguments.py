@@ -9,7 +9,7 @@ import stable_baselines3
 
 import agents
 from agents import RLOO, TextPPO
-from agents.algorithms.policy_gradient import PolicyGradientArguments
+from agents.algorithms.common.policy_gradient_arguments import PolicyGradientArguments
 from textrl_env import IntegerTokenizer
 
 from ..conftest import LLAMA, VOCAB

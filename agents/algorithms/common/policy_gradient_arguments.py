@@ -1,0 +1,119 @@
+"""Arguments of the clipped policy gradient, and which of them go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+
+from ...utils.limits import Above0, AtLeast0, Count
+from .advantage_estimators import ESTIMATORS, GROUPED
+from .supervised import SFTText
+from .text_arguments import ClippedArguments, WhiteningArguments
+
+Aggregation = Literal["token", "sequence", "budget"]
+KLIn = Literal["reward", "loss"]
+KLEstimator = Literal["k1", "k2", "k3", "full"]
+UNBIASED = ("gae", "reinforce", "rloo")  # advantages in the units of the reward, whose expected update is the objective's gradient
+_WHY_NOT = {
+    ("reward", "k2"): "k2 in the reward does not hold the policy to the reference: its gradient points away from KL's",
+    ("reward", "k3"): "k3 in the reward does not hold the policy to the reference: its gradient points away from KL's",
+    ("loss", "k1"): "the gradient of k1 in the loss is 0 on average: it does nothing",
+}
+
+
+def check_kl(kl_in: KLIn, kl_estimator: KLEstimator, estimator: str, whiten: bool) -> None:
+    """Insist on a KL term that holds the policy to the reference.
+
+    Raises:
+        ValueError: It would not, or not with these advantages.
+    """
+    if kl_in not in ("reward", "loss") or kl_estimator not in ("k1", "k2", "k3", "full"):
+        raise ValueError(
+            f"kl_in={kl_in!r}, kl_estimator={kl_estimator!r}: KL goes into the 'reward' or the 'loss', as 'k1', 'k2', 'k3' or 'full'"
+        )
+    if (why := _WHY_NOT.get((kl_in, kl_estimator))) is not None:
+        raise ValueError(f"kl_in={kl_in!r} with kl_estimator={kl_estimator!r}: {why}; use k1 in the reward, or k2 or k3 in the loss")
+    if (kl_in, kl_estimator) == ("reward", "full") and (whiten or estimator not in UNBIASED):
+        raise ValueError(
+            f"kl_in='reward' with kl_estimator='full' adds a loss in units of the reward, and estimator={estimator!r} with "
+            f"whiten_advantages={whiten} rescales the advantages beside it: take one of {', '.join(UNBIASED)} without whitening"
+        )
+
+
+class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False):
+    """What `TextPolicyGradient` takes, and every algorithm of its family."""
+
+    estimator: Annotated[str, "rloo", "Estimator of the advantage, a key of `agents.algorithms.common.advantage_estimators.ESTIMATORS`."]
+    group_size: Annotated[Count, 4, "Texts for each prompt, if `env` is an id; otherwise the task's own `group_size` counts."]
+    clip_range_high: Annotated[
+        Above0 | None, None, "How far a ratio may rise, > 0 (DAPO's clip-higher); None: as far as it may fall, `clip_range`."
+    ]
+    dual_clip: Annotated[
+        Annotated[float, Gt(1)] | None, None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any."
+    ]
+    loss_aggregation: Annotated[
+        Aggregation,
+        "token",
+        '"token": mean over the minibatch\'s tokens; "sequence": mean over each text\'s tokens, then over texts; "budget": sum over a '
+        "text's tokens divided by the longest text allowed, then mean over texts (Dr. GRPO).",
+    ]
+    skip_equal_groups: Annotated[
+        bool,
+        False,
+        "Leave out groups whose returns are all equal, which teach nothing (DAPO's dynamic sampling).  Returns are those that advantages "
+        "are made of, so that KL in the reward makes texts differ that scored alike.  Where all groups are equal, the rollout has no "
+        "update, which a warning and `policy/update_skipped` say.  For estimators that compare the texts of a group.",
+    ]
+    max_sampling_rounds: Annotated[
+        Count,
+        1,
+        "With `skip_equal_groups`: write as many texts again as are left out, until `n_episodes` others are there or this many times "
+        "`n_episodes` were written; at least 1.",
+    ]
+    kl_in: Annotated[KLIn, "reward", 'Whether KL to the reference is part of the "reward" or of the "loss".']
+    kl_estimator: Annotated[
+        KLEstimator,
+        "k1",
+        'In the reward "k1"; in the loss "k2" or "k3", the latter times the ratio.  The gradients of these two are those of each '
+        "token's KL on the policy's own samples (Tang and Munos 2025).  "
+        '"full" is the sum over the vocabulary instead of an estimate, at the '
+        "price of another pass of policy and reference, see the class.",
+    ]
+    ptx_coef: Annotated[
+        AtLeast0, 0.0, "Weight of next-token learning on `ptx_texts` beside the policy's loss (PPO-ptx, Ouyang et al. 2022); 0: none."
+    ]
+    ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
+
+
+_OF_GAE = ("gamma", "gae_lambda", "vf_coef", "clip_range_vf")
+
+
+def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
+    """Insist on arguments that go together.
+
+    Args:
+        settings: All arguments.
+        given: Those that the caller passed, but for defaults.
+
+    Raises:
+        ValueError: They do not, or one would not be used.
+    """
+    if (estimator := settings["estimator"]) not in ESTIMATORS:
+        raise ValueError(f"estimator={estimator!r}: must be one of {', '.join(ESTIMATORS)}")
+    if settings["n_episodes"] == 1 and (settings["whiten_advantages"] or estimator == "reinforce++"):
+        raise ValueError("n_episodes=1: whitened advantages compare the texts of a rollout, and one says nothing; write at least 2")
+    if settings["skip_equal_groups"] and estimator not in GROUPED:
+        raise ValueError(f"skip_equal_groups=True with estimator={estimator!r}, which has no groups: take one of {', '.join(GROUPED)}")
+    if (rounds := settings["max_sampling_rounds"]) > 1 and not settings["skip_equal_groups"]:
+        raise ValueError(f"max_sampling_rounds={rounds}: more than 1 only with skip_equal_groups=True")
+    if ((ptx_coef := settings["ptx_coef"]) > 0) != bool(settings["ptx_texts"]):
+        raise ValueError(
+            f"ptx_coef={ptx_coef} with {len(settings['ptx_texts'])} ptx_texts: pass a weight above 0 and texts for it, or neither"
+        )
+    if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and given[name] != 0]):
+        raise ValueError(f"{', '.join(unused)}: estimator={estimator!r} has no critic, no discount: leave it out, or take estimator='gae'")
+    if estimator not in GROUPED and "group_size" in given:
+        raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
+    check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
