@@ -23,7 +23,7 @@ from textrl_env.utils.user_code import absolute, named_object
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
-from ..distributed.process_group import ranks
+from ..distributed.process_group import ranks, started_again
 from ..models.loading import num_parameters
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
@@ -111,7 +111,8 @@ def run_train(config: Train) -> None:
         _tell_dry_run(_folder(config), console)
         return
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
+    anew = config.overwrite and not started_again()
+    with run.begin(f"train --algo {config.algo}", anew, OUTCOME_FILES) if together.is_main else nullcontext():
         other = config.held_out and absolute(config.held_out)
         config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=other)
         job = _prepared(config, run, pairs, (reward, held_out), console)
