@@ -112,16 +112,17 @@ class WeightSums(NamedTuple):
         largest: Largest absolute value of that.
     """
 
-    number: float = 0.0
-    excess: float = 0.0
-    squares: float = 0.0
-    largest: float = 0.0
+    number: float
+    excess: float
+    squares: float
+    largest: float
 
-    def joined(self, other: WeightSums) -> WeightSums:
+    def joined(self, other: WeightSums | None) -> WeightSums:
         """Return those of both."""
-        return WeightSums(
-            self.number + other.number, self.excess + other.excess, self.squares + other.squares, max(self.largest, other.largest)
-        )
+        if other is None:
+            return self
+        sums = (one + two for one, two in zip(self[:3], other[:3], strict=True))
+        return WeightSums(*sums, max(self.largest, other.largest))
 
     @property
     def mean(self) -> float:
@@ -135,7 +136,7 @@ class WeightSums(NamedTuple):
         More than 0.001, and more than Bernstein's inequality allows at five standard errors.  Its second term counts the largest weight
         many times over: a rare token with a large weight may still be missing among few tokens.
         """
-        return abs(self.excess) > max(1e-3 * self.number, 5 * np.sqrt(self.squares) + 25 * self.largest)
+        return bool(abs(self.excess) > max(1e-3 * self.number, 5 * np.sqrt(self.squares) + 25 * self.largest))
 
 
 @dataclass(frozen=True)
