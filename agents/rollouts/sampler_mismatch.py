@@ -13,7 +13,7 @@ generator's.  Both have expectation 1, and the largest of either are cut off, fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -93,6 +93,8 @@ class ImportanceSampling:
             return mismatch, None
         if self.mode.endswith("mask"):
             weights[beyond] = 0
+        total, squares, number = ranks.sums([weights.sum(), np.square(weights).sum(), len(weights)]).tolist()
+        mismatch = replace(mismatch, effective=total**2 / (number * squares) if squares else 0.0)
         return mismatch, (np.repeat(weights, np.diff(offsets)) if self._per_text else weights).astype(np.float32)
 
     @property
@@ -151,6 +153,7 @@ class SamplerMismatch:
         share_clipped: Share of the weights beyond `clip_min` and `clip_max`, see `ImportanceSampling`; of tokens if there is no mode.
         largest_log_ratio: Largest |log(pi / mu)| of a token.
         sums: Of the weights of tokens, before anything is cut off.
+        effective: Effective sample size of the weights that are used, as a share; 0 if all are masked, 1 if there is no mode.
     """
 
     kl: float
@@ -160,6 +163,7 @@ class SamplerMismatch:
     share_clipped: float
     largest_log_ratio: float
     sums: WeightSums
+    effective: float = 1.0
 
 
 def _measure(log_ratios: np.ndarray, of_texts: np.ndarray, beyond: np.ndarray, ranks: Ranks) -> SamplerMismatch:

@@ -71,6 +71,7 @@ def record_rollout(logger: Logger, rollout: RolloutResult, ranks: Ranks) -> None
         record("generator/kl_k3", mismatch.kl_k3)
         record("generator/effective_tokens", mismatch.effective_tokens)
         record("generator/effective_texts", mismatch.effective_texts)
+        record("generator/effective_weights", mismatch.effective)
         record("generator/share_clipped", mismatch.share_clipped)
         record("generator/largest_log_ratio", mismatch.largest_log_ratio)
         record("generator/mean_weight", mismatch.sums.mean)

@@ -147,6 +147,12 @@ class TrainingChecks:
                 "the generator returned tokens without log-probabilities: the rollout is off-policy by an unknown amount, which nothing "
                 "shows or corrects; return Response(tokens, log_probs)",
             )
+        if seen.mismatch is not None and seen.mismatch.effective < 0.1:
+            yield (
+                "few weights",
+                f"the importance weights leave an effective sample of {seen.mismatch.effective:.1%} of a rollout: the generator is too far "
+                "from the policy for weights of this mode and limits; take weights of tokens, or bring the generator nearer",
+            )
         if self.drawn is not None and self.drawn.is_off:
             mean = self.drawn.mean
             constant = f"{abs(np.log(mean)):.3g} nats too {'low' if mean > 1 else 'high'}"

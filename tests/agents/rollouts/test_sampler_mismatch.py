@@ -37,9 +37,12 @@ OFFSETS = np.array([0, 2, 3, 6])
 def test_weights_by_hand(mode, expected, clipped):
     mismatch, weights = ImportanceSampling(mode, 0.3, 2.0).compare(LOG_RATIOS, OFFSETS, Ranks())
     assert mismatch.share_clipped == pytest.approx(clipped)
-    assert (weights is None) == (expected is None)
-    if expected is not None:
-        np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    if expected is None:
+        assert weights is None and mismatch.effective == 1
+        return
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    used = np.array(expected)[[0, 2, 3]] if mode.startswith("sequence") else np.array(expected)
+    assert mismatch.effective == pytest.approx(used.sum() ** 2 / (len(used) * (used**2).sum()))
 
 
 def test_numbers_by_hand():
@@ -78,7 +81,7 @@ def test_settings_that_make_no_sense(make_env, arguments, told):
 
 def make(algorithm, env, **settings):
     policy = "MaskableTransformerPolicy" if algorithm is TextMaskablePPO else "TransformerPolicy"
-    arguments = {"n_episodes": 16, "learning_rate": 1e-2, "seed": 0, "device": "cpu", "policy_kwargs": {"model": LLAMA}, **settings}
+    arguments = {"n_episodes": 16, "learning_rate": 1e-4, "seed": 0, "device": "cpu", "policy_kwargs": {"model": LLAMA}, **settings}
     return algorithm(policy, env, **arguments)
 
 
@@ -303,6 +306,15 @@ def test_the_study_sums_what_the_library_does():
         np.testing.assert_allclose(end, np.concatenate(optimum), atol=1e-4)
     (biased,) = fixed_point([reference], [texts], Arm("full", 1.5, "none"), 0.3)
     assert best - tree.evaluate(np.split(biased, [1, 4]), levels, 0.3).objective > 0.001
+
+
+def test_weights_that_leave_nothing_are_warned_of(make_env):
+    agent = make(TextPPO, make_env(), rollout_buffer_kwargs=corrects("token_mask", clip_min=1.5))
+    agent.generator = LocalDecoder()
+    with pytest.warns(TrainingWarning, match=r"an effective sample of 0\.0% of a rollout"):
+        agent.learn(1)
+    assert agent.logger.name_to_value["generator/effective_weights"] == 0
+    assert agent.logger.name_to_value["generator/share_clipped"] == 1
 
 
 def test_settings_survive_a_checkpoint(make_env, tmp_path):
