@@ -122,7 +122,10 @@ def test_first_minibatch_and_learning(make_env, task, algorithm):
         model.learn(1, reset_num_timesteps=False)
         log = model.logger.name_to_value
         assert log["policy/clip_fraction"] == 0 and log["policy/approx_kl"] == pytest.approx(0, abs=1e-6)
-        assert log["generator/largest_log_ratio"] < 1e-4 and log["generator/effective_texts"] > 1 - 1e-6
+        mismatch = model.rollout_buffer.stats.mismatch
+        assert (
+            mismatch.largest_log_ratio < 1e-4 and mismatch.effective_texts > 1 - 1e-6 and mismatch.sums.mean == pytest.approx(1, abs=1e-6)
+        )
         scores.append(float(model.rollout_buffer.scores.mean()))
         if rollout == 0:
             np.testing.assert_allclose(model.rollout_buffer.kl, 0, atol=1e-5)

@@ -136,6 +136,6 @@ def test_vllm(make_env, tmp_path):
     learner = make(make_env(20), large, rules={"temperature": 0.8, "banned_tokens": [5]})
     learner.generator = generator
     learner.learn(1)  # its log-probabilities are of temperature and bans: after processing
-    log = learner.logger.name_to_value
-    assert log["generator/largest_log_ratio"] < 1e-3 and log["generator/mean_weight"] == pytest.approx(1, abs=1e-3)
+    mismatch = learner.rollout_buffer.stats.mismatch
+    assert mismatch.largest_log_ratio < 1e-3 and mismatch.sums.mean == pytest.approx(1, abs=1e-3)
     generator.close()

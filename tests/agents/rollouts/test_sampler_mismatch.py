@@ -110,7 +110,7 @@ def test_every_algorithm_learns_from_weighted_advantages(grouped, algorithm):
 
     agent.rollout_buffer.samples = remember
     lm = {name: value.clone() for name, value in agent.policy.lm.state_dict().items()}
-    agent.learn(1)
+    agent.learn(1, log_interval=9)  # nothing is dumped, so that the log keeps the rollout's numbers
     buffer, log = agent.rollout_buffer, agent.logger.name_to_value
     agent.policy.lm.load_state_dict(lm)
     ratios = []
@@ -145,7 +145,7 @@ def test_without_a_generator_or_its_log_probs(make_env):
     agent = make(TextPPO, make_env())
     agent.generator = Mute()
     with pytest.warns(TrainingWarning, match="off-policy by an unknown amount"):
-        agent.learn(1)
+        agent.learn(1, log_interval=9)
     assert "generator/kl" not in agent.logger.name_to_value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -182,23 +182,23 @@ def test_right_log_probs_of_another_temperature_are_left_in_peace(make_env, temp
 
 
 def test_the_mean_weight_against_chance():
-    """Drawn from known distributions over 1,000 tokens: 0.1 nats are found among all kinds, and nothing where nothing is wrong."""
+    """Known distributions over 1,000 tokens: 0.1 nats are found in ten rollouts of 2,000 tokens, and nothing where nothing is wrong."""
     rng = np.random.default_rng(0)
     for temperature in (0.5, 0.8, 1.0, 2.0):
         policy = rng.normal(size=1000) * 2
         drawn = policy / temperature
         policy, drawn = (logits - np.log(np.exp(logits).sum()) for logits in (policy, drawn))
-        for _ in range(100):
-            tokens = rng.choice(1000, size=2000, p=np.exp(drawn))
-            right, wrong = (
-                ImportanceSampling().compare((policy - drawn)[tokens] - shift, np.array([0, 2000]), Ranks())[0].sums for shift in (0, 0.1)
-            )
-            assert not right.is_off
+        for _ in range(20):
+            right = wrong = None
+            for _ in range(10):
+                tokens = rng.choice(1000, size=2000, p=np.exp(drawn))
+                told = [
+                    ImportanceSampling().compare((policy - drawn)[tokens] - by, np.array([0, 2000]), Ranks())[0].sums for by in (0, 0.1)
+                ]
+                right, wrong = (sums.joined(before) for sums, before in zip(told, (right, wrong), strict=True))
+                assert not right.is_off
+            assert right.number == 20_000
             assert wrong.is_off or temperature == 0.5  # where few tokens have most of the weight, it takes more of them
-    many = right
-    for _ in range(9):
-        many = many.joined(right)
-    assert many.number == 20_000 and many.mean == pytest.approx(right.mean) and many.largest == right.largest
 
 
 TINY = ExactTask("Tiny", smooth, 4, 3)
@@ -281,7 +281,7 @@ def test_weights_of_texts_give_back_the_exact_update(settings):
     corrected, agent = gradient(0.6, "sequence_truncate", **settings)
     torch.testing.assert_close(corrected, expected, atol=2e-6, rtol=1e-5)
     for mode in (None, "token_truncate"):  # the latter corrects one choice, and what follows stays the generator's
-        assert (gradient(0.6, mode, **settings)[0] - expected).abs().max() > 0.01
+        assert (gradient(0.6, mode, **settings)[0] - expected).abs().max() > 0.005
     if settings in ({}, {"kl_estimator": "full"}):
         torch.testing.assert_close(corrected, -exact_gradient(agent, 0.3), atol=2e-6, rtol=1e-5)
 
@@ -298,7 +298,7 @@ def test_the_study_sums_what_the_library_does():
         )
         update, visits = expected_update(logits, reference, texts, Arm("blind", 0.6, name), 0.3)
         np.testing.assert_allclose(update, -found[index], atol=1e-5)
-        assert visits[0] == pytest.approx(1) and np.abs(update).max() > 0.05
+        assert visits[0] == pytest.approx(1) and np.abs(update).max() > 0.02
     levels = np.split(reference, [1, 4])
     best, optimum = tree.optimum(levels, 0.3)
     for arm in (Arm("full", 1.0, "none"), Arm("full", 1.5, "sequence_truncate, no cap")):
@@ -312,7 +312,7 @@ def test_weights_that_leave_nothing_are_warned_of(make_env):
     agent = make(TextPPO, make_env(), rollout_buffer_kwargs=corrects("token_mask", clip_min=1.5))
     agent.generator = LocalDecoder()
     with pytest.warns(TrainingWarning, match=r"an effective sample of 0\.0% of a rollout"):
-        agent.learn(1)
+        agent.learn(1, log_interval=9)
     assert agent.logger.name_to_value["generator/effective_weights"] == 0
     assert agent.logger.name_to_value["generator/share_clipped"] == 1
 
