@@ -68,6 +68,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
         trained: Indices of the texts that `get` and `parts` yield.
+        picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
         stats: Means over the rollout.
@@ -79,6 +80,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     __module__ = "agents"
     stats: RolloutStats
     share: float = 1.0
+    picked: np.ndarray | None = None
 
     def __init__(
         self,
@@ -333,11 +335,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        reference = () if self.reference_log_probs is None else (self.reference_log_probs,)
-        batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *reference)))
-        actions, values, log_probs, advantages, returns = numbers[:5]
-        ours = numbers[5] if reference else None
-        return SequenceSamples(batch, actions, values, log_probs, advantages, returns, reference_log_prob=ours)
+        optional = {"reference_log_prob": self.reference_log_probs, "picked": self.picked}
+        ours = {name: column for name, column in optional.items() if column is not None}
+        batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *ours.values())))
+        return SequenceSamples(batch, *numbers[:5], **dict(zip(ours, numbers[5:], strict=True)))  # type: ignore[arg-type]
 
     def record(self, index: int) -> TextRecord:
         """Return what was written of the text with this index."""
@@ -347,7 +348,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
+        return np.concatenate([np.arange(0), *(np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices)])  # (n,)
 
     def _cut_segments(self, live: np.ndarray) -> None:
         """Find the steps at which each text was written, in the order in which the texts began.

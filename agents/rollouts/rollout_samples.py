@@ -17,7 +17,7 @@ class SequenceSamples(NamedTuple):
     """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
 
     All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).  `reference_log_prob` is None
-    without a reference.
+    without a reference, `picked` unless the algorithm picked tokens.
     """
 
     observations: SequenceBatch
@@ -28,6 +28,7 @@ class SequenceSamples(NamedTuple):
     returns: torch.Tensor
     action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
     reference_log_prob: torch.Tensor | None = None
+    picked: torch.Tensor | None = None
 
 
 class MinibatchSize(NamedTuple):
