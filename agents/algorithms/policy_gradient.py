@@ -16,10 +16,8 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional
 
 from ..distributed.ranks import combined
-from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.reward_scaling import moments
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
@@ -27,6 +25,7 @@ from ..rollouts.rollout_samples import MinibatchPart, MinibatchSize, SequenceSam
 from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.policy_gradient_arguments import PolicyGradientArguments, check_arguments
+from .common.policy_loss import OF_COVARIANCE, Clip, PolicyLoss, pick_tokens
 from .common.supervised import SFTText
 from .common.text_algorithm import TextAlgorithm
 from .sft import SFT
@@ -34,6 +33,12 @@ from .sft import SFT
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_NO_UPDATE = {
+    "equal groups": "all texts to a prompt have equal returns in rollout {rollout}, with every prompt: it has no update; is the reward too "
+    "coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
+    "over-long texts": "all texts of rollout {rollout} that overlong_filtering looks at were cut at {limit} tokens without an end: it has "
+    "no update; raise the task's max_new_tokens, or leave overlong_filtering out",
+}
 _SUMMARY = {"ratio_min": np.min, "ratio_max": np.max}  # of minibatches; the mean of all else
 
 
@@ -72,6 +77,11 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.clip_range_high, self.dual_clip = settings.pop("clip_range_high"), settings.pop("dual_clip")
         self.skip_equal_groups, self.max_sampling_rounds = settings.pop("skip_equal_groups"), settings.pop("max_sampling_rounds")
         self.kl_in, self.kl_estimator, self.average_return = settings.pop("kl_in"), settings.pop("kl_estimator"), 0.0
+        self.surrogate, self.off_policy_mask = settings.pop("surrogate"), settings.pop("off_policy_mask")
+        self.overlong_filtering, self.kl_cov_coef = settings.pop("overlong_filtering"), settings.pop("kl_cov_coef")
+        self.cov_share, self.cov_low, self.cov_high = settings.pop("cov_share"), settings.pop("cov_low"), settings.pop("cov_high")
+        self.entropy_target, self.ent_coef_step = settings.pop("entropy_target"), settings.pop("ent_coef_step")
+        self.ent_coef_max = settings.pop("ent_coef_max")
         self.ptx_coef, self.ptx_texts = settings.pop("ptx_coef"), list(settings.pop("ptx_texts"))
         self.whiten, group_size = settings.pop("whiten_advantages"), settings.pop("group_size")
         if self.estimator != "gae":
@@ -145,18 +155,51 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         mean = float(moments(rollout.returns, self.ranks).mean)  # of (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * mean if self.num_rollouts > 1 else mean
+        self._leave_out(rollout)
+        buffer.picked = None
+        if self.surrogate in OF_COVARIANCE:
+            tokens, bounds = buffer._tokens(buffer.trained), (self.cov_low, self.cov_high)
+            found = pick_tokens(self.surrogate, buffer.log_probs[tokens], buffer.advantages[tokens], self.cov_share, bounds, self.ranks)
+            buffer.picked = np.zeros(len(buffer.advantages), bool)
+            buffer.picked[tokens] = found
+
+    def _leave_out(self, rollout: Rollout) -> None:
+        """Leave texts out of the update that the algorithm is not to learn from, and tell how many."""
+        buffer, why = self.rollout_buffer, ""
         if self.skip_equal_groups:
             buffer.train_on(self._unequal(rollout, buffer.beta))
+            why = "equal groups"
+        if self.overlong_filtering and len(buffer.trained):
+            buffer.train_on(buffer.trained[~self._overlong()[buffer.trained]])
+            why = why if len(buffer.trained) else "over-long texts"
         trained, written = self.ranks.sums([len(buffer.trained), len(buffer.segments)])
-        if self.skip_equal_groups:
+        if self.skip_equal_groups or self.overlong_filtering:
             self.logger.record("policy/update_skipped", float(not trained))
             if not trained and self.ranks.is_main:
-                self.health.warn(
-                    "equal groups",
-                    f"all texts to a prompt have equal returns in rollout {self.num_rollouts}, with every prompt: it has no update; is the "
-                    "reward too coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
-                )
+                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self.observation_space["response"].shape[0]))
         self.logger.record("tokens/share_trained", trained / written)
+
+    def _overlong(self) -> np.ndarray:
+        """Return whether each text was cut at the longest length, without an end, shape (S,)."""
+        segments = self.rollout_buffer.segments
+        assert self.last_rollout is not None
+        ended = sorted(range(len(segments)), key=lambda index: (segments[index].steps.stop, segments[index].row))  # as infos are
+        cut = np.zeros(len(segments), bool)
+        cut[ended] = [info["finish_reason"] == "length" for info in self.last_rollout.infos]
+        return cut
+
+    @property
+    def _ent_coef_now(self) -> float:
+        """The weight of the entropy in this update."""
+        above = self.entropy_target is not None and self.rollout_buffer.stats.entropy > self.entropy_target
+        return 0.0 if above else self.ent_coef
+
+    def _follow_entropy(self) -> None:
+        """Set the weight of the entropy for the next update."""
+        if self.entropy_target is not None:
+            self.logger.record("policy/ent_coef", self._ent_coef_now)
+            step = self.ent_coef_step * float(np.sign(self.entropy_target - self.rollout_buffer.stats.entropy))
+            self.ent_coef = float(np.clip(self.ent_coef + step, 0.0, self.ent_coef_max))
 
     def _train(self) -> None:
         self._estimate()
@@ -166,6 +209,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         compared = (self.reference,) if self.kl_estimator == "full" and self.reference is not None else ()
         with self.engine.whole(*compared):
             norms = self._run_epochs([p for p in self.policy.parameters() if p.requires_grad], log)
+        self._follow_entropy()
         log["grad_norm"] = torch.stack(norms).tolist() if norms else []
         for name in filter(log.get, log):
             self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(log[name]).item())
@@ -200,61 +244,25 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         return combined(notes)
 
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a minibatch without ptx, and the numbers for the log.
-
-        Args:
-            samples: B texts with N tokens that are actions: the minibatch, or a part of it.
-            whole: Size of the minibatch, if they are a part: the losses of the parts add up to that of the minibatch.
-        """
-        whole = whole or MinibatchSize(len(samples.observations.input_ids), len(samples.advantages))
-        share = len(samples.advantages) / whole.tokens  # 1 in a single process, 0 of texts that do not count
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N, 1), (N,), (N,)
-        assert entropy is not None
-        weights = self._weights(samples, whole)  # (N,)
-        log_ratio = log_prob - samples.old_log_prob  # (N,)
-        ratio = log_ratio.exp()
-        low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        """Return the loss of a minibatch, or of a part of it, without ptx, and the numbers for the log; see `PolicyLoss`."""
+        left = self._current_progress_remaining
+        low = math.inf if self.surrogate == "kl-cov" else self.clip_range(left)  # type: ignore[operator]
         high = low if self.clip_range_high is None else self.clip_range_high
-        advantages = samples.advantages
-        gain = torch.min(advantages * ratio, advantages * ratio.clamp(1 - low, 1 + high))  # (N,)
-        if self.dual_clip is not None:
-            gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
-        policy_loss = -(weights * gain).sum()  # ()
-        entropy_loss = -(weights * entropy).sum()  # ()
-        loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
-        notes = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-        if self.vf_coef:
-            value_loss = share * self._value_loss(values.flatten(), samples)  # of (N,): ()
-            loss = loss + self.vf_coef * value_loss
-            notes["value_loss"] = value_loss
-        if self.kl_in == "loss" or self.kl_estimator == "full":
-            kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
-            kl_loss = (weights * kl).sum()  # of (N,): ()
-            loss = loss + self.rollout_buffer.beta * kl_loss
-            notes["kl_loss"] = kl_loss
-        with torch.no_grad():
-            notes["ratio_min"], notes["ratio_max"] = ratio.min(), ratio.max()
-            notes["approx_kl"] = ((ratio - 1) - log_ratio).mean()
-            notes["clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - low)).float().mean()
-            notes["loss"] = loss
-            told = dict(zip(notes, torch.stack(list(notes.values())).tolist(), strict=True))  # one wait for a GPU
-        return loss, {**told, **{name: share * told[name] for name in ("approx_kl", "clip_fraction")}}
-
-    def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """Return an estimate per token whose gradient is that of KL(pi || pi_ref) in expectation, shape (N,)."""
-        assert reference is not None
-        difference = log_prob - reference
-        if self.kl_estimator == "k2":
-            return 0.5 * difference.square()
-        return ratio * ((-difference).exp() - 1 + difference)
-
-    def _full_kl(self, samples: SequenceSamples) -> torch.Tensor:
-        """Return KL(pi || pi_ref) at each token, shape (N,)."""
-        buffer = self.rollout_buffer
-        sampler, reference = buffer.sampler, buffer.reference
-        assert sampler is not None and reference is not None
-
-        return full_kl(self.policy.backbone, reference, samples.observations, sampler, buffer.vocab_size)
+        loss = PolicyLoss(
+            policy=self.policy,
+            buffer=self.rollout_buffer,
+            surrogate=self.surrogate,
+            clip=Clip(low, high, self.dual_clip, self.kl_cov_coef),
+            aggregation=self.loss_aggregation,
+            longest=self.observation_space["response"].shape[0],  # type: ignore[index]
+            ent_coef=self._ent_coef_now,
+            vf_coef=self.vf_coef,
+            clip_vf=None if self.clip_range_vf is None else self.clip_range_vf(left),  # type: ignore[operator]
+            kl_estimator=self.kl_estimator,
+            kl_in_loss=self.kl_in == "loss" or self.kl_estimator == "full",
+            off_policy_mask=self.off_policy_mask,
+        )
+        return loss(samples, whole)
 
     def _ptx_parts(self) -> list[tuple[list[SFTText], int]]:
         """Draw texts for the next-token loss with NumPy's global generator; return micro-batches, and the target tokens of all of them.
@@ -273,22 +281,3 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         ptx_loss = self._ptx.loss_of(texts) * (self._ptx.num_targets(texts) / targets)
         loss = self.ptx_coef * ptx_loss
         return loss, {"ptx_loss": ptx_loss.item(), "loss": loss.item()}
-
-    def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
-        """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""
-        if self.clip_range_vf is not None:
-            reach = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-            values = samples.old_values + (values - samples.old_values).clamp(-reach, reach)
-        return functional.mse_loss(samples.returns, values)
-
-    def _weights(self, samples: SequenceSamples, whole: MinibatchSize) -> torch.Tensor:
-        """Return the weight of each token in the sum that is the loss, shape (N,)."""
-        batch = samples.observations
-        if self.loss_aggregation == "token":
-            return torch.full_like(samples.advantages, 1 / whole.tokens)
-        if self.loss_aggregation == "sequence":
-            rows = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
-            counts = torch.bincount(rows, minlength=len(batch.input_ids))  # (B,)
-            return 1 / (whole.texts * counts[rows].float())  # (N,)
-        longest = self.observation_space["response"].shape[0]  # type: ignore[index]
-        return torch.full_like(samples.advantages, 1 / (whole.texts * longest))
