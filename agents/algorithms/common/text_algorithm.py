@@ -52,18 +52,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _NOT_SAVED = (
-    "reference",
-    "_rollout_start",
-    "last_rollout",
-    "health",
-    "_ptx",
-    "generator",
-    "ranks",
-    "engine",
-    "_wrapped",
-    "memory",
-    "shard",
-)
+    "reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "engine", "_wrapped", "memory", "shard",
+)  # fmt: skip
 
 
 class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
