@@ -45,8 +45,8 @@ from ...training.base_policies import base_policy
 from ...training.offline_training import preferred_texts, supervised
 from ...training.policy_training import train_policy
 from ...training.settings import OFFLINE, RATES, STEPS, PolicyTraining
+from ...utils.fresh_processes import fresh_pool
 from ...utils.run_folder import RunFolder
-from ..fresh_processes import fresh_pool
 from .study import Study, side_by_side
 
 BASELINES = ("random", "best-of-8")
