@@ -60,6 +60,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "grpo": Algorithm("grpo:GRPO", group_size=4),
     "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
     "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
+    "distill": Algorithm("distillation:Distillation", settings={"beta": 1.0}),
 }
 
 

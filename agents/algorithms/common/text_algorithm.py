@@ -115,6 +115,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     score_scale: ScoreScale | None = None
     generator: Generator | None = None
     memory: MemoryEstimate | None = None
+    reference_name: ClassVar[str] = "reference"  # as messages call it
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -156,8 +157,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._join_ranks()
         if self.env is not None:
-            tokenizer, given = text_env_of(self.env).task.tokenizer, self.policy_kwargs
-            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), "reference": self.reference_source}.items():
+            tokenizer, given, other = text_env_of(self.env).task.tokenizer, self.policy_kwargs, {self.reference_name: self.reference_source}
+            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), **other}.items():
                 check_same_tokens(folder, tokenizer, what)
         super()._setup_model()
         self.ranks.share_weights(self.policy)

@@ -53,7 +53,7 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
 
 
-@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
+@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
 def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
     learn = SFT.learn
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
