@@ -13,11 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents import TextPPO
 from agents.cli import train as command
 from agents.cli.main import main
-from agents.evaluation.policy_texts import write_texts
+from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.models.loading import load_lm, save_lm
 from agents.training.trained_run import open_run
 from agents.training.validation import ValidationCallback, validation_task
 from textrl_env import make_task
+
+from ..distributed.launch import run as launched
+from ..distributed.launch import torchrun
 
 SIZES = ["--total-tokens", "500", "--n-episodes", "16", "--batch-size", "8", "--learning-rate", "3e-2", "--eval-texts", "24"]
 BEST = ["--eval-every", "2", "--keep-best", "score"]
@@ -165,3 +168,15 @@ def test_what_stands_in_the_way_is_said(train, tmp_path, capsys):
         validation_task({"task": "exact-smooth"}, tmp_path, 8)
     with pytest.raises(ValueError, match="keep='length': the best policy can be kept by score"):
         ValidationCallback(tmp_path, make_task("recall"), 2, "length")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["ddp", "fsdp"])
+def test_the_best_policy_of_two_processes_is_the_one_that_was_measured(train, tmp_path, shard):
+    out, task = tmp_path / "two", validation_task({"task": "recall"}, tmp_path, 24)
+    settings = ["--task", "recall", "--model", str(tmp_path / "lm"), "--reward", "length", "--out", str(out), *SIZES, *BEST, *shard]
+    launched(torchrun("agents.cli", "train", *settings))
+    kept = json.loads((out / "best" / "best.json").read_text())
+    assert len(rows_of(out)) > 3 and kept["value"] == max(float(row["score"]) for row in rows_of(out))
+    policy = make_policy(task, out / "best" / "model", eos_token_id=task.eos_token_ids[0])
+    assert write_texts(policy, task, 24, "length", num_rows=16).scores.mean() == pytest.approx(kept["value"])
