@@ -87,7 +87,7 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
 
 
-@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
+@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length", "--eval-texts", "8"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
