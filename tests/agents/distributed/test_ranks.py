@@ -26,7 +26,7 @@ from ..conftest import LLAMA
 from .launch import QUIET, ROOT, found_by, run, torchrun
 from .ranked import CASES, COMMON, FLAT, ROLLOUTS, learn, make, make_env
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -367,10 +367,8 @@ def test_ctrl_c_ends_all_with_one_message(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_command(tiny, tmp_path):
-    (command,) = re.findall(
-        r"^torchrun .*$", README[README.index("### More than one process") : README.index("### Algorithms")], re.MULTILINE
-    )
+def test_the_command_of_the_documentation(tiny, tmp_path):
+    command = re.findall(r"^ +(torchrun .*)$", PAGE, re.MULTILINE)[0]
     _, *words = shlex.split(command)
     done = run([sys.executable, "-m", "torch.distributed.run", *words, *flags(tiny, tmp_path / "run", 800)])
     assert "2 processes train one policy" in done.stdout and "the same command without torchrun" in done.stdout
