@@ -29,12 +29,6 @@ from .ranked import CASES, COMMON, FLAT, ROLLOUTS, learn, make, make_env
 PAGE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def two_ranks(made_once):
-    """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
-    return made_once("two-ranks", lambda folder: run(torchrun("tests.agents.distributed.ranked", folder)))
-
-
 @pytest.fixture
 def exact(two_ranks):
     return lambda case: found_by(two_ranks, case)
@@ -354,7 +348,7 @@ def test_killed_at_ten_random_moments(tiny, tmp_path, shard):
 
 
 def test_a_failure_of_one_rank_is_told_once_and_ends_all(tiny, tmp_path):
-    done = run(torchrun("tests.agents.distributed.ranked", "failing", *flags(tiny, tmp_path / "run", 9000)), check=False)
+    done = run(torchrun("tests.agents.distributed.ranked", *flags(tiny, tmp_path / "run", 9000)), check=False)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1 and "error: the policy's logits are NaN" in done.stderr
     assert len(rows_of(tmp_path / "run")) == 1
