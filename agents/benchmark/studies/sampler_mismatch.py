@@ -123,7 +123,9 @@ class Arm(NamedTuple):
 
 
 def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm: Arm, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return RLOO's expected update of the logits after each unfinished text, shape (n, V), and how often each is visited, shape (n,).
+    """Return RLOO's expected update of the logits after each unfinished text, shape (n, V), and how often each counts, shape (n,).
+
+    The latter is how often it is visited, or what the weights make of that if it is more.
 
     Args:
         logits: Of the policy, shape (n, V).
@@ -148,7 +150,7 @@ def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm
     update -= np.exp(policy) * np.bincount(nodes, pushed)[:, None]
     if arm.setting == "full":
         update -= beta * np.bincount(nodes, counts)[:, None] * np.exp(policy) * (policy - reference - local[:, None])
-    return update, np.bincount(nodes, np.repeat(share, lengths))
+    return update, np.maximum(np.bincount(nodes, np.repeat(share, lengths)), np.bincount(nodes, counts))
 
 
 def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: Arm, beta: float) -> list[np.ndarray]:
@@ -158,11 +160,13 @@ def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: A
         RuntimeError: It does not come to rest.
     """
     logits = [reference.copy() for reference in references]
-    for _ in range(50_000):
+    for _ in range(20_000):
         told = [expected_update(own, reference, of, arm, beta) for own, reference, of in zip(logits, references, texts, strict=True)]
         if arm.setting == "blind":  # one policy for all prompts
             told = [(np.sum([update for update, _ in told], 0), np.sum([visits for _, visits in told], 0))] * len(told)
-        steps = [update / visits[:, None] for update, visits in told]  # as large where the policy seldom comes
+        # As large where the texts seldom come, and for tokens that are seldom written: where it is 0 stays the same
+        often = [np.exp(np.maximum(log_softmax(own), log_softmax(own / arm.temperature))) for own in logits]
+        steps = [update / (visits[:, None] * tokens) for (update, visits), tokens in zip(told, often, strict=True)]
         logits = [own + 0.5 * step for own, step in zip(logits, steps, strict=True)]
         if max(np.abs(step).max() for step in steps) < 1e-7:
             return [log_softmax(own) for own in logits]
