@@ -146,7 +146,9 @@ def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm
 
 
 def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: Arm, beta: float) -> list[np.ndarray]:
-    """Follow the expected update from the reference until it is 0, and return the policy's log-probabilities for each prompt, (n, V) each.
+    """Follow the expected update from the reference until the policy rests, and return its log-probabilities for each prompt, (n, V) each.
+
+    Logits may go on: those of tokens that the update drives out for good fall without end.
 
     Raises:
         RuntimeError: It does not come to rest.
@@ -158,7 +160,7 @@ def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: A
         often = [np.exp(np.maximum(log_softmax(own), log_softmax(own / arm.temperature))) for own in logits]
         steps = [update / (visits[:, None] * tokens) for (update, visits), tokens in zip(told, often, strict=True)]
         logits = [own + 0.5 * step for own, step in zip(logits, steps, strict=True)]
-        if max(np.abs(step).max() for step in steps) < 1e-7:
+        if max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True)) < 1e-9:
             return [log_softmax(own) for own in logits]
     raise RuntimeError(f"the expected update of {arm} does not come to rest")
 
