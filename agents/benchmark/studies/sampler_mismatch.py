@@ -160,9 +160,8 @@ def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: A
         often = [np.exp(np.maximum(log_softmax(own), log_softmax(own / arm.temperature))) for own in logits]
         steps = [update / (visits[:, None] * tokens) for (update, visits), tokens in zip(told, often, strict=True)]
         logits = [own + 0.5 * step for own, step in zip(logits, steps, strict=True)]
-        if (
-            max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True)) < 1e-7
-        ):  # weights are float32
+        moved = max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True))
+        if moved < 1e-7:  # weights are float32
             return [log_softmax(own) for own in logits]
     raise RuntimeError(f"the expected update of {arm} does not come to rest")
 
