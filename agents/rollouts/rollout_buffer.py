@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,14 +21,13 @@ from ..models.backbones import Backbone
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack_with
 from ..policies.sampling_record import SamplingRecord
+from .generalised_advantages import Lambdas, generalised_advantages
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .recorded_steps import RecordedSteps
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
-from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, Segment, SequenceSamples
-
-SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
+from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, SegmentStart, SequenceSamples, cut_segments
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -46,7 +46,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         observation_space: The environment's.
         action_space: The environment's.
         device: Where minibatches go, see `rewards.utils.devices.get_device`.
-        gae_lambda: See SB3.
+        gae_lambda: See SB3, and `Lambdas`.
         gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
         n_envs: Rows.
         reference: What `agents.models.loading.load_lm` takes, a module, or a `Backbone`; None: no KL shaping.
@@ -60,10 +60,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: Give the shaped returns of a rollout's texts variance 1, and leave their mean, see `whiten_returns`.
         norm_reward: See `ScoreScale`.
         clip_reward: See `ScoreScale`.
+        gae_lambda_critic: See `Lambdas`.
+        gae_alpha: See `Lambdas`.
 
     Attributes:
         kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
         segments: The S texts of the rollout, in the order in which they began.
+        infos: The environment's last info of each text, if it was told.
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
@@ -73,7 +76,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward` or `clip_reward` is out of range.
+        ValueError: `kl_reward`, `clip_reward` or a lambda is out of range.
     """
 
     __module__ = "agents"
@@ -97,7 +100,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: bool = False,
         norm_reward: bool = False,
         clip_reward: float | None = None,
+        gae_lambda_critic: float | None = None,
+        gae_alpha: float | None = None,
     ) -> None:
+        self.lambdas = Lambdas(gae_lambda, gae_lambda_critic, gae_alpha)
         self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
         scale = ScoreScale(norm_reward, clip_reward)
@@ -159,6 +165,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._recorded = RecordedSteps()
         self._steps, self._kept = self._recorded.steps, self._recorded.kept
         self._openings: list[SegmentStart] = []
+        self._infos: list[Sequence[Mapping[str, Any]]] = []  # of each step, by row
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
@@ -178,10 +185,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         value: torch.Tensor,
         log_prob: torch.Tensor,
         prompt_ids: np.ndarray | None = None,
+        infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
 
-        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,).
+        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,), and `infos` what the
+        environment told after the step.
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
@@ -215,13 +224,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
         self._written, self._lengths = live, lengths
+        self._infos += [] if infos is None else [infos]
         actions, rewards = action.ravel().astype(np.int64), np.asarray(reward, np.float32)
         self._recorded.add(actions, rewards, starts, value, log_prob, live, acting.kept)
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
-        """Shape the rewards with the reference, then compute GAE(lambda) as SB3 does.
+        """Shape the rewards with the reference, then compute GAE(lambda) as SB3 does, or as `gae_lambda_critic` and `gae_alpha` say.
 
         Afterwards `actions`, `values`, `returns`, `advantages`, `log_probs` and `rewards` (shaped) are flat over the
         tokens, text after text.
@@ -233,7 +243,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: It was called before for this rollout.
             FloatingPointError: A log-probability or value is NaN or infinite.
-            ValueError: `whiten_rewards` is on, and the rollout cuts a text.
+            ValueError: `whiten_rewards` or `gae_alpha` asks for whole texts, and the rollout cuts one.
         """
         if self._finished:
             raise RuntimeError(
@@ -243,12 +253,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._finished = True
         self._recorded.fetch()
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
-        if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
-            raise ValueError(
-                "whiten_rewards=True needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts "
-                "are whole texts, or norm_reward=True"
-            )
-        self._cut_segments(columns[-1])
+        if (columns[-1][-1] & ~np.asarray(dones, bool)).any():
+            for name, asked, other in (
+                ("whiten_rewards=True", self.kl_shaping.whiten_rewards, "norm_reward=True"),
+                ("gae_alpha", self.lambdas.alpha is not None, "gae_lambda"),
+            ):
+                if asked:
+                    raise ValueError(
+                        f"{name} needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts are "
+                        f"whole texts, or {other}"
+                    )
+        self.segments = cut_segments(self._openings, self._replies, columns[-1])
+        self.infos = [self._infos[s.steps.stop - 1][s.row] for s in self.segments] if self._infos else []
+        self.trained = np.arange(len(self.segments))  # (S,)
+        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
         number = columns[-1].cumsum().reshape(columns[-1].shape) - 1  # (L, E): of each token, in the order in which they were written
         self.kept = np.concatenate(self._kept)[self._flat(number)] if self._kept else None  # (N, ceil(V / 8))
         actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
@@ -260,11 +278,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         assert self.sampler is not None
         tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each, self._offsets)
         shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
-        self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
+        self.rewards = np.zeros_like(rewards)  # (L, E)
         for index, segment in enumerate(self.segments):
             self.rewards[segment.steps, segment.row] = shaped[self._offsets[index] : self._offsets[index + 1]]
-        self.advantages = np.zeros_like(rewards)
-        RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
+        last = (last_values.clone().cpu().numpy().flatten(), np.asarray(dones))  # (E,) each
+        for_policy, for_critic = self.lambdas.of(self.segments, starts.shape)
+        gae = partial(generalised_advantages, self.rewards, self.values, starts, *last, self.gamma)
+        self.advantages, self.returns = gae(for_policy), gae(for_critic) + self.values  # (L, E) each
         for name in ("rewards", "values", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
@@ -348,27 +368,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
         return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
-
-    def _cut_segments(self, live: np.ndarray) -> None:
-        """Find the steps at which each text was written, in the order in which the texts began.
-
-        Args:
-            live: Whether a token was written in the row, shape (L, E).
-        """
-        steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
-        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
-        next_start = dict.fromkeys(range(live.shape[1]), len(live))
-        ends = {}
-        for index in range(len(self._openings) - 1, -1, -1):
-            row, step, *_ = self._openings[index]
-            ends[index] = min(next_start[row], int(idle[step, row]))
-            next_start[row] = step
-        self.segments = []
-        for index, (row, step, context, written, prompt_id) in enumerate(self._openings):
-            replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
-            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies, prompt_id))
-        self.trained = np.arange(len(self.segments))  # (S,)
-        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (L, E, ...) to (N, ...), text after text."""

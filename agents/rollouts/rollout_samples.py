@@ -75,6 +75,32 @@ class Segment:
     prompt_id: int = -1
 
 
+SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
+
+
+def cut_segments(openings: Sequence[SegmentStart], replies: Mapping[int, list[tuple[int, np.ndarray]]], live: np.ndarray) -> list[Segment]:
+    """Find the steps at which each text was written, in the order in which the texts began.
+
+    Args:
+        openings: Where each began.
+        replies: By row, the step before which the environment wrote tokens, and their ids.
+        live: Whether a token was written in the row, shape (L, E).
+    """
+    steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
+    idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
+    next_start = dict.fromkeys(range(live.shape[1]), len(live))
+    ends = {}
+    for index in range(len(openings) - 1, -1, -1):
+        row, step, *_ = openings[index]
+        ends[index] = min(next_start[row], int(idle[step, row]))
+        next_start[row] = step
+    segments = []
+    for index, (row, step, context, written, prompt_id) in enumerate(openings):
+        own = tuple((at - step, ids) for at, ids in replies.get(row, ()) if step < at < ends[index])
+        segments.append(Segment(context, written, row, slice(step, ends[index]), own, prompt_id))
+    return segments
+
+
 @dataclass(frozen=True)
 class RolloutStats:
     """Numbers of a rollout before the update; where several ranks write it, of all their texts.

@@ -59,7 +59,8 @@ def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, al
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 5, *args, **kwargs))
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
-    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length"]
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo]
+    sizes += ["--reward", '{"name": "sum", "terms": {"length": "length"}}' if algo == "gdpo" else "length"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
     arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
@@ -69,7 +70,7 @@ def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, al
     assert samples and set(samples[0]) == {"tokens", "prompt", "response", "score"}
     (log,) = (tmp_path / "run" / algo / "log-0").glob("progress.json")
     names = {name.split("/")[0] for line in log.read_text().splitlines() for name in json.loads(line)}
-    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout"}
+    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout", "reward"}
     assert main(arguments) == 0  # done already: nothing is trained again
     assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
     assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
