@@ -152,7 +152,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         mean = float(moments(rollout.returns, self.ranks).mean)  # of (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * mean if self.num_rollouts > 1 else mean
         if self.skip_equal_groups:
-            buffer.train_on(self._unequal(rollout, buffer.beta))
+            buffer.trained = self._unequal(rollout, buffer.beta)
         trained, written = self.ranks.sums([len(buffer.trained), len(buffer.segments)])
         if self.skip_equal_groups:
             self.logger.record("policy/update_skipped", float(not trained))

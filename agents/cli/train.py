@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from rewards import Preference
+from rewards.models.suited_rate import MILLION
 from rewards.preferences.preference_files import read_preferences
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -104,7 +105,6 @@ def run_train(config: Train) -> None:
     for code in own_code([reward, held_out]):
         named_object(code)  # its faults are told before anything is trained
     pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
-    choose_threads()
     if config.dry_run:
         with TemporaryDirectory() as folder, suppress(DryRun):
             _train(_prepared(config, RunFolder(folder), pairs, (reward, held_out), console))
@@ -146,7 +146,9 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None,
         _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    parameters = _size(config, task) if config.learning_rate is None else None
+    size = _size(config, task)
+    choose_threads(size or MILLION)
+    parameters = size if config.learning_rate is None else None
     recipe = task.recipe if config.algo == "sft" and pairs is None else None
     sized = () if parameters is None else (parameters, config.lora is not None)
     defaults = default_settings(config.algo, recipe, *sized)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack_with
-from ..policies.sampling_record import SamplingRecord
+from ..policies.sampling_record import sampling_of
 from .generalised_advantages import Lambdas, generalised_advantages
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
@@ -28,6 +28,7 @@ from .recorded_steps import RecordedSteps
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
 from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, SegmentStart, SequenceSamples, cut_segments
+from .sampler_mismatch import ImportanceSampling, ImportanceSamplingMode
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -62,6 +63,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: See `ScoreScale`.
         gae_lambda_critic: See `Lambdas`.
         gae_alpha: See `Lambdas`.
+        importance_sampling_mode: Weights against what a generator draws otherwise than the policy, see `ImportanceSampling`:
+            `"token_truncate"`, `"token_mask"`, `"sequence_truncate"`, `"sequence_mask"`; None: none.
+        importance_sampling_clip_min: See `ImportanceSampling`.
+        importance_sampling_clip_max: See `ImportanceSampling`.
 
     Attributes:
         kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
@@ -70,13 +75,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
-        trained: Indices of the texts that `get` and `parts` yield.
+        trained: Indices of the texts that `get` and `parts` yield; all, until they are set.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
+        importance_weights: What `get` and `parts` multiply the advantages with, shape (N,); None: nothing.
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward`, `clip_reward` or a lambda is out of range.
+        ValueError: `kl_reward`, `clip_reward`, a lambda or an argument of the weights is out of range.
     """
 
     __module__ = "agents"
@@ -102,10 +108,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         clip_reward: float | None = None,
         gae_lambda_critic: float | None = None,
         gae_alpha: float | None = None,
+        importance_sampling_mode: ImportanceSamplingMode | None = None,
+        importance_sampling_clip_min: float = 0.0,
+        importance_sampling_clip_max: float = 2.0,
     ) -> None:
         self.lambdas = Lambdas(gae_lambda, gae_lambda_critic, gae_alpha)
         self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        self._correction = ImportanceSampling(importance_sampling_mode, importance_sampling_clip_min, importance_sampling_clip_max)
         scale = ScoreScale(norm_reward, clip_reward)
         self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
@@ -169,12 +179,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
+        self._drawn: list[np.ndarray] = []  # of each step, if a generator wrote: log-probabilities where its tokens were drawn, (E,)
+        self.importance_weights: np.ndarray | None = None
         self.sampler: Sampler | None = None
         self.autocast: torch.dtype | None = None
         self._keeps = False  # whether kept sets come with the log-probabilities
-        self.pos = 0
-        self.full = False
-        self._finished = False
+        self.pos, self.full, self._finished = 0, False, False
 
     def add(
         self,
@@ -194,17 +204,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
-            ValueError: The sampling rules changed within the rollout.
+            ValueError: The sampling rules changed within the rollout, or nobody said what drew the tokens and there are weights against it.
             FloatingPointError: A log-probability or value is NaN or infinite; where they lie on a device, `compute_returns_and_advantage`
                 says so, or whoever else looks at the rollout.
         """
-        acting = getattr(log_prob, "acting", None)
-        if not isinstance(acting, SamplingRecord):
-            raise TypeError(
-                "log_prob does not say how its tokens were drawn: a TransformerPolicy attaches that to the tensor as `acting`, and "
-                "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
-                "(another policy needs another rollout_buffer_class)"
-            )
+        acting = sampling_of(log_prob)
         if self.pos and (acting.sampler, acting.autocast, acting.kept is not None) != (self.sampler, self.autocast, self._keeps):
             raise ValueError(
                 f"the sampling rules changed within a rollout, at step {self.pos}, to {acting.sampler}: an update would score its tokens "
@@ -213,6 +217,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.sampler, self.autocast, self._keeps = acting.sampler, acting.autocast, acting.kept is not None
         prompt, response = obs["prompt"], obs["response"]
         live = prompt[:, 0] >= 0
+        self._correction.check_known(acting.drawn, live)
+        self._drawn += [] if acting.drawn is None else [acting.drawn]
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
         lengths = (response >= 0).sum(1)  # (E,)
@@ -253,16 +259,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._finished = True
         self._recorded.fetch()
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
-        if (columns[-1][-1] & ~np.asarray(dones, bool)).any():
-            for name, asked, other in (
-                ("whiten_rewards=True", self.kl_shaping.whiten_rewards, "norm_reward=True"),
-                ("gae_alpha", self.lambdas.alpha is not None, "gae_lambda"),
-            ):
-                if asked:
-                    raise ValueError(
-                        f"{name} needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts are "
-                        f"whole texts, or {other}"
-                    )
+        needs = {"whiten_rewards=True": self.kl_shaping.whiten_rewards, "gae_alpha": self.lambdas.alpha is not None}
+        if (columns[-1][-1] & ~np.asarray(dones, bool)).any() and any(needs.values()):
+            raise ValueError(
+                f"{next(filter(needs.get, needs))} needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, "
+                "whose rollouts are whole texts, or norm_reward=True and gae_lambda, which do not need them"
+            )
         self.segments = cut_segments(self._openings, self._replies, columns[-1])
         self.infos = [self._infos[s.steps.stop - 1][s.row] for s in self.segments] if self._infos else []
         self.trained = np.arange(len(self.segments))  # (S,)
@@ -271,8 +273,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.kept = np.concatenate(self._kept)[self._flat(number)] if self._kept else None  # (N, ceil(V / 8))
         actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
         self.episode_starts = starts.astype(np.float32)
-        self.buffer_size = len(actions)
-        self.full = True
+        self.buffer_size, self.full = len(actions), True
         self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
         self.scores = np.array([rewards[s.steps, s.row].sum(dtype=np.float64) for s in self.segments])  # (S,)
         assert self.sampler is not None
@@ -281,14 +282,18 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.rewards = np.zeros_like(rewards)  # (L, E)
         for index, segment in enumerate(self.segments):
             self.rewards[segment.steps, segment.row] = shaped[self._offsets[index] : self._offsets[index + 1]]
-        last = (last_values.clone().cpu().numpy().flatten(), np.asarray(dones))  # (E,) each
-        for_policy, for_critic = self.lambdas.of(self.segments, starts.shape)
-        gae = partial(generalised_advantages, self.rewards, self.values, starts, *last, self.gamma)
-        self.advantages, self.returns = gae(for_policy), gae(for_critic) + self.values  # (L, E) each
+        steps = (self.rewards, self.values, starts, last_values.clone().cpu().numpy().flatten(), np.asarray(dones))
+        lambdas = self.lambdas.of(self.segments, starts.shape)
+        self.advantages, targets = (generalised_advantages(*steps, self.gamma, of) for of in lambdas)  # (L, E) each
+        self.returns = targets + self.values  # (L, E)
         for name in ("rewards", "values", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
             self.advantages = whiten(self.advantages, self._ranks)
+        if self._drawn:
+            log_ratios = self.log_probs - self._flat(np.stack(self._drawn))  # (N,)
+            mismatch, self.importance_weights = self._correction.compare(log_ratios, self._offsets, self._ranks)
+            self.stats = replace(self.stats, mismatch=mismatch)
 
     def so_far(self) -> SequenceRolloutBuffer:
         """Return a buffer as this one would be if the rollout ended here; this one, its controller and its moments stay as they are."""
@@ -303,10 +308,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
         """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
         self.advantages = whiten(advantages, self._ranks) if whitened else advantages
-
-    def train_on(self, texts: np.ndarray) -> None:
-        """Have `get` and `parts` yield only the texts with these indices."""
-        self.trained = texts
 
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
         """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all.
@@ -352,12 +353,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
-        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        reference = () if self.reference_log_probs is None else (self.reference_log_probs,)
-        batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *reference)))
-        actions, values, log_probs, advantages, returns = numbers[:5]
-        ours = numbers[5] if reference else None
-        return SequenceSamples(batch, actions, values, log_probs, advantages, returns, reference_log_prob=ours)
+        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights}
+        given = {name: column for name, column in optional.items() if column is not None}
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
+        batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
+        samples = SequenceSamples(batch, *numbers[:5], **dict(zip(given, numbers[5:], strict=True)))
+        weight = samples.importance_weight
+        return samples if weight is None else samples._replace(advantages=samples.advantages * weight)
 
     def record(self, index: int) -> TextRecord:
         """Return what was written of the text with this index."""

@@ -134,11 +134,12 @@ class PolicyLoss:
         values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N, 1), (N,), (N,)
         assert entropy is not None
         weights = token_weights(self.aggregation, samples.observations, whole, self.longest)  # (N,)
+        corrected = weights if samples.importance_weight is None else weights * samples.importance_weight  # (N,): the advantages have it
         log_ratio = log_prob - samples.old_log_prob  # (N,)
         tokens = Tokens(log_prob, log_ratio, log_ratio.exp(), samples.advantages)
         gain, clipped = SURROGATES[self.surrogate](tokens, self.clip)  # (N,) each
         policy_loss = -(weights * gain).sum()  # ()
-        entropy_loss = -(weights * entropy).sum()  # ()
+        entropy_loss = -(corrected * entropy).sum()  # ()
         loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
         notes = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
         if self.vf_coef:
@@ -146,7 +147,7 @@ class PolicyLoss:
             loss = loss + self.vf_coef * value_loss
             notes["value_loss"] = value_loss
         if self.kl_in_loss:
-            kl_loss = (weights * self._kl(tokens, samples)).sum()  # of (N,): ()
+            kl_loss = (corrected * self._kl(tokens, samples)).sum()  # of (N,): ()
             loss = loss + self.buffer.beta * kl_loss
             notes["kl_loss"] = kl_loss
         with torch.no_grad():
