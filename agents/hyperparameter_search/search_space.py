@@ -14,7 +14,8 @@ _CLIPPED = (*_WRITTEN, ("batch_size", "one of", 16, 32, 64), ("n_epochs", "one o
 SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     **dict.fromkeys(("ppo", "maskable-ppo", "nlpo"), (*_CLIPPED, ("clip_range", "linear", 0.1, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
     **dict.fromkeys(("a2c", "trpo"), (*_WRITTEN, ("beta", "log", 0.01, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
-    **dict.fromkeys(("rloo", "grpo", "dr-grpo", "dapo", "reinforce", "reinforce++", "reinforce++-baseline"), _CLIPPED),
+    **dict.fromkeys(("rloo", "grpo", "dr-grpo", "dapo", "gspo", "gmpo", "cispo"), _CLIPPED),
+    **dict.fromkeys(("reinforce", "reinforce++", "reinforce++-baseline"), _CLIPPED),
     **dict.fromkeys(("dpo", "ipo"), (("learning_rate", "log", 2e-5, 1e-3), ("beta", "log", 0.03, 1.0), ("epochs", "one of", 1, 3, 6))),
     "sft": (("learning_rate", "log", 1e-4, 5e-3), ("epochs", "one of", 1, 3, 6)),
     "expert-iteration": (("learning_rate", "log", 1e-4, 5e-3), ("n", "one of", 2, 4, 8)),

@@ -76,6 +76,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
         trained: Indices of the texts that `get` and `parts` yield; all, until they are set.
+        picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
         importance_weights: What `get` and `parts` multiply the advantages with, shape (N,); None: nothing.
@@ -88,6 +89,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     __module__ = "agents"
     stats: RolloutStats
     share: float = 1.0
+    picked: np.ndarray | None = None
 
     def __init__(
         self,
@@ -199,8 +201,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
 
-        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,), and `infos` what the
-        environment told after the step.
+        The arguments are SB3's, and `prompt_ids`, which of the task's prompts each row has, shape (E,), and `infos` after the step.
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
@@ -353,7 +354,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
-        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights}
+        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
         given = {name: column for name, column in optional.items() if column is not None}
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
         batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
@@ -369,7 +370,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
+        return np.concatenate([np.arange(0), *(np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices)])  # (n,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (L, E, ...) to (N, ...), text after text."""

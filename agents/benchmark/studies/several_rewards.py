@@ -28,7 +28,8 @@ from textrl_env.utils.files import write_text
 
 from ...evaluation.policy_texts import write_texts
 from ...reports.tables import markdown_table, terminal_table
-from .study import side_by_side, spawning_pool
+from ..fresh_processes import fresh_pool
+from .study import side_by_side
 
 VOCAB = 16
 ARMS: Mapping[str, tuple[str, float]] = {  # estimator, and weight of the second reward
@@ -90,7 +91,7 @@ def main(config: SeveralRewards) -> dict[str, np.ndarray]:
     """Run all, print the table, and return what each seed found by arm, shape (seeds, 2)."""
     calls = [partial(train, arm, seed, config.tokens) for seed in range(config.seeds) for arm in ARMS]
     found: dict[str, list[Any]] = {arm: [] for arm in ARMS}
-    with spawning_pool(config.processes) as pool:
+    with fresh_pool(config.processes) as pool:
         for arm, *values in side_by_side(pool, "train", calls):
             found[arm].append(values)
     columns = {arm: np.array(values) for arm, values in found.items()}  # (seeds, 2) each
