@@ -66,6 +66,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "gspo", "beta": 0.0}),
     "gmpo": Algorithm("grpo:GRPO", group_size=4, settings=_GMPO),
     "cispo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "cispo", "clip_range": 1.0, "clip_range_high": 4.0, **_RESAMPLED}),
+    "distill": Algorithm("distillation:Distillation", settings={"beta": 1.0}),
 }
 
 

@@ -12,6 +12,9 @@ OF_PROMPTS = {  # a setting beside `prompts`, and what the plain data of a task 
     "over_long": "over_long", "max_new_tokens": "max_new_tokens", "stop_strings": "stop_strings",
 }  # fmt: skip
 OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
+KEEP = {  # measures that the best policy can be kept by, and whether more of it is better
+    "score": True, "return": True, "held_out": True, "gold": True, "kl_per_sequence": False,
+}  # fmt: skip
 STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
 RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
 

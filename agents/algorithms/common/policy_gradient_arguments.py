@@ -125,6 +125,7 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
 
 
+_OF_ADVANTAGES = ("whiten_advantages", "surrogate", "clip_range_high", "dual_clip")
 _CLIPPING = ("ppo", "gspo", "gmpo", "cispo", "clip-cov")
 _TAKES = {  # which surrogates use an argument
     "dual_clip": ("ppo",),
@@ -166,6 +167,21 @@ def check_surrogate(settings: PolicyGradientArguments, given: Mapping[str, Any])
 _OF_GAE = ("gamma", "gae_lambda", "gae_lambda_critic", "gae_alpha", "vf_coef", "clip_range_vf")
 
 
+def check_parts(settings: PolicyGradientArguments) -> None:
+    """Insist on rewards that reach GDPO term by term.
+
+    Raises:
+        ValueError: Something changes their sum.
+    """
+    unseen = [name for name in ("norm_reward", "clip_reward", "whiten_rewards") if (settings["rollout_buffer_kwargs"] or {}).get(name)]
+    unseen += ["kl_in='reward'"] * (settings["kl_in"] == "reward" and settings["beta"] != 0)
+    if settings["estimator"] == "gdpo" and unseen:
+        raise ValueError(
+            f"estimator='gdpo' with {', '.join(unseen)}: it puts each term of the reward on a scale of its own, and would not see this; "
+            "leave it out, and take kl_in='loss' with kl_estimator='k2' or 'k3', or beta=0"
+        )
+
+
 def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
     """Insist on arguments that go together.
 
@@ -190,15 +206,12 @@ def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any])
         )
     if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and given[name] != 0]):
         raise ValueError(f"{', '.join(unused)}: estimator={estimator!r} has no critic, no discount: leave it out, or take estimator='gae'")
-    if estimator == "gdpo":
-        scaled = [name for name in ("norm_reward", "clip_reward", "whiten_rewards") if (settings["rollout_buffer_kwargs"] or {}).get(name)]
-        in_reward = ["kl_in='reward'"] * (settings["kl_in"] == "reward" and settings["beta"] != 0)
-        if scaled or in_reward:
-            raise ValueError(
-                f"estimator='gdpo' with {', '.join([*scaled, *in_reward])}: it puts each term of the reward on a scale of its own, and "
-                "would not see this; leave it out, and take kl_in='loss' with kl_estimator='k2' or 'k3', or beta=0"
-            )
+    if estimator == "none" and (unused := [name for name in _OF_ADVANTAGES if name in given]):
+        raise ValueError(f"{', '.join(unused)}: estimator='none' has no advantages: leave it out, or take another estimator")
+    if estimator == "none" and settings["kl_in"] == "reward":
+        raise ValueError("estimator='none' leaves rewards out, and KL with them: nothing would be learned; take kl_in='loss'")
     if estimator not in GROUPED and "group_size" in given:
         raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
     check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
+    check_parts(settings)
     check_surrogate(settings, given)

@@ -28,7 +28,7 @@ from textrl_env.utils.files import write_text
 
 from ...evaluation.policy_texts import write_texts
 from ...reports.tables import markdown_table, terminal_table
-from ..fresh_processes import fresh_pool
+from ...utils.fresh_processes import fresh_pool
 from .study import side_by_side
 
 VOCAB = 16
