@@ -26,7 +26,7 @@ from .offline import PAIRS, TEXTS
 from .ranked import make_env
 
 STEPS = 3
-LIMITS = 760_000_000, 1_085_000_000  # bytes of data, beyond those of the libraries, for SFT and for PPO
+LIMITS = 365_000_000, 520_000_000  # bytes of data, beyond those of the libraries, for SFT and for PPO
 TOKENIZER = IntegerTokenizer(VOCAB, EOS)
 
 
@@ -117,7 +117,7 @@ def imitate(source, shard):
 def play(source, shard):
     settings = {"n_episodes": 4, "batch_size": 2, "n_epochs": 1, "seed": 0, "device": "cpu", "learning_rate": 1e-5}
     ppo = TextPPO("TransformerPolicy", make_env(1, rows=4), policy_kwargs={"model": source}, shard=shard, **settings)
-    ppo.learn(40)
+    ppo.learn(20)
     return ppo.num_texts, used("VmHWM"), ppo.memory.needed
 
 
