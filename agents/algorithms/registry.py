@@ -17,6 +17,7 @@ class Algorithm:
         group_size: Texts for each prompt that it compares with each other; 1: it compares none.
         minibatches: Whether it splits a rollout into minibatches, and so takes `batch_size`.
         critic: Whether it has one.
+        judge: Whether it takes one, which compares texts with each other.
         settings: Arguments that differ from the class's own defaults.
         when_loaded: Arguments with which a checkpoint is loaded: one of PPO by several processes was of another class before.
     """
@@ -25,6 +26,7 @@ class Algorithm:
     group_size: int = 1
     minibatches: bool = True
     critic: bool = False
+    judge: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     when_loaded: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,6 +62,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "grpo": Algorithm("grpo:GRPO", group_size=4),
     "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
     "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
+    "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1}),
 }
 
 

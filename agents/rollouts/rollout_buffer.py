@@ -285,7 +285,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.advantages = whiten(advantages, self._ranks) if whitened else advantages
 
     def train_on(self, texts: np.ndarray) -> None:
-        """Have `get` and `parts` yield only the texts with these indices."""
+        """Have `get` and `parts` yield only the texts with these indices, shape (K,), or (K, k): the k texts of a row stay together."""
         self.trained = texts
 
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
@@ -311,13 +311,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for indices, whole, most in zip(minibatches, sizes.sum(0).tolist(), sizes[:, :, 0].max(0).astype(int), strict=True):
             size = at_once or most
             if len(indices) > size:  # texts of a prompt go through the model together
-                indices = indices[np.argsort([self.segments[index].prompt_id for index in indices], kind="stable")]
+                indices = indices[np.argsort([self.segments[np.ravel(row)[0]].prompt_id for row in indices], kind="stable")]
             cut = [indices[start : start + size] for start in range(0, most, size)]
             yield [self._part(texts, MinibatchSize(*whole), number == len(cut)) for number, texts in enumerate(cut, 1)]
 
     def _part(self, indices: np.ndarray, whole: MinibatchSize, last: bool) -> MinibatchPart:
         if not len(indices):
-            indices, whole = np.zeros(1, int), NOTHING
+            indices, whole = np.zeros_like(self.trained, shape=(1, *self.trained.shape[1:])), NOTHING
         return MinibatchPart(self.samples(indices), whole, last)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
@@ -331,6 +331,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
+        indices = np.ravel(indices)
         tokens = self._tokens(indices)
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
         reference = () if self.reference_log_probs is None else (self.reference_log_probs,)

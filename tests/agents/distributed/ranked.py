@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import agents.training.reward_hacking_callback
-from agents import NLPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
+from agents import NLPO, OnlineDPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
 from agents.cli.main import main
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
@@ -40,6 +40,7 @@ CASES = {
     "warm": (OURS, {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
     "stop": (OURS, {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
     "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
+    "pairs": (OnlineDPO, {"batch_size": 6, "policy_kwargs": {"micro_batch_size": 2}}),
 }
 ROLLOUTS = 5
 RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
@@ -59,8 +60,8 @@ def make(case, **changed):
     if made is TextA2C:
         del settings["batch_size"]
     policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
-    grouped = settings.get("estimator") in ("rloo", "grpo")
-    model = made(next(iter(made.policy_aliases)), make_env(4 if grouped else 1), policy_kwargs=policy, device="cpu", **settings)
+    group_size = 2 if made is OnlineDPO else 4 if settings.get("estimator") in ("rloo", "grpo") else 1
+    model = made(next(iter(made.policy_aliases)), make_env(group_size), policy_kwargs=policy, device="cpu", **settings)
     return model
 
 
