@@ -105,10 +105,15 @@ class DPO(SupervisedWithReference):
             raise ValueError(f"gamma={gamma} is a margin, and IPO has a target of its own, 1 / (2 beta): leave it out")
         if loss == "simpo" and reference is not None:
             raise ValueError("loss='simpo' compares with no reference: leave it out, or take another loss")
-        super().__init__(model, tokenizer, reference, loss != "simpo", **arguments)
-        self.beta, self.loss, self.num_equal = beta, loss, 0
+        self.loss: Loss = loss
+        super().__init__(model, tokenizer, reference, **arguments)
+        self.beta, self.num_equal = beta, 0
         self.label_smoothing, self.gamma = label_smoothing, gamma
         self._right: list[float] = []  # whether each comparison of the latest step came out right, 1 or 0
+
+    @property
+    def _compares(self) -> bool:
+        return self.loss != "simpo"
 
     def _encode(self, texts: Sequence[Preference | Pair]) -> list[Pair]:
         rows = iter(self._encode_preferences([text for text in texts if not isinstance(text, Pair)]))

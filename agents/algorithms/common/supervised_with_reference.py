@@ -35,17 +35,10 @@ class SupervisedWithReference(Supervised):
 
     reference: Backbone
 
-    def __init__(
-        self,
-        model: LMSource,
-        tokenizer: Tokenizer,
-        reference: LMSource | None,
-        compares: bool = True,
-        **arguments: Unpack[SupervisedArguments],
-    ) -> None:
+    def __init__(self, model: LMSource, tokenizer: Tokenizer, reference: LMSource | None, **arguments: Unpack[SupervisedArguments]) -> None:
         super().__init__(model, tokenizer, **arguments)
         check_same_tokens(reference, tokenizer, "reference")
-        if not compares:
+        if not self._compares:
             self.reference = self.backbone
             return
         if reference is None and adapted_layers(self.lm):
@@ -56,6 +49,11 @@ class SupervisedWithReference(Supervised):
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
         self.reference.autocast = self.backbone.autocast
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the loss asks for a reference."""
+        return True
 
     def _module(self) -> nn.Module:
         return self.lm if self.reference.lm is self.lm else nn.ModuleDict({"lm": self.lm, "reference": self.reference.lm})

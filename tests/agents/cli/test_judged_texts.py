@@ -89,4 +89,5 @@ def test_a_judge_compares_and_the_reward_measures(train, tmp_path):
     assert rollouts and set(rollouts) == {"8"}
     (log,) = (tmp_path / "run" / "online-dpo" / "log-0").glob("progress.json")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(rows) == len(rollouts) and all(row["objective/score"] > 0 and np.isfinite(row["policy/accuracy"]) for row in rows)
+    assert len(rows) >= len(rollouts) > 1 and all(row["objective/score"] > 0 for row in rows)
+    assert all(np.isfinite(row["policy/accuracy"]) for row in rows[1:])  # a row is written before its update
