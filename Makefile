@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Python compiles what it imports: of all that is installed, little
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo test test-slow gpu-check lint types format wheel clean
+.PHONY: install demo test test-slow gpu-check lint types format wheel clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -15,6 +16,8 @@ $(VENV)/.base: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) --editable ".[dev]"
 	touch $@
+
+install: $(VENV)/.dev
 
 demo: $(VENV)/.base
 	$(VENV)/bin/textrl demo $(ARGS)

@@ -16,6 +16,7 @@ from .algorithms.sft import SFT as SFT
 from .algorithms.trpo import TextTRPO as TextTRPO
 from .generation.generator import Generator as Generator
 from .generation.generator import LocalDecoder as LocalDecoder
+from .generation.generator import Response as Response
 from .generation.text_generation import generate as generate
 from .generation.text_generation import stream as stream
 from .generation.vllm_generator import VLLMGenerator as VLLMGenerator

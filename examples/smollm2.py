@@ -31,6 +31,7 @@ from transformers.utils import logging
 from agents.algorithms import ALGORITHMS
 from agents.evaluation import make_policy, write_texts
 from agents.evaluation.text_comparison import compare, text_rows
+from agents.models.loading import num_parameters
 from agents.reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from agents.reports.tables import markdown_table, terminal_table
 from agents.reports.training_plots import running_mean
@@ -233,9 +234,9 @@ def report(config: SmolLM2, results: dict[int, Any], console: Console) -> None:
 def main(config: SmolLM2) -> None:
     """Run all seeds, and write `results.json`, `report.md` and `smollm2.png`."""
     console = Console()
-    choose_threads()
     logging.disable_progress_bar()
     model, run = str(config.model or find_model()), RunFolder(config.out)
+    choose_threads(num_parameters(model))
     texts = sorted(sorted({row["text"] for row in read_ratings(config.ratings)}), key=len)  # neighbours in length are read together
     tokens = config.iterations * config.texts_per_iteration * config.max_new_tokens * len(config.variants)
     minutes = len(config.seeds) * (3 + tokens * SECONDS_A_TOKEN / 60)

@@ -1,11 +1,30 @@
 import os
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and one worker a core: more threads only spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not there is looked for on the hub, with 20 s of retries without a network
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Return a function that has `make(folder)` called once for all workers of pytest-xdist, and returns the folder."""
+    parent = tmp_path_factory.getbasetemp()
+    parent = parent.parent if "PYTEST_XDIST_WORKER" in os.environ else parent
+
+    def made(name, make):
+        folder = parent / name
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "made").exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,10 +16,8 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional
 
 from ..distributed.ranks import combined
-from ..models.log_probs import full_kl
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.reward_scaling import moments
 from ..rollouts.rollout_buffer import SequenceRolloutBuffer
@@ -27,6 +25,7 @@ from ..rollouts.rollout_samples import MinibatchPart, MinibatchSize, SequenceSam
 from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.policy_gradient_arguments import PolicyGradientArguments, check_arguments
+from .common.policy_loss import Clip, PolicyLoss
 from .common.supervised import SFTText
 from .common.text_algorithm import TextAlgorithm
 from .sft import SFT
@@ -200,61 +199,24 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         return combined(notes)
 
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a minibatch without ptx, and the numbers for the log.
-
-        Args:
-            samples: B texts with N tokens that are actions: the minibatch, or a part of it.
-            whole: Size of the minibatch, if they are a part: the losses of the parts add up to that of the minibatch.
-        """
-        whole = whole or MinibatchSize(len(samples.observations.input_ids), len(samples.advantages))
-        share = len(samples.advantages) / whole.tokens  # 1 in a single process, 0 of texts that do not count
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N, 1), (N,), (N,)
-        assert entropy is not None
-        weights = self._weights(samples, whole)  # (N,)
-        log_ratio = log_prob - samples.old_log_prob  # (N,)
-        ratio = log_ratio.exp()
-        low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        """Return the loss of a minibatch, or of a part of it, without ptx, and the numbers for the log; see `PolicyLoss`."""
+        left = self._current_progress_remaining
+        low = self.clip_range(left)  # type: ignore[operator]
         high = low if self.clip_range_high is None else self.clip_range_high
-        advantages = samples.advantages
-        gain = torch.min(advantages * ratio, advantages * ratio.clamp(1 - low, 1 + high))  # (N,)
-        if self.dual_clip is not None:
-            gain = torch.where(advantages < 0, torch.max(gain, self.dual_clip * advantages), gain)
-        policy_loss = -(weights * gain).sum()  # ()
-        entropy_loss = -(weights * entropy).sum()  # ()
-        loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
-        notes = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-        if self.vf_coef:
-            value_loss = share * self._value_loss(values.flatten(), samples)  # of (N,): ()
-            loss = loss + self.vf_coef * value_loss
-            notes["value_loss"] = value_loss
-        if self.kl_in == "loss" or self.kl_estimator == "full":
-            kl = self._full_kl(samples) if self.kl_estimator == "full" else self._kl(log_prob, ratio, samples.reference_log_prob)
-            kl_loss = (weights * kl).sum()  # of (N,): ()
-            loss = loss + self.rollout_buffer.beta * kl_loss
-            notes["kl_loss"] = kl_loss
-        with torch.no_grad():
-            notes["ratio_min"], notes["ratio_max"] = ratio.min(), ratio.max()
-            notes["approx_kl"] = ((ratio - 1) - log_ratio).mean()
-            notes["clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - low)).float().mean()
-            notes["loss"] = loss
-            told = dict(zip(notes, torch.stack(list(notes.values())).tolist(), strict=True))  # one wait for a GPU
-        return loss, {**told, **{name: share * told[name] for name in ("approx_kl", "clip_fraction")}}
-
-    def _kl(self, log_prob: torch.Tensor, ratio: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-        """Return an estimate per token whose gradient is that of KL(pi || pi_ref) in expectation, shape (N,)."""
-        assert reference is not None
-        difference = log_prob - reference
-        if self.kl_estimator == "k2":
-            return 0.5 * difference.square()
-        return ratio * ((-difference).exp() - 1 + difference)
-
-    def _full_kl(self, samples: SequenceSamples) -> torch.Tensor:
-        """Return KL(pi || pi_ref) at each token, shape (N,)."""
-        buffer = self.rollout_buffer
-        sampler, reference = buffer.sampler, buffer.reference
-        assert sampler is not None and reference is not None
-
-        return full_kl(self.policy.backbone, reference, samples.observations, sampler, buffer.vocab_size)
+        loss = PolicyLoss(
+            policy=self.policy,
+            buffer=self.rollout_buffer,
+            surrogate="ppo",
+            clip=Clip(low, high, self.dual_clip),
+            aggregation=self.loss_aggregation,
+            longest=self.observation_space["response"].shape[0],  # type: ignore[index]
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+            clip_vf=None if self.clip_range_vf is None else self.clip_range_vf(left),  # type: ignore[operator]
+            kl_estimator=self.kl_estimator,
+            kl_in_loss=self.kl_in == "loss" or self.kl_estimator == "full",
+        )
+        return loss(samples, whole)
 
     def _ptx_parts(self) -> list[tuple[list[SFTText], int]]:
         """Draw texts for the next-token loss with NumPy's global generator; return micro-batches, and the target tokens of all of them.
@@ -273,22 +235,3 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         ptx_loss = self._ptx.loss_of(texts) * (self._ptx.num_targets(texts) / targets)
         loss = self.ptx_coef * ptx_loss
         return loss, {"ptx_loss": ptx_loss.item(), "loss": loss.item()}
-
-    def _value_loss(self, values: torch.Tensor, samples: SequenceSamples) -> torch.Tensor:
-        """Return the mean squared error of values, shape (N,), clipped as PPO's if so configured."""
-        if self.clip_range_vf is not None:
-            reach = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-            values = samples.old_values + (values - samples.old_values).clamp(-reach, reach)
-        return functional.mse_loss(samples.returns, values)
-
-    def _weights(self, samples: SequenceSamples, whole: MinibatchSize) -> torch.Tensor:
-        """Return the weight of each token in the sum that is the loss, shape (N,)."""
-        batch = samples.observations
-        if self.loss_aggregation == "token":
-            return torch.full_like(samples.advantages, 1 / whole.tokens)
-        if self.loss_aggregation == "sequence":
-            rows = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
-            counts = torch.bincount(rows, minlength=len(batch.input_ids))  # (B,)
-            return 1 / (whole.texts * counts[rows].float())  # (N,)
-        longest = self.observation_space["response"].shape[0]  # type: ignore[index]
-        return torch.full_like(samples.advantages, 1 / (whole.texts * longest))

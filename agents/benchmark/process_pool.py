@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -12,14 +10,14 @@ from multiprocessing.connection import wait
 from time import monotonic
 from typing import Any
 
+from .fresh_processes import fresh_processes
 from .run_job import BUSY, DONE, Job, record_failure, work
 
-_PRELOAD = ["agents.benchmark.run_job", "agents.algorithms.ppo", "agents.algorithms.rloo", "agents.algorithms.a2c", "agents.algorithms.dpo"]
 RECHECK = 2.0  # seconds until a job that another runner holds is looked at again
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callable[[Job], None]) -> None:
-    """Run all jobs, each in a fresh process that is forked from a server with the imports loaded.
+    """Run all jobs, each in a fresh process.
 
     A process that is killed gets a second chance, so that stopping the whole run leaves no false failure behind; then it is
     recorded as crashed.  Several runners may share a folder: a job that another one holds is waited for.
@@ -30,7 +28,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, limit: float, on_done: Callabl
         limit: Seconds after which a process is killed, and recorded as timed out.
         on_done: Called when the result of a job is there.
     """
-    context = _context()
+    context = fresh_processes()
     queue, later = deque(jobs), deque[tuple[float, Job]]()
     killed: set[Job] = set()
     running: dict[int, tuple[Any, Job, float]] = {}
@@ -102,13 +100,3 @@ def fail(job: Job, status: str, error: str, seconds: float) -> None:
 def _child(job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the runner decides what ends
     sys.exit(work(job))
-
-
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # the server inherits it; threads that spin would slow the others
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    return context

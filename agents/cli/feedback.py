@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from annotated_types import Interval
 from rich.console import Console
+
+from rewards.feedback.study import Study
 
 from ..utils.folder_lock import only_process_in
 from ..utils.limits import Above0, Count, Port, Seed
@@ -62,20 +65,20 @@ class Create:
     pairs: Count | None = None
     choose: Literal["random", "balanced", "uncertain"] = "random"
     ensemble: tuple[str, ...] = ()
-    kind: Literal["pair", "rating", "ranking", "spans", "demonstration"] = "pair"
-    name: str = "study"
-    question: str = ""
+    kind: Literal["pair", "rating", "ranking", "spans", "demonstration"] = Study.kind
+    name: str = Study.name
+    question: str = Study.question
     guideline: Path | None = None
-    criteria: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ("wrong", "rude", "unclear")
-    overlap: Count = 1
-    repeat_share: _Half = 0.05
-    gold_share: _Half = 0.05
-    language: Literal["en", "zh"] = "en"
-    scrub: bool = True
-    retention_days: Above0 | None = None
-    database: str | None = None
-    seed: Seed = 0
+    criteria: tuple[str, ...] = Study.criteria
+    flags: tuple[str, ...] = Study.flags
+    overlap: Count = Study.overlap
+    repeat_share: _Half = Study.repeat_share
+    gold_share: _Half = Study.gold_share
+    language: Literal["en", "zh"] = Study.language
+    scrub: bool = Study.scrub
+    retention_days: Above0 | None = Study.retention_days
+    database: str | None = Study.database
+    seed: Seed = Study.seed
 
 
 def run_create(config: Create) -> None:
@@ -83,7 +86,6 @@ def run_create(config: Create) -> None:
     from rewards.feedback.import_export import items_of, samples_of
     from rewards.feedback.manage_study import create_study
     from rewards.feedback.pair_selection import choose_pairs
-    from rewards.feedback.study import Study
     from textrl_env.reward_model import as_reward_model
     from textrl_env.utils.tables import read_rows
 
@@ -132,11 +134,12 @@ def run_serve(config: FeedbackServe) -> None:
         ImportError: The extra `feedback` is not installed.
         OSError: The address cannot be listened at.
     """
+    from rewards.feedback.store import FeedbackStore
     from rewards.feedback.web_app import make_pages
 
     import uvicorn  # isort: skip
 
-    store = _open(config.study)
+    store = FeedbackStore(config.study)
     if store.study.retention_days is not None:
         store.purge(store.study.retention_days)
     listener = listen(config.host, config.port)
@@ -219,9 +222,8 @@ def run_rotate(config: Rotate) -> None:
 
     if VARIABLE in os.environ:
         raise ValueError(f"the keys come from {VARIABLE}, which cannot be written from here: unset it and use the key file")
-    store = _open(config.study)
-    count = store.rotate(lambda keys: keys.save(key_file(config.study)))
-    store.close()
+    with _open(config.study) as store:
+        count = store.rotate(lambda keys: keys.save(key_file(config.study)))
     Console().print(f"{count} texts sealed anew; older copies of the database need the old key, which is gone")
 
 
@@ -240,14 +242,13 @@ class Forget:
 
 def run_forget(config: Forget) -> None:
     """Delete the annotator's answers, assignments and log entries."""
-    store = _open(config.study)
     if not config.who:
         raise ValueError("whom? pass a pseudonym, as reports show it, or the name they gave")
-    name = config.who if store.knows(config.who) else store.keys.name(config.who)
-    if not store.knows(name):
-        raise ValueError(f"nobody in {config.study} has the pseudonym or name {config.who!r}")
-    gone = store.forget(name)
-    store.close()
+    with _open(config.study) as store:
+        name = config.who if store.knows(config.who) else store.keys.name(config.who)
+        if not store.knows(name):
+            raise ValueError(f"nobody in {config.study} has the pseudonym or name {config.who!r}")
+        gone = store.forget(name)
     Console().print(f"{gone} answers deleted; exports and models made before still hold what they held")
 
 
@@ -268,16 +269,15 @@ def run_log(config: Log) -> None:
     """Print the last lines of the access log."""
     from datetime import datetime, timezone
 
-    store = _open(config.study)
-    for at, who, did, what in store.access_log()[-config.last :]:
-        print(datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="seconds"), who, did, what)
-    store.close()
+    with _open(config.study) as store:
+        for at, who, did, what in store.access_log()[-config.last :]:
+            print(datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="seconds"), who, did, what)
 
 
-def _open(folder: Path) -> FeedbackStore:
+def _open(folder: Path) -> closing[FeedbackStore]:
     from rewards.feedback.store import FeedbackStore
 
-    return FeedbackStore(folder)
+    return closing(FeedbackStore(folder))
 
 
 def _file(text: str) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from rewards import Preference
+from rewards.models.suited_rate import MILLION
 from rewards.preferences.preference_files import read_preferences
 from rewards.preferences.thumbs import Thumb, read_thumbs, thumbs_of
 from textrl_env import TextTask
@@ -107,7 +108,6 @@ def run_train(config: Train) -> None:
     for code in own_code([reward, held_out, judge]):
         named_object(code)  # its faults are told before anything is trained
     pairs = _judgements(config)
-    choose_threads()
     if config.dry_run:
         with TemporaryDirectory() as folder, suppress(DryRun):
             _train(_prepared(config, RunFolder(folder), pairs, (reward, held_out), console))
@@ -158,7 +158,9 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Any] | None, reward
         _check_tokens(config.model, task)
     if config.min_new_tokens > task.max_new_tokens:
         raise ValueError(f"--min-new-tokens {config.min_new_tokens}: a text of this task has at most {task.max_new_tokens} tokens")
-    parameters = _size(config, task) if config.learning_rate is None else None
+    size = _size(config, task)
+    choose_threads(size or MILLION)
+    parameters = size if config.learning_rate is None else None
     recipe = task.recipe if config.algo == "sft" and pairs is None else None
     sized = () if parameters is None else (parameters, config.lora is not None)
     defaults = default_settings(config.algo, recipe, *sized)

@@ -13,7 +13,7 @@ from typing import Any
 from ..models.loading import save_lm
 from ..policies.transformer_policy import TransformerPolicy
 from . import generator_server
-from .generator import Request
+from .generator import Request, Response
 
 _SHOWN = 2000  # characters of the server's output that an error quotes
 
@@ -68,10 +68,10 @@ class ServedGenerator:
         self._ask({"do": "load", "folder": str(folder), "settings": self.settings})
         shutil.rmtree(folder)
 
-    def generate(self, request: Request) -> list[list[int]]:
+    def generate(self, request: Request) -> list[Response]:
         """Return one response for each prompt, as the process wrote them; raises as `load` does."""
         sampler = request.sampler
-        responses: list[list[int]] = self._ask(
+        responses = self._ask(
             {
                 "do": "generate",
                 "prompts": [prompt.tolist() for prompt in request.prompts],
@@ -85,7 +85,7 @@ class ServedGenerator:
                 "seed": request.seed,
             }
         )
-        return responses
+        return [Response(*response) for response in responses]
 
     def close(self) -> None:
         """End the process; the next `load` starts another one."""

@@ -7,7 +7,8 @@ It answers one request at a time over a socket: each message is its length (8 by
     {"do": "load", "folder": ..., "settings": {...}}   the engine is built at the first one, takes new weights at later ones
     {"do": "generate", "prompts": [[ids]], ...}         the fields of `agents.generation.generator.Request`
 
-The answer is `{"result": ...}` or `{"error": text}`.  It ends when the other side closes the socket.
+The answer is `{"result": ...}` or `{"error": text}`; of "generate", the result is a pair of ids and of their log-probabilities under what
+drew them for each prompt.  It ends when the other side closes the socket.
 """
 
 from __future__ import annotations
@@ -58,14 +59,16 @@ class VLLMEngine:
         from vllm import LLM  # type: ignore[import-not-found]
 
         # No tokenizer: ids go in and come out.  generation_config="vllm": a file of the model must not change how tokens are drawn.
-        self.llm = LLM(model=folder, skip_tokenizer_init=True, generation_config="vllm", **settings)
+        # Log-probabilities are to be those that tokens are drawn from, and by default are those before temperature and bans.
+        rules = {"skip_tokenizer_init": True, "generation_config": "vllm", "logprobs_mode": "processed_logprobs"}
+        self.llm = LLM(model=folder, **rules, **settings)
 
     def load(self, folder: str) -> None:
         """Take new weights, and forget keys and values of the old ones."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self.llm.reset_prefix_cache()
 
-    def generate(self, request: dict[str, Any]) -> list[list[int]]:
+    def generate(self, request: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
         """Write a response for each prompt."""
         from vllm import SamplingParams
 
@@ -79,11 +82,13 @@ class VLLMEngine:
                 logit_bias={token: -100.0 for token in request["banned_tokens"]} or None,
                 seed=request["seed"] + number,  # one seed for all would write equal texts for equal prompts
                 detokenize=False,
+                logprobs=0,  # of the drawn token, and of no other
             )
             for number in range(len(request["prompts"]))
         ]
         prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
-        return [list(output.outputs[0].token_ids) for output in self.llm.generate(prompts, parameters, use_tqdm=False)]
+        written = [output.outputs[0] for output in self.llm.generate(prompts, parameters, use_tqdm=False)]
+        return [(list(one.token_ids), [of[i].logprob for i, of in zip(one.token_ids, one.logprobs, strict=True)]) for one in written]
 
 
 class LocalEngine:
@@ -103,7 +108,7 @@ class LocalEngine:
 
         self.backbone = backbone_of(frozen(load_lm(folder)).to(self.device))
 
-    def generate(self, request: dict[str, Any]) -> list[list[int]]:
+    def generate(self, request: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
         """Write a response for each prompt."""
         import numpy as np
 
@@ -114,7 +119,7 @@ class LocalEngine:
         sampler = Sampler(**rules, banned_tokens=tuple(request["banned_tokens"]))
         prompts = tuple(np.array(ids) for ids in request["prompts"])
         asked = Request(prompts, request["max_new_tokens"], sampler, tuple(request["stop_ids"]), request["vocab_size"], request["seed"])
-        return [ids.tolist() for ids in decode(self.backbone, asked)]
+        return [(np.asarray(one.tokens).tolist(), np.asarray(one.log_probs).tolist()) for one in decode(self.backbone, asked)]
 
 
 ENGINES: dict[str, Any] = {"vllm": VLLMEngine, "local": LocalEngine}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..models.loading import ends_of_model
 from ..policies.transformer_policy import TransformerPolicy
-from .generator import Request
+from .generator import Request, Response
 from .generator_process import ServedGenerator
 
 _MOST_BANNED = 1024  # MAX_NUM_LOGIT_BIAS_TOKENS of vLLM 0.32
@@ -23,7 +23,8 @@ class VLLMGenerator(ServedGenerator):
     with another engine in vLLM's place.
 
     vLLM computes in its own precision with its own kernels, and draws from a distribution that differs from the policy's by
-    rounding; log-probabilities and values are the policy's, as always.
+    rounding.  It returns the log-probabilities of what it drew from ("processed": after temperature, bans and minimum length), which show
+    by how much, see `agents.rollouts.sampler_mismatch`.
 
     Args:
         python: Interpreter with vLLM, such as `/envs/vllm/bin/python`: vLLM wants another transformers than we do.
@@ -54,7 +55,7 @@ class VLLMGenerator(ServedGenerator):
         self._ends_of_model = set(ends_of_model(model))  # vLLM reads both configurations
         super().load(policy)
 
-    def generate(self, request: Request) -> list[list[int]]:
+    def generate(self, request: Request) -> list[Response]:
         """Return one response for each prompt.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -22,11 +23,13 @@ class SamplingRecord(NamedTuple):
         sampler: The sampling rules.
         kept: Packed kept sets, on the policy's device, shape (B, ceil(V / 8)), uint8; None if nothing was masked or cut.
         autocast: Precision of the trunk; None: that of its weights.
+        drawn: Log-probabilities of the actions under what drew them, where that was not the policy, shape (B,); NaN: they are not known.
     """
 
     sampler: Sampler
     kept: torch.Tensor | None
     autocast: torch.dtype | None = None
+    drawn: np.ndarray | None = None
 
 
 class NoFeatures(BaseFeaturesExtractor):

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from textrl_env.envs.core import TextCore
 
-from ..generation.generator import Generator, Request, checked
+from ..generation.generator import Generator, Request, Written, checked
 from ..models.sampler import LOG_ZERO
 from ..models.sequences import TextRecord, pack
 from ..policies.sampling_record import SamplingRecord
@@ -21,9 +21,10 @@ from .text_vec_env import text_env_of
 
 
 class _Scored(NamedTuple):
-    """A response of n tokens, with the policy's value and log-probability of each, shape (n,) each."""
+    """A response of n tokens, with the generator's log-probability, and the policy's value and log-probability of each, shape (n,) each."""
 
     tokens: np.ndarray
+    drawn: np.ndarray
     values: np.ndarray
     log_probs: np.ndarray
 
@@ -47,17 +48,17 @@ def generated_actions(generator: Generator, policy: TransformerPolicy, env: VecE
     core = text_env_of(env).core
     check_can_follow(policy, core)
     generator.load(policy)
-    rest: dict[int, Iterator[tuple[int, float, float]]] = {}  # what is left of each row's text: tokens, values, log-probabilities
+    rest: dict[int, Iterator[tuple[int, float, float, float]]] = {}  # what is left of each row's text, see _Scored
 
     def act(obs: dict[str, np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
         live = obs["prompt"][:, 0] >= 0  # (E,)
         if len(begun := np.flatnonzero(live & starts)):
             written = _write(generator, policy, core, obs["prompt"][begun], batch_size)
             rest.update({row: zip(*text, strict=True) for row, text in zip(begun.tolist(), written, strict=True)})
-        step = np.zeros((3, len(live)))  # (3, E): token, value, log-probability
+        step = np.zeros((4, len(live)))  # (4, E): as in _Scored
         step[:, live] = np.transpose([next(rest[row]) for row in np.flatnonzero(live).tolist()])
-        values = torch.as_tensor(step[1:2].T, dtype=torch.float32)  # (E, 1)
-        return step[0].astype(np.int64), values, _as_acted(policy, step[2])
+        tokens, drawn, values, log_probs = step
+        return tokens.astype(np.int64), torch.as_tensor(values[:, None], dtype=torch.float32), _as_acted(policy, log_probs, drawn)
 
     return act
 
@@ -104,13 +105,14 @@ def _write(generator: Generator, policy: TransformerPolicy, core: TextCore, prom
 
 
 @torch.no_grad()
-def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], responses: list[np.ndarray], size: int) -> list[_Scored]:
+def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], written: list[Written], size: int) -> list[_Scored]:
     """Compute values and log-probabilities in full passes, texts of like length together.
 
     Raises:
         ValueError: A response holds a token that the policy's rules forbid.
     """
     scored: dict[int, _Scored] = {}
+    responses = [one.tokens for one in written]
     order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], kind="stable")
     for indices in (order[start : start + size].tolist() for start in range(0, len(order), size)):
         batch = pack([TextRecord(prompts[i], responses[i], 0) for i in indices], policy.device, sampler=policy.sampler)
@@ -123,12 +125,12 @@ def _score(policy: TransformerPolicy, prompts: tuple[np.ndarray, ...], responses
             )
         edges = np.cumsum([len(responses[i]) for i in indices])[:-1]
         columns = (np.split(column.flatten().cpu().numpy(), edges) for column in (values, log_probs))
-        scored |= {i: _Scored(responses[i], *scores) for i, *scores in zip(indices, *columns, strict=True)}
+        scored |= {i: _Scored(*written[i], *scores) for i, *scores in zip(indices, *columns, strict=True)}
     return [scored[i] for i in range(len(responses))]
 
 
-def _as_acted(policy: TransformerPolicy, log_probs: np.ndarray) -> torch.Tensor:
+def _as_acted(policy: TransformerPolicy, log_probs: np.ndarray, drawn: np.ndarray) -> torch.Tensor:
     """Return log-probabilities as `TransformerPolicy.forward` hands them to the buffer, shape (E,)."""
     acted = torch.as_tensor(log_probs, dtype=torch.float32)
-    acted.acting = SamplingRecord(policy.sampler, None, policy.backbone.autocast)  # type: ignore[attr-defined]
+    acted.acting = SamplingRecord(policy.sampler, None, policy.backbone.autocast, drawn)  # type: ignore[attr-defined]
     return acted

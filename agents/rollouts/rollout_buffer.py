@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,9 +26,8 @@ from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .recorded_steps import RecordedSteps
 from .reference_model import Reference, as_reference
 from .reward_scaling import ScoreScale, whiten
-from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, Segment, SequenceSamples
-
-SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
+from .rollout_samples import NOTHING, MinibatchPart, MinibatchSize, RolloutStats, SegmentStart, SequenceSamples, cut_segments
+from .sampler_mismatch import ImportanceSampling, ImportanceSamplingMode
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -60,6 +60,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: Give the shaped returns of a rollout's texts variance 1, and leave their mean, see `whiten_returns`.
         norm_reward: See `ScoreScale`.
         clip_reward: See `ScoreScale`.
+        importance_sampling_mode: Weights against what a generator draws otherwise than the policy, see `ImportanceSampling`:
+            `"token_truncate"`, `"token_mask"`, `"sequence_truncate"`, `"sequence_mask"`; None: none.
+        importance_sampling_clip_min: See `ImportanceSampling`.
+        importance_sampling_clip_max: See `ImportanceSampling`.
 
     Attributes:
         kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
@@ -70,10 +74,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         trained: Indices of the texts that `get` and `parts` yield.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
+        importance_weights: What `get` and `parts` multiply the advantages with, shape (N,); None: nothing.
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward` or `clip_reward` is out of range.
+        ValueError: `kl_reward`, `clip_reward` or an argument of the weights is out of range.
     """
 
     __module__ = "agents"
@@ -97,9 +102,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: bool = False,
         norm_reward: bool = False,
         clip_reward: float | None = None,
+        importance_sampling_mode: ImportanceSamplingMode | None = None,
+        importance_sampling_clip_min: float = 0.0,
+        importance_sampling_clip_max: float = 2.0,
     ) -> None:
         self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
+        self._correction = ImportanceSampling(importance_sampling_mode, importance_sampling_clip_min, importance_sampling_clip_max)
         scale = ScoreScale(norm_reward, clip_reward)
         self.kl_shaping = KLShaping(as_kl_controller(beta), scale, self.vocab_size, kl_reward, whiten_rewards)
         # Not super(): beside contrib's buffer, the next class in line would make room for what is not stored here.
@@ -162,6 +171,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
+        self._drawn: list[np.ndarray] = []  # of each step, if a generator wrote: log-probabilities where its tokens were drawn, (E,)
+        self.importance_weights: np.ndarray | None = None
         self.sampler: Sampler | None = None
         self.autocast: torch.dtype | None = None
         self._keeps = False  # whether kept sets come with the log-probabilities
@@ -185,7 +196,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
-            ValueError: The sampling rules changed within the rollout.
+            ValueError: The sampling rules changed within the rollout, or nobody said what drew the tokens and there are weights against it.
             FloatingPointError: A log-probability or value is NaN or infinite; where they lie on a device, `compute_returns_and_advantage`
                 says so, or whoever else looks at the rollout.
         """
@@ -204,6 +215,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.sampler, self.autocast, self._keeps = acting.sampler, acting.autocast, acting.kept is not None
         prompt, response = obs["prompt"], obs["response"]
         live = prompt[:, 0] >= 0
+        self._correction.check_known(acting.drawn, live)
+        self._drawn += [] if acting.drawn is None else [acting.drawn]
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
         lengths = (response >= 0).sum(1)  # (E,)
@@ -248,7 +261,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
                 "whiten_rewards=True needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts "
                 "are whole texts, or norm_reward=True"
             )
-        self._cut_segments(columns[-1])
+        self.segments = cut_segments(self._openings, self._replies, columns[-1])
+        self.trained = np.arange(len(self.segments))  # (S,)
+        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
         number = columns[-1].cumsum().reshape(columns[-1].shape) - 1  # (L, E): of each token, in the order in which they were written
         self.kept = np.concatenate(self._kept)[self._flat(number)] if self._kept else None  # (N, ceil(V / 8))
         actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
@@ -269,6 +284,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
             self.advantages = whiten(self.advantages, self._ranks)
+        if self._drawn:
+            log_ratios = self.log_probs - self._flat(np.stack(self._drawn))  # (N,)
+            mismatch, self.importance_weights = self._correction.compare(log_ratios, self._offsets, self._ranks)
+            self.stats = replace(self.stats, mismatch=mismatch)
 
     def so_far(self) -> SequenceRolloutBuffer:
         """Return a buffer as this one would be if the rollout ended here; this one, its controller and its moments stay as they are."""
@@ -333,12 +352,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         indices = np.ravel(indices)
         tokens = self._tokens(indices)
-        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns)
-        reference = () if self.reference_log_probs is None else (self.reference_log_probs,)
-        batch, numbers = self._batch(indices, *(column[tokens] for column in (*columns, *reference)))
-        actions, values, log_probs, advantages, returns = numbers[:5]
-        ours = numbers[5] if reference else None
-        return SequenceSamples(batch, actions, values, log_probs, advantages, returns, reference_log_prob=ours)
+        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights}
+        given = {name: column for name, column in optional.items() if column is not None}
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
+        batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
+        samples = SequenceSamples(batch, *numbers[:5], **dict(zip(given, numbers[5:], strict=True)))
+        weight = samples.importance_weight
+        return samples if weight is None else samples._replace(advantages=samples.advantages * weight)
 
     def record(self, index: int) -> TextRecord:
         """Return what was written of the text with this index."""
@@ -349,27 +369,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
         return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
-
-    def _cut_segments(self, live: np.ndarray) -> None:
-        """Find the steps at which each text was written, in the order in which the texts began.
-
-        Args:
-            live: Whether a token was written in the row, shape (L, E).
-        """
-        steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
-        idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
-        next_start = dict.fromkeys(range(live.shape[1]), len(live))
-        ends = {}
-        for index in range(len(self._openings) - 1, -1, -1):
-            row, step, *_ = self._openings[index]
-            ends[index] = min(next_start[row], int(idle[step, row]))
-            next_start[row] = step
-        self.segments = []
-        for index, (row, step, context, written, prompt_id) in enumerate(self._openings):
-            replies = tuple((at - step, ids) for at, ids in self._replies.get(row, ()) if step < at < ends[index])
-            self.segments.append(Segment(context, written, row, slice(step, ends[index]), replies, prompt_id))
-        self.trained = np.arange(len(self.segments))  # (S,)
-        self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (L, E, ...) to (N, ...), text after text."""

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from ..models.sequences import SequenceBatch
+from .sampler_mismatch import SamplerMismatch
+
+SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
 
 
 class SequenceSamples(NamedTuple):
     """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
 
     All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).  `reference_log_prob` is None
-    without a reference.
+    without a reference.  `importance_weight` is None without a correction, see `sampler_mismatch`; the advantages are multiplied with it.
     """
 
     observations: SequenceBatch
@@ -28,6 +31,7 @@ class SequenceSamples(NamedTuple):
     returns: torch.Tensor
     action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
     reference_log_prob: torch.Tensor | None = None
+    importance_weight: torch.Tensor | None = None
 
 
 class MinibatchSize(NamedTuple):
@@ -75,6 +79,28 @@ class Segment:
     prompt_id: int = -1
 
 
+def cut_segments(
+    openings: Sequence[SegmentStart], replies: Mapping[int, Sequence[tuple[int, np.ndarray]]], live: np.ndarray
+) -> list[Segment]:
+    """Find the steps at which each text was written, in the order in which the texts began.
+
+    Args:
+        openings: Where each text began.
+        replies: By row, what the environment wrote before which step.
+        live: Whether a token was written in the row, shape (L, E).
+    """
+    steps = np.where(live, len(live), np.arange(len(live))[:, None])  # (L, E)
+    idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
+    next_start = dict.fromkeys(range(live.shape[1]), len(live))
+    segments = []
+    for row, step, context, written, prompt_id in reversed(openings):
+        end = min(next_start[row], int(idle[step, row]))
+        next_start[row] = step
+        between = tuple((at - step, ids) for at, ids in replies.get(row, ()) if step < at < end)
+        segments.append(Segment(context, written, row, slice(step, end), between, prompt_id))
+    return segments[::-1]
+
+
 @dataclass(frozen=True)
 class RolloutStats:
     """Numbers of a rollout before the update; where several ranks write it, of all their texts.
@@ -90,6 +116,7 @@ class RolloutStats:
         num_tokens: Tokens that are actions.
         num_sequences: Texts.
         reference_seconds: Time of the reference pass.
+        mismatch: How far from the policy a generator is that said what it drew the tokens from; None: there was none.
     """
 
     kl_per_sequence: float
@@ -102,6 +129,7 @@ class RolloutStats:
     num_tokens: int
     num_sequences: int
     reference_seconds: float
+    mismatch: SamplerMismatch | None = None
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,23 @@ from time import perf_counter
 import torch
 
 
-def choose_threads() -> int:
-    """Set torch to one thread or to all cores, whichever multiplies small matrices faster right now, and return it.
+def choose_threads(parameters: int = 1_000_000) -> int:
+    """Set torch to one thread or to all cores, whichever multiplies matrices like those of a model faster right now, and return it.
 
     Small models gain little from a second thread, and beside another busy process its spinning costs up to tenfold.
+
+    Args:
+        parameters: Of the model; matrices of 128 columns stand for a million, and their width for others grows as the cube root.
     """
-    counts = {1, torch.get_num_threads()}
-    best = min(counts, key=_seconds)
+    width = round(128 * (max(parameters, 1_000_000) / 1_000_000) ** (1 / 3))
+    best = min({1, torch.get_num_threads()}, key=lambda threads: _seconds(threads, width))
     torch.set_num_threads(best)
     return best
 
 
-def _seconds(threads: int) -> float:
+def _seconds(threads: int, width: int) -> float:
     torch.set_num_threads(threads)
-    a, b = torch.randn(1024, 128), torch.randn(128, 512)
+    a, b = torch.randn(1024, width), torch.randn(width, 4 * width)
     a @ b
     times = []
     for _ in range(30):

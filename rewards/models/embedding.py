@@ -35,13 +35,7 @@ class EmbeddingReward(BaseReward):
         ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        against: Literal["reference", "prompt"] = "reference",
-        **reading: Unpack[Reading],
-    ) -> None:
+    def __init__(self, path: str | Path, *, against: Literal["reference", "prompt"] = "reference", **reading: Unpack[Reading]) -> None:
         if against not in ("reference", "prompt"):
             raise ValueError(f"against={against!r} must be 'reference' or 'prompt'")
         self.against = against

@@ -39,13 +39,7 @@ class LikelihoodReward(BaseReward):
         ValueError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        output: Literal["mean", "sum", "perplexity"] = "mean",
-        **reading: Unpack[Reading],
-    ) -> None:
+    def __init__(self, path: str | Path, *, output: Literal["mean", "sum", "perplexity"] = "mean", **reading: Unpack[Reading]) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"output={output!r} must be one of {', '.join(_OUTPUTS)}")
         self.output = output

@@ -8,6 +8,7 @@ import re
 import string
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from textrl_env.episode import Episode
@@ -19,6 +20,10 @@ from .references import ReferenceRule
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LONGEST = 20_000  # characters: in more, Python 3.10 can be made to crash by nesting (python/cpython#95185)
+# Limits on nesting of our own: Python's depend on how deep its caller stands, and on torch.compile, which raises one for the whole process
+_DEEPEST_JSON = 64  # a validator of schemas takes some ten calls a level, of the 1,000 that Python allows
+_DEEPEST_CODE = 500
+_JSON_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)  # a string, up to the end if it has none, or a bracket
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -106,8 +111,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 class JsonReward(Rule):
     """1.0 where the whole response is valid JSON, and fits the schema if there is one, else 0.0.
 
-    White space around it is allowed; NaN and Infinity are not (RFC 8259).  JSON nested deeper than Python can read (about 1,000
-    levels) scores 0.
+    White space around it is allowed; NaN and Infinity are not (RFC 8259).  JSON of more than 64 levels scores 0.
 
     Args:
         schema: A JSON schema as plain data, draft 2020-12 unless its `$schema` says another; needs jsonschema.  References to other
@@ -128,11 +132,13 @@ class JsonReward(Rule):
         return [float(self._fits(e.response)) for e in episodes]
 
     def _fits(self, text: str) -> bool:
+        if max(accumulate((part in "[{") - (part in "]}") for part in _JSON_PARTS.findall(text)), default=0) > _DEEPEST_JSON:
+            return False
         try:
             value = json.loads(text, parse_constant=_refuse)
-            return self._validator is None or self._validator.is_valid(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             return False
+        return self._validator is None or _is_valid(self._validator, value)
 
     def __reduce__(self) -> Any:
         return JsonReward, (self.schema,)  # validators cannot be pickled
@@ -154,22 +160,27 @@ def _validator(schema: Mapping[str, Any]) -> Any:
     try:
         kind.check_schema(schema)
         validator = kind(schema, registry=referencing.Registry())  # an empty registry: nothing is fetched
-        validator.is_valid(None)
+        _is_valid(validator, None)
     except jsonschema.SchemaError as error:
         raise ValueError(f"schema={schema!r} is not a JSON schema: {error.message}") from error
     except referencing.exceptions.Unresolvable as error:
         raise ValueError(f"schema={schema!r} refers to {error.ref!r}, which is not in it") from error
-    except RecursionError as error:
-        raise ValueError(f"schema={schema!r} refers to itself without end") from error
     return validator
+
+
+def _is_valid(validator: Any, value: Any) -> bool:
+    try:
+        return bool(validator.is_valid(value))
+    except RecursionError as error:
+        raise ValueError(f"schema={validator.schema!r} refers to itself without end") from error
 
 
 class PythonSyntaxReward(Rule):
     """1.0 where the whole response is Python that parses and holds at least one statement, else 0.0.  Nothing is run.
 
     The grammar is that of the running interpreter.  White space before the first statement is allowed, since responses keep their
-    leading space; comments alone score 0, and so does code nested deeper than the parser goes, or longer than 20,000 characters.  A
-    single word is valid Python.
+    leading space; comments alone score 0, and so does code longer than 20,000 characters or nested deeper than 500 levels of the syntax
+    tree (or 200 brackets, which is Python's limit).  A single word is valid Python.
     """
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
@@ -183,7 +194,11 @@ def _parses(code: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on odd escapes and the like
-            return bool(ast.parse(code).body)
+            tree = ast.parse(code)
     # ValueError: null bytes and lone surrogates; the last two: the parser's limits on nesting
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
+    level: list[ast.AST] = list(tree.body)
+    for _ in range(_DEEPEST_CODE):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(tree.body) and not level

@@ -1,11 +1,8 @@
 """Small texts of integers, and tiny models with random but not trivial weights."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -46,16 +43,11 @@ def sevens(prompts, completions):
 
 
 @pytest.fixture(scope="session")
-def small_reviews_cache(tmp_path_factory):
-    """A cache folder with the base policy of `small_reviews.small_task`: built once, for all workers of pytest-xdist."""
+def small_reviews_cache(made_once):
+    """A cache folder with the base policy of `small_reviews.small_task`."""
     from .small_reviews import build
 
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "small-reviews"
-    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEXTRL_CACHE", str(folder))
-        build()
-    return folder
+    return made_once("small-reviews", build)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Film reviews with a base policy that learned for a short while."""
 
 import dataclasses
+import os
+from unittest.mock import patch
 
 from agents.training.base_policies import base_policy
 from textrl_env import make_task
@@ -12,6 +14,7 @@ def small_task(*args, **kwargs):
     return dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, steps=300))
 
 
-def build():
-    """Pretrain the base policy, unless the cache folder has it."""
-    base_policy(small_task("review"))
+def build(folder):
+    """Pretrain the base policy in a cache folder."""
+    with patch.dict(os.environ, TEXTRL_CACHE=str(folder)):
+        base_policy(small_task("review"))

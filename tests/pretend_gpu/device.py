@@ -1,7 +1,7 @@
 """A pretend GPU, `torch.device("pretend")`: strict about devices as CUDA is, and computed on the CPU.
 
 `register` builds `device.cpp` once for each version of torch (some 15 s) and makes the device known to this process, which cannot be taken
-back.  So tests on the device are files `check_*.py`, each of which `test_on_the_device.py` runs in a process of its own; by hand:
+back.  So tests on the device are files `check_*.py`, which `test_on_the_device.py` runs in processes of their own; by hand:
 `pytest tests/pretend_gpu/check_algorithms.py`.
 """
 

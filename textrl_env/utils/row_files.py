@@ -86,6 +86,15 @@ class FileRows(Rows):
         self.name = str(self.path)
         self._stamp = self._stamp_now()
 
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[int], Any]]:
+        """Yield the reader."""
+        self._check_unchanged()
+        yield self._read
+
+    def _read(self, index: int) -> Any:
+        raise NotImplementedError
+
     def _stamp_now(self) -> tuple[int, int]:
         status = os.stat(self.path)
         return status.st_size, status.st_mtime_ns
@@ -295,12 +304,6 @@ class ParquetRows(FileRows):
     def where(self, index: int) -> str:
         """Return file and row, from 0."""
         return f"{self.path}, row {index}"
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[int], Any]]:
-        """Yield the reader."""
-        self._check_unchanged()
-        yield self._read
 
     def _read(self, index: int) -> Any:
         group = int(np.searchsorted(self.ends, index, side="right"))

@@ -37,12 +37,6 @@ class ArrayRows(FileRows):
         """Return file and place in the array, from 0."""
         return f"{self.path}, item {index}"
 
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[int], Any]]:
-        """Yield the reader."""
-        self._check_unchanged()
-        yield self._read
-
     def _read(self, index: int) -> Any:
         row = self._rows[index]
         if not isinstance(row, dict):

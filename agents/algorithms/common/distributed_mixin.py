@@ -220,7 +220,8 @@ class DistributedMixin:
             RuntimeError: There was, and no gradient reached the parameters.
         """
         buffer = self.rollout_buffer
-        if not self.ranks.sums([len(buffer.trained), int(np.count_nonzero(buffer.advantages))]).all():
+        useful = buffer.advantages if buffer.importance_weights is None else buffer.advantages * buffer.importance_weights
+        if not self.ranks.sums([len(buffer.trained), int(np.count_nonzero(useful))]).all():
             return False
         check_gradients(trainable, self.ranks)
         return True

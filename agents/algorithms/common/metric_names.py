@@ -1,8 +1,8 @@
 """One vocabulary of metric names for all algorithms.
 
 `objective/` is what is maximised, `kl/` the distance to the reference, `policy/` and `value/` the updates of either, `tokens/` the
-texts themselves, `time/` how long things took.  Stable-Baselines3's own names in `train/` are put into it; its `rollout/` and `time/`
-stay.
+texts themselves, `generator/` how far a generator is from the policy, `time/` how long things took.  Stable-Baselines3's own names in
+`train/` are put into it; its `rollout/` and `time/` stay.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def record_rollout(logger: Logger, rollout: RolloutResult, ranks: Ranks) -> None
     record("kl/per_token", stats.kl_per_token)
     record("kl/per_token_k3", stats.kl_per_token_k3)
     record("kl/beta", stats.beta)
+    if (mismatch := stats.mismatch) is not None:
+        record("generator/kl", mismatch.kl)
+        record("generator/kl_k3", mismatch.kl_k3)
+        record("generator/effective_tokens", mismatch.effective_tokens)
+        record("generator/effective_texts", mismatch.effective_texts)
+        record("generator/effective_weights", mismatch.effective)
+        record("generator/share_clipped", mismatch.share_clipped)
+        record("generator/largest_log_ratio", mismatch.largest_log_ratio)
+        record("generator/mean_weight", mismatch.sums.mean)
     record("tokens/length", stats.num_tokens / stats.num_sequences)
     named = {"tokens/finished_by_eos": 0, "tokens/finished_by_length": 0}  # that every task has
     for name, number in {**named, **{name: n for name, n in counted.items() if name.startswith("tokens/")}}.items():

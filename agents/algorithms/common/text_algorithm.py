@@ -98,6 +98,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         "n_steps": "n_episodes: texts per rollout, not steps", "kl_coef": "beta", "init_kl_coef": "beta", "lr": "learning_rate",
         "model": "policy_kwargs={'model': ...}", "temperature": "policy_kwargs={'temperature': ...}",
         "micro_batch_size": "policy_kwargs={'micro_batch_size': ...}", "total_timesteps": "learn(total_timesteps)",
+        "vllm_importance_sampling_mode": "rollout_buffer_kwargs={'importance_sampling_mode': ...}",
     }  # fmt: skip
     policy: TransformerPolicy
     rollout_buffer: SequenceRolloutBuffer
@@ -280,7 +281,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         if self.ranks.is_main:
             kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
             ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
-            self.health.check(RolloutSymptoms(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl))
+            told = (rollout.stats.entropy, ended, approx_kl, self.generator is not None, rollout.stats.mismatch)
+            self.health.check(RolloutSymptoms(kl, buffer.scores, *told))
         record_rollout(self.logger, rollout, self.ranks)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:

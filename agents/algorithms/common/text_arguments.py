@@ -25,7 +25,9 @@ class SB3Arguments(TypedDict, total=False):
         Share, 0.95, "Lambda of generalised advantage estimation, in [0, 1]; below 1, the critic's error biases the gradient."
     ]
     rollout_buffer_kwargs: Annotated[
-        dict[str, Any] | None, None, "Further arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, ..."
+        dict[str, Any] | None,
+        None,
+        "Arguments of `SequenceRolloutBuffer`: `norm_reward`, `clip_reward`, `whiten_rewards`, `importance_sampling_mode`, ...",
     ]
     stats_window_size: Annotated[Count, 100, "Texts that the logged means of reward and length are taken over, at least 1."]
     tensorboard_log: Annotated[str | None, None, "Folder for TensorBoard; None: it is not written."]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # pytest imports this file for its list of warnings, and need
 
     from ...distributed.ranks import Ranks
     from ...policies.transformer_policy import TransformerPolicy
+    from ...rollouts.sampler_mismatch import SamplerMismatch, WeightSums
 
 
 class TrainingWarning(UserWarning):
@@ -59,6 +60,8 @@ class RolloutSymptoms(NamedTuple):
         entropy: Mean of -log pi per token, in nats.
         finished: Texts that ended before the length limit.
         approx_kl: Mean KL per token of the update before; None before the first.
+        generated: Whether a generator wrote the texts.
+        mismatch: How far it is from the policy; None if it did not say, or there is none.
     """
 
     kl: np.ndarray
@@ -66,6 +69,8 @@ class RolloutSymptoms(NamedTuple):
     entropy: float
     finished: int
     approx_kl: float | None
+    generated: bool = False
+    mismatch: SamplerMismatch | None = None
 
 
 @dataclass
@@ -77,18 +82,22 @@ class TrainingChecks:
         finished: Share of its texts that ended before the length limit.
         named: Causes that were warned of.
         gradients: Whether an update was seen to leave gradients.
+        drawn: What a generator said of its tokens in all rollouts; None before the first.
     """
 
     entropy: float | None = None
     finished: Rate = field(default_factory=lambda: wilson(0, 0))
     named: set[str] = field(default_factory=set)
     gradients: bool = False
+    drawn: WeightSums | None = None
 
     def check(self, seen: RolloutSymptoms) -> None:
         """Warn of every cause that this rollout is the first to show."""
         if self.entropy is None:
             self.entropy, self.finished = seen.entropy, wilson(seen.finished, len(seen.scores))
-        for cause, message in self._causes(seen, self.entropy):
+        if seen.mismatch is not None:
+            self.drawn = seen.mismatch.sums.joined(self.drawn)
+        for cause, message in (*self._causes(seen, self.entropy), *self._causes_of_generator(seen)):
             self.warn(cause, message)
 
     def warn(self, cause: str, message: str) -> None:
@@ -129,4 +138,27 @@ class TrainingChecks:
                 "unfinished",
                 f"the share of texts that end by themselves fell from {before.rate:.0%} to {now.rate:.0%}: the reward pays for "
                 "length, or nothing for ending; set missing_eos_penalty or raise max_new_tokens",
+            )
+
+    def _causes_of_generator(self, seen: RolloutSymptoms) -> Iterator[tuple[str, str]]:
+        if seen.generated and seen.mismatch is None:
+            yield (
+                "unknown mismatch",
+                "the generator returned tokens without log-probabilities: the rollout is off-policy by an unknown amount, which nothing "
+                "shows or corrects; return Response(tokens, log_probs)",
+            )
+        if seen.mismatch is not None and seen.mismatch.effective < 0.1:
+            yield (
+                "few weights",
+                f"the importance weights leave an effective sample of {seen.mismatch.effective:.1%} of a rollout: the generator is too far "
+                "from the policy for weights of this mode and limits; take weights of tokens, or bring the generator nearer",
+            )
+        if self.drawn is not None and self.drawn.is_off:
+            mean = self.drawn.mean
+            constant = f"{abs(np.log(mean)):.3g} nats too {'low' if mean > 1 else 'high'}"
+            yield (
+                "importance weights",
+                f"the mean of policy / generator over {self.drawn.number:.0f} tokens is {mean:.4f}, where right log-probabilities give 1: "
+                f"either the generator's are not of what it draws from (as if all were {constant}; are they of other weights, or from "
+                "before temperature and bans?), or it never draws tokens that the policy would",
             )

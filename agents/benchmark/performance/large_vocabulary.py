@@ -7,10 +7,7 @@ measured in a process of its own, since the largest resident size of a process n
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -26,6 +23,7 @@ from ...models.log_probs import action_log_probs
 from ...models.sampler import Sampler
 from ...models.sequences import TextRecord, pack
 from ...reports.tables import terminal_table
+from ..fresh_processes import fresh_pool
 from .hardware import peak_mib
 from .speed_workload import Speed, model_config
 
@@ -41,7 +39,6 @@ class Memory:
         texts: Texts in the minibatch.
         new_tokens: Response tokens of each.
         repeats: Updates that are timed, after one of warm-up.
-        path: Measure only this path, and print its figures as JSON.
     """
 
     vocabulary: int = 131_072
@@ -50,19 +47,14 @@ class Memory:
     texts: int = 32
     new_tokens: int = 64
     repeats: int = 3
-    path: str | None = None
 
 
 def main(config: Memory) -> None:
     """Print all paths, and the ratios of the last to the first."""
-    if config.path is not None:
-        print(json.dumps(_measure(config)))
-        return
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(config).items() if name != "path"]
     rows = {}
     for path in ("plain", "chunks", "blocks"):
-        command = [sys.executable, "-m", "agents.benchmark.performance.large_vocabulary", f"--path={path}", *flags]
-        rows[path] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        with fresh_pool(1) as pool:
+            rows[path] = pool.submit(_measure, config, path).result()
     cells = [[path, f"{row['mib']:,.0f}", f"{row['seconds']:.2f}"] for path, row in rows.items()]
     cells.append(["blocks / plain", *(_ratio(rows["blocks"][key], rows["plain"][key]) for key in ("mib", "seconds"))])
     title = f"One update, {config.texts * config.new_tokens} response tokens, vocabulary {config.vocabulary}"
@@ -73,15 +65,15 @@ def _ratio(ours: float, plain: float) -> str:
     return f"{ours / plain:.2f}" if plain else "-"  # small updates fit into what loading the model left free
 
 
-def _measure(config: Memory) -> dict[str, float]:
+def _measure(config: Memory, path: str) -> dict[str, float]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     speed = Speed(vocabulary=config.vocabulary, width=config.width, layers=config.layers, new_tokens=240)
     lm = load_lm(model_config(speed) | {"tie_word_embeddings": True})
     backbone = backbone_of(lm)
-    if config.path != "blocks":
+    if path != "blocks":
         backbone.__class__ = type("Called", (type(backbone),), {"head": None})
-    if config.path == "plain":
+    if path == "plain":
         log_probs.LOGITS_AT_ONCE = 1 << 62
     optimizer = torch.optim.Adam(lm.parameters(), fused=True)
     texts = [

@@ -7,7 +7,6 @@ allocator gave out at most.
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +24,7 @@ from ...algorithms.sft import SFT
 from ...models.mixed_precision import lacking_for_bfloat16
 from ...models.sequences import TextRecord
 from ...reports.tables import terminal_table
+from ..fresh_processes import fresh_pool
 from . import phases
 from .hardware import peak_mib, resident_mib
 
@@ -101,8 +101,8 @@ def main(config: Memory) -> list[tuple[str, ...]]:
     for index in config.only or range(len(CASES)):
         if CASES[index].bfloat16 and lacking_for_bfloat16(torch.device(config.device)):
             continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak, estimate = pool.apply(measure, (config, CASES[index]))
+        with fresh_pool(1) as pool:
+            peak, estimate = pool.submit(measure, config, CASES[index]).result()
         rows.append((str(CASES[index]), f"{peak:,.0f}", f"{estimate:,.0f}", f"{estimate / peak - 1:+.0%}"))
         Console().print(*rows[-1])
     title = f"{config.texts} texts of {config.prompt} prompt and {config.new_tokens} response tokens, {config.device}"

@@ -13,7 +13,6 @@ backward, 4 width x length per token and layer for attention; nothing for recomp
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from textrl_env.utils.files import write_json
 from ...reports.plots import dress, look, new_figure, save
 from ...reports.tables import terminal_table
 from ...utils.progress import bar
+from ..fresh_processes import fresh_pool
 from .hardware import matmul_peak, peak_mib, resident_mib, update_operations
 from .speed_workload import Speed, iterate, make_ours
 
@@ -71,8 +71,8 @@ def main(config: Scaling) -> list[dict[str, Any]]:
     rows = []
     with bar("points", len(points), True) as shown:
         for axis, value in points:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append({"axis": axis, "value": value, **pool.apply(measure, (config, axis, value))})
+            with fresh_pool(1) as pool:
+                rows.append({"axis": axis, "value": value, **pool.submit(measure, config, axis, value).result()})
             shown.advance(note=f"{axis} {value}")
     write_json(config.out / "scaling.json", {"config": {**dataclasses.asdict(config), "out": str(config.out)}, "points": rows})
     save(draw(rows), config.out / "scaling.png")

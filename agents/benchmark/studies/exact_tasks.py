@@ -29,7 +29,8 @@ from textrl_env.utils.files import write_text
 from ...evaluation.exact_optimum import optimality_gap
 from ...reports.tables import markdown_table, terminal_table
 from ..aggregate_statistics import interval, iqm
-from .study import side_by_side, spawning_pool
+from ..fresh_processes import fresh_pool
+from .study import side_by_side
 
 _DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -94,7 +95,7 @@ def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
     missing = [job for job in wanted if job not in known]
     config.out.mkdir(parents=True, exist_ok=True)
     calls = [partial(train, *job, tokens[job[0]], **settings) for job in missing]
-    with path.open("a", encoding="utf-8") as file, spawning_pool(config.processes) as pool:
+    with path.open("a", encoding="utf-8") as file, fresh_pool(config.processes) as pool:
         for result in side_by_side(pool, "train", calls):
             known[result["algorithm"], result["task"], result["seed"]] = result
             file.write(json.dumps(result) + "\n")

@@ -35,7 +35,8 @@ from ...pipelines.flags import Loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
-from .study import Study, side_by_side, spawning_pool
+from ..fresh_processes import fresh_pool
+from .study import Study, side_by_side
 
 TEMPERATURE = 0.43  # of the task's own annotator
 FLIPS: dict[int, tuple[float, ...]] = {0: (0.0, 0.0, 0.0), 20: (0.05, 0.20, 0.35), 40: (0.30, 0.40, 0.50)}
@@ -91,7 +92,7 @@ class FeedbackStudy(Study):
 def main(config: FeedbackStudy) -> dict[str, np.ndarray]:
     """Run what is missing, print the table, and return the gain of each arm by seed, shape (seeds,)."""
     base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
-    with spawning_pool(config.processes) as pool:
+    with fresh_pool(config.processes) as pool:
         list(side_by_side(pool, "loops", [partial(run_one, config, arm, seed) for seed in range(config.seeds) for arm in ARMS]))
     results = {arm.name: [_result(config, arm, seed) for seed in range(config.seeds)] for arm in ARMS}
     gains = {name: np.array([row["gold"] - row["base"] for row in rows]) for name, rows in results.items()}

@@ -47,7 +47,8 @@ from ...training.offline_training import preferred_texts, supervised
 from ...training.policy_training import train_policy
 from ...training.settings import OFFLINE, RATES, STEPS, PolicyTraining
 from ...utils.run_folder import RunFolder
-from .study import Study, side_by_side, spawning_pool
+from ..fresh_processes import fresh_pool
+from .study import Study, side_by_side
 
 BASELINES = ("random", "best-of-8")
 NAMES = (*ALGORITHMS, *OFFLINE, *BASELINES)
@@ -74,7 +75,7 @@ def main(config: Review) -> dict[str, dict[str, Any]]:
     base_policy(make_task("review"), progress_bar=True)  # once, before the processes ask for it
     seeds = range(config.seeds)
     missing = [(name, seed) for seed in seeds for name in config.algorithms if not _known(config, name, seed)]
-    with spawning_pool(config.processes) as pool:
+    with fresh_pool(config.processes) as pool:
         list(side_by_side(pool, "prepare", [partial(share, config, seed) for seed in seeds]))
         list(side_by_side(pool, "train", [partial(run_one, config, *run) for run in missing]))
     rows = {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ class Study:
     processes: int = 2
     markdown: Path | None = None
     figure: Path | None = None
-
-
-def spawning_pool(processes: int) -> ProcessPoolExecutor:
-    """Return a pool of fresh processes, which share nothing with this one."""
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
 
 
 def side_by_side(pool: Executor, title: str, calls: Sequence[Callable[[], Any]]) -> Iterator[Any]:

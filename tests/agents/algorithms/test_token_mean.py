@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agents import RLOO
+from agents.algorithms.common.policy_loss import token_weights
 from textrl_env.tasks.exact import TASKS
 
 from .test_policy_gradient import exact_gradient, expected_update, grouped, make, surrogate, tiny  # noqa: F401  # fixtures
@@ -127,7 +128,7 @@ def test_a_budget_is_a_constant(grouped):  # noqa: F811
     sizes = set()
     for texts in (np.arange(4), np.arange(4, 8), np.arange(8, 12)):
         samples = agent.rollout_buffer.samples(texts)
-        weights = agent._weights(samples, next(agent.rollout_buffer.parts(4))[0].whole)
+        weights = token_weights("budget", samples.observations, next(agent.rollout_buffer.parts(4))[0].whole, 9)
         assert weights.tolist() == pytest.approx([1 / (4 * 9)] * len(weights))  # 4 texts of at most 9 tokens
         sizes.add(len(weights))
     assert len(sizes) > 1

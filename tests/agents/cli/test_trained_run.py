@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
 from collections import Counter
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 
 import pytest
 
@@ -14,19 +17,50 @@ from agents.training.settings import FROM_PAIRS, OFFLINE
 from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
+LEARN = SFT.learn
+
+
+@contextmanager
+def few_steps(number, cache):
+    """Have base policies, and whatever else imitates, learn for a few steps; base policies are kept in a cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXTRL_CACHE", str(cache / str(number)))
+        patch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: LEARN(self, texts, min(steps, number), *args, **kwargs))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    learn = SFT.learn
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 15, *args, **kwargs))
+def corpus(tmp_path, cache):
+    """A file of texts, whose base policy learns for 5 steps."""
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+    with few_steps(5, cache):
+        yield str(tmp_path / "corpus.txt")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "corpus.txt").write_text("\n".join(SENTENCES))
     reward = '{"name": "keyword", "keywords": ["good"]}'
     sizes = ["--total-tokens", "900", "--n-episodes", "16", "--batch-size", "8"]
-    assert main(["train", "--corpus", str(tmp_path / "corpus.txt"), "--reward", reward, "--out", str(tmp_path / "run"), *sizes]) == 0
-    assert "policy.zip" in capsys.readouterr().out.replace("\n", "")
-    return tmp_path / "run"
+    with few_steps(15, cache), redirect_stdout(StringIO()) as out:
+        assert main(["train", "--corpus", str(folder / "corpus.txt"), "--reward", reward, "--out", str(folder / "run"), *sizes]) == 0
+    assert "policy.zip" in out.getvalue().replace("\n", "")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, cache, tmp_path):
+    """A copy of a finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    with few_steps(15, cache):
+        yield tmp_path / "run"
 
 
 def test_evaluate_and_generate(run, capsys, tmp_path):
@@ -54,14 +88,10 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
-def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
-    learn = SFT.learn
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, 5, *args, **kwargs))
-    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
-    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), *sizes]
+    arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
     curve = (tmp_path / "run" / algo / "curve.csv").read_text()
     assert len(curve.splitlines()) >= 2
@@ -78,14 +108,10 @@ def test_every_algorithm_from_the_command_line(tmp_path, monkeypatch, capsys, al
 
 
 @pytest.mark.parametrize("algo", OFFLINE)
-def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, capsys, algo):
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    learn = SFT.learn
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 5), *args, **kwargs))
-    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys, algo):
     pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    arguments = ["train", "--corpus", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
+    arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
     if algo in (*FROM_PAIRS, "kto"):
         assert main(arguments) == 2
         assert "--preferences FILE" in capsys.readouterr().err
@@ -102,36 +128,29 @@ def test_training_without_playing_from_the_command_line(tmp_path, monkeypatch, c
 
 
 @pytest.mark.reports("`textrl train` says first which model it starts from, and warns where that knows no such texts as it is given")
-def test_the_first_policy_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    learn = SFT.learn
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 60), *args, **kwargs))
-    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+def test_the_first_policy_is_named(corpus, cache, tmp_path, capsys):
     known = [{"prompt": "the plot was good", "chosen": f" and i {v} it", "rejected": " and i it it"} for v in ("saw", "liked")]
     strange = [{"prompt": "Gegeben sei", "chosen": " eine Matrix X", "rejected": " ein Vektor Y"}]
-    for algo, rows, told in (("dpo", known, False), ("dpo", strange, True), ("ipo", strange, True), ("sft", strange, True)):
-        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl")]
-        assert main(["train", "--algo", algo, "--steps", "1", *files, "--out", str(tmp_path / f"{algo}-{told}")]) == 0
-        said = capsys.readouterr().out
-        assert said.startswith("starts from the base policy of the text files, as there is no --model\n")
-        assert ("does not know such texts" in said) == told
-    assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path / "best")]) == 0
-    assert capsys.readouterr().out.startswith("starts from the base policy of the text files")
-    model = str(tmp_path / "dpo-True" / "dpo" / "model")
-    assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files, "--out", str(tmp_path / "again")]) == 0
-    assert capsys.readouterr().out.startswith(f"starts from {model}\n")
+    with few_steps(60, cache):
+        for algo, rows, told in (("dpo", known, False), ("dpo", strange, True), ("ipo", strange, True), ("sft", strange, True)):
+            (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            files = ["--corpus", corpus, "--preferences", str(tmp_path / "pairs.jsonl")]
+            assert main(["train", "--algo", algo, "--steps", "1", *files, "--out", str(tmp_path / f"{algo}-{told}")]) == 0
+            said = capsys.readouterr().out
+            assert said.startswith("starts from the base policy of the text files, as there is no --model\n")
+            assert ("does not know such texts" in said) == told
+        assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path / "best")]) == 0
+        assert capsys.readouterr().out.startswith("starts from the base policy of the text files")
+        model = str(tmp_path / "dpo-True" / "dpo" / "model")
+        assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files, "--out", str(tmp_path / "again")]) == 0
+        assert capsys.readouterr().out.startswith(f"starts from {model}\n")
 
 
 @pytest.mark.reports("`textrl train` uses the ties of a file, counts what it cuts, and refuses to imitate where nothing is preferred")
-def test_what_a_file_of_preferences_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
-    learn = SFT.learn
-    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 5), *args, **kwargs))
-    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES))
+def test_what_a_file_of_preferences_says(corpus, tmp_path, capsys):
     tie = {"prompt": "the plot", "chosen": " was good", "rejected": " was bad", "label": "tie"}
     long = {"prompt": "the plot", "chosen": " was good and i saw it" * 20, "rejected": " was bad"}
-    files = ["--corpus", str(tmp_path / "corpus.txt"), "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
+    files = ["--corpus", corpus, "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
     files += ["--overwrite"]
 
     def train(algo, *rows):

@@ -11,10 +11,8 @@ from .launch import found_by, run, torchrun
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engines")
-    run(torchrun("tests.agents.distributed.engines", folder))
-    return found_by(folder, "engines")
+def two_ranks(made_once):
+    return found_by(made_once("two-ranks-engines", lambda folder: run(torchrun("tests.agents.distributed.engines", folder))), "engines")
 
 
 @pytest.fixture(scope="module")

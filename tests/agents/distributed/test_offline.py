@@ -20,10 +20,8 @@ def tasks(*names, size=2, **settings):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("offline")
-    tasks("exact", "imitated", "fitted", folder)
-    return folder
+def two_ranks(made_once):
+    return made_once("two-ranks-offline", lambda folder: tasks("exact", "imitated", "fitted", folder))
 
 
 @pytest.fixture(scope="module")

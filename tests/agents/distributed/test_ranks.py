@@ -1,7 +1,9 @@
 """Several processes train one policy: the same numbers as one, and no way to end in silence."""
 
 import csv
+import functools
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -28,16 +30,22 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(made_once):
     """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
-    folder = tmp_path_factory.mktemp("two")
-    run(torchrun("tests.agents.distributed.ranked", folder))
-    return folder
+    return made_once("two-ranks", lambda folder: run(torchrun("tests.agents.distributed.ranked", folder)))
 
 
 @pytest.fixture
 def exact(two_ranks):
     return lambda case: found_by(two_ranks, case)
+
+
+@functools.cache
+def learned_alone(case, inputs):
+    """Return what `learn` gives in one process, the weights before, and the model; `inputs` are pickled, to be kept for both engines."""
+    model = make(case)
+    begun = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    return *learn(model, *pickle.loads(inputs)), begun, model
 
 
 def joined(parts):
@@ -71,9 +79,7 @@ def test_two_ranks_are_one_process_on_the_joined_batch(exact, case, shard):
     recorded = [rank[0] for rank in found]
     (first, logged, steps, first_taken), (second, second_logged, second_steps, second_taken) = (rank[1 + shard] for rank in found)
     taken = joined_minibatches(recorded, (first_taken, second_taken))
-    alone = make(case)
-    begun = {name: value.clone() for name, value in alone.policy.state_dict().items()}
-    weights, alone_logged, alone_steps, _ = learn(alone, joined(recorded), taken)
+    weights, alone_logged, alone_steps, _, begun, alone = learned_alone(case, pickle.dumps((joined(recorded), taken)))
     assert steps == second_steps == alone_steps
     assert {"a2c": 5, "maskable": 40}.get(case, 20) == steps or "stop" in case or case in ("again", "pairs")
     near = 1e-6 if CASES[case][1].get("whiten_advantages") or case == "plus" else 1e-10  # float32 of a mean that was added up otherwise

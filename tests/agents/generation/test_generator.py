@@ -7,7 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from agents import LocalDecoder
+from agents import LocalDecoder, Response
 from agents.algorithms.ppo import TextPPO
 from agents.algorithms.rloo import RLOO
 from agents.generation.generator import Request, decode
@@ -122,6 +122,10 @@ def test_first_minibatch_and_learning(make_env, task, algorithm):
         model.learn(1, reset_num_timesteps=False)
         log = model.logger.name_to_value
         assert log["policy/clip_fraction"] == 0 and log["policy/approx_kl"] == pytest.approx(0, abs=1e-6)
+        mismatch = model.rollout_buffer.stats.mismatch
+        assert (
+            mismatch.largest_log_ratio < 1e-4 and mismatch.effective_texts > 1 - 1e-6 and mismatch.sums.mean == pytest.approx(1, abs=1e-6)
+        )
         scores.append(float(model.rollout_buffer.scores.mean()))
         if rollout == 0:
             np.testing.assert_allclose(model.rollout_buffer.kl, 0, atol=1e-5)
@@ -184,6 +188,12 @@ def test_what_it_cannot_follow_is_refused(task, settings, rules, told):
         ([[]], "at least one"),
         ([[VOCAB]], rf"in \[0, {VOCAB}\)"),
         ([[1.5]], "token ids"),
+        ([Response([1, EOS], [-0.1])], "for 2 tokens: need a finite number, at most 0"),
+        ([Response([1, EOS], [-0.1, float("nan")])], "need a finite number"),
+        ([Response([1, EOS], [-0.1, -float("inf")])], "need a finite number"),
+        ([Response([1, EOS], [-0.1, 0.1])], "at most 0"),
+        ([Response([1, EOS], [[-0.1], [-0.1]])], "for 2 tokens"),
+        ([Response([1, EOS], ["a", "b"])], "need a finite number"),
     ],
     ids=str,
 )
@@ -206,12 +216,19 @@ def test_a_token_against_the_policys_rules(make_env):
 def test_decoding_follows_rules_and_stops(make_env):
     backbone = make(make_env()).policy.backbone
     prompts = tuple(np.array(p) for p in ([1, 2, 3], [4]) for _ in range(50))
-    request = Request(prompts, 6, Sampler(min_new_tokens=3, banned_tokens=(5,), eos_token_id=EOS), (EOS, 7), 20, seed=0)
+    request = Request(prompts, 6, Sampler(0.7, min_new_tokens=3, banned_tokens=(5,), eos_token_id=EOS), (EOS, 7), 20, seed=0)
     before = torch.get_rng_state()
-    texts = decode(backbone, request)
+    written = decode(backbone, request)
     assert torch.equal(before, torch.get_rng_state())
+    texts = [response.tokens for response in written]
     for ids in texts:
         assert len(ids) <= 6 and 5 not in ids and max(ids) < 20 and EOS not in ids[:3]
         assert len(ids) == 6 or ids[-1] in (EOS, 7)
         assert not np.isin(ids[:-1], (EOS, 7)).any()
-    assert [t.tolist() for t in decode(backbone, request)] == [t.tolist() for t in texts]
+    assert [t.tokens.tolist() for t in decode(backbone, request)] == [t.tolist() for t in texts]
+    for prompt, (ids, log_probs) in zip(prompts, ((t.tokens, t.log_probs) for t in written), strict=True):
+        logits = backbone.lm(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1, :20] / 0.7  # (n, 20)
+        logits[:, 5] = -torch.inf
+        logits[:3, EOS] = -torch.inf
+        expected = logits.log_softmax(-1)[range(len(ids)), ids].detach()
+        np.testing.assert_allclose(log_probs, expected, atol=1e-5)

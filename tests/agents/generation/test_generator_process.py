@@ -36,7 +36,7 @@ def request_of(seed, **rules):
 
 
 def equal(one, two):
-    return [list(t) for t in one] == [list(t) for t in two]
+    return [(list(t.tokens), list(t.log_probs)) for t in one] == [(list(t.tokens), list(t.log_probs)) for t in two]
 
 
 def test_it_learns_with_the_weights_of_each_rollout(make_env, served):
@@ -129,8 +129,13 @@ def test_vllm(make_env, tmp_path):
             model.policy.lm.lm_head.weight[update + 8] += 0.2  # the second `load` has other weights
         generator.load(model.policy)
         asked = Request(prompts, 9, model.policy.sampler, (EOS,), VOCAB, seed=update)
-        theirs, ours = generator.generate(asked), decode(model.policy.backbone, asked)
+        theirs, ours = ([text.tokens for text in by] for by in (generator.generate(asked), decode(model.policy.backbone, asked)))
         for position in (0, 2):
             shares = [np.bincount([t[position] for t in texts if len(t) > position], minlength=VOCAB) / 2000 for texts in (theirs, ours)]
             assert np.abs(shares[0] - shares[1]).max() < 0.05 and shares[0][5] == 0
+    learner = make(make_env(20), large, rules={"temperature": 0.8, "banned_tokens": [5]})
+    learner.generator = generator
+    learner.learn(1)  # its log-probabilities are of temperature and bans: after processing
+    mismatch = learner.rollout_buffer.stats.mismatch
+    assert mismatch.largest_log_ratio < 1e-3 and mismatch.sums.mean == pytest.approx(1, abs=1e-3)
     generator.close()

@@ -225,19 +225,29 @@ def test_json_schema_of_another_draft():
         rewards.make("json", schema={"items": schema["items"]})
 
 
-@pytest.fixture
-def pythons_own_depth():
-    """Python's own limit on recursion: torch.compile raises it for the rest of the process, and with it what can be read."""
+@pytest.fixture(params=[1000, 5000])
+def pythons_limit(request):
+    """Python's limit on recursion: its own, and one that torch.compile may leave behind."""
     before = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)
+    sys.setrecursionlimit(request.param)
     yield
     sys.setrecursionlimit(before)
 
 
-@pytest.mark.usefixtures("pythons_own_depth")
-def test_json_deeper_than_the_validator_goes_scores_0():
-    nested = {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
-    assert scores("json", "[[], [[]]]", "[1]", "[" * 900 + "]" * 900, schema=nested) == [1.0, 0.0, 0.0]
+@pytest.mark.usefixtures("pythons_limit")
+@pytest.mark.parametrize("schema", [None, {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}])
+def test_json_of_more_than_64_levels_scores_0(schema):
+    texts = ["[" * n + "]" * n for n in (1, 64, 65, 900, 100_000)]
+    assert scores("json", *texts, "[[], [[]]]", "[1]", schema=schema) == [1, 1, 0, 0, 0, 1, schema is None]
+    inside = [f'["{"[" * 99}"]', rf'["\"{"[" * 99}"]', f'["{"[" * 99}', rf'["\\", {"[" * 63}{"]" * 64}', rf'["\\", {"[" * 64}{"]" * 65}']
+    assert scores("json", *inside) == [1, 1, 0, 1, 0]  # brackets within strings are none
+
+
+def test_a_schema_without_end_is_an_error_where_a_text_shows_it():
+    endless = rewards.make("json", schema={"type": "array", "allOf": [{"$ref": "#"}]})
+    assert endless.score([said("1")]) == [0.0]
+    with pytest.raises(ValueError, match=r"schema=.* refers to itself without end"):
+        endless.score([said("[1]")])
 
 
 def test_python_syntax():
@@ -247,7 +257,14 @@ def test_python_syntax():
     assert scores("python_syntax", *bad) == [0.0] * 8
 
 
-@pytest.mark.usefixtures("pythons_own_depth")
+@pytest.mark.usefixtures("pythons_limit")
+@pytest.mark.parametrize(("begun", "more", "most"), [("a", ".b", 497), ("if a: b\n", "elif a: b\n", 496), ("x = ", "-", 498)])
+def test_python_syntax_of_more_than_500_levels_scores_0(begun, more, most):
+    end = "1" if more == "-" else ""
+    assert scores("python_syntax", begun + most * more + end, begun + (most + 1) * more + end) == [1.0, 0.0]
+
+
+@pytest.mark.usefixtures("pythons_limit")
 @pytest.mark.parametrize("bomb", ["(" * 9999, "-" * 19_999 + "1", "a" + ".b" * 9999, "9" * 5000, "x = 1\n" * 4000])
 def test_python_syntax_outlives_deep_nesting(bomb):
     assert scores("python_syntax", bomb) == [0.0]
