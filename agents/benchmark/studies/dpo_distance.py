@@ -32,8 +32,9 @@ from ...models.loading import frozen, load_lm
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
 from ..agents import LearningSetup, compared_pairs
+from ..fresh_processes import fresh_pool
 from ..review_reward import learned_reward
-from .study import Study, side_by_side, spawning_pool
+from .study import Study, side_by_side
 
 _LENGTH = 20.0  # mean tokens of a text of the base policy
 
@@ -79,7 +80,7 @@ def main(config: Distance) -> dict[tuple[str, float], dict[str, np.ndarray]]:
     """Run what is missing, print the table, and return the measures by arm and beta, shape (seeds,) each."""
     learned_reward(make_task("review"), str(base_policy(make_task("review"), progress_bar=True)))  # once, before the processes ask for it
     jobs = [(arm, beta, seed) for seed in range(config.seeds) for beta in config.betas for arm in config.arms]
-    with spawning_pool(config.processes) as pool:
+    with fresh_pool(config.processes) as pool:
         list(side_by_side(pool, "train", [partial(run_one, config, *job) for job in jobs if not _path(config, *job).is_file()]))
     found = {job: json.loads(_path(config, *job).read_text(encoding="utf-8")) for job in jobs}
     rows = {
