@@ -62,7 +62,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "grpo": Algorithm("grpo:GRPO", group_size=4),
     "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
     "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
-    "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1}),
+    "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1, "n_epochs": 2}),
 }
 
 
