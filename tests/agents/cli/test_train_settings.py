@@ -132,7 +132,7 @@ RLOO = PPO.replace("--critic, ", "")
         ("--algo rloo --critic separate",
          f"leave out --critic, which --algo rloo does not use; its settings are {RLOO}"),
         ("--algo dpo --reference m --preferences p.jsonl",
-         f"leave out --reference, which --algo dpo does not use; its settings are --beta, {SFT}"),
+         f"leave out --reference, which --algo dpo does not use; its settings are --beta, --gamma, --label-smoothing, {SFT}"),
         ("--algo sft --shard", "--shard in one process: there is nobody to hold the other parts; start several with torchrun"),
         ("--lora 8", """--lora 8: no JSON object; write --lora '{"r": 8}'"""),
         ("--algo sft --steps 0", "--steps 0 is not a whole number of at least 1 or null"),
