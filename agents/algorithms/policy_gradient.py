@@ -25,7 +25,7 @@ from ..rollouts.rollout_samples import MinibatchPart, MinibatchSize, SequenceSam
 from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.policy_gradient_arguments import PolicyGradientArguments, check_arguments
-from .common.policy_loss import Clip, PolicyLoss
+from .common.policy_loss import OF_COVARIANCE, Clip, PolicyLoss, pick_tokens
 from .common.supervised import SFTText
 from .common.text_algorithm import TextAlgorithm
 from .sft import SFT
@@ -33,6 +33,12 @@ from .sft import SFT
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+_NO_UPDATE = {
+    "equal groups": "all texts to a prompt have equal returns in rollout {rollout}, with every prompt: it has no update; is the reward too "
+    "coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
+    "over-long texts": "all texts of rollout {rollout} that overlong_filtering looks at were cut at {limit} tokens without an end: it has "
+    "no update; raise the task's max_new_tokens, or leave overlong_filtering out",
+}
 _SUMMARY = {"ratio_min": np.min, "ratio_max": np.max}  # of minibatches; the mean of all else
 
 
@@ -71,6 +77,11 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         self.clip_range_high, self.dual_clip = settings.pop("clip_range_high"), settings.pop("dual_clip")
         self.skip_equal_groups, self.max_sampling_rounds = settings.pop("skip_equal_groups"), settings.pop("max_sampling_rounds")
         self.kl_in, self.kl_estimator, self.average_return = settings.pop("kl_in"), settings.pop("kl_estimator"), 0.0
+        self.surrogate, self.off_policy_mask = settings.pop("surrogate"), settings.pop("off_policy_mask")
+        self.overlong_filtering, self.kl_cov_coef = settings.pop("overlong_filtering"), settings.pop("kl_cov_coef")
+        self.cov_share, self.cov_low, self.cov_high = settings.pop("cov_share"), settings.pop("cov_low"), settings.pop("cov_high")
+        self.entropy_target, self.ent_coef_step = settings.pop("entropy_target"), settings.pop("ent_coef_step")
+        self.ent_coef_max = settings.pop("ent_coef_max")
         self.ptx_coef, self.ptx_texts = settings.pop("ptx_coef"), list(settings.pop("ptx_texts"))
         self.whiten, group_size = settings.pop("whiten_advantages"), settings.pop("group_size")
         if self.estimator != "gae":
@@ -144,18 +155,51 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         buffer.set_advantages(ESTIMATORS[self.estimator](rollout).astype(np.float32), self.whiten)  # (N,)
         mean = float(moments(rollout.returns, self.ranks).mean)  # of (S,)
         self.average_return = 0.9 * self.average_return + 0.1 * mean if self.num_rollouts > 1 else mean
+        self._leave_out(rollout)
+        buffer.picked = None
+        if self.surrogate in OF_COVARIANCE:
+            tokens, bounds = buffer._tokens(buffer.trained), (self.cov_low, self.cov_high)
+            found = pick_tokens(self.surrogate, buffer.log_probs[tokens], buffer.advantages[tokens], self.cov_share, bounds, self.ranks)
+            buffer.picked = np.zeros(len(buffer.advantages), bool)
+            buffer.picked[tokens] = found
+
+    def _leave_out(self, rollout: Rollout) -> None:
+        """Leave texts out of the update that the algorithm is not to learn from, and tell how many."""
+        buffer, why = self.rollout_buffer, ""
         if self.skip_equal_groups:
             buffer.train_on(self._unequal(rollout, buffer.beta))
+            why = "equal groups"
+        if self.overlong_filtering and len(buffer.trained):
+            buffer.train_on(buffer.trained[~self._overlong()[buffer.trained]])
+            why = why if len(buffer.trained) else "over-long texts"
         trained, written = self.ranks.sums([len(buffer.trained), len(buffer.segments)])
-        if self.skip_equal_groups:
+        if self.skip_equal_groups or self.overlong_filtering:
             self.logger.record("policy/update_skipped", float(not trained))
             if not trained and self.ranks.is_main:
-                self.health.warn(
-                    "equal groups",
-                    f"all texts to a prompt have equal returns in rollout {self.num_rollouts}, with every prompt: it has no update; is the "
-                    "reward too coarse, or the policy too far from any success? raise the group size or max_sampling_rounds",
-                )
+                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self.observation_space["response"].shape[0]))
         self.logger.record("tokens/share_trained", trained / written)
+
+    def _overlong(self) -> np.ndarray:
+        """Return whether each text was cut at the longest length, without an end, shape (S,)."""
+        segments = self.rollout_buffer.segments
+        assert self.last_rollout is not None
+        ended = sorted(range(len(segments)), key=lambda index: (segments[index].steps.stop, segments[index].row))  # as infos are
+        cut = np.zeros(len(segments), bool)
+        cut[ended] = [info["finish_reason"] == "length" for info in self.last_rollout.infos]
+        return cut
+
+    @property
+    def _ent_coef_now(self) -> float:
+        """The weight of the entropy in this update."""
+        above = self.entropy_target is not None and self.rollout_buffer.stats.entropy > self.entropy_target
+        return 0.0 if above else self.ent_coef
+
+    def _follow_entropy(self) -> None:
+        """Set the weight of the entropy for the next update."""
+        if self.entropy_target is not None:
+            self.logger.record("policy/ent_coef", self._ent_coef_now)
+            step = self.ent_coef_step * float(np.sign(self.entropy_target - self.rollout_buffer.stats.entropy))
+            self.ent_coef = float(np.clip(self.ent_coef + step, 0.0, self.ent_coef_max))
 
     def _train(self) -> None:
         self._estimate()
@@ -165,6 +209,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         compared = (self.reference,) if self.kl_estimator == "full" and self.reference is not None else ()
         with self.engine.whole(*compared):
             norms = self._run_epochs([p for p in self.policy.parameters() if p.requires_grad], log)
+        self._follow_entropy()
         log["grad_norm"] = torch.stack(norms).tolist() if norms else []
         for name in filter(log.get, log):
             self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(log[name]).item())
@@ -201,20 +246,21 @@ class TextPolicyGradient(TextAlgorithm, PPO):
     def _loss(self, samples: SequenceSamples, whole: MinibatchSize | None = None) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the loss of a minibatch, or of a part of it, without ptx, and the numbers for the log; see `PolicyLoss`."""
         left = self._current_progress_remaining
-        low = self.clip_range(left)  # type: ignore[operator]
+        low = math.inf if self.surrogate == "kl-cov" else self.clip_range(left)  # type: ignore[operator]
         high = low if self.clip_range_high is None else self.clip_range_high
         loss = PolicyLoss(
             policy=self.policy,
             buffer=self.rollout_buffer,
-            surrogate="ppo",
-            clip=Clip(low, high, self.dual_clip),
+            surrogate=self.surrogate,
+            clip=Clip(low, high, self.dual_clip, self.kl_cov_coef),
             aggregation=self.loss_aggregation,
             longest=self.observation_space["response"].shape[0],  # type: ignore[index]
-            ent_coef=self.ent_coef,
+            ent_coef=self._ent_coef_now,
             vf_coef=self.vf_coef,
             clip_vf=None if self.clip_range_vf is None else self.clip_range_vf(left),  # type: ignore[operator]
             kl_estimator=self.kl_estimator,
             kl_in_loss=self.kl_in == "loss" or self.kl_estimator == "full",
+            off_policy_mask=self.off_policy_mask,
         )
         return loss(samples, whole)
 

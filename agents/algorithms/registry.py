@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -47,7 +48,8 @@ class Algorithm:
         return next(iter(self.made.policy_aliases))
 
 
-_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
+_RESAMPLED = dict(loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
+_GMPO = dict(surrogate="gmpo", clip_range=1 - math.exp(-0.4), clip_range_high=math.exp(0.4) - 1, beta=0.0)
 
 ALGORITHMS: Mapping[str, Algorithm] = {
     "ppo": Algorithm("ppo:TextPPO", critic=True, when_loaded={"rollout_buffer_kwargs": {"whiten_advantages": True}}),
@@ -61,7 +63,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "rloo": Algorithm("rloo:RLOO", group_size=4, settings={"n_epochs": 2}),
     "grpo": Algorithm("grpo:GRPO", group_size=4),
     "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
-    "dapo": Algorithm("grpo:GRPO", group_size=4, settings=_DAPO),
+    "dapo": Algorithm("grpo:GRPO", group_size=4, settings={"clip_range_high": 0.28, "overlong_filtering": True, **_RESAMPLED}),
+    "gspo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "gspo", "beta": 0.0}),
+    "gmpo": Algorithm("grpo:GRPO", group_size=4, settings=_GMPO),
+    "cispo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "cispo", "clip_range": 1.0, "clip_range_high": 4.0, **_RESAMPLED}),
     "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1, "n_epochs": 2}),
 }
 

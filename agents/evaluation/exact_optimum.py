@@ -6,6 +6,7 @@ achieves with the best that is possible, both by enumeration (see `textrl_env.ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,17 +56,24 @@ class Gap(NamedTuple):
         optimum: J*, the best KL-regularised return.
         reference: That of the reference, which is its mean reward.
         kl_to_optimum: KL(pi || pi*) in nats; `optimum - achieved.objective` is beta times this.
+        best_score: The highest score of policies that are as far from the reference, prompt by prompt, as the policy.
     """
 
     achieved: Evaluation
     optimum: float
     reference: float
     kl_to_optimum: float
+    best_score: float
 
     @property
     def closed(self) -> float:
         """Share of the gap between reference and optimum that is closed: 1 at the optimum, 0 at the reference."""
         return (self.achieved.objective - self.reference) / (self.optimum - self.reference)
+
+    @property
+    def of_best_score(self) -> float:
+        """Share of the rise in score that is possible at the policy's own KL: 1 for pi* of any beta, whatever the policy maximises."""
+        return (self.achieved.score - self.reference) / (self.best_score - self.reference)
 
 
 def optimality_gap(policy: Backbone, reference: Backbone, name: str, beta: float, sampler: Sampler | None = None) -> Gap:
@@ -78,16 +86,30 @@ def optimality_gap(policy: Backbone, reference: Backbone, name: str, beta: float
         beta: Coefficient of KL, > 0.
         sampler: Static rules of both.
     """
-    task, rows = TASKS[name], []
-    for number, prompt in enumerate(PROMPTS):
-        tree = task.tree(number)
-        own, theirs = (distributions(model, int(prompt), tree.prefixes, task.vocab_size, sampler) for model in (policy, reference))
+    return gap_between(*(policies_of(model, name, sampler) for model in (policy, reference)), name, beta)
+
+
+Levels = Sequence[np.ndarray]  # log-probabilities of the next token after every unfinished text, level by level, (n, V) each
+
+
+def policies_of(model: Backbone, name: str, sampler: Sampler | None = None) -> list[Levels]:
+    """Return the distributions of a model after each prompt of an exact task."""
+    task = TASKS[name]
+    prefixes = task.tree(0).prefixes
+    return [distributions(model, int(prompt), prefixes, task.vocab_size, sampler) for prompt in PROMPTS]
+
+
+def gap_between(policies: Sequence[Levels], references: Sequence[Levels], name: str, beta: float) -> Gap:
+    """Compare a policy with the optimum, both given by their distributions after each prompt; see `optimality_gap`."""
+    rows = []
+    for number, (own, theirs) in enumerate(zip(policies, references, strict=True)):
+        tree = TASKS[name].tree(number)
         optimum, best = tree.optimum(theirs, beta)
         achieved = tree.evaluate(own, theirs, beta)
         start = tree.evaluate(theirs, theirs, beta).objective
-        rows.append((*achieved, optimum, start, tree.evaluate(own, best, 1.0).kl))
-    objective, score, kl, best_objective, first, distance = np.mean(rows, 0).tolist()
-    return Gap(Evaluation(objective, score, kl), best_objective, first, distance)
+        rows.append((*achieved, optimum, start, tree.evaluate(own, best, 1.0).kl, tree.best_score(theirs, achieved.kl)))
+    objective, score, kl, *rest = np.mean(rows, 0).tolist()
+    return Gap(Evaluation(objective, score, kl), *rest)
 
 
 @torch.no_grad()

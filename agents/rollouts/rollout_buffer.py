@@ -72,6 +72,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
         trained: Indices of the texts that `get` and `parts` yield.
+        picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
         importance_weights: What `get` and `parts` multiply the advantages with, shape (N,); None: nothing.
@@ -84,6 +85,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     __module__ = "agents"
     stats: RolloutStats
     share: float = 1.0
+    picked: np.ndarray | None = None
 
     def __init__(
         self,
@@ -352,7 +354,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return the texts with these indices as one minibatch."""
         indices = np.ravel(indices)
         tokens = self._tokens(indices)
-        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights}
+        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
         given = {name: column for name, column in optional.items() if column is not None}
         columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
         batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
@@ -368,7 +370,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""
-        return np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices])  # (n,)
+        return np.concatenate([np.arange(0), *(np.arange(self._offsets[i], self._offsets[i + 1]) for i in indices)])  # (n,)
 
     def _flat(self, array: np.ndarray) -> np.ndarray:
         """Go from (L, E, ...) to (N, ...), text after text."""

@@ -20,7 +20,8 @@ class SequenceSamples(NamedTuple):
     """A minibatch of whole texts; the fields, in the order and with the names of SB3's `RolloutBufferSamples`.
 
     All but `observations` and `action_masks` are flat over the N tokens that are actions, shape (N,).  `reference_log_prob` is None
-    without a reference.  `importance_weight` is None without a correction, see `sampler_mismatch`; the advantages are multiplied with it.
+    without a reference, `picked` unless the algorithm picked tokens.  `importance_weight` is None without a correction, see
+    `sampler_mismatch`; the advantages are multiplied with it.
     """
 
     observations: SequenceBatch
@@ -32,6 +33,7 @@ class SequenceSamples(NamedTuple):
     action_masks: None = None  # MaskablePPO asks for it; what was masked is part of `observations`
     reference_log_prob: torch.Tensor | None = None
     importance_weight: torch.Tensor | None = None
+    picked: torch.Tensor | None = None
 
 
 class MinibatchSize(NamedTuple):

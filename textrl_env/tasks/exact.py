@@ -234,6 +234,18 @@ class TokenTree:
             score = (p * self._worth(t, score)).sum(1)
         return Evaluation(float(score[0] - beta * kl[0]), float(score[0]), float(kl[0]))
 
+    def best_score(self, reference: Sequence[np.ndarray], kl: float) -> float:
+        """Return the highest E[R] of a policy whose KL to the reference is at most `kl` nats.
+
+        It is that of pi* for the beta at which pi* is as far away (Lagrange's multiplier is 1 / beta), which bisection finds.
+        """
+        low, high = 1e-4, 1e6  # of beta: KL falls as it grows
+        for _ in range(60):
+            beta = float(np.sqrt(low * high))
+            found = self.evaluate(self.optimum(reference, beta)[1], reference, beta)
+            low, high = (beta, high) if found.kl > kl else (low, beta)
+        return found.score
+
     def _worth(self, t: int, ahead: np.ndarray) -> np.ndarray:
         """Return the reward where a text ends, and what lies ahead of it where it goes on, shape (n, V)."""
         return np.where(np.isnan(self.rewards[t]), self._spread(t, ahead), self.rewards[t])

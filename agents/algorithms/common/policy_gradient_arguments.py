@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
-from ...utils.limits import Above0, AtLeast0, Count
+from ...utils.limits import Above0, AtLeast0, Count, Probability
 from .advantage_estimators import ESTIMATORS, GROUPED
+from .policy_loss import OF_COVARIANCE, OF_TEXTS
 from .supervised import SFTText
 from .text_arguments import ClippedArguments, WhiteningArguments
 
 Aggregation = Literal["token", "sequence", "budget"]
+Surrogate = Literal["ppo", "gspo", "gmpo", "cispo", "clip-cov", "kl-cov"]  # keys of SURROGATES
 KLIn = Literal["reward", "loss"]
 KLEstimator = Literal["k1", "k2", "k3", "full"]
 UNBIASED = ("gae", "reinforce", "rloo")  # advantages in the units of the reward, whose expected update is the objective's gradient
@@ -53,6 +55,42 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     dual_clip: Annotated[
         Annotated[float, Gt(1)] | None, None, "Largest ratio that counts where the advantage is negative, > 1 (Ye et al. 2020); None: any."
     ]
+    surrogate: Annotated[
+        Surrogate,
+        "ppo",
+        'What stands for the objective in the loss.  "ppo": clipped ratios of tokens; "gspo": one clipped ratio for each text (Zheng et '
+        'al. 2025, arXiv 2507.18071); "gmpo": the geometric mean of a text\'s clipped ratios (Zhao et al. 2025, arXiv 2507.20673); '
+        '"cispo": log-probabilities, weighted by the clipped ratio, so that every token learns (MiniMax 2025, arXiv 2506.13585; '
+        '`clip_range=1` is its missing lower bound); "clip-cov": "ppo" without some tokens of high covariance; "kl-cov": no clipping, '
+        "but a price on how far the tokens of highest covariance move (Cui et al. 2025, arXiv 2505.22617).",
+    ]
+    cov_share: Annotated[
+        Probability, 2e-4, 'Share of a rollout\'s tokens that "clip-cov" and "kl-cov" pick, in (0, 1], at least one; see `pick_tokens`.'
+    ]
+    cov_low: Annotated[float, 1.0, 'Covariance above which "clip-cov" draws tokens.']
+    cov_high: Annotated[float, 5.0, 'Covariance below which "clip-cov" draws tokens.']
+    kl_cov_coef: Annotated[Above0, 1.0, 'What "kl-cov" charges picked tokens for each nat of |log ratio|, in units of the advantage, > 0.']
+    off_policy_mask: Annotated[
+        Above0 | None,
+        None,
+        "Texts leave the policy's loss where the advantage is negative and the mean over their tokens of log(old / new probability) "
+        "exceeds this, in nats a token, > 0 (DeepSeek-V3.2, arXiv 2512.02556); only once the policy has left the one that wrote them.",
+    ]
+    overlong_filtering: Annotated[
+        bool,
+        False,
+        "Leave texts out of the loss that were cut at the longest length without an end (DAPO, Yu et al. 2025, arXiv 2503.14476, section "
+        "3.4).  Their returns still count for the baselines of their groups.",
+    ]
+    entropy_target: Annotated[
+        Above0 | None,
+        None,
+        "Steer `ent_coef` to this entropy, in nats a token, > 0 (Skywork-OR1, arXiv 2505.22312, section 3): it rises by `ent_coef_step` "
+        "after a rollout whose mean of -log pi is below the target, and falls after one above, in whose update it counts as 0.  None: "
+        "it is fixed.",
+    ]
+    ent_coef_step: Annotated[Above0, 0.005, "How far `entropy_target` moves `ent_coef` after each rollout, > 0."]
+    ent_coef_max: Annotated[Above0, 1.0, "How far up `entropy_target` moves `ent_coef`, > 0; down it stops at 0."]
     loss_aggregation: Annotated[
         Aggregation,
         "token",
@@ -87,6 +125,44 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
 
 
+_CLIPPING = ("ppo", "gspo", "gmpo", "cispo", "clip-cov")
+_TAKES = {  # which surrogates use an argument
+    "dual_clip": ("ppo",),
+    "clip_range": _CLIPPING,
+    "clip_range_high": _CLIPPING,
+    "cov_share": OF_COVARIANCE,
+    "cov_low": ("clip-cov",),
+    "cov_high": ("clip-cov",),
+    "kl_cov_coef": ("kl-cov",),
+}
+
+
+def check_surrogate(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
+    """Insist on arguments of the loss that go together; the arguments are those of `check_arguments`.
+
+    Raises:
+        ValueError: They do not, or one would not be used.
+    """
+    surrogate, estimator, low, high = settings["surrogate"], settings["estimator"], settings["cov_low"], settings["cov_high"]
+    for name, takers in _TAKES.items():
+        if name in given and surrogate not in takers and not callable(given[name]):  # what is loaded has schedules
+            which = " or ".join(takers)
+            raise ValueError(f"{name}={given[name]!r}: surrogate={surrogate!r} does not use it; leave it out, or take {which}")
+    if surrogate in OF_TEXTS and estimator not in GROUPED:
+        raise ValueError(
+            f"surrogate={surrogate!r} has one ratio for all tokens of a text, and estimator={estimator!r} an advantage for each; take "
+            f"one of {', '.join(GROUPED)}"
+        )
+    if not low < high:
+        raise ValueError(f"cov_low={low}, cov_high={high}: no covariance lies between them; the first must be less than the second")
+    if settings["entropy_target"] is None:
+        for name in ("ent_coef_step", "ent_coef_max"):
+            if name in given:
+                raise ValueError(f"{name}={given[name]!r} without entropy_target: ent_coef does not move; pass a target, or leave it out")
+    elif settings["ent_coef"] > settings["ent_coef_max"]:
+        raise ValueError(f"ent_coef={settings['ent_coef']} is more than ent_coef_max={settings['ent_coef_max']}: begin at or below it")
+
+
 _OF_GAE = ("gamma", "gae_lambda", "vf_coef", "clip_range_vf")
 
 
@@ -117,3 +193,4 @@ def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any])
     if estimator not in GROUPED and "group_size" in given:
         raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
     check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
+    check_surrogate(settings, given)

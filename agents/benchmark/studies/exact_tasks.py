@@ -1,8 +1,18 @@
 """How close every algorithm comes to the optimum where it is known: `python -m agents.benchmark.studies.exact_tasks`.
 
-Each algorithm is trained on each exact task with several seeds.  The score of a run is the share of the gap between the reference
-and the optimum of the KL-regularised return that it closes: 0 is the reference, 1 the optimum, below 0 worse than doing nothing.
-The table shows the interquartile mean over seeds and its 95% interval (see `aggregate_statistics`).  Every finished run is a
+Each algorithm is trained on each exact task with several seeds, and judged by two measures, both by enumeration of all texts.
+
+The first is the share of the gap between the reference and the optimum of the KL-regularised return that a run closes: 0 is the
+reference, 1 the optimum, below 0 worse than doing nothing.  It is fair to those that maximise this return.
+
+Others go elsewhere by construction: divided by the deviation of a group, a score weighs more against KL, and without KL it is all that
+counts.  The second measure asks of each where it went: the share of the rise in score that is possible at the KL of its own policy, prompt
+by prompt.  It is 1 for the optimum of any beta, and says nothing about which of them is wanted; the third table says how far they went.
+
+Where GRPO and Dr. GRPO lead if nothing is sampled is known too: "at rest" is the policy at which their expected update vanishes (see
+`agents.evaluation.fixed_points`), with references as those of the runs.  What they miss in the first table, it misses.
+
+The tables show the interquartile mean over seeds and its 95% interval (see `aggregate_statistics`).  Every finished run is a
 line in `runs.jsonl`; the same command goes on from there.
 """
 
@@ -12,6 +22,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -26,30 +37,56 @@ from rewards.utils.intervals import IntervalEstimate
 from textrl_env.tasks.exact import TASKS
 from textrl_env.utils.files import write_text
 
-from ...evaluation.exact_optimum import optimality_gap
+from ...algorithms.registry import ALGORITHMS as ON_POLICY
+from ...evaluation.exact_optimum import Gap, gap_between, policies_of
+from ...evaluation.fixed_points import fixed_point
 from ...reports.tables import markdown_table, terminal_table
 from ..aggregate_statistics import interval, iqm
 from ..fresh_processes import fresh_pool
 from .study import side_by_side
 
-_DAPO = dict(clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4, beta=0.0)
+
+def _preset(name: str) -> dict[str, Any]:
+    """Return the settings of a name of `textrl train`, with KL as every other row has it."""
+    return {setting: value for setting, value in ON_POLICY[name].settings.items() if setting != "beta"}
+
+
+_CISPO: dict[str, Any] = {"clip_range": 1.0, "clip_range_high": 4.0}
+_GROUPS: dict[str, Any] = dict(rate=0.05, n_episodes=64, batch_size=64)
+_TWICE: dict[str, Any] = {**_GROUPS, "n_epochs": 2}  # in the second step ratios are not 1
 ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("TextPPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "MaskablePPO": ("TextMaskablePPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2)),
     "A2C": ("TextA2C", dict(rate=0.05, n_episodes=64)),
     "TRPO": ("TextTRPO", dict(rate=0.05, n_episodes=256, batch_size=64, target_kl=0.02)),
     "REINFORCE": ("Reinforce", dict(rate=0.03, n_episodes=128, batch_size=128)),
-    "RLOO": ("RLOO", dict(rate=0.05, n_episodes=64, batch_size=64)),
+    "RLOO": ("RLOO", _GROUPS),
+    "RLOO, two epochs": ("RLOO", _TWICE),
+    "RLOO, GSPO's ratio": ("RLOO", {**_TWICE, "surrogate": "gspo", "loss_aggregation": "sequence"}),
+    "RLOO, GMPO's ratio": ("RLOO", {**_TWICE, "surrogate": "gmpo", "loss_aggregation": "sequence"}),
+    "RLOO, CISPO's ratio": ("RLOO", {**_TWICE, "surrogate": "cispo", **_CISPO}),
+    "RLOO, Clip-Cov": ("RLOO", {**_TWICE, "surrogate": "clip-cov", "cov_share": 0.02, "cov_low": 0.1}),
+    "RLOO, KL-Cov": ("RLOO", {**_TWICE, "surrogate": "kl-cov", "cov_share": 0.02}),
+    "RLOO, off-policy mask": ("RLOO", {**_TWICE, "off_policy_mask": 0.05}),
+    "RLOO, entropy target": ("RLOO", {**_TWICE, "entropy_target": 1.0}),
     "REINFORCE++": ("ReinforcePlusPlus", dict(rate=0.03, n_episodes=128, batch_size=128, n_epochs=1)),
-    "REINFORCE++ baseline": (
-        "ReinforcePlusPlus",
-        dict(rate=0.05, n_episodes=64, batch_size=64, n_epochs=1, estimator="reinforce++_baseline"),
-    ),
-    "GRPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64)),
-    "Dr. GRPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64, estimator="group_mean", loss_aggregation="budget")),
+    "REINFORCE++ baseline": ("ReinforcePlusPlus", {**_GROUPS, "n_epochs": 1, "estimator": "reinforce++_baseline"}),
     "NLPO": ("NLPO", dict(rate=0.03, n_episodes=128, batch_size=64, n_epochs=2, mask_top_p=0.9, mask_refresh=10)),
-    "DAPO": ("GRPO", dict(rate=0.05, n_episodes=64, batch_size=64, **_DAPO)),
+    "GRPO": ("GRPO", _GROUPS),
+    "Dr. GRPO": ("GRPO", {**_GROUPS, "estimator": "group_mean", "loss_aggregation": "budget"}),
+    "GSPO": ("GRPO", {**_GROUPS, **_preset("gspo")}),
+    "GMPO": ("GRPO", {**_GROUPS, **_preset("gmpo")}),
+    "CISPO": ("GRPO", {**_GROUPS, **_preset("cispo")}),
+    "Online DPO": ("OnlineDPO", _GROUPS),
+    "DAPO": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0}),
+    "DAPO, full texts kept": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0, "overlong_filtering": False}),
 }
+MEASURES = {
+    "closed": "Share of the gap to the optimum of the KL-regularised return",
+    "of_best_score": "Share of the rise in score that is possible at the policy's own KL",
+    "kl": "KL to the reference, nats a text",
+}
+AT_REST = {"GRPO": (True, True), "Dr. GRPO": (False, False)}  # whose fixed point is known; see `fixed_point`
 PATIENCE: Mapping[str, int] = {"REINFORCE": 2, "REINFORCE++": 2}  # times the tokens: one baseline for all prompts leaves noise
 
 
@@ -62,7 +99,8 @@ class Exact:
         algorithms: Names of algorithms.
         seeds: Runs of each pair.
         tokens: Tokens that a run writes; twice as many for REINFORCE and REINFORCE++, which have neither critic nor groups.
-        beta: Coefficient of KL in the objective that is judged, and in every algorithm but DAPO, which has none.
+        beta: Coefficient of KL in the objective that is judged, and in every algorithm but DAPO, which has none: GSPO, GMPO and CISPO,
+            whose papers have none either, take GRPO's KL in the loss.
         policy: A table with a row for each text, or a transformer of two layers.
         processes: Runs side by side, one thread each.
         out: Folder of the results.
@@ -80,17 +118,14 @@ class Exact:
     markdown: Path | None = None
 
 
-def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
-    """Run what is missing, print the table, and return its cells by algorithm and task."""
+def main(config: Exact) -> dict[tuple[str, str, str], IntervalEstimate]:
+    """Run what is missing, print the tables, and return their cells by measure, algorithm and task."""
     path = config.out / "runs.jsonl"
     done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     settings: dict[str, Any] = {"beta": config.beta, "policy": config.policy}
     tokens = {a: config.tokens * PATIENCE.get(a, 1) for a in ALGORITHMS}
-    known = {
-        (r["algorithm"], r["task"], r["seed"]): r
-        for r in done
-        if settings.items() <= r.items() and r["tokens"] == tokens.get(r["algorithm"])
-    }
+    asked = {a: {**settings, "tokens": tokens[a], "settings": _plain(a)} for a in config.algorithms}
+    known = {(r["algorithm"], r["task"], r["seed"]): r for r in done if asked.get(r["algorithm"], {"": 0}).items() <= r.items()}
     wanted = [(a, t, s) for s in range(config.seeds) for t in config.tasks for a in config.algorithms]
     missing = [job for job in wanted if job not in known]
     config.out.mkdir(parents=True, exist_ok=True)
@@ -101,11 +136,24 @@ def main(config: Exact) -> dict[tuple[str, str], IntervalEstimate]:
             file.write(json.dumps(result) + "\n")
             file.flush()
     cells = {}
-    for a in config.algorithms:
-        for t in config.tasks:
-            cells[a, t] = interval(iqm, [np.array([known[a, t, s]["closed"] for s in range(config.seeds)])])
+    for measure, a, t in product(MEASURES, config.algorithms, config.tasks):
+        runs = [known[a, t, s] for s in range(config.seeds)]
+        cells[measure, a, t] = interval(iqm, [np.array([run[measure] for run in runs])])
+        if a in AT_REST:
+            cells[measure, f"{a} at rest", t] = interval(iqm, [np.array([run["at_rest"][measure] for run in runs])])
     _show(config, cells)
     return cells
+
+
+def _measured(gap: Gap) -> dict[str, float]:
+    """Return the numbers of the tables."""
+    return {"closed": gap.closed, "of_best_score": gap.of_best_score, "kl": gap.achieved.kl}
+
+
+def _plain(algorithm: str) -> dict[str, Any]:
+    """Return the settings of an algorithm as a line of `runs.jsonl` holds them."""
+    plain: dict[str, Any] = json.loads(json.dumps(ALGORITHMS[algorithm][1]))
+    return plain
 
 
 def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy: str) -> dict[str, Any]:
@@ -135,21 +183,30 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
         **{"beta": beta, **settings},
     )
     agent.learn(tokens)
-    gap = optimality_gap(agent.policy.backbone, agent.rollout_buffer.reference, task, beta)
+    learned, reference = (policies_of(model, task) for model in (agent.policy.backbone, agent.rollout_buffer.reference))
+    gap, rest = gap_between(learned, reference, task, beta), None
+    if algorithm in AT_REST:
+        how = AT_REST[algorithm]
+        at_rest = [fixed_point(TASKS[task].tree(n), theirs, beta, 4, *how) for n, theirs in enumerate(reference)]
+        rest = _measured(gap_between(at_rest, reference, task, beta))
     return {
-        "algorithm": algorithm, "task": task, "seed": seed, "tokens": tokens, "beta": beta, "policy": policy, "closed": gap.closed,
-        **gap.achieved._asdict(), "optimum": gap.optimum, "reference": gap.reference, "kl_to_optimum": gap.kl_to_optimum,
-        "seconds": perf_counter() - began,
+        "algorithm": algorithm, "task": task, "seed": seed, "tokens": tokens, "beta": beta, "policy": policy,
+        **_measured(gap), "best_score": gap.best_score, "settings": _plain(algorithm), "at_rest": rest,
+        "objective": gap.achieved.objective, "score": gap.achieved.score, "optimum": gap.optimum, "reference": gap.reference,
+        "kl_to_optimum": gap.kl_to_optimum, "seconds": perf_counter() - began,
     }  # fmt: skip
 
 
-def _show(config: Exact, cells: dict[tuple[str, str], IntervalEstimate]) -> None:
-    title = f"Share of the gap closed: {config.policy}, beta {config.beta}, {config.tokens:,} tokens, {config.seeds} seeds"
-    head = ("", *config.tasks)
-    rows = [[a, *("{:.3f} [{:.3f}, {:.3f}]".format(*cells[a, t]) for t in config.tasks)] for a in config.algorithms]
-    Console(width=max(80, 24 * len(head))).print(terminal_table(head, rows, title))
+def _show(config: Exact, cells: dict[tuple[str, str, str], IntervalEstimate]) -> None:
+    runs = f"{config.policy}, beta {config.beta}, {config.tokens:,} tokens, {config.seeds} seeds"
+    head, page = ("", *config.tasks), [f"# Distance from a known optimum\n\n{__doc__}"]
+    for measure, title in MEASURES.items():
+        names = [name for a in config.algorithms for name in ((a, f"{a} at rest") if a in AT_REST else (a,))]
+        rows = [[a, *("{:.3f} [{:.3f}, {:.3f}]".format(*cells[measure, a, t]) for t in config.tasks)] for a in names]
+        Console(width=max(80, 24 * len(head))).print(terminal_table(head, rows, f"{title}: {runs}"))
+        page.append(f"## {title}\n\n{runs}.\n\n{markdown_table(head, rows)}\n")
     if config.markdown is not None:
-        write_text(config.markdown, f"# Distance from a known optimum\n\n{__doc__}\n{title}.\n\n{markdown_table(head, rows)}\n")
+        write_text(config.markdown, "\n".join(page))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from ...models.backbones import Backbone
 from ...reports.tables import markdown_table
 from ...rollouts.sampler_mismatch import ImportanceSampling
 from ..aggregate_statistics import interval, mean
-from .study import side_by_side, spawning_pool
+from ..fresh_processes import fresh_pool
+from .study import side_by_side
 
 Setting = Literal["blind", "full"]
 UNCAPPED = 1e9
@@ -242,7 +243,7 @@ def main(config: Mismatch) -> None:
     arms = [Arm(setting, 1.0, "none") for setting in config.settings]
     arms += [Arm(*arm) for arm in itertools.product(config.settings, config.temperatures, config.corrections)]
     calls = [partial(measure, arm, seed, config.tokens, config.task, config.beta) for arm in arms for seed in range(config.seeds)]
-    with spawning_pool(config.processes) as pool:
+    with fresh_pool(config.processes) as pool:
         results = list(side_by_side(pool, "train", calls))
     rows = []
     for arm in arms:

@@ -23,6 +23,9 @@ LOSSES = {
     "full KL in the loss, ptx, entropy": {"kl_in": "loss", "kl_estimator": "full", "ent_coef": 0.1, **PTX},
     "full KL in reward and loss": {"kl_estimator": "full", "loss_aggregation": "budget"},
     "k3, text by text": {"kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", "dual_clip": 3.0},
+    "ratios of texts": {"surrogate": "gspo", "loss_aggregation": "sequence", "off_policy_mask": 0.01, "clip_range": 0.05},
+    "geometric means": {"surrogate": "gmpo", "loss_aggregation": "sequence", "clip_range": 0.05},
+    "prices of covariances": {"surrogate": "kl-cov", "cov_share": 0.2},
     "critic, clipped values": {"estimator": "gae", "clip_range_vf": 0.1, "vf_coef": 0.5, "policy_kwargs": {"critic": "separate"}},
 }
 DIALOGUES = {"plain": {"max_new_tokens": 9}, "dialogue": DIALOGUE}

@@ -39,6 +39,8 @@ CASES = {
     "plus": (OURS, {"estimator": "reinforce++", "rollout_buffer_kwargs": {"whiten_rewards": True, "norm_reward": True}}),
     "warm": (OURS, {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
     "stop": (OURS, {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
+    "gspo": (OURS, {"estimator": "rloo", "surrogate": "gspo", "clip_range": 0.01, "off_policy_mask": 1e-3, "entropy_target": 2.0}),
+    "kl_cov": (OURS, {"estimator": "rloo", "surrogate": "kl-cov", "cov_share": 0.05, "policy_kwargs": {"micro_batch_size": 2}}),
     "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
     "pairs": (OnlineDPO, {"batch_size": 6, "policy_kwargs": {"micro_batch_size": 2}}),
 }

@@ -1,5 +1,6 @@
 """The exact tasks against brute force over all texts, one by one."""
 
+import copy
 import itertools
 import math
 
@@ -163,3 +164,53 @@ def test_a_table_has_a_row_for_every_text():
             rows.add(tuple(table(ids, torch.arange(n)[None])[0, -1].tolist()))
     assert len(rows) == 3 + 9 + 27 + 81
     assert isinstance(TokenTree(3, 2, lambda texts: texts.sum(1).astype(float)).rewards[1][0, 1], float)
+
+
+def test_the_best_score_at_a_kl_by_brute_force(small):
+    _, tree, policy, reference = small
+    for beta in (0.05, 0.3, 2.0):  # pi* of any beta is the best at its own KL
+        found = tree.evaluate(tree.optimum(reference, beta)[1], reference, beta)
+        assert tree.best_score(reference, found.kl) == pytest.approx(found.score, abs=1e-6)
+    own = tree.evaluate(policy, reference, 1.0)
+    best = tree.best_score(reference, own.kl)
+
+    def worst(point):  # the same by a solver that knows nothing of pi*
+        found = tree.evaluate(from_point(point, tree), reference, 1.0)
+        return -found.score + 1e3 * max(0.0, found.kl - own.kl) ** 2
+
+    start = np.concatenate([level.ravel() for level in reference])
+    solved = tree.evaluate(from_point(minimize(worst, start, method="L-BFGS-B", options={"maxiter": 300}).x, tree), reference, 1.0)
+    assert solved.kl == pytest.approx(own.kl, abs=2e-3) and solved.score == pytest.approx(best, abs=2e-3)
+    assert own.score < best
+    most = max(np.nanmax(level) for level in tree.rewards)
+    assert tree.best_score(reference, 50.0) == pytest.approx(most, abs=1e-6)  # further than any policy need go
+    assert tree.best_score(reference, 0.0) == pytest.approx(tree.evaluate(reference, reference, 1.0).score, abs=1e-5)
+
+
+def from_point(point, tree):
+    levels, start = [], 0
+    for prefixes in tree.prefixes:
+        part = point[start : start + 4 * len(prefixes)].reshape(-1, 4)
+        start += part.size
+        levels.append(part - np.log(np.exp(part).sum(1, keepdims=True)))
+    return levels
+
+
+def test_a_policy_is_measured_at_its_own_kl():
+    """The optimum for another beta closes less of the gap, and has the best score at its KL."""
+    task = TASKS["Smooth"]
+    torch.manual_seed(0)
+    reference = Table(task.vocab_size, task.length + 1)
+    policy = copy.deepcopy(reference)
+    for number, prompt in enumerate((1, 2)):
+        tree = task.tree(number)
+        levels = distributions(backbone_of(reference), prompt, tree.prefixes, task.vocab_size)
+        _, best = tree.optimum(levels, 0.1)
+        for prefixes, level in zip(tree.prefixes, best, strict=True):
+            ids = np.column_stack([np.full(len(prefixes), prompt), prefixes])
+            rows = ((ids + 1) * (task.vocab_size + 1) ** np.arange(ids.shape[1])).sum(1)
+            policy.rows.weight.data[torch.tensor(rows)] = torch.tensor(level, dtype=torch.float32)
+    gap = optimality_gap(backbone_of(policy), backbone_of(reference), "Smooth", 0.5)
+    assert gap.of_best_score == pytest.approx(1, abs=1e-4) and gap.closed < 0.9
+    gap = optimality_gap(backbone_of(policy), backbone_of(reference), "Smooth", 0.1)
+    assert gap.closed == pytest.approx(1, abs=1e-4)
