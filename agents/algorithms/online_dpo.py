@@ -68,7 +68,9 @@ class OnlineDPO(TextAlgorithm, PPO):
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[OnlineDPOArguments]) -> None:
         settings = self._complete(arguments)
-        if unused := [name for name in _OF_RETURNS if arguments.get(name, self._accepted[name].default) != self._accepted[name].default]:
+        unused = [name for name in _OF_RETURNS if arguments.get(name, self._accepted[name].default) != self._accepted[name].default]
+        unused += [name for name in settings["rollout_buffer_kwargs"] or () if name != "reference_batch_size"]
+        if unused:
             raise ValueError(f"{', '.join(unused)}: pairs are compared by what the environment pays in all: leave it out")
         self.loss, self.label_smoothing, self.judge = settings.pop("loss"), settings.pop("label_smoothing"), settings.pop("judge")
         settings["policy_kwargs"] = {"critic": "none", **(settings["policy_kwargs"] or {})}

@@ -209,6 +209,7 @@ def test_a_reward_without_preferences_says_so():
         ({"batch_size": 7}, "batch_size=7: online DPO"),
         ({"beta": 0.0}, "beta=0.0: must be positive"),
         ({"gamma": 0.9}, "gamma: pairs are compared by what the environment pays in all"),
+        ({"rollout_buffer_kwargs": {"norm_reward": True}}, "norm_reward: pairs are compared by what the environment pays in all"),
         ({"judge": {"name": "vader"}}, "has no method compare"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
     ],
