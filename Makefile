@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Python compiles what it imports: of all that is installed, little
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: install demo test test-slow gpu-check lint types format wheel clean
+.PHONY: install demo test test-slow docs gpu-check lint types format wheel clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,13 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow $(ARGS)
 
+# the site, into docs/_build/html; needs no network once everything is installed
+docs: $(VENV)/.dev
+	$(RUN) -m docs.generator
+	$(RUN) -m sphinx -W --keep-going -q -j auto -b html docs docs/_build/html $(ARGS)
+	$(RUN) -m sphinx -W --keep-going -q -j auto -b html -D language=zh_CN docs docs/_build/html/zh $(ARGS)
+	@echo "open docs/_build/html/index.html"
+
 # needs a CUDA device; writes docs/gpu.md
 gpu-check: $(VENV)/.dev
 	$(RUN) -m agents.benchmark.performance.gpu_check $(ARGS)
@@ -48,4 +55,4 @@ wheel: $(VENV)/.dev
 	$(RUN) -m build
 
 clean:
-	rm -rf build dist *.egg-info $(VENV)
+	rm -rf build dist *.egg-info docs/_build docs/generated $(VENV)

@@ -1,5 +1,5 @@
 from .algorithms.a2c import TextA2C as TextA2C
-from .algorithms.best_of import best_of_n as best_of_n
+from .algorithms.distillation import Distillation as Distillation
 from .algorithms.dpo import DPO as DPO
 from .algorithms.expert_iteration import ExpertIteration as ExpertIteration
 from .algorithms.grpo import GRPO as GRPO
@@ -14,6 +14,7 @@ from .algorithms.reinforce import ReinforcePlusPlus as ReinforcePlusPlus
 from .algorithms.rloo import RLOO as RLOO
 from .algorithms.sft import SFT as SFT
 from .algorithms.trpo import TextTRPO as TextTRPO
+from .evaluation.best_of import best_of_n as best_of_n
 from .generation.generator import Generator as Generator
 from .generation.generator import LocalDecoder as LocalDecoder
 from .generation.generator import Response as Response

@@ -19,6 +19,8 @@ from .models.embedding import EmbeddingReward as EmbeddingReward
 from .models.likelihood import LikelihoodReward as LikelihoodReward
 from .models.personal_model import PersonalRewardModel as PersonalRewardModel
 from .models.preference_model import PreferenceRewardModel as PreferenceRewardModel
+from .preferences.answer_sets import AnswerSet as AnswerSet
+from .preferences.answer_sets import read_answer_sets as read_answer_sets
 from .preferences.preference import Preference as Preference
 from .preferences.preference import Ranking as Ranking
 from .preferences.preference import write_preferences as write_preferences

@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if mark := item.get_closest_marker("reports"):
             item.user_properties.append(("report", mark.args[0]))  # a marker without its line of description fails here
+
+
+def pytest_collection_finish() -> None:
+    """Have collections of garbage leave out what is imported by now: each training asks for one, and they take a second with it."""
+    import hypothesis  # noqa: F401  # asks while it is imported who refers to what, and what is frozen is not told
+
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

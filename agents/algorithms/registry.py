@@ -68,6 +68,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gmpo": Algorithm("grpo:GRPO", group_size=4, settings=_GMPO),
     "cispo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "cispo", "clip_range": 1.0, "clip_range_high": 4.0, **_RESAMPLED}),
     "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1, "n_epochs": 2}),
+    "distill": Algorithm("distillation:Distillation", settings={"beta": 1.0}),
 }
 
 

@@ -31,11 +31,11 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
 from textrl_env.utils.user_code import named_object
 
-from ..algorithms.best_of import kl_of_best
 from ..algorithms.dpo import Pair
 from ..algorithms.expert_iteration import ExpertIteration
 from ..algorithms.kto import JudgedText
 from ..algorithms.registry import ALGORITHMS
+from ..evaluation.best_of import kl_of_best
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy

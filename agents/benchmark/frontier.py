@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rewards.utils.intervals import IntervalEstimate, mean_interval
 from textrl_env.utils.files import write_text
 
-from ..algorithms.best_of import kl_bound
+from ..evaluation.best_of import kl_bound
 from ..reports.benchmark_plots import score_against_kl
 from ..reports.plots import save
 from ..reports.tables import markdown_table

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 from time import monotonic
 from typing import Any
 
-from .fresh_processes import fresh_processes
+from ..utils.fresh_processes import fresh_processes
 from .run_job import BUSY, DONE, Job, record_failure, work
 
 RECHECK = 2.0  # seconds until a job that another runner holds is looked at again

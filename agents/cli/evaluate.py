@@ -14,7 +14,7 @@ from textrl_env.utils.files import write_json, write_jsonl
 
 from ..evaluation.text_comparison import compare
 from ..training.outcome_report import print_outcome
-from ..training.run_outcome import Exam, Outcome, prompts_of_run, texts_after, texts_before
+from ..training.run_outcome import Exam, Outcome, aim_of, prompts_of_run, texts_after, texts_before
 from ..training.trained_run import TrainedRun, open_run
 from ..utils.device_flag import on_device
 from .arguments import reward_of
@@ -31,7 +31,7 @@ def run_evaluate(config: Evaluate) -> None:
     exam = Exam(reward, config.texts, seed=config.seed)
     after = texts_after(run, exam)
     before = None if run.first is None else texts_before(config.run, exam, run.first, run.rules, run.named_reference)
-    outcome = Outcome(compare(before, after), before, after, prompts_of_run(config.run, run, exam))
+    outcome = Outcome(compare(before, after, aim_of(run.settings)), before, after, prompts_of_run(config.run, run, exam))
     found, name = dataclasses.asdict(outcome.comparison), config.run / f"evaluation-{run.name}"
     facts = {"policy": run.name, "texts": config.texts, "seed": config.seed, "prompts": outcome.prompts}
     write_json(name.with_suffix(".json"), {**facts, **found.pop("after"), **found})

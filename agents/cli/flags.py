@@ -70,6 +70,11 @@ class Report(OnDevice):
         out: Folder for `report.html`, `report.json`, and the model in `reward`, which `--reward` of other commands takes.
         overwrite: Delete the report and the model that are in the folder, and make them anew.
         columns: The files' own names of columns, as in `prompt=instruction,chosen=output_1`.
+        reward: A reward model as `textrl train` takes it, which is judged by FILE instead of one that is fitted; FILE may then be in
+            RewardBench 2's form, with lists of right and wrong answers to each prompt.
+        chat: Model whose chat template the prompts go through before `reward` reads them, each as what a user says; folder, hub id or
+            `.gguf` file.
+        by: Column whose values are listed with their accuracies; `subset` in RewardBench 2.
         trunk: Fit a transformer beside the hashed n-grams, which takes minutes instead of seconds: a model to start from (folder, hub id,
             or `.gguf` file), or `new` for a small one.
         lora: JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}': only adapters of the trunk are fitted.
@@ -86,6 +91,9 @@ class Report(OnDevice):
     out: Path = Path("runs/reward")
     overwrite: bool = False
     columns: str | None = None
+    reward: str | None = None
+    chat: str | None = None
+    by: str | None = None
     trunk: str | None = None
     lora: str | None = None
     learning_rate: Above0 | None = None

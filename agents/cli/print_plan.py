@@ -47,6 +47,7 @@ def _parts(plan: RunPlan) -> dict[str, list[str]]:
     plays = plan.total_tokens is not None
     parts = {
         "model": [_model(plan.model)],
+        **({} if plan.reference is None else {plan.reference[0]: [_model(plan.reference[1])]}),
         "tokenizer": [_tokenizer(plan.tokens)],
         "prompts" if plays else "texts": [f"{number} {_cut(repr(text))}" for number, text in enumerate(plan.texts, 1)],
     }
@@ -68,7 +69,8 @@ def _parts(plan: RunPlan) -> dict[str, list[str]]:
 def _model(model: ModelFacts) -> str:
     kind, *sizes = model.sizes.items()
     shape = "".join(f", {name} {size:,}" if name != "layers" else f", {size} layers" for name, size in sizes)
-    trained = "all of them trained" if model.trained == model.parameters else f"{_millions(model.trained)} of them trained"
+    some = f"{_millions(model.trained)} of them trained" if model.trained else "none of them trained"
+    trained = "all of them trained" if model.trained == model.parameters else some
     return f"{kind[1]}{shape}: {_millions(model.parameters)} parameters, {trained}, {model.dtype} on {model.device}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -10,16 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from rewards import Preference, RewardWarning, fit_preference_model
+from rewards.analysis.answer_accuracy import accuracies as accuracies_of
+from rewards.analysis.answer_accuracy import chance, length_rule, parts_of, score_answers
 from rewards.fitting.calibration import reliability
-from rewards.fitting.reward_evaluation import JudgedComparisons, doubts, judge, measures, mistakes
+from rewards.fitting.reward_evaluation import JudgedComparisons, doubts, judge, measures, mistakes, subgroups
+from rewards.preferences.answer_sets import read_answer_sets
 from rewards.preferences.leak_free_split import hold_out, overlapping
 from rewards.preferences.preference_files import PreferenceFile, read_preference_file
 from rewards.utils.intervals import Rate
-from textrl_env import Episode, FileTokenizer
-from textrl_env.utils.files import write_json, write_text
+from textrl_env import Episode, FileTokenizer, chat_template
+from textrl_env.reward_model import as_reward_model
+from textrl_env.utils.files import write_json, write_jsonl, write_text
+from textrl_env.utils.tables import read_rows
 from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..distributed.engine import engine_of
@@ -27,16 +35,19 @@ from ..distributed.process_group import ranks
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
+from ..reports.tables import terminal_table
 from ..utils.device_flag import on_device
 from ..utils.progress import bar
 from ..utils.run_folder import RunFolder
 from ..utils.threads import choose_threads
-from .arguments import arguments_of, columns_of
+from .arguments import arguments_of, columns_of, reward_of
 from .flags import Report
+from .train_flags import flags
 
 _PLAIN = {"lora": None, "learning_rate": None, "epochs": Report.epochs}  # of a small transformer
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training comparisons, for the learning curve
-_MADE = ("reward", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
+_OF_FITTING = ("trunk", "lora", "learning_rate", "epochs", "tokenizer", "max_tokens", "test", "test_file", "seed")
+_MADE = ("reward", "scores.jsonl", "tokenizer.json", "report.json", "report.html", "learning_curve.png", "length.png", "calibration.png")
 
 
 class _Sides(NamedTuple):
@@ -48,10 +59,20 @@ class _Sides(NamedTuple):
 
 @on_device
 def run_report(config: Report) -> None:
-    """Read, fit, judge, and write the page; processes that torchrun started fit together, and the first writes."""
-    together = ranks()
-    console = Console(quiet=not together.is_main)
+    """Read, judge and write the page, of a reward that is there or of one that is fitted first."""
+    console = Console(quiet=not ranks().is_main)
     choose_threads()
+    if config.reward is not None:
+        _run_judgement(config, console)
+        return
+    if config.chat is not None:
+        raise ValueError(f"--chat {config.chat} is for a reward that is there: pass --reward, or leave it out")
+    _run_fit(config, console)
+
+
+def _run_fit(config: Report, console: Console) -> None:
+    """Fit and judge; processes that torchrun started fit together, and the first writes."""
+    together = ranks()
     if config.test_file is not None and config.test != Report.test:
         raise ValueError(
             f"--test {config.test:g} keeps a share aside, and --test-file {config.test_file} is judged instead: leave one of them out"
@@ -59,6 +80,8 @@ def run_report(config: Report) -> None:
     columns = columns_of(config.columns)
     own = _trunk_settings(config)
     file, pairs = _read(config.file, columns, 50, console)
+    if config.by is not None and config.by not in (known := subgroups(pairs)):
+        raise ValueError(f"--by {config.by}: a column of 2 to 20 different short texts is needed; there are {', '.join(known) or 'none'}")
     if config.test_file is None:
         sides = _split(config, pairs)
     else:
@@ -81,7 +104,53 @@ def run_report(config: Report) -> None:
         console.print(text, highlight=False, markup=False)
         for doubt in doubted:
             console.print(doubt, style="bold red", highlight=False, markup=False)
+        if config.by is not None:
+            facts = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+            console.print(_parts_table(facts["groups"].get(config.by, ()), config.by))  # none, if the test comparisons have one value
     console.print(f"report: {run.path / 'report.html'}\nmodel:  {run.path / 'reward'}")
+
+
+def _run_judgement(config: Report, console: Console) -> None:
+    """Judge a reward model that is there by right and wrong answers: scores into `scores.jsonl`, accuracies into report and page."""
+    assert config.reward is not None
+    if ranks().size > 1:
+        raise ValueError("--reward is judged by one process: start it without torchrun")
+    if unused := [name for name in _OF_FITTING if getattr(config, name) != getattr(Report, name)]:
+        raise ValueError(f"leave out {flags(unused)}: nothing is fitted, --reward {config.reward} is judged")
+    reward, sets = reward_of(config.reward), read_answer_sets(config.file, columns_of(config.columns))
+    parts_of(sets, config.by)  # a wrong column is told before all is scored
+    run, depends_on = RunFolder(config.out), {"file": config.file, "columns": config.columns, "reward": reward, "chat": config.chat}
+    with run.begin("reward report --reward", config.overwrite, _MADE):
+        run.config = config
+        with run.stage("scores", depends_on, makes=["scores.jsonl"]) as stage:
+            if stage.needed:
+                template = None if config.chat is None else chat_template(FileTokenizer(config.chat).files)
+                found = score_answers(as_reward_model(reward), sets, template)
+                rows = ({"id": one.id, "prompt": one.prompt, "scores": own.tolist()} for one, own in zip(sets, found, strict=True))
+                write_jsonl(run.path / "scores.jsonl", rows)
+        scores = [np.array(row["scores"]) for row in read_rows(run.path / "scores.jsonl")]
+        facts = {
+            "file": config.file.name, "reward": config.reward, "sets": len(sets), "answers": sum(map(len, scores)),
+            "chance": chance(sets), "length_rule": length_rule(sets), **accuracies_of(sets, scores, config.by),
+        }  # fmt: skip
+        write_json(run.path / "report.json", facts)
+        write_page(run.path / "report.html", "answer_report", facts=facts)
+    console.print(_parts_table(facts["parts"], config.by))
+    for name, value in (facts["ties"] or {}).items():
+        console.print(f"ties, {name.replace('_', ' ')}: {value:.3f}", highlight=False)
+    rule = facts["length_rule"]
+    told = f"mean of the parts {facts['mean']:.1%}; " if config.by else ""
+    console.print(f"{told}always taking the {rule['takes']} answer gives {rule['rate']:.1%}, chance {facts['chance']:.1%}", highlight=False)
+    console.print(f"report: {run.path / 'report.html'}\nscores: {run.path / 'scores.jsonl'}")
+
+
+def _parts_table(parts: Sequence[Mapping[str, Any]], by: str | None) -> Table:
+    """Return a table of accuracies; a part without interval is scored otherwise."""
+    rows = [
+        (row["part"], f"{row['rate']:.1%}", "" if row["low"] is None else f"[{row['low']:.1%}, {row['high']:.1%}]", str(row["num"]))
+        for row in parts
+    ]
+    return terminal_table((by or "", "accuracy", "95% interval", "number"), rows, box=box.SIMPLE_HEAD)
 
 
 def _trunk_settings(config: Report) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from rewards import Preference
 from rewards.models.suited_rate import MILLION
@@ -38,6 +39,8 @@ from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts
 from ..training.run_plan import DryRun
 from ..training.settings import DEFAULT_TASK, FROM_PAIRS, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
+from ..training.trained_run import BEST
+from ..training.validation import TEXTS, ValidationCallback, validation_task
 from ..utils.device_flag import on_device
 from ..utils.run_folder import RunFolder, folder_beside
 from ..utils.threads import choose_threads
@@ -61,6 +64,7 @@ class Job:
         reward: As plain data.
         held_out: A reward that is not optimised, if there is one.
         training: How.
+        validation: The task with the prompts that validate, if there is any validation.
         parameters: Of the model that is trained, where the learning rate was made to suit it.
         console: Of the first rank; of others it prints nothing.
     """
@@ -72,6 +76,7 @@ class Job:
     reward: Any
     held_out: Any
     training: PolicyTraining | OfflineTraining
+    validation: TextTask | None
     parameters: int | None
     console: Console
 
@@ -114,7 +119,7 @@ def run_train(config: Train) -> None:
         _tell_dry_run(_folder(config), console)
         return
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite, OUTCOME_FILES) if together.is_main else nullcontext():
+    with run.begin(f"train --algo {config.algo}", config.overwrite, [*OUTCOME_FILES, BEST]) if together.is_main else nullcontext():
         paths = {name: value and absolute(value) for name in ("reward", "held_out", "judge") for value in [getattr(config, name)]}
         config = dataclasses.replace(config, out=run.path, **paths)
         job = _prepared(config, run, pairs, (reward, held_out), console)
@@ -168,7 +173,16 @@ def _prepared(config: Train, run: RunFolder, pairs: Sequence[Any] | None, reward
     training = OfflineTraining(**settings) if config.algo in OFFLINE else PolicyTraining(**settings)
     task_name = None if config.prompts is not None else config.task or DEFAULT_TASK
     run.config = dataclasses.replace(config, task=task_name, **settings)
-    return Job(config, run, task, pairs, *rewards, training, parameters, console)
+    return Job(config, run, task, pairs, *rewards, training, _validation(config, run), parameters, console)
+
+
+def _validation(config: Train, run: RunFolder) -> TextTask | None:
+    if config.eval_every is None:
+        return None
+    task = validation_task(vars(config), run.path, config.eval_texts or TEXTS)
+    if config.keep_best == "gold" and task.gold is None:
+        raise ValueError("--keep-best gold: this task has no judgement of its own; choose score, or held_out with --held-out REWARD")
+    return task
 
 
 def _held_apart(
@@ -197,8 +211,19 @@ def _playing(job: Job) -> None:
     watch = RewardHackingCallback(run.path / config.algo, job.held_out, config.stop_at_alarm)
     base = _first_policy(job)
     depends_on = {**job.depends_on, "held_out": job.held_out, "stop_at_alarm": config.stop_at_alarm}
+    callbacks: list[BaseCallback] = [watch]
+    if job.validation is not None:
+        assert config.eval_every is not None
+        number, prompts = config.eval_texts or TEXTS, len(job.validation.prompts)
+        depends_on["validation"] = {"every": config.eval_every, "keep": config.keep_best, "texts": number}
+        how_often = (config.eval_every, config.keep_best, number, watch.held_out, config.seed)
+        callbacks.append(ValidationCallback(run.path / config.algo, job.validation, *how_often))
+        kept = f", the best by {config.keep_best} is kept in {run.path / BEST}" if config.keep_best else ""
+        told = f"every {config.eval_every} rollouts {number} texts to {prompts} prompts of the validation split are measured{kept}"
+        job.console.print(told, highlight=False, soft_wrap=True)
     rules = _policy_arguments(job)
-    how = (config.algo, watch, OUTDATED, config.reference, job.before)
+    outdated = [*OUTDATED, f"evaluation-{BEST}.*", f"groups-{BEST}.json"]
+    how = (config.algo, CallbackList(callbacks), outdated, config.teacher or config.reference, job.before)
     judge = {} if config.judge is None else {"judge": reward_of(config.judge, "--judge")}
     train_policy(run, config.algo, base, env, training, depends_on, rules, *how, judge, shard=config.shard)
     for name, message in watch.alarms.items():
@@ -214,8 +239,9 @@ def _tell_outcome(job: Job) -> None:
     if exam.num_texts and ranks().size > 1:  # several processes hold one policy, and could only load it together
         last = "whether it worked: the same command without torchrun goes on from here, and says so"
     elif exam.num_texts:
-        outcome = run_outcome(run, config.algo, exam, job.depends_on)
-        last = f"report: {write_outcome_page(run.path, config.algo, outcome)}"
+        name = BEST if config.keep_best else config.algo
+        outcome = run_outcome(run, name, exam, job.depends_on)
+        last = f"report: {write_outcome_page(run.path, name, outcome)}"
         print_outcome(outcome, job.console)
     job.console.print()
     print_tree(run.path, job.console)
@@ -242,6 +268,7 @@ def _check_settings(config: Train) -> None:
         its = flags(sorted(settings_of(config.algo)))
         raise ValueError(f"leave out {flags(unused)}, which --algo {config.algo} does not use; its settings are {its}")
     config.check_source()
+    config.check_validation()
     arguments_of(config.lora, "--lora")
     check_penalty(config.beta, config.kl_target)
     if config.algo in FROM_PAIRS and config.preferences is None:
@@ -250,6 +277,8 @@ def _check_settings(config: Train) -> None:
         raise ValueError("--algo kto learns from single texts: pass --ratings FILE, or else --preferences FILE, of which it judges both")
     if config.good_above is not None and config.ratings is None:
         raise ValueError(f"--good-above {config.good_above:g}: for the file of --ratings, which is not given")
+    if config.algo == "distill" and config.teacher is None:
+        raise ValueError("--algo distill learns from a teacher: pass --teacher MODEL, a folder, hub id or .gguf file")
 
 
 def _check_fitted_elsewhere(config: Train, reward: Any) -> None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
-from ..training.settings import DEFAULT_TASK, FROM_PAIRS, OF_PROMPTS, OFFLINE
+from ..training.settings import DEFAULT_TASK, FROM_PAIRS, KEEP, OF_PROMPTS, OFFLINE
 from ..utils.device_flag import OnDevice
 from ..utils.limits import Above0, AtLeast0, BelowHalf, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
-_OF_PLAYING = {"held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference", "shard"}
+_OF_PLAYING = {
+    "held_out", "stop_at_alarm", "temperature", "top_k", "top_p", "min_new_tokens", "reference", "shard", "eval_every", "keep_best",
+}  # fmt: skip
 _OF_ALL = {
     "algo", "task", "corpus", "prompts", *OF_PROMPTS, "columns", "model", "lora", "precision", "micro_batch_size", "reward", "eval_texts",
     "device", "out", "overwrite", "dry_run",
@@ -23,9 +25,9 @@ _OF_ALL = {
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
-    AlgorithmName = str
+    AlgorithmName = Measure = str
 else:
-    AlgorithmName = Literal[NAMES]  # tyro refuses all others
+    AlgorithmName, Measure = Literal[NAMES], Literal[tuple(KEEP)]  # tyro refuses all others
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Train(OnDevice):
     Attributes:
         algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo`, `ipo`, `robust-dpo` and `simpo`
             on `preferences`; `kto` on `ratings` or `preferences`; `expert-iteration` on the policy's own best texts; all others play the
-            environment.
+            environment, `distill` to come near a teacher and not for the reward.
         task: Name of a task; by default `review`.
         prompts: A file of prompts instead of a task: .jsonl, .json, .csv, .tsv, .parquet, .txt (any with .gz), or `hf:ID`; or a folder with
             files named after the splits. A tenth of a file is kept for evaluation. They are read with the tokenizer of `model`.
@@ -55,16 +57,18 @@ class Train(OnDevice):
             policy, pretrained at first use and cached.
         lora: Train adapters only: a JSON object with arguments of `peft.LoraConfig`, as in '{"r": 8}'.
         reference: Model that KL is measured against; by default the first policy.
+        teacher: Folder, hub id or `.gguf` file of the model that `distill` learns from; its tokenizer must be the task's.
         critic: Of algorithms that have one: `shared` (by default: a head on the policy), `separate`, or the folder of a reward model.
         reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or
-            `file.py:function`; what learns from texts, `preferences` or `ratings` does not learn from it, but `textrl evaluate` measures
-            by it.
+            `file.py:function`; `distill` and what learns from texts, `preferences` or `ratings` do not learn from it, but the texts are
+            measured by it.
         judge: Of `online-dpo`: what compares two texts instead of `reward`, which then only measures: a JSON object as for `reward`, such
             as '{"name": "judge", "mode": "pairwise", "url": ..., "model": ...}'.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
         stop_at_alarm: End the training at such an alarm.
         beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for
-            `online-dpo` and all that learn from preferences or ratings, 2 for `simpo`.
+            `online-dpo` and all that learn from preferences or ratings, 2 for `simpo`; of `distill` the weight of its
+            only loss, 1.
         label_smoothing: Share of the preferences that are wrong, below 0.5: `dpo`, `ipo` and `simpo` learn them with so much doubt,
             `robust-dpo` takes the noise out of its loss, and has 0.1 by default.
         gamma: Margin that every pair has besides its own; by default 0, of `simpo` 1.
@@ -91,6 +95,10 @@ class Train(OnDevice):
         micro_batch_size: Texts that go through the model at once in an update, for less memory; 0: the whole minibatch.
         shard: Of several processes, started by torchrun: each holds a part of weights, gradients and optimizer only.
         seed: Of everything that is drawn.
+        eval_every: Rollouts from one validation to the next: texts to prompts of the validation split are measured, as many as `eval_texts`
+            (by default 200, and as the split has prompts).
+        keep_best: Measure of these texts by which the best policy is kept in the folder `best`, and is the one that is examined at the end;
+            `kl_per_sequence`, the less the better, for `distill`.
         eval_texts: Texts that the policy before and after training each write at the end, to say whether it worked; 0: none; by default a
             tenth of those written in training, at least 20 and at most 200.
         out: Folder of the run; running again goes on where it stopped, and raising `total_tokens` goes on from the end. By default
@@ -117,6 +125,7 @@ class Train(OnDevice):
     model: str | None = None
     lora: str | None = None
     reference: str | None = None
+    teacher: str | None = None
     critic: str | None = None
     reward: str = "vader"
     judge: str | None = None
@@ -145,6 +154,8 @@ class Train(OnDevice):
     micro_batch_size: Natural = 0
     shard: bool = False
     seed: Seed = 0
+    eval_every: Count | None = None
+    keep_best: Measure | None = None
     eval_texts: Natural | None = None
     out: Path | None = None
     overwrite: bool = False
@@ -157,6 +168,25 @@ class Train(OnDevice):
     def given(self) -> list[str]:
         """Return the names of settings that are not at their defaults."""
         return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+
+    def check_validation(self) -> None:
+        """Insist on a measure that validation can have, and on validation.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.keep_best is not None and self.eval_every is None:
+            raise ValueError(f"--keep-best {self.keep_best} looks at validations, and there are none: pass --eval-every N, in rollouts")
+        if self.eval_every is not None and (self.corpus or self.test_prompts):
+            flag, why = ("--corpus", "text files have no splits") if self.corpus else ("--test-prompts", "all other prompts train")
+            raise ValueError(
+                f"--eval-every with {flag}: there are no validation prompts, for {why}; pass --prompts FILE alone, of which a tenth "
+                "validates, or a folder with train, validation and test files"
+            )
+        if self.keep_best == "held_out" and self.held_out is None:
+            raise ValueError("--keep-best held_out: pass --held-out REWARD, by which it is measured")
+        if self.keep_best == "kl_per_sequence" and self.algo != "distill":
+            raise ValueError("--keep-best kl_per_sequence is for --algo distill: other trainings begin at the least KL; leave it out")
 
     def check_source(self) -> None:
         """Insist on one source of prompts, and on what it needs.
@@ -184,6 +214,8 @@ class Train(OnDevice):
 def settings_of(algo: str) -> set[str]:
     """Return the names of the settings that an algorithm uses and some others do not."""
     own = set(default_settings(algo)) | (_OF_PLAYING if algo not in OFFLINE else set())
+    if algo == "distill":
+        own = own - {"reference"} | {"teacher"}
     own |= {"critic"} if algo in ALGORITHMS and ALGORITHMS[algo].critic else set()
     own |= {"judge"} if algo in ALGORITHMS and ALGORITHMS[algo].judge else set()
     own |= {"ratings", "good_above"} if algo == "kto" else set()

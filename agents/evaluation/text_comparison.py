@@ -81,6 +81,7 @@ class Comparison:
         worse: Share of those that score lower.
         verdict: A sentence: whether the reward rose.
         warnings: A sentence for each sign that the texts became worse in a way which the reward does not see.
+        aim: What was trained for: `"score"`, or `"kl"`, of a student that comes near its reference, the teacher.
     """
 
     before: dict[str, float] | None
@@ -92,14 +93,16 @@ class Comparison:
     worse: Rate | None
     verdict: str
     warnings: tuple[str, ...]
+    aim: str = "score"
 
 
-def compare(before: Sequence[TextRow] | None, after: Sequence[TextRow]) -> Comparison:
+def compare(before: Sequence[TextRow] | None, after: Sequence[TextRow], aim: str = "score") -> Comparison:
     """Compare the texts of two policies to the same prompts, pair by pair.
 
     Args:
         before: What the first policy wrote, a row for each of `after`; None: there was none.
         after: What the trained policy wrote.
+        aim: What it was trained for, see `Comparison`.
 
     Raises:
         ValueError: The rows are not of the same prompts, or there are none.
@@ -114,13 +117,17 @@ def compare(before: Sequence[TextRow] | None, after: Sequence[TextRow]) -> Compa
     if [row["prompt"] for row in before] != [row["prompt"] for row in after]:
         raise ValueError("the two policies did not write to the same prompts: their texts cannot be compared pair by pair")
     then, num = measures(before), len(after)
-    names = [name for name in _COMPARED if name in after[0] and name in before[0]]
+    names = [name for name in (*_COMPARED, *(["kl"] if aim == "kl" else [])) if name in after[0] and name in before[0]]
     change = {name: mean_interval(_cases(after, _column(after, name) - _column(before, name))) for name in names}
     gains = _column(after, "score") - _column(before, "score")
     better, equal, worse = (wilson(int(which.sum()), num) for which in (gains > 0, gains == 0, gains < 0))
-    verdict = _verdict(then["score"], now["score"], change["score"], kl)
-    warnings = tuple(_warnings(then, now, change, ended(before), ended(after)))
-    return Comparison(then, now, change, kl, better, equal, worse, verdict, warnings)
+    if aim == "kl":
+        verdict = _verdict("KL to the teacher", then["kl_per_sequence"], now["kl_per_sequence"], change["kl"], " nats per text")
+    else:
+        at = "" if kl is None else f" at {kl.value:.1f} nats of KL per text"
+        verdict = _verdict("reward", then["score"], now["score"], change["score"], at)
+    warnings = tuple(_warnings(then, now, change, ended(before), ended(after))) if aim == "score" else ()
+    return Comparison(then, now, change, kl, better, equal, worse, verdict, warnings, aim)
 
 
 def degeneration(distinct_2: tuple[float, float], length: tuple[float, float]) -> Iterator[tuple[str, str]]:
@@ -153,16 +160,15 @@ def _warnings(
             yield f"the {title} fell by {signed(change[name])} while the reward rose: the policy may exploit mistakes of the reward"
 
 
-def _verdict(then: float, now: float, change: IntervalEstimate, kl: IntervalEstimate | None) -> str:
-    at = "" if kl is None else f" at {kl.value:.1f} nats of KL per text"
-    went = f"from {decimals(then, change)} to {decimals(now, change)} ({signed(change)})"
+def _verdict(what: str, then: float, now: float, change: IntervalEstimate, tail: str) -> str:
+    went = f"from {decimals(then, change)} to {decimals(now, change)} ({signed(change)}){tail}"
     if not math.isfinite(change.low):
-        return f"The reward went {went}{at}; one prompt says nothing about chance."
+        return f"The {what} went {went}; one prompt says nothing about chance."
     if change.low > 0:
-        return f"The reward rose {went}{at}."
+        return f"The {what} rose {went}."
     if change.high < 0:
-        return f"The reward fell {went}{at}."
-    return f"No change beyond noise: the reward went {went}{at}."
+        return f"The {what} fell {went}."
+    return f"No change beyond noise: the {what} went {went}."
 
 
 def decimals(value: float, beside: IntervalEstimate) -> str:

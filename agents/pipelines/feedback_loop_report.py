@@ -41,16 +41,15 @@ def below_chance(row: Mapping[str, Any]) -> str | None:
 
 
 def draw_rounds(base: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw gold and learned score of each round's policy, and how often the reward model agrees with the gold score."""
-    figure = new_figure(3.2)
-    left, right = figure.subplots(1, 2)
+    """Draw gold and learned score of each round's policy, which have scales of their own, and how often the two prefer the same text."""
+    figure = new_figure(7.2)
+    gold, learned, agree = figure.subplots(3, 1, sharex=True)
     numbers = [0, *(row["round"] for row in rounds)]
-    left.plot(numbers, [base["gold"], *(row["gold"] for row in rounds)], **look(0), label="gold")
-    left.plot(numbers[1:], [row["learned"] for row in rounds], **look(1), label="learned")
-    left.set_xticks(numbers)
-    left.legend(fontsize=7, frameon=False)
-    interval_bars(right, numbers[1:], [(a["rate"], a["low"], a["high"]) for a in (row["reward_accuracy"] for row in rounds)])
-    right.set_xticks(numbers[1:])
-    dress(left, "round (0: base policy)", "mean score")
-    dress(right, "round", "reward model agrees with gold")
+    gold.plot(numbers, [base["gold"], *(row["gold"] for row in rounds)], **look(0))
+    learned.plot(numbers[1:], [row["learned"] for row in rounds], **look(1))
+    interval_bars(agree, numbers[1:], [(a["rate"], a["low"], a["high"]) for a in (row["reward_accuracy"] for row in rounds)])
+    agree.set_xticks(numbers)
+    dress(gold, "", "gold score")
+    dress(learned, "", "learned score")
+    dress(agree, "round (0: base policy)", "same preference")
     return figure

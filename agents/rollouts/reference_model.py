@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rewards.utils.devices import AUTO, get_device
+from textrl_env.utils.model_files import model_folder
 
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, load_lm
@@ -104,7 +105,7 @@ def move_reference(reference: nn.Module, policy: nn.Module, share: float) -> Non
 
 def _folder_of(source: LMSource) -> str | Path:
     if not isinstance(source, Mapping):
-        return source
+        return model_folder(source)
     if source.get("weights") is None:
         raise ValueError(f"reference={dict(source)!r} has fresh weights: name a folder, or a class with its 'weights'")
     return source["weights"]

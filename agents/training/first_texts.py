@@ -112,8 +112,8 @@ def expected_length(lengths: Sequence[int], ended: int, longest: int) -> float:
     return float(longest) if chance == 0 else (1 - (1 - chance) ** longest) / chance
 
 
-def iteration_seconds(pace: Pace, work: Work, reference: bool) -> dict[str, float]:
-    """Return the seconds of each part of an iteration, in which a reference may read all texts.
+def iteration_seconds(pace: Pace, work: Work, reference: float) -> dict[str, float]:
+    """Return the seconds of each part of an iteration, in which a reference may read all texts: so many times as large, 0 if there is none.
 
     More texts than were measured take the time of a pass for each token more, and the longest of them how long writing goes on.
     """
@@ -125,7 +125,7 @@ def iteration_seconds(pace: Pace, work: Work, reference: bool) -> dict[str, floa
     parts = {
         "writing": work.texts / work.group * work.prompt * pace.read + steps * pace.step + more,
         "reward": work.texts * pace.score,
-        "reference": whole * pace.read if reference else 0.0,
+        "reference": whole * pace.read * reference,
         "update": work.epochs * whole * pace.learn + work.steps * pace.optimizer,
     }
     return {name: seconds for name, seconds in parts.items() if seconds > 0}

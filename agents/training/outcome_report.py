@@ -76,13 +76,15 @@ def lines_of(outcome: Outcome) -> list[Line]:
     lines = []
     for name, (title, hint) in _MEANS.items():
         if name in found.after and (name != "return" or found.after[name] != found.after["score"]):
-            lines.append(_mean(found, name, title, hint))
+            lines.append(_mean(found, name, title, hint if name != "score" or found.aim == "score" else "mean; not optimised"))
         if name == "score" and found.better and found.equal and found.worse:
             shares = f"{found.better.rate:.0%} / {found.equal.rate:.0%} / {found.worse.rate:.0%}"
             lines.append(Line("better / equal / worse texts", "by the reward, than the one before to the same prompt", "", shares))
     if found.kl is not None:
-        line = _plain(found, "kl_per_sequence", "KL per text, nats", "distance from the reference", ".1f")
-        lines.append(line._replace(change=f"[{found.kl.low:.1f}, {found.kl.high:.1f}]"))
+        to = "the teacher, whom it learned from" if found.aim == "kl" else "the reference"
+        line = _plain(found, "kl_per_sequence", "KL per text, nats", f"distance from {to}", ".1f")
+        change = signed(found.change["kl"]) if "kl" in found.change else f"[{found.kl.low:.1f}, {found.kl.high:.1f}]"
+        lines.append(line._replace(change=change))
         lines.append(_plain(found, "perplexity", "perplexity", "of the texts, under the reference", ".1f"))
     lines.append(_plain(found, "distinct_2", "distinct-2", "share of different word pairs; low is repetitive", ".3f"))
     lines.append(_mean(found, "length", "length, tokens", "mean"))
@@ -117,7 +119,8 @@ def print_outcome(outcome: Outcome, console: Console, texts: int = _ON_TERMINAL)
     console.print(Text(found.verdict, style="bold"), width=width)
     for warning in found.warnings:
         console.print(Text(f"Beware: {warning}.", style="bold red"), width=width)
-    console.print(Text(f"{outcome.prompts}.", style="dim"), width=width)
+    for sentence in filter(None, (outcome.policy, outcome.prompts)):
+        console.print(Text(f"{sentence}.", style="dim"), width=width)
     for prompt, sides in texts_of(outcome, texts):
         console.print()
         console.print(Text(printable(prompt), style="dim"), width=width)
@@ -166,7 +169,7 @@ def write_outcome_page(folder: Path, name: str, outcome: Outcome) -> Path:
         outcome: What came of it.
     """
     settings = read_settings(folder)
-    picture = _picture(folder / name)
+    picture = _picture(folder / str(settings.get("algo", name)))
     return write_page(
         folder / "report.html",
         "outcome_report",

@@ -20,7 +20,6 @@ from ..models.loading import LMSource
 from ..utils.interrupts import StopCallback, stop_request
 from ..utils.run_folder import RunFolder
 from .callbacks import CurveCallback, rewind_curve
-from .reward_hacking_callback import RewardHackingCallback
 from .rewind_logs import rewind_logs
 from .settings import PolicyTraining
 
@@ -51,7 +50,7 @@ def train_policy(
     depends_on: Mapping[str, Any],
     rules: dict[str, Any] | None = None,
     algo: str = "ppo",
-    watch: RewardHackingCallback | None = None,
+    watch: BaseCallback | None = None,
     outdated: Sequence[str] = (),
     reference: LMSource | None = None,
     before: Before | None = None,
@@ -74,7 +73,7 @@ def train_policy(
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         rules: Arguments of the policy: sampling rules, adapters, critic.
         algo: Name of the algorithm, see `agents.algorithms.registry`.
-        watch: Looks for reward hacking beside it.
+        watch: Looks on, and may end the training before its tokens are written.
         outdated: Patterns of files of the run that describe the policy: they are deleted when it changes.
         reference: What KL is measured against; None: `model`.
         before: Called before the first token, instead of a line on memory; what it raises ends the run.
@@ -120,7 +119,7 @@ def train_policy(
             _learn(algorithm, run.path / stage, env, config, watch, before)
             if together.is_main:
                 run.remove(outdated)  # made of a checkpoint on the way
-            whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.policy.device)}
+            whole.facts |= {"seconds": perf_counter() - began, "device": str(algorithm.policy.device), "tokens": algorithm.saved_timesteps}
     together.wait()
 
 
@@ -129,7 +128,7 @@ def _learn(
     folder: Path,
     env: TextGenerationVecEnv,
     config: PolicyTraining,
-    watch: RewardHackingCallback | None,
+    watch: BaseCallback | None,
     before: Before | None,
 ) -> None:
     """Train for the tokens that remain, and save the policy."""

@@ -19,7 +19,8 @@ from ..models.loading import LMSource
 from ..policies.transformer_policy import TransformerPolicy
 from ..rollouts.reference_model import Reference
 from ..utils.run_folder import RunFolder
-from .trained_run import TrainedRun, open_run, read_settings, task_of_run
+from .trained_run import BEST, TrainedRun, open_run, read_settings, task_of_run
+from .validation import told_best
 
 TEXTS = 200  # of each policy, where training writes ten times as many; an interval of a standard deviation / 7
 FEWEST = 20
@@ -66,12 +67,14 @@ class Outcome:
         before: What the first policy wrote, see `text_rows`; None if training started from fresh weights.
         after: What the trained policy wrote.
         prompts: A sentence on the prompts: whether training saw them.
+        policy: Sentences on the policy after: why its training stopped, and which one it is, if the best was kept.
     """
 
     comparison: Comparison
     before: Sequence[TextRow] | None
     after: Sequence[TextRow]
     prompts: str
+    policy: str = ""
 
 
 def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, Any]) -> Outcome:
@@ -104,9 +107,29 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
                 write_jsonl(run.path / _BEFORE, texts_before(run.path, exam, **first))
         written = read_rows(run.path / _BEFORE)
     rows = read_rows(run.path / _AFTER)
-    outcome = Outcome(compare(written, rows), written, rows, after.facts["prompts"])
-    write_json(run.path / "outcome.json", {**vars(exam), "prompts": outcome.prompts, **dataclasses.asdict(outcome.comparison)})
+    settings = read_settings(run.path)
+    policy = _policy(run, name, settings)
+    outcome = Outcome(compare(written, rows, aim_of(settings)), written, rows, after.facts["prompts"], policy)
+    said = {"prompts": outcome.prompts, "policy": policy}
+    write_json(run.path / "outcome.json", {**vars(exam), **said, **dataclasses.asdict(outcome.comparison)})
     return outcome
+
+
+def _policy(run: RunFolder, name: str, settings: Mapping[str, Any]) -> str:
+    """Say why the training of a run stopped, and which policy this is."""
+    algo, asked = str(settings["algo"]), settings.get("total_tokens")
+    written, said = run.facts(algo).get("tokens"), []
+    if asked and written is not None:
+        why = f"as --total-tokens {asked:,} asks" if written >= asked else f"before --total-tokens {asked:,}: an alarm stopped it"
+        said.append(f"Training ended after {written:,} tokens, {why}")
+    if name == BEST:
+        said.append(told_best(run.path, algo))
+    return ". ".join(said)
+
+
+def aim_of(settings: Mapping[str, Any]) -> str:
+    """Return what a run trained for, see `Comparison`."""
+    return "kl" if settings.get("algo") == "distill" else "score"
 
 
 def texts_after(opened: TrainedRun, exam: Exam) -> list[dict[str, Any]]:

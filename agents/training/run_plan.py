@@ -64,6 +64,7 @@ class RunPlan:
         each: Texts in each of them.
         total_tokens: That the policy will write.
         passes: Times that the run reads its rows.
+        reference: Size of a reference that was named, and what it is called.
     """
 
     model: ModelFacts
@@ -77,6 +78,7 @@ class RunPlan:
     each: int
     total_tokens: int | None = None
     passes: float | None = None
+    reference: tuple[str, ModelFacts] | None = None
 
 
 class DryRun(Exception):
@@ -109,7 +111,9 @@ def plan_playing(algorithm: Any, total_tokens: int) -> RunPlan:
     epochs = sum(getattr(algorithm, name, 0) for name in ("n_epochs", "cg_max_steps", "n_critic_updates")) or 1
     steps = getattr(algorithm, "n_epochs", 1) * -(-texts // at_once)
     work = Work(texts, rows, written.prompt, written.response, env.task.max_new_tokens, env.task.group_size, epochs, steps)
-    seconds = first.iteration_seconds(written.pace, work, algorithm.rollout_buffer.reference is not None)
+    reference = algorithm.rollout_buffer.reference
+    share = 0.0 if reference is None else first.count(reference.lm) / first.count(policy.lm)
+    seconds = first.iteration_seconds(written.pace, work, share)
     return RunPlan(
         model=facts_of(policy.lm, policy),
         tokens=tokens_of(env.task.tokenizer),
@@ -121,6 +125,7 @@ def plan_playing(algorithm: Any, total_tokens: int) -> RunPlan:
         iterations=math.ceil(total_tokens / (texts * written.response)),
         each=texts,
         total_tokens=total_tokens,
+        reference=algorithm.reference_source and (algorithm.reference_name, facts_of(algorithm.reference, algorithm.reference)),
     )
 
 
@@ -138,7 +143,7 @@ def plan_expert_iteration(agent: ExpertIteration, iterations: int) -> RunPlan:
         texts=_prompts(task),
         samples=written.samples,
         memory=None,
-        seconds=first.iteration_seconds(written.pace, work, False),
+        seconds=first.iteration_seconds(written.pace, work, 0.0),
         measured=written.pace.texts,
         iterations=iterations,
         each=texts,

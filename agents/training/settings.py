@@ -17,6 +17,9 @@ FROM_PAIRS = ("dpo", "ipo", "robust-dpo", "simpo")
 OFFLINE = ("sft", *FROM_PAIRS, "kto", "expert-iteration")
 STEPS = {"sft": 400, **dict.fromkeys((*FROM_PAIRS, "kto"), 300), "expert-iteration": 12}  # iterations of the last
 RATES = {"sft": 3e-4, **dict.fromkeys((*FROM_PAIRS, "kto"), 2e-4), "expert-iteration": 3e-4}
+KEEP = {  # measures that the best policy can be kept by, and whether more of it is better
+    "score": True, "return": True, "held_out": True, "gold": True, "kl_per_sequence": False,
+}  # fmt: skip
 OPTIONS: Mapping[str, Mapping[str, float | None]] = {  # what only some of them take, and what is not given is not used
     "dpo": {"beta": 0.1, "label_smoothing": None, "gamma": None},
     "ipo": {"beta": 0.1, "label_smoothing": None},

@@ -20,6 +20,7 @@ from ..rollouts.reference_model import Reference
 from .base_policies import base_policy
 from .text_corpus import task_of
 
+BEST = "best"  # subfolder of the best policy, where one was kept
 _RULES = ("temperature", "top_k", "top_p", "min_p", "min_new_tokens", "banned_tokens", "no_repeat_ngram", "eos_token_id", "precision")
 
 
@@ -58,7 +59,7 @@ def open_run(folder: Path, policy: str | None = None, device: str = "auto") -> T
 
     Args:
         folder: Of `textrl train` or `textrl demo`.
-        policy: Subfolder of the policy; None takes the only one, or that with KL shaping.
+        policy: Subfolder of the policy; None takes the only one, the best where one was kept, or that with KL shaping.
         device: Where the policy goes, see `rewards.utils.devices.get_device`.
 
     Raises:
@@ -69,7 +70,7 @@ def open_run(folder: Path, policy: str | None = None, device: str = "auto") -> T
     policies = sorted({path.parent.name for name in ("policy.zip", "model") for path in folder.glob(f"*/{name}")})
     if not policies:
         raise FileNotFoundError(f"{folder} holds no finished policy (*/policy.zip or */model): run textrl train or textrl demo first")
-    name = policy or (policies[0] if len(policies) == 1 else "kl")
+    name = policy or (policies[0] if len(policies) == 1 else BEST if BEST in policies else "kl")
     if name not in policies:
         raise ValueError(f"{folder} has no policy {name!r}: choose one of {', '.join(policies)} with --policy")
     task = task_of_run(folder, settings, "test")

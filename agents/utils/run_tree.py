@@ -20,6 +20,8 @@ RUN_FILES = {
     "*/model": "the trained model, as `from_pretrained` opens it",
     "*/checkpoint": "of a training that is not finished, to go on from",
     "*/curve.csv": "reward, KL, length and more of every rollout",
+    "*/validation.csv": "measures of the texts to the validation prompts, of `--eval-every`",
+    "*/best.json": "the measure by which the policy in this folder is the best so far, of `--keep-best`",
     "*/samples.jsonl": "a few texts of every fifth rollout",
     "*/reward_hacking.csv": "reward, held-out reward, distinct-2 and length of every rollout, that alarms are found in",
     "*/alarms.txt": "alarms: signs that the reward rises and the texts become worse",

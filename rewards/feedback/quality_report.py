@@ -23,6 +23,9 @@ LOW_ACCURACY = 0.65
 HASTE = 2.0  # seconds
 
 
+Contested = tuple[str, tuple[str, ...], int, float]
+
+
 @dataclass(frozen=True)
 class AnnotatorQuality:
     """The quality of one annotator's answers.
@@ -63,7 +66,8 @@ class QualityReport:
         agreement: Pairs of answers to one item that are equal.
         criteria: Krippendorff's alpha of each criterion (ordinal).
         people: One for each annotator.
-        contested: Items the annotators disagree about most: text of the prompt, number of answers, entropy of the label in bits.
+        contested: Items the annotators disagree about most: text of the prompt, its responses, number of answers,
+            entropy of the label in bits.
     """
 
     answers: int
@@ -72,7 +76,7 @@ class QualityReport:
     agreement: Rate | None
     criteria: dict[str, float]
     people: tuple[AnnotatorQuality, ...]
-    contested: tuple[tuple[str, int, float], ...]
+    contested: tuple[Contested, ...]
 
 
 def quality_report(answers: Sequence[Answer], study: Study) -> QualityReport:
@@ -198,15 +202,13 @@ def _criterion_alpha(answers: Sequence[Answer], name: str) -> float:
     return krippendorff_alpha(rating_matrix(rows), "ordinal") if rows else math.nan
 
 
-def _contested(
-    answers: Sequence[Answer], labels: Sequence[Label], model: LabelEstimate | None, most: int = 10
-) -> tuple[tuple[str, int, float], ...]:
+def _contested(answers: Sequence[Answer], labels: Sequence[Label], model: LabelEstimate | None, most: int = 10) -> tuple[Contested, ...]:
     if model is None:
         return ()
     counts: dict[Hashable, int] = defaultdict(int)
     for item, _, _ in labels:
         counts[item] += 1
-    prompts = {a.item_id: a.item.prompt for a in answers}
+    items = {a.item_id: a.item for a in answers}
     rows: dict[Hashable, float] = {}
     for item, chance in model.posterior.items():
         if counts[item] > 1:
@@ -216,4 +218,5 @@ def _contested(
     per_item: dict[Hashable, int] = defaultdict(int)
     for a in answers:
         per_item[a.item_id] += 1
-    return tuple((prompts[number], per_item[number], bits) for number, bits in worst if bits > 0.1)  # type: ignore[index]
+    shown = [(items[number], per_item[number], bits) for number, bits in worst if bits > 0.1]  # type: ignore[index]
+    return tuple((item.prompt, tuple(item.responses), count, bits) for item, count, bits in shown)

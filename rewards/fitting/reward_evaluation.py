@@ -84,9 +84,9 @@ def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
         "by_length": [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in _length_parts(judged.longer)],
         "groups": {
             column: [{"part": name, **asdict(judged.accuracy(rows))} for name, rows in parts.items()]
-            for column, parts in _groups(judged.pairs).items()
+            for column, parts in subgroups(judged.pairs).items()
         },
-        "gaps": {column: _gap(judged, parts) for column, parts in _groups(judged.pairs).items()},
+        "gaps": {column: _gap(judged, parts) for column, parts in subgroups(judged.pairs).items()},
     }
 
 
@@ -113,11 +113,11 @@ def _length_parts(longer: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [(f"{longer[rows].min():+d} to {longer[rows].max():+d}", rows) for rows in parts if len(rows)]
 
 
-def _groups(pairs: Sequence[Preference]) -> dict[str, dict[str, list[int]]]:
+def subgroups(pairs: Sequence[Preference]) -> dict[str, dict[str, list[int]]]:
     """Return the rows of each subgroup: of `group`, `annotator`, and further columns with 2 to 20 different short texts."""
     columns: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, pair in enumerate(pairs):
-        for name, value in {"group": pair.group, "annotator": pair.annotator, **pair.metadata}.items():
+        for name, value in pair.columns.items():
             if isinstance(value, (str, bool, int)) and len(str(value)) <= 60:
                 columns[name][str(value)].append(row)
     return {name: dict(sorted(parts.items())) for name, parts in columns.items() if 2 <= len(parts) <= _MOST_GROUPS}

@@ -65,6 +65,11 @@ class Preference:
             raise ValueError(f"margin={self.margin} must be at least 0 and finite")
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """What comparisons can be grouped by: `group`, `annotator` and the further columns."""
+        return {"group": self.group, "annotator": self.annotator, **self.metadata}
+
+    @property
     def is_tie(self) -> bool:
         """Whether neither response was preferred, or so little that it says nothing."""
         return not is_decided(self.label)

@@ -32,6 +32,11 @@ def form_of(row: Row) -> str:
     return "pair" if "prompt" in row else "two transcripts"
 
 
+def is_answer_set(row: Row) -> bool:
+    """Return whether a row has lists of answers, which are texts; lists of messages are conversations."""
+    return all(isinstance(row.get(side), list) and all(isinstance(text, str) for text in row[side]) for side in ("chosen", "rejected"))
+
+
 def preferences_of(row: Row) -> list[Preference]:
     """Return the comparisons in a row, one of a pair and one for every two responses of a ranking or of ratings.
 
@@ -40,6 +45,10 @@ def preferences_of(row: Row) -> list[Preference]:
     Raises:
         RowError: A column is missing, has the wrong type or a value out of range.
     """
+    if is_answer_set(row):
+        raise RowError(
+            "it has lists of right and wrong answers: read_answer_sets reads them, `reward report --reward` judges by them", "lists"
+        )
     shared = _shared_columns(row)
     if "responses" not in row:
         prompt, (chosen, rejected) = _texts(row, [_column(row, "chosen"), _column(row, "rejected")])

@@ -85,28 +85,3 @@ class Annotator:
         """Return a number in [0, 1) that nobody can foresee and everybody can repeat."""
         text = "\0".join((str(self.seed), self.name, *parts))
         return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
-
-
-def compare_by_panel(
-    panel: Sequence[Annotator], comparisons: Sequence[Comparison], weights: Sequence[float], seed: int = 0
-) -> list[Preference]:
-    """Deal comparisons to annotators at random, and return their answers in the order of the comparisons.
-
-    Args:
-        panel: Who compares.
-        comparisons: What.
-        weights: Share of the comparisons that each gets, up to a factor.
-        seed: Of the dealing.
-
-    Raises:
-        ValueError: There are not as many weights as annotators, or they are not positive.
-    """
-    if len(weights) != len(panel) or min(weights, default=0) <= 0:
-        raise ValueError(f"weights={list(weights)}: give one positive number for each of {len(panel)} annotators")
-    share = np.asarray(weights, float) / np.sum(weights)
-    dealt = np.random.default_rng(seed).choice(len(panel), len(comparisons), p=share)
-    answers: dict[int, Preference] = {}
-    for number, annotator in enumerate(panel):
-        own = np.flatnonzero(dealt == number).tolist()
-        answers |= dict(zip(own, annotator.compare([comparisons[i] for i in own]), strict=True))
-    return [answers[i] for i in range(len(comparisons))]

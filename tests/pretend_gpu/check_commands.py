@@ -44,13 +44,13 @@ class Single(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, _, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        for value in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(value, torch.Tensor) and value.device.type == "pretend" and value.dtype == torch.float64:
                 raise TypeError("Cannot convert a pretend tensor to float64, which its framework does not support")
-        if function._schema.name in ("aten::mm", "aten::addmm", "aten::bmm"):
+        if function._schema.name in ("aten::mm", "aten::addmm", "aten::bmm") and (where := line()) not in self.products[result.device.type]:
             files = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(None)]
             if not any(file.endswith(ON_THE_HOST) for file in files):
-                self.products[result.device.type].add(line())
+                self.products[result.device.type].add(where)
         return result
 
 

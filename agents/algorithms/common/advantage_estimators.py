@@ -104,6 +104,11 @@ def reinforce_plus_plus_baseline(rollout: Rollout) -> np.ndarray:
     return whiten(group_mean(rollout), rollout.ranks)
 
 
+def none(rollout: Rollout) -> np.ndarray:
+    """0: the score teaches nothing, and what the loss adds to the policy gradient is all that is learned."""
+    return np.zeros(len(rollout.rewards))
+
+
 ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {
     "gae": gae,
     "reinforce": reinforce,
@@ -112,5 +117,6 @@ ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {
     "grpo": grpo,
     "reinforce++": reinforce_plus_plus,
     "reinforce++_baseline": reinforce_plus_plus_baseline,
+    "none": none,
 }
 GROUPED = ("rloo", "group_mean", "grpo", "reinforce++_baseline")

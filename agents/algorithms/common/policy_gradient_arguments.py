@@ -125,6 +125,7 @@ class PolicyGradientArguments(ClippedArguments, WhiteningArguments, total=False)
     ptx_texts: Annotated[Sequence[SFTText], (), "Texts as `SFT` takes them, `batch_size` of which are drawn for each step."]
 
 
+_OF_ADVANTAGES = ("whiten_advantages", "surrogate", "clip_range_high", "dual_clip")
 _CLIPPING = ("ppo", "gspo", "gmpo", "cispo", "clip-cov")
 _TAKES = {  # which surrogates use an argument
     "dual_clip": ("ppo",),
@@ -190,6 +191,10 @@ def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any])
         )
     if estimator != "gae" and (unused := [name for name in _OF_GAE if name in given and given[name] != 0]):
         raise ValueError(f"{', '.join(unused)}: estimator={estimator!r} has no critic, no discount: leave it out, or take estimator='gae'")
+    if estimator == "none" and (unused := [name for name in _OF_ADVANTAGES if name in given]):
+        raise ValueError(f"{', '.join(unused)}: estimator='none' has no advantages: leave it out, or take another estimator")
+    if estimator == "none" and settings["kl_in"] == "reward":
+        raise ValueError("estimator='none' leaves rewards out, and KL with them: nothing would be learned; take kl_in='loss'")
     if estimator not in GROUPED and "group_size" in given:
         raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
     check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])

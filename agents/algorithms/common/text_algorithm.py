@@ -116,6 +116,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     score_scale: ScoreScale | None = None
     generator: Generator | None = None
     memory: MemoryEstimate | None = None
+    reference_name: ClassVar[str] = "reference"  # as messages call it
     _leaves_gradients: ClassVar[bool] = True  # whether parameters have their .grad after train()
     resume_state: dict[str, Any] | None = None  # of a checkpoint, until training goes on from it
     _rollout_start: dict[str, Any] | None = None  # from the start of a rollout to the end of its update
@@ -157,8 +158,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._join_ranks()
         if self.env is not None:
-            tokenizer, given = text_env_of(self.env).task.tokenizer, self.policy_kwargs
-            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), "reference": self.reference_source}.items():
+            tokenizer, given, other = text_env_of(self.env).task.tokenizer, self.policy_kwargs, {self.reference_name: self.reference_source}
+            for what, folder in {"model": given.get("model"), "critic": given.get("critic"), **other}.items():
                 check_same_tokens(folder, tokenizer, what)
         super()._setup_model()
         self.ranks.share_weights(self.policy)
@@ -389,8 +390,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         if reset_num_timesteps:  # a new training, from these weights
             self.resume_state = None
         made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        if self.memory is None:
-            self.memory = check_memory(self, tell=self.verbose >= 1)
+        self.memory = self.memory or check_memory(self, tell=self.verbose >= 1)
         self._hand_to_engine()
         return made
 

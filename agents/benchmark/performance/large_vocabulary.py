@@ -23,7 +23,7 @@ from ...models.log_probs import action_log_probs
 from ...models.sampler import Sampler
 from ...models.sequences import TextRecord, pack
 from ...reports.tables import terminal_table
-from ..fresh_processes import fresh_pool
+from ...utils.fresh_processes import fresh_pool
 from .hardware import peak_mib
 from .speed_workload import Speed, model_config
 

@@ -24,7 +24,7 @@ from ...algorithms.sft import SFT
 from ...models.mixed_precision import lacking_for_bfloat16
 from ...models.sequences import TextRecord
 from ...reports.tables import terminal_table
-from ..fresh_processes import fresh_pool
+from ...utils.fresh_processes import fresh_pool
 from . import phases
 from .hardware import peak_mib, resident_mib
 

@@ -28,8 +28,8 @@ from textrl_env.utils.files import write_json
 
 from ...reports.plots import dress, look, new_figure, save
 from ...reports.tables import terminal_table
+from ...utils.fresh_processes import fresh_pool
 from ...utils.progress import bar
-from ..fresh_processes import fresh_pool
 from .hardware import matmul_peak, peak_mib, resident_mib, update_operations
 from .speed_workload import Speed, iterate, make_ours
 

@@ -31,8 +31,8 @@ from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
+from ...utils.fresh_processes import fresh_pool
 from ..agents import LearningSetup, compared_pairs
-from ..fresh_processes import fresh_pool
 from ..review_reward import learned_reward
 from .study import Study, side_by_side
 

@@ -41,8 +41,8 @@ from ...algorithms.registry import ALGORITHMS as ON_POLICY
 from ...evaluation.exact_optimum import Gap, gap_between, policies_of
 from ...evaluation.fixed_points import fixed_point
 from ...reports.tables import markdown_table, terminal_table
+from ...utils.fresh_processes import fresh_pool
 from ..aggregate_statistics import interval, iqm
-from ..fresh_processes import fresh_pool
 from .study import side_by_side
 
 

@@ -35,7 +35,7 @@ from ...pipelines.flags import Loop
 from ...reports.plots import COLOURS, dress, interval_bars, new_figure, save
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
-from ..fresh_processes import fresh_pool
+from ...utils.fresh_processes import fresh_pool
 from .study import Study, side_by_side
 
 TEMPERATURE = 0.43  # of the task's own annotator

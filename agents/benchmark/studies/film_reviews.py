@@ -31,9 +31,9 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import NoReward
 from textrl_env.utils.files import write_json, write_text
 
-from ...algorithms.best_of import best_of_n, kl_bound
 from ...algorithms.expert_iteration import ExpertIteration
 from ...algorithms.registry import ALGORITHMS
+from ...evaluation.best_of import best_of_n, kl_bound
 from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
 from ...pipelines.demo import prepare
@@ -46,12 +46,12 @@ from ...training.base_policies import base_policy
 from ...training.offline_training import preferred_texts, supervised
 from ...training.policy_training import train_policy
 from ...training.settings import OFFLINE, RATES, STEPS, PolicyTraining
+from ...utils.fresh_processes import fresh_pool
 from ...utils.run_folder import RunFolder
-from ..fresh_processes import fresh_pool
 from .study import Study, side_by_side
 
 BASELINES = ("random", "best-of-8")
-NAMES = (*ALGORITHMS, *OFFLINE, *BASELINES)
+NAMES = tuple(name for name in (*ALGORITHMS, *OFFLINE, *BASELINES) if name != "distill")  # there is no teacher here
 _POINTS = 10  # of a learning curve, where training does not write texts by itself
 
 

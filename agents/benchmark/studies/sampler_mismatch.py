@@ -33,8 +33,8 @@ from ...generation.generator import Request
 from ...models.backbones import Backbone
 from ...reports.tables import markdown_table
 from ...rollouts.sampler_mismatch import ImportanceSampling
+from ...utils.fresh_processes import fresh_pool
 from ..aggregate_statistics import interval, mean
-from ..fresh_processes import fresh_pool
 from .study import side_by_side
 
 Setting = Literal["blind", "full"]

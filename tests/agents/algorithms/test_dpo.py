@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from agents import DPO, best_of_n
-from agents.algorithms.best_of import kl_bound
 from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.dpo import Pair
+from agents.evaluation.best_of import kl_bound
 from agents.evaluation.exact_optimum import distributions
 from agents.evaluation.policy_texts import make_policy
 from agents.models.sequences import TextRecord

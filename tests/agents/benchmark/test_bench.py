@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.algorithms.best_of import kl_bound, kl_of_best
 from agents.algorithms.registry import ALGORITHMS
 from agents.benchmark.agents import NAMES, check
 from agents.benchmark.bench import FULL, QUICK, jobs_of
@@ -19,6 +18,7 @@ from agents.benchmark.run_job import Job
 from agents.benchmark.spec import parse, parse_all
 from agents.benchmark.suites import SUITES, budget
 from agents.cli.main import main
+from agents.evaluation.best_of import kl_bound, kl_of_best
 from textrl_env import LADDERS
 
 OWN = "tests.agents.benchmark.own_agents"

@@ -126,6 +126,42 @@ def test_other_algorithms_take_the_same_flags(model, prompts, tmp_path, capsys, 
     assert main(["generate", str(out), "film"]) == 0
 
 
+def test_a_student_learns_from_a_larger_teacher(model, prompts, tmp_path, capsys):
+    """From the command line: the plan, the outcome by KL to the teacher, more tokens, evaluation, and what is refused."""
+    torch.manual_seed(1)
+    teacher, out = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(model, teacher)
+    config = LlamaConfig.from_pretrained(model)
+    config.update({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3})
+    LlamaForCausalLM(config).save_pretrained(teacher)
+    flags = ["--model", model, "--prompts", prompts / "p.txt", "--reward", "length", "--out", out, "--learning-rate", "1e-2"]
+    flags += ["--batch-size", "4", "--eval-texts", "40"]
+    assert train(*flags, algo="distill") == 2
+    assert "--algo distill learns from a teacher: pass --teacher MODEL" in " ".join(capsys.readouterr().err.split())
+    flags += ["--teacher", teacher]
+    assert train(*flags, algo="rloo") == 2 and "leave out --teacher" in capsys.readouterr().err
+    assert train(*flags, "--reference", model, algo="distill") == 2 and "leave out --reference" in capsys.readouterr().err
+    assert (
+        train(*flags, "--dry-run", algo="distill", tokens=2000) == 0 and "teacher    llama, 3 layers, width 32" in capsys.readouterr().out
+    )
+    assert train(*flags, algo="distill", tokens=2000) == 0
+    told, found = " ".join(capsys.readouterr().out.split()), json.loads((out / "outcome.json").read_text())
+    assert found["verdict"] in told and found["verdict"].startswith("The KL to the teacher fell from ")
+    rows = [json.loads(line) for line in (out / "texts-before.jsonl").read_text().splitlines()]
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder) for folder in (model, teacher))
+    row = next(row for row in rows if row["finish_reason"] == "length" and row["response"].isascii() and len(row["response"]) == 4)
+    ids = AutoTokenizer.from_pretrained(model)(row["prompt"] + row["response"]).input_ids
+    one, two = (logits_of(lm, ids).log_softmax(-1)[0, range(len(ids) - 5, len(ids) - 1), ids[-4:]].sum().item() for lm in (ours, theirs))
+    assert row["kl"] == pytest.approx(one - two, abs=1e-3)
+    assert found["before"]["kl_per_sequence"] - found["after"]["kl_per_sequence"] == pytest.approx(-found["change"]["kl"][0])
+    assert "from the teacher, whom it learned from" in (out / "report.html").read_text()
+    assert main(["evaluate", str(out), "--texts", "20"]) == 0 and "KL to the teacher fell" in " ".join(capsys.readouterr().out.split())
+    assert train(*flags, algo="distill", tokens=2400) == 0 and "goes on at 2," in capsys.readouterr().out
+    shutil.copy(model / "model.safetensors", teacher / "other.safetensors")
+    assert train(*flags, algo="distill", tokens=2400) == 2
+    assert "holds a run with other inputs (reference:" in " ".join(capsys.readouterr().err.split())
+
+
 def test_references_reach_the_reward(model, prompts, tmp_path):
     table = [
         "--model",
@@ -160,6 +196,9 @@ def test_what_stands_in_the_way_is_named(model, prompts, tmp_path, capsys):
     assert main(["train", "--model", str(model), "--out", str(tmp_path / "other")]) == 2
     assert "or pass --prompts FILE: they are read with the tokenizer of --model" in " ".join(capsys.readouterr().err.split())
     assert "max_prompt_tokens=3" in told("--model", model, "--prompts", prompts / "p.txt", "--max-prompt-tokens", "3")
+    flags = ["--model", model, "--prompts", prompts / "p.txt", "--eval-every", "1", "--keep-best"]
+    assert "this task has no judgement of its own; choose score" in told(*flags, "gold")
+    assert "--test-prompts: there are no validation prompts" in told(*flags, "score", "--test-prompts", prompts / "q.csv")
     assert "compares with references" in told("--model", model, "--prompts", prompts / "p.txt", "--reward", "rouge")
 
 

@@ -234,3 +234,50 @@ def test_a_pretrained_trunk_and_its_tokenizer(tiny_model, tmp_path, capsys):
     ):
         assert main([*again, *flags]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reward_is_judged_by_right_and_wrong_answers(tmp_path, capsys):
+    """RewardBench 2's form: the length of a text as its reward, by subset; answers are scored once."""
+    rows = [
+        {"id": str(n), "prompt": "q", "chosen": ["one two"], "rejected": ["one", "two", "one two three" if n < 2 else "three"],
+         "num_correct": 1, "subset": "Math" if n < 2 else "Focus"} for n in range(5)
+    ]  # fmt: skip
+    rows += [
+        {"id": f"{kind}:1", "prompt": "q", "chosen": ["a b"] * n, "rejected": ["a"], "subset": "Ties"}
+        for kind, n in (("ref", 1), ("tied", 2))
+    ]
+    file, out = tmp_path / "bench.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["reward", "report", str(file), "--out", str(out)]
+    assert main([*command, "--reward", "length", "--by", "subset"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    facts = json.loads((out / "report.json").read_text())
+    assert [(row["part"], row["rate"], row["num"]) for row in facts["parts"]] == [
+        ("Focus", 1, 3),
+        ("Math", 0, 2),
+        ("Ties", pytest.approx(1.01), 2),
+    ]
+    assert facts["mean"] == pytest.approx(2.01 / 3) and facts["chance"] == pytest.approx((5 / 4 + 1 / 2 + 2 / 3) / 7)
+    assert "mean of the parts 67.0%; always taking the longest answer gives" in told and "ties, score: 1.010" in told
+    assert "Ties" in (out / "report.html").read_text()
+    scored = (out / "scores.jsonl").stat().st_mtime_ns
+    assert [len(json.loads(line)["scores"]) for line in (out / "scores.jsonl").read_text().splitlines()] == [4] * 5 + [2, 3]
+    assert main([*command, "--reward", "length"]) == 0 and (out / "scores.jsonl").stat().st_mtime_ns == scored
+    assert json.loads((out / "report.json").read_text())["parts"][0]["num"] == 7
+    assert main([*command, "--reward", "vader"]) == 2 and "holds a run with other inputs (reward:" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert main([*command, "--reward", "length", "--epochs", "2"]) == 2 and "leave out --epochs" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 2 and "lists of right and wrong answers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_subgroups_are_listed_by_a_column(tmp_path, capsys):
+    file = write(tmp_path / "pairs.jsonl")
+    rows = [{**json.loads(line), "topic": "ab"[i % 2]} for i, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:400])]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["reward", "report", str(file), "--out", str(tmp_path / "out"), "--by", "colour"]) == 2
+    assert "--by colour: a column of 2 to 20 different short texts is needed; there are topic" in " ".join(capsys.readouterr().err.split())
+    assert main(["reward", "report", str(file), "--out", str(tmp_path / "out"), "--by", "topic"]) == 0
+    told, facts = capsys.readouterr().out, json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    for row in facts["groups"]["topic"]:
+        assert re.search(rf"{row['part']} +{row['rate']:.1%} +\[{row['low']:.1%}, {row['high']:.1%}\] +{row['num']}", told)

@@ -49,8 +49,10 @@ def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
     rules["eos_token_id"] = make_task("review").tokenizer.eos_token_id
     training = {"beta": None, "kl_target": 8.0, "n_episodes": 128, "batch_size": 32, "learning_rate": 5e-4}
     inputs = inputs_of(algo, rules=rules, held_out=None, stop_at_alarm=False, **training)
-    assert goes_on(tmp_path, algo, inputs)
-    assert not goes_on(tmp_path, algo, {**inputs, "learning_rate": 3e-4})
+    inputs |= {"reference": f"contents {contents_hash('m')}"} if algo == "distill" else {}
+    flags = ["--teacher", "m"] if algo == "distill" else []
+    assert goes_on(tmp_path, algo, inputs, *flags)
+    assert not goes_on(tmp_path, algo, {**inputs, "learning_rate": 3e-4}, *flags)
 
 
 @pytest.mark.parametrize(

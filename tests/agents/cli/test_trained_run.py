@@ -87,9 +87,9 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
 
 
-@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name != "ppo"])
+@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
-    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length"]
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length", "--eval-texts", "8"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
     arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
@@ -116,7 +116,7 @@ def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys
         assert main(arguments) == 2
         assert "--preferences FILE" in capsys.readouterr().err
         arguments += ["--preferences", str(tmp_path / "pairs.jsonl")]
-    arguments += ["--steps", "2"]
+    arguments += ["--steps", "2", "--eval-texts", "8"]
     assert main(arguments) == 0
     weights = tmp_path / "run" / algo / "model" / "model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -134,12 +134,12 @@ def test_the_first_policy_is_named(corpus, cache, tmp_path, capsys):
     with few_steps(60, cache):
         for algo, rows, told in (("dpo", known, False), ("dpo", strange, True), ("ipo", strange, True), ("sft", strange, True)):
             (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            files = ["--corpus", corpus, "--preferences", str(tmp_path / "pairs.jsonl")]
+            files = ["--corpus", corpus, "--eval-texts", "8", "--preferences", str(tmp_path / "pairs.jsonl")]
             assert main(["train", "--algo", algo, "--steps", "1", *files, "--out", str(tmp_path / f"{algo}-{told}")]) == 0
             said = capsys.readouterr().out
             assert said.startswith("starts from the base policy of the text files, as there is no --model\n")
             assert ("does not know such texts" in said) == told
-        assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:2], "--out", str(tmp_path / "best")]) == 0
+        assert main(["train", "--algo", "expert-iteration", "--steps", "1", *files[:4], "--out", str(tmp_path / "best")]) == 0
         assert capsys.readouterr().out.startswith("starts from the base policy of the text files")
         model = str(tmp_path / "dpo-True" / "dpo" / "model")
         assert main(["train", "--algo", "dpo", "--steps", "1", "--model", model, *files, "--out", str(tmp_path / "again")]) == 0
@@ -151,7 +151,7 @@ def test_what_a_file_of_preferences_says(corpus, tmp_path, capsys):
     tie = {"prompt": "the plot", "chosen": " was good", "rejected": " was bad", "label": "tie"}
     long = {"prompt": "the plot", "chosen": " was good and i saw it" * 20, "rejected": " was bad"}
     files = ["--corpus", corpus, "--preferences", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "run")]
-    files += ["--overwrite"]
+    files += ["--overwrite", "--eval-texts", "8"]
 
     def train(algo, *rows):
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -4,6 +4,14 @@ import torch
 from agents.models.loading import load_lm, save_lm
 from textrl_env import make_task
 
+from .launch import run, torchrun
+
+
+@pytest.fixture(scope="session")
+def two_ranks(made_once):
+    """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
+    return made_once("two-ranks", lambda folder: run(torchrun("tests.agents.distributed.everything", folder), timeout=480))
+
 
 @pytest.fixture
 def tiny(tmp_path):

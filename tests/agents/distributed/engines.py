@@ -1,9 +1,7 @@
-"""What test_engine.py has several processes do: `torchrun --nproc-per-node 2 -m tests.agents.distributed.engines FOLDER`."""
+"""What test_engine.py has several processes do, see everything.py."""
 
 import copy
 import pickle
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -95,8 +93,3 @@ def main(folder):
         found[kind.__name__] = (norms, notes, held, state, alone, besides, back, numbers(model.parameters()), numbers(frozen.parameters()))
     found["sums"] = ranks().sums([1.5, rank]), ranks().numbers([[rank, 2]])
     (folder / f"engines-{rank}.pickle").write_bytes(pickle.dumps(found))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

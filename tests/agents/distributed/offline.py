@@ -149,6 +149,8 @@ def killed(folder):
     learn("sft", folder=folder, shard=True)
 
 
+TASKS = (exact, imitated, fitted)
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     *names, path = sys.argv[1:]

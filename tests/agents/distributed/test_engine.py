@@ -7,12 +7,12 @@ from agents.distributed.engine import DDPEngine, Engine, FSDPEngine, engine_of
 from agents.distributed.ranks import Ranks
 
 from .engines import Model, learn, texts
-from .launch import found_by, run, torchrun
+from .launch import found_by
 
 
 @pytest.fixture(scope="module")
-def two_ranks(made_once):
-    return found_by(made_once("two-ranks-engines", lambda folder: run(torchrun("tests.agents.distributed.engines", folder))), "engines")
+def both(two_ranks):
+    return found_by(two_ranks, "engines")
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,9 @@ def alone():
 
 
 @pytest.mark.parametrize("kind", ["DDPEngine", "FSDPEngine"])
-def test_two_ranks_give_the_weights_of_one(two_ranks, alone, kind):
+def test_two_ranks_give_the_weights_of_one(both, alone, kind):
     model, optimizer, norms, notes = alone
-    first, second = (found[kind] for found in two_ranks)
+    first, second = (found[kind] for found in both)
     assert first[0] == pytest.approx(norms, rel=1e-12) and second[0] == pytest.approx(norms, rel=1e-12)
     assert min(norms) > 0.5  # each was clipped
     sums = [sum(one) + sum(other) for one, other in zip(first[1], second[1], strict=True)]
@@ -45,23 +45,23 @@ def test_two_ranks_give_the_weights_of_one(two_ranks, alone, kind):
         torch.testing.assert_close(alone_of, expected, rtol=0, atol=1e-12)
 
 
-def test_shards_hold_half(two_ranks, alone):
+def test_shards_hold_half(both, alone):
     model, optimizer, *_ = alone
     weights = sum(p.numel() for p in model.parameters())
     moments = sum(v.numel() for s in optimizer.state.values() for v in s.values())
     frozen = Model()(texts(1)).sum().item()
-    for found in two_ranks:
+    for found in both:
         assert found["DDPEngine"][2] == (weights, moments)
         _, _, held, _, _, (resting, read), back, after, reference = found["FSDPEngine"]
         assert held[0] <= 0.6 * weights and held[1] <= 0.6 * moments
         assert resting == after == held[0] and reference == held[0]
         assert back == weights
         assert read == pytest.approx(frozen, rel=1e-12)
-    assert sum(found["FSDPEngine"][2][0] for found in two_ranks) == weights
+    assert sum(found["FSDPEngine"][2][0] for found in both) == weights
 
 
-def test_sums_are_equal_on_all(two_ranks):
-    for found in two_ranks:
+def test_sums_are_equal_on_all(both):
+    for found in both:
         total, each = found["sums"]
         assert total.tolist() == [3.0, 1.0] and each.tolist() == [[[0, 2]], [[1, 2]]]
 

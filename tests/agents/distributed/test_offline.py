@@ -20,11 +20,6 @@ def tasks(*names, size=2, **settings):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(made_once):
-    return made_once("two-ranks-offline", lambda folder: tasks("exact", "imitated", "fitted", folder))
-
-
-@pytest.fixture(scope="module")
 def alone():
     return {case: learn(case) for case in CASES}
 

@@ -26,13 +26,7 @@ from ..conftest import LLAMA
 from .launch import QUIET, ROOT, found_by, run, torchrun
 from .ranked import CASES, COMMON, FLAT, ROLLOUTS, learn, make, make_env
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def two_ranks(made_once):
-    """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
-    return made_once("two-ranks", lambda folder: run(torchrun("tests.agents.distributed.ranked", folder)))
+PAGE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -354,7 +348,7 @@ def test_killed_at_ten_random_moments(tiny, tmp_path, shard):
 
 
 def test_a_failure_of_one_rank_is_told_once_and_ends_all(tiny, tmp_path):
-    done = run(torchrun("tests.agents.distributed.ranked", "failing", *flags(tiny, tmp_path / "run", 9000)), check=False)
+    done = run(torchrun("tests.agents.distributed.ranked", *flags(tiny, tmp_path / "run", 9000)), check=False)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1 and "error: the policy's logits are NaN" in done.stderr
     assert len(rows_of(tmp_path / "run")) == 1
@@ -373,10 +367,8 @@ def test_ctrl_c_ends_all_with_one_message(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_command(tiny, tmp_path):
-    (command,) = re.findall(
-        r"^torchrun .*$", README[README.index("### More than one process") : README.index("### Algorithms")], re.MULTILINE
-    )
+def test_the_command_of_the_documentation(tiny, tmp_path):
+    command = re.findall(r"^ +(torchrun .*)$", PAGE, re.MULTILINE)[0]
     _, *words = shlex.split(command)
     done = run([sys.executable, "-m", "torch.distributed.run", *words, *flags(tiny, tmp_path / "run", 800)])
     assert "2 processes train one policy" in done.stdout and "the same command without torchrun" in done.stdout

@@ -86,6 +86,18 @@ def test_verdicts_and_shares():
         compare(None, [])
 
 
+def test_a_student_is_judged_by_its_distance_from_the_teacher():
+    """Of ten prompts, KL falls by 3 with standard deviation 1: Student's half width is 2.262 / sqrt(10) = 0.715."""
+    fall = np.array([-1.0, 1.0] * 5) * np.sqrt(9 / 10) - 3.0
+    before = rows([0.0] * 10, kl=4.0)
+    after = [{**row, "kl": 4.0 + change, "score": 5.0, "response": "x"} for row, change in zip(before, fall, strict=True)]
+    found = compare(before, after, "kl")
+    assert found.verdict == "The KL to the teacher fell from 4.0 to 1.0 (-3.0 [-3.7, -2.3]) nats per text."
+    assert tuple(found.change["kl"]) == pytest.approx((-3.0, -3.715, -2.285), abs=1e-3)
+    assert found.warnings == () and compare(before, after).warnings  # texts became short and alike, as the teacher's are
+    assert "kl" not in compare(before, after).change and compare(before, after).verdict.startswith("The reward rose from 0.0")
+
+
 def warned(before, after):
     return compare(before, after).warnings
 

@@ -113,10 +113,11 @@ def test_seconds_of_an_iteration_by_hand():
     pace = Pace(texts=4, step=0.5, read=0.01, learn=0.03, score=0.25, optimizer=2.0)
     work = Work(texts=8, rows=8, prompt=10, response=5, longest=6, group=2, epochs=3, steps=7)
     # 4 prompts of 10 tokens; 6 steps; 40 tokens, of which 24 are those of the 4 texts that were measured
-    assert iteration_seconds(pace, work, True) == pytest.approx(
+    assert iteration_seconds(pace, work, 1.0) == pytest.approx(
         {"writing": 4 * 10 * 0.01 + 6 * 0.5 + 16 * 0.01, "reward": 2.0, "reference": 120 * 0.01, "update": 3 * 120 * 0.03 + 14.0}
     )
-    assert "reference" not in iteration_seconds(pace, work, False)
+    assert "reference" not in iteration_seconds(pace, work, 0.0)
+    assert iteration_seconds(pace, work, 2.5)["reference"] == pytest.approx(2.5 * 120 * 0.01)  # a teacher of that size
 
 
 def test_expected_lengths():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ...browsers import browser
 from .conftest import pairs
 
 if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
@@ -45,17 +46,6 @@ class Server:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-
-
-def browser(width, height):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--force-prefers-reduced-motion"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_window_size(width, height)
-    driver.set_page_load_timeout(60)
-    return driver
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def test_habits_are_found():
     assert any("repeated" in d for d in people["fickle"].doubts)
     assert len(people["careful"].curve) == 8 and np.mean(people["careful"].curve) > 0.8
     assert trust.contested and all(0.1 < bits <= 1.59 for *_, bits in trust.contested)
+    assert all(len(responses) == 2 and count > 1 for _, responses, count, _ in trust.contested)
 
 
 @pytest.mark.reports("Annotators whose answers came without times are not doubted for their haste")

@@ -108,6 +108,15 @@ def test_incomplete_forms_store_nothing_and_keep_what_was_typed(make_store, kind
     assert "typed" in page.text or len(fields.get("reason", "")) > 5000
 
 
+def test_a_response_that_goes_on_is_read_after_its_prompt(make_store):
+    client = enter(visit(make_store([Item("x" * 30 + "the film " * 10, (" was good .", "No."))])))
+    page = client.get("/question").text
+    assert (
+        '<span class="lead">…' + "the film " * 10 + "</span> was good .</div>" in page
+        and '<div class="text" tabindex="0">No.</div>' in page
+    )
+
+
 def test_texts_are_shown_as_text(make_store):
     nasty = "<script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}</textarea>\"'&"
     for kind, responses in (("pair", 2), ("spans", 1), ("demonstration", 1)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards.fitting.simulated_feedback import fitted_reward
-from rewards.preferences.simulated_annotators import Annotator, compare_by_panel
+from rewards.preferences.simulated_annotators import Annotator
 from textrl_env import Episode, make_task
 from textrl_env.reward_model import as_reward_model
 from textrl_env.tasks.diagnostic import noisy_preferences as noisypref
@@ -62,15 +62,6 @@ def test_ties_are_labelled():
     assert answer.is_tie and answer.annotator == "ann" and answer.group == "g"
 
 
-def test_a_panel_deals_by_weight_and_each_follows_their_own_taste():
-    long = Annotator(length, temperature=1e-6, name="long", group="one")
-    short = Annotator(lambda p, r: -length(p, r), temperature=1e-6, name="short", group="two")
-    answers = compare_by_panel([long, short], many("aa", "b"), weights=[3, 1])
-    assert [a.prompt for a in answers] == [p for p, _, _ in many("aa", "b")]
-    assert np.mean([a.group == "one" for a in answers]) == pytest.approx(0.75, abs=0.03)
-    assert all((a.chosen == "aa") == (a.annotator == "long") for a in answers)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -83,11 +74,6 @@ def test_a_panel_deals_by_weight_and_each_follows_their_own_taste():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         Annotator(length, **settings)
-
-
-def test_panel_needs_a_weight_each():
-    with pytest.raises(ValueError, match="1 annotators"):
-        compare_by_panel([Annotator(length)], [], weights=[1, 2])
 
 
 def test_fitted_reward_finds_the_taste_behind_noisy_answers(tmp_path, monkeypatch):

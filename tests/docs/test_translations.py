@@ -1,0 +1,51 @@
+"""Translations do not fall behind what they translate."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx", reason="Sphinx is not installed: pip install 'textrl-env[docs]'")
+from babel.messages.pofile import read_po
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CATALOGS = sorted((DOCS / "locales").rglob("*.po"))
+
+
+def read(path):
+    with path.open("rb") as file:
+        return {message.id: message for message in read_po(file) if message.id}
+
+
+def extract(pages, folder):
+    """Return what there is to translate in each page."""
+    source = folder / "source"
+    source.mkdir()
+    for page in pages:
+        text = re.sub(r"^```\{toctree\}.*?^```$", "", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+        (source / f"{page}.md").write_text(text, encoding="utf-8")
+    shutil.copy(DOCS / "writing.svg", source)
+    (source / "conf.py").write_text('extensions = ["myst_parser"]\ngettext_compact = False\nmyst_heading_anchors = 4\n', encoding="utf-8")
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "gettext", source, folder / "out"]
+    subprocess.run(command, check=True, capture_output=True)
+    return {page: read(folder / "out" / f"{page}.pot") for page in pages}
+
+
+def test_every_string_is_translated_and_none_is_stale(tmp_path):
+    assert len(CATALOGS) >= 2
+    wanted = extract([path.stem for path in CATALOGS], tmp_path)
+    for path in CATALOGS:
+        there = read(path)
+        assert not [text for text in wanted[path.stem] if text not in there or not there[text].string or there[text].fuzzy]
+        assert not [text for text in there if text not in wanted[path.stem]]
+
+
+@pytest.mark.parametrize("path", CATALOGS, ids=lambda path: path.stem)
+def test_a_translation_keeps_links_and_code(path):
+    """Where links lead, and what stands in code, is the same in both languages."""
+    for text, message in read(path).items():
+        for kept in (r"\]\(([^)]+)\)", r"`([^`]+)`"):
+            assert sorted(re.findall(kept, text)) == sorted(re.findall(kept, message.string)), text
