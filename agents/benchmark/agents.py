@@ -237,7 +237,7 @@ def _offline(
     Their beta is the usual one (0.1, of `simpo` 2), or the setup's where that asks for more.
     """
     usual = None if algo == "sft" else max(OPTIONS[algo]["beta"] or 0.0, setup.beta)
-    options = {"beta": usual if beta is None else beta, "label_smoothing": label_smoothing, "gamma": gamma}
+    options: dict[str, Any] = {"beta": usual if beta is None else beta, "label_smoothing": label_smoothing, "gamma": gamma}
     pairs = [pair for pair, _ in compared_pairs(setup)]
     if not pairs:
         return _reference(setup)  # the reward likes all texts alike: nothing can be learned from it

@@ -72,7 +72,7 @@ class Job:
     config: Train
     run: RunFolder
     task: TextTask
-    pairs: Sequence[Preference] | Sequence[Thumb] | None
+    pairs: Sequence[Any] | None
     reward: Any
     held_out: Any
     training: PolicyTraining | OfflineTraining
@@ -120,8 +120,8 @@ def run_train(config: Train) -> None:
         return
     run = RunFolder(_folder(config))
     with run.begin(f"train --algo {config.algo}", config.overwrite, [*OUTCOME_FILES, BEST]) if together.is_main else nullcontext():
-        paths = {name: value and absolute(value) for name in ("reward", "held_out", "judge") for value in [getattr(config, name)]}
-        config = dataclasses.replace(config, out=run.path, **paths)
+        held, compared = (text and absolute(text) for text in (config.held_out, config.judge))
+        config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=held, judge=compared)
         job = _prepared(config, run, pairs, (reward, held_out), console)
         _train(job)
         if together.is_main:
