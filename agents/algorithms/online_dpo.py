@@ -121,7 +121,7 @@ class OnlineDPO(TextAlgorithm, PPO):
         better[pairs] = np.stack([first, 1 - first], 1)
         ordered = np.where((first < 0.5)[:, None], pairs[:, ::-1], pairs)[first != 0.5]  # (P', 2)
         buffer.set_advantages(np.repeat(better, np.diff(buffer._offsets)).astype(np.float32))  # (N,)
-        buffer.train_on(ordered)
+        buffer.trained = ordered
         trained, written = self.ranks.sums([ordered.size, len(groups)])
         self.logger.record("tokens/share_trained", trained / written)
         if not trained and self.ranks.is_main:

@@ -63,6 +63,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "rloo": Algorithm("rloo:RLOO", group_size=4, settings={"n_epochs": 2}),
     "grpo": Algorithm("grpo:GRPO", group_size=4),
     "dr-grpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "group_mean", "loss_aggregation": "budget"}),
+    "gdpo": Algorithm("grpo:GRPO", group_size=4, settings={"estimator": "gdpo"}),
     "dapo": Algorithm("grpo:GRPO", group_size=4, settings={"clip_range_high": 0.28, "overlong_filtering": True, **_RESAMPLED}),
     "gspo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "gspo", "beta": 0.0}),
     "gmpo": Algorithm("grpo:GRPO", group_size=4, settings=_GMPO),

@@ -180,7 +180,8 @@ def _rows(name: str, class_name: str) -> str:
     mine = next((row for wanted in (name, class_name) for keys, row in named if _key(wanted) in keys), None)
     if mine is None:
         return ""
-    return "\n".join(f"- **{title}**: {cell}" for title, cell in zip(head[1:], mine[1:], strict=True) if cell not in ("", "-"))
+    told = "\n".join(f"- **{title}**: {cell}" for title, cell in zip(head[1:], mine[1:], strict=True) if cell not in ("", "-"))
+    return re.sub(r"\]\((?=\w[\w-]*\.md)", "](../../", told.replace("](#", "](../../algorithms.md#"))
 
 
 def _objective(name: str, class_name: str) -> str:

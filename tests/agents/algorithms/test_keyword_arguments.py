@@ -15,6 +15,7 @@ from textrl_env import IntegerTokenizer
 from ..conftest import LLAMA, VOCAB
 
 ALL = {
+    "gae_lambda_critic": None, "gae_alpha": None,
     "learning_rate": 3e-4, "n_episodes": 64, "gamma": 1.0, "gae_lambda": 0.95, "beta": 0.05, "reference": None, "reference_mixup": 0.0,
     "shard": False,
     "rollout_buffer_kwargs": None, "stats_window_size": 100, "tensorboard_log": None, "policy_kwargs": None, "verbose": 0, "seed": None,

@@ -89,7 +89,8 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
 
 @pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
-    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length", "--eval-texts", "8"]
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--eval-texts", "8"]
+    sizes += ["--reward", '{"name": "sum", "terms": {"length": "length"}}' if algo == "gdpo" else "length"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
     arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
@@ -99,7 +100,7 @@ def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     assert samples and set(samples[0]) == {"tokens", "prompt", "response", "score"}
     (log,) = (tmp_path / "run" / algo / "log-0").glob("progress.json")
     names = {name.split("/")[0] for line in log.read_text().splitlines() for name in json.loads(line)}
-    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout"}
+    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout", "reward"}
     assert main(arguments) == 0  # done already: nothing is trained again
     assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
     assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0

@@ -38,6 +38,7 @@ CASES = {
     "rloo": (OURS, {"estimator": "rloo", "policy_kwargs": {"model": GPT2, "micro_batch_size": 2}}),  # tied weights
     "grpo": (OURS, {"estimator": "grpo", "kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", "batch_size": 4, **PTX}),
     "full": (OURS, {"estimator": "rloo", "kl_estimator": "full", "loss_aggregation": "budget", "policy_kwargs": {"top_p": 0.9}}),
+    "gdpo": (OURS, {"estimator": "gdpo", "kl_in": "loss", "kl_estimator": "k3"}),
     "plus": (OURS, {"estimator": "reinforce++", "rollout_buffer_kwargs": {"whiten_rewards": True, "norm_reward": True}}),
     "warm": (OURS, {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
     "stop": (OURS, {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
@@ -49,7 +50,11 @@ CASES = {
 ROLLOUTS = 5
 RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
 FLAT = ("actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs", "kl", "scores")
-WHOLE = ("segments", "trained", "_offsets", "stats", "full")
+WHOLE = ("segments", "infos", "trained", "_offsets", "stats", "full")
+
+
+def partly(prompts, completions):
+    return [float(len(text)) if len(prompt) > 4 else None for prompt, text in zip(prompts, completions, strict=True)]
 
 
 def make_env(group_size, rows=16, order="random"):
@@ -64,8 +69,11 @@ def make(case, **changed):
     if made is TextA2C:
         del settings["batch_size"]
     policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
-    group_size = 2 if made is OnlineDPO else 4 if settings.get("estimator") in ("rloo", "grpo") else 1
-    model = made(next(iter(made.policy_aliases)), make_env(group_size), policy_kwargs=policy, device="cpu", **settings)
+    group_size = 2 if made is OnlineDPO else 4 if settings.get("estimator") in ("rloo", "grpo", "gdpo") else 1
+    env = make_env(group_size)
+    if case == "gdpo":
+        env.reward_model = {"name": "sum", "terms": {"sevens": sevens, "length": partly}}
+    model = made(next(iter(made.policy_aliases)), env, policy_kwargs=policy, device="cpu", **settings)
     return model
 
 
