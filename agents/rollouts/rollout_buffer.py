@@ -75,7 +75,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
-        trained: Indices of the texts that `get` and `parts` yield; all, until they are set.
+        trained: Indices of the texts that `get` and `parts` yield, shape (K,), or (K, k) of k that stay together; all, until they are set.
         picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
@@ -340,7 +340,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def _part(self, indices: np.ndarray, whole: MinibatchSize, last: bool) -> MinibatchPart:
         if not len(indices):
             indices, whole = np.zeros_like(self.trained, shape=(1, *self.trained.shape[1:])), NOTHING
-        return MinibatchPart(self.samples(indices), whole, last)
+        return MinibatchPart(self.samples(np.ravel(indices)), whole, last)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
         """Yield this rank's texts of each minibatch: as large a part of its texts as the minibatch is of all ranks' texts."""
@@ -353,7 +353,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
-        indices = np.ravel(indices)
         tokens = self._tokens(indices)
         optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
         given = {name: column for name, column in optional.items() if column is not None}

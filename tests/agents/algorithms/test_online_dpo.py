@@ -107,7 +107,7 @@ def test_a_judge_compares_instead_of_the_reward():
     assert len(buffer.trained) and (lengths[buffer.trained[:, 0]] > lengths[buffer.trained[:, 1]]).all()
     assert sorted(len(one.response.split()) for pair in Longer.asked for one in pair) == sorted(lengths.tolist())
     loss, _ = expected_loss(agent, [0.8] * len(buffer.trained))
-    assert agent._loss(buffer.samples(buffer.trained))[1]["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert agent._loss(buffer.samples(buffer.trained.ravel()))[1]["loss"] == pytest.approx(loss.item(), abs=1e-6)
 
 
 def test_its_expected_gradient_vanishes_at_the_optimum_if_a_judge_follows_bradley_and_terry():
@@ -147,7 +147,7 @@ def test_its_expected_gradient_vanishes_at_the_optimum_if_a_judge_follows_bradle
             for text, better in ((one, label), (two, 1 - label)):
                 advantages[buffer._offsets[where[text]] : buffer._offsets[where[text] + 1]] = better
             buffer.set_advantages(advantages)
-            loss, _ = agent._loss(buffer.samples(np.array([[where[one], where[two]]])))
+            loss, _ = agent._loss(buffer.samples(np.array([where[one], where[two]])))
             total += 2 * weight * torch.autograd.grad(loss, rows)[0]
         return total.abs().max()
 
