@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Compare = Callable[[Sequence[Episode], Sequence[Episode]], Sequence[float]]
-_OF_RETURNS = ("gamma", "gae_lambda")
+_OF_RETURNS = ("gamma", "gae_lambda", "gae_lambda_critic", "gae_alpha")
 
 
 class OnlineDPOArguments(TextArguments, total=False):
