@@ -86,6 +86,7 @@ MEASURES = {
     "of_best_score": "Share of the rise in score that is possible at the policy's own KL",
     "kl": "KL to the reference, nats a text",
 }
+# Groups are the texts of a prompt in a rollout, half of 64
 AT_REST = {"GRPO": (True, True), "Dr. GRPO": (False, False)}  # whose fixed point is known; see `fixed_point`
 PATIENCE: Mapping[str, int] = {"REINFORCE": 2, "REINFORCE++": 2}  # times the tokens: one baseline for all prompts leaves noise
 
@@ -187,7 +188,7 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
     gap, rest = gap_between(learned, reference, task, beta), None
     if algorithm in AT_REST:
         how = AT_REST[algorithm]
-        at_rest = [fixed_point(TASKS[task].tree(n), theirs, beta, 4, *how) for n, theirs in enumerate(reference)]
+        at_rest = [fixed_point(TASKS[task].tree(n), theirs, beta, None, *how) for n, theirs in enumerate(reference)]
         rest = _measured(gap_between(at_rest, reference, task, beta))
     return {
         "algorithm": algorithm, "task": task, "seed": seed, "tokens": tokens, "beta": beta, "policy": policy,
