@@ -25,7 +25,8 @@ _OF_ALL = {
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
-    AlgorithmName = Measure = str
+    AlgorithmName = str
+    Measure = str
 else:
     AlgorithmName, Measure = Literal[NAMES], Literal[tuple(KEEP)]  # tyro refuses all others
 

@@ -354,11 +354,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
-        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
-        given = {name: column for name, column in optional.items() if column is not None}
-        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
+        optional = (self.reference_log_probs, self.importance_weights, self.picked)
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *(it for it in optional if it is not None))
         batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
-        samples = SequenceSamples(batch, *numbers[:5], **dict(zip(given, numbers[5:], strict=True)))
+        rest = iter(numbers[5:])
+        samples = SequenceSamples._make([batch, *numbers[:5], None, *(None if it is None else next(rest) for it in optional)])
         weight = samples.importance_weight
         return samples if weight is None else samples._replace(advantages=samples.advantages * weight)
 
