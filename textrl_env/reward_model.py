@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -82,8 +83,8 @@ class RewardError(RuntimeError):
 class RewardModel(Protocol):
     """Scores finished texts, a batch at a time."""
 
-    def score(self, episodes: Sequence[Episode]) -> Sequence[float]:
-        """Return one finite number per episode, in order."""
+    def score(self, episodes: Sequence[Episode]) -> Sequence[float | None]:
+        """Return one finite number per episode, in order; None: the reward does not apply to this text, and combinations leave it out."""
         ...
 
 
@@ -102,10 +103,10 @@ class RewardFunction(NeverCopied):
 
     The function is called by keyword as `f(prompts=[...], completions=[...], **columns)`, where the columns are
     `references` and every metadata key, as lists (None where an episode lacks the key).  Columns that the function
-    does not name are left out unless it takes `**kwargs`.
+    does not name are left out unless it takes `**kwargs`.  As there, None instead of a score says that the reward does not apply.
     """
 
-    def __init__(self, function: Callable[..., Sequence[float]]) -> None:
+    def __init__(self, function: Callable[..., Sequence[float | None]]) -> None:
         parameters = inspect.signature(function).parameters.values()
         self.function = function
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -124,7 +125,7 @@ class RewardFunction(NeverCopied):
         check_columns(f"reward function {_name_of(self.function)}", self._needed, prompts)
         self._known = self._needed
 
-    def score(self, episodes: Sequence[Episode]) -> Sequence[float]:
+    def score(self, episodes: Sequence[Episode]) -> Sequence[float | None]:
         """Call the function once for the whole batch."""
         keys = dict.fromkeys([*self._known, *(key for e in episodes for key in e.metadata)])
         columns: dict[str, list[Any]] = {key: [e.metadata.get(key) for e in episodes] for key in keys}
@@ -263,28 +264,30 @@ def _plugins() -> dict[str, EntryPoint]:
     return plugins
 
 
-def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
+def checked_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score", optional: bool = False) -> np.ndarray:
     """Score `episodes` and insist on one finite float for each; warn once of a model whose first scores look wrong (`RewardWarning`).
 
     Args:
         model: The reward model.
         episodes: What it scores.
         method: `"score"`, or `"score_steps"` or `"score_turns"` of models that also score unfinished texts.
+        optional: Whether None passes, by which a model says that it does not apply to a text.
 
     Returns:
-        Scores, shape (len(episodes),), float64.
+        Scores, shape (len(episodes),), float64; NaN for None.
 
     Raises:
         RewardError: The model raised, or returned another number of scores, a non-number, NaN or infinity; the message
             holds the text it happened on.
     """
-    values = valid_scores(model, episodes, method)
+    values = valid_scores(model, episodes, method, optional)
     if method == "score":
-        watch(scorer_of(model), model, episodes, values)
+        applies = np.flatnonzero(~np.isnan(values)).tolist()
+        watch(scorer_of(model), model, [episodes[i] for i in applies], values[applies])
     return values
 
 
-def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score") -> np.ndarray:
+def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = "score", optional: bool = False) -> np.ndarray:
     """Do what `checked_scores` does, without the warnings."""
     if not episodes:
         return np.zeros(0)
@@ -297,16 +300,24 @@ def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = 
         raise RewardError(f"{model!r} returned a {type(scores).__name__}, not a sequence of {len(episodes)} floats")
     if len(values) != len(episodes):
         raise RewardError(f"{model!r} returned {len(values)} scores for {len(episodes)} episodes; it must return one each")
+    missing = [episode for value, episode in zip(values, episodes, strict=True) if value is None]
+    if missing and not optional:
+        raise RewardError(
+            f"{model!r} returned None for {len(missing)} of {len(episodes)} texts, {', '.join(map(_excerpt, missing[:3]))}: no reward "
+            "applies to them, and every text needs a score; return a number, or give a sum a term that applies"
+        )
     for value, episode in zip(values, episodes, strict=True):
+        if value is None:
+            continue
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise RewardError(f"{model!r} returned {value!r} ({type(value).__name__}) for {_excerpt(episode)}; it must be a float")
         if not np.isfinite(float(value)):
             raise RewardError(f"{model!r} returned {value!r} for {_excerpt(episode)}; it must be finite")
-    return np.asarray(values, np.float64)
+    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def terms_of(model: Any, num_episodes: int) -> dict[str, np.ndarray]:
-    """Return the parts of a reward model's last scores, which it may keep by name in its attribute `last_terms`.
+    """Return the parts of a reward model's last scores, which it may keep by name in its attribute `last_terms`; NaN: it did not apply.
 
     Raises:
         RewardError: They are not one number for each of the `num_episodes` episodes.

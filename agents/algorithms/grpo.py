@@ -13,7 +13,8 @@ class GRPO(TextPolicyGradient):
 
     Its normalisation changes the objective: a prompt's reward is divided by its spread.  Dr. GRPO is `estimator="group_mean",
     loss_aggregation="budget"`; DAPO is `clip_range_high=0.28, loss_aggregation="token", skip_equal_groups=True, max_sampling_rounds=4,
-    overlong_filtering=True, beta=0.0`, with the task's `soft_max_tokens` for over-long texts; GSPO, GMPO and CISPO are `surrogate=...`.
+    overlong_filtering=True, beta=0.0`, with the task's `soft_max_tokens` for over-long texts; GSPO, GMPO and CISPO are `surrogate=...`;
+    GDPO, for sums of rewards, is `estimator="gdpo"`.
     """
 
     __module__ = "agents"

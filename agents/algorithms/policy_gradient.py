@@ -26,6 +26,7 @@ from ..rollouts.text_vec_env import text_env_of
 from .common.advantage_estimators import ESTIMATORS, GROUPED, Rollout
 from .common.policy_gradient_arguments import PolicyGradientArguments, check_arguments
 from .common.policy_loss import OF_COVARIANCE, Clip, PolicyLoss, pick_tokens
+from .common.reward_parts import reward_parts, weights_of
 from .common.supervised import SFTText
 from .common.text_algorithm import TextAlgorithm
 from .sft import SFT
@@ -122,6 +123,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
                 f"estimator={self.estimator!r} compares the texts of a prompt: the task deals group_size={size}, a rollout has "
                 f"n_episodes={self.n_episodes}; make the group at least 2, and n_episodes a multiple of it"
             )
+        if self.estimator == "gdpo":
+            weights_of(text_env_of(env).core.reward_model)
 
     def _more_texts(self) -> int:
         """Count the texts of groups with equal returns: as many are written again."""
@@ -134,12 +137,21 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         useful = int(self.ranks.sums(len(self._unequal(self._rollout(buffer), buffer.beta))))
         return min(max(0, self.n_episodes - useful), most)
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest text allowed."""
+        return int(self.observation_space["response"].shape[0])  # type: ignore[index]
+
     def _rollout(self, buffer: SequenceRolloutBuffer) -> Rollout:
         _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
-        return Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return, self.ranks)
+        parts = reward_parts(text_env_of(self.env).core.reward_model, buffer.infos, buffer.scores) if self.estimator == "gdpo" else None
+        return Rollout(buffer.rewards, buffer._offsets, groups, buffer.advantages, self.average_return, self.ranks, parts)
 
     def _unequal(self, rollout: Rollout, beta: float) -> np.ndarray:
-        """Return the indices of the texts in groups whose returns differ by more than rounding, ascending."""
+        """Return the indices of the texts in groups whose returns (`gdpo`: any part of them) differ by more than rounding, ascending."""
+        if rollout.parts is not None:
+            differ, _ = rollout.group_sums(np.any([np.abs(rollout.standardised(part)) > 1e-6 for part in rollout.parts.values], 0))  # (S,)
+            return np.flatnonzero(differ)
         returns = rollout.returns  # (S,)
         sums, counts = rollout.group_sums(returns)  # (S,) each
         means = sums / counts
@@ -167,16 +179,16 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         """Leave texts out of the update that the algorithm is not to learn from, and tell how many."""
         buffer, why = self.rollout_buffer, ""
         if self.skip_equal_groups:
-            buffer.train_on(self._unequal(rollout, buffer.beta))
+            buffer.trained = self._unequal(rollout, buffer.beta)
             why = "equal groups"
         if self.overlong_filtering and len(buffer.trained):
-            buffer.train_on(buffer.trained[~self._overlong()[buffer.trained]])
+            buffer.trained = buffer.trained[~self._overlong()[buffer.trained]]
             why = why if len(buffer.trained) else "over-long texts"
         trained, written = self.ranks.sums([len(buffer.trained), len(buffer.segments)])
         if self.skip_equal_groups or self.overlong_filtering:
             self.logger.record("policy/update_skipped", float(not trained))
             if not trained and self.ranks.is_main:
-                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self.observation_space["response"].shape[0]))
+                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self._longest))
         self.logger.record("tokens/share_trained", trained / written)
 
     def _overlong(self) -> np.ndarray:
@@ -254,7 +266,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             surrogate=self.surrogate,
             clip=Clip(low, high, self.dual_clip, self.kl_cov_coef),
             aggregation=self.loss_aggregation,
-            longest=self.observation_space["response"].shape[0],  # type: ignore[index]
+            longest=self._longest,
             ent_coef=self._ent_coef_now,
             vf_coef=self.vf_coef,
             clip_vf=None if self.clip_range_vf is None else self.clip_range_vf(left),  # type: ignore[operator]

@@ -32,6 +32,22 @@ class SamplingRecord(NamedTuple):
     drawn: np.ndarray | None = None
 
 
+def sampling_of(log_prob: torch.Tensor) -> SamplingRecord:
+    """Return the record that a policy attached to log-probabilities.
+
+    Raises:
+        TypeError: There is none.
+    """
+    acting = getattr(log_prob, "acting", None)
+    if not isinstance(acting, SamplingRecord):
+        raise TypeError(
+            "log_prob does not say how its tokens were drawn: a TransformerPolicy attaches that to the tensor as `acting`, and "
+            "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
+            "(another policy needs another rollout_buffer_class)"
+        )
+    return acting
+
+
 class NoFeatures(BaseFeaturesExtractor):
     """SB3 insists on a features extractor; token ids need none."""
 

@@ -77,7 +77,7 @@ def play_episodes(
                 actions, values, log_probs = act(obs, starts)
                 dealt = texts.core.prompt_index.copy()  # (E,): a step deals new ones to the rows that end
                 new_obs, rewards, dones, infos = env.step(actions)
-                buffer.add(obs, actions, rewards, starts, values, log_probs, prompt_ids=dealt)
+                buffer.add(obs, actions, rewards, starts, values, log_probs, prompt_ids=dealt, infos=infos)
                 obs, starts = new_obs, dones
                 yield Played(int(live.sum()), dones, infos)
             policy.drop_caches()  # makes room for the reference pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,8 @@ from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
 from ..models.sequences import SequenceBatch, TextRecord, pack_with
-from ..policies.sampling_record import SamplingRecord
+from ..policies.sampling_record import sampling_of
+from .generalised_advantages import Lambdas, generalised_advantages
 from .kl_controller import Beta, KLController, as_kl_controller
 from .kl_shaping import KLReward, KLShaping, RecordedTokens
 from .recorded_steps import RecordedSteps
@@ -46,7 +47,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         observation_space: The environment's.
         action_space: The environment's.
         device: Where minibatches go, see `rewards.utils.devices.get_device`.
-        gae_lambda: See SB3.
+        gae_lambda: See SB3, and `Lambdas`.
         gamma: See SB3; 1 for texts, or a reward at the end fades toward the start.
         n_envs: Rows.
         reference: What `agents.models.loading.load_lm` takes, a module, or a `Backbone`; None: no KL shaping.
@@ -60,6 +61,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: Give the shaped returns of a rollout's texts variance 1, and leave their mean, see `whiten_returns`.
         norm_reward: See `ScoreScale`.
         clip_reward: See `ScoreScale`.
+        gae_lambda_critic: See `Lambdas`.
+        gae_alpha: See `Lambdas`.
         importance_sampling_mode: Weights against what a generator draws otherwise than the policy, see `ImportanceSampling`:
             `"token_truncate"`, `"token_mask"`, `"sequence_truncate"`, `"sequence_mask"`; None: none.
         importance_sampling_clip_min: See `ImportanceSampling`.
@@ -68,10 +71,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
     Attributes:
         kl_shaping: Holds the reference, the KL controller and the scale of the scores, and shapes the rewards.
         segments: The S texts of the rollout, in the order in which they began.
+        infos: The environment's last info of each text, if it was told.
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
-        trained: Indices of the texts that `get` and `parts` yield.
+        trained: Indices of the texts that `get` and `parts` yield, shape (K,), or (K, k) of k that stay together; all, until they are set.
         picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
@@ -79,7 +83,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         stats: Means over the rollout.
 
     Raises:
-        ValueError: `kl_reward`, `clip_reward` or an argument of the weights is out of range.
+        ValueError: `kl_reward`, `clip_reward`, a lambda or an argument of the weights is out of range.
     """
 
     __module__ = "agents"
@@ -104,10 +108,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
         whiten_rewards: bool = False,
         norm_reward: bool = False,
         clip_reward: float | None = None,
+        gae_lambda_critic: float | None = None,
+        gae_alpha: float | None = None,
         importance_sampling_mode: ImportanceSamplingMode | None = None,
         importance_sampling_clip_min: float = 0.0,
         importance_sampling_clip_max: float = 2.0,
     ) -> None:
+        self.lambdas = Lambdas(gae_lambda, gae_lambda_critic, gae_alpha)
         self.whiten_advantages, self.reference_batch_size = whiten_advantages, reference_batch_size
         self.vocab_size = int(action_space.n)  # type: ignore[attr-defined]
         self._correction = ImportanceSampling(importance_sampling_mode, importance_sampling_clip_min, importance_sampling_clip_max)
@@ -170,6 +177,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._recorded = RecordedSteps()
         self._steps, self._kept = self._recorded.steps, self._recorded.kept
         self._openings: list[SegmentStart] = []
+        self._infos: list[Sequence[Mapping[str, Any]]] = []  # of each step, by row
         self._written = np.zeros(self.n_envs, bool)  # rows with an open segment
         self._lengths = np.zeros(self.n_envs, np.int64)  # (E,) response tokens before the latest action
         self._replies: dict[int, list[tuple[int, np.ndarray]]] = {}  # by row: (step, ids that the environment wrote before it)
@@ -178,9 +186,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.sampler: Sampler | None = None
         self.autocast: torch.dtype | None = None
         self._keeps = False  # whether kept sets come with the log-probabilities
-        self.pos = 0
-        self.full = False
-        self._finished = False
+        self.pos, self.full, self._finished = 0, False, False
 
     def add(
         self,
@@ -191,10 +197,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         value: torch.Tensor,
         log_prob: torch.Tensor,
         prompt_ids: np.ndarray | None = None,
+        infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
 
-        The arguments are SB3's; `prompt_ids` says besides which of the task's prompts each row has, shape (E,).
+        The arguments are SB3's, and `prompt_ids`, which of the task's prompts each row has, shape (E,), and `infos` after the step.
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
@@ -202,13 +209,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             FloatingPointError: A log-probability or value is NaN or infinite; where they lie on a device, `compute_returns_and_advantage`
                 says so, or whoever else looks at the rollout.
         """
-        acting = getattr(log_prob, "acting", None)
-        if not isinstance(acting, SamplingRecord):
-            raise TypeError(
-                "log_prob does not say how its tokens were drawn: a TransformerPolicy attaches that to the tensor as `acting`, and "
-                "clone(), to(), detach() or arithmetic lose it; pass the tensor that the policy returned, or set its `acting` on yours "
-                "(another policy needs another rollout_buffer_class)"
-            )
+        acting = sampling_of(log_prob)
         if self.pos and (acting.sampler, acting.autocast, acting.kept is not None) != (self.sampler, self.autocast, self._keeps):
             raise ValueError(
                 f"the sampling rules changed within a rollout, at step {self.pos}, to {acting.sampler}: an update would score its tokens "
@@ -230,13 +231,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
         self._written, self._lengths = live, lengths
+        self._infos += [] if infos is None else [infos]
         actions, rewards = action.ravel().astype(np.int64), np.asarray(reward, np.float32)
         self._recorded.add(actions, rewards, starts, value, log_prob, live, acting.kept)
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
-        """Shape the rewards with the reference, then compute GAE(lambda) as SB3 does.
+        """Shape the rewards with the reference, then compute GAE(lambda) as SB3 does, or as `gae_lambda_critic` and `gae_alpha` say.
 
         Afterwards `actions`, `values`, `returns`, `advantages`, `log_probs` and `rewards` (shaped) are flat over the
         tokens, text after text.
@@ -248,7 +250,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: It was called before for this rollout.
             FloatingPointError: A log-probability or value is NaN or infinite.
-            ValueError: `whiten_rewards` is on, and the rollout cuts a text.
+            ValueError: `whiten_rewards` or `gae_alpha` asks for whole texts, and the rollout cuts one.
         """
         if self._finished:
             raise RuntimeError(
@@ -258,30 +260,33 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._finished = True
         self._recorded.fetch()
         columns = [np.stack(column) for column in zip(*self._steps, strict=True)]  # (L, E) each, of L steps
-        if self.kl_shaping.whiten_rewards and (columns[-1][-1] & ~np.asarray(dones, bool)).any():
+        needs = {"whiten_rewards=True": self.kl_shaping.whiten_rewards, "gae_alpha": self.lambdas.alpha is not None}
+        if (columns[-1][-1] & ~np.asarray(dones, bool)).any() and any(needs.values()):
             raise ValueError(
-                "whiten_rewards=True needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, whose rollouts "
-                "are whole texts, or norm_reward=True"
+                f"{next(filter(needs.get, needs))} needs whole texts, and this rollout ends in the middle of some: use a Text* algorithm, "
+                "whose rollouts are whole texts, or norm_reward=True and gae_lambda, which do not need them"
             )
         self.segments = cut_segments(self._openings, self._replies, columns[-1])
+        self.infos = [self._infos[s.steps.stop - 1][s.row] for s in self.segments] if self._infos else []
         self.trained = np.arange(len(self.segments))  # (S,)
         self._offsets = np.cumsum([0] + [s.steps.stop - s.steps.start for s in self.segments])  # (S + 1,)
         number = columns[-1].cumsum().reshape(columns[-1].shape) - 1  # (L, E): of each token, in the order in which they were written
         self.kept = np.concatenate(self._kept)[self._flat(number)] if self._kept else None  # (N, ceil(V / 8))
         actions, rewards, starts, self.values, log_probs, _ = columns  # (L, E) each
         self.episode_starts = starts.astype(np.float32)
-        self.buffer_size = len(actions)
-        self.full = True
+        self.buffer_size, self.full = len(actions), True
         self.actions, self.log_probs = self._flat(actions), self._flat(log_probs)  # (N,) each
         self.scores = np.array([rewards[s.steps, s.row].sum(dtype=np.float64) for s in self.segments])  # (S,)
         assert self.sampler is not None
         tokens = RecordedTokens(self.log_probs, self.sampler, self.autocast, self._for_each, self._offsets)
         shaped, self.kl, self.reference_log_probs, self.stats = self.kl_shaping(self._flat(rewards), self.scores, tokens)
-        self.rewards = np.zeros_like(rewards)  # (L, E), as SB3's GAE reads them
+        self.rewards = np.zeros_like(rewards)  # (L, E)
         for index, segment in enumerate(self.segments):
             self.rewards[segment.steps, segment.row] = shaped[self._offsets[index] : self._offsets[index + 1]]
-        self.advantages = np.zeros_like(rewards)
-        RolloutBuffer.compute_returns_and_advantage(self, last_values, dones)
+        steps = (self.rewards, self.values, starts, last_values.clone().cpu().numpy().flatten(), np.asarray(dones))
+        lambdas = self.lambdas.of(self.segments, starts.shape)
+        self.advantages, targets = (generalised_advantages(*steps, self.gamma, of) for of in lambdas)  # (L, E) each
+        self.returns = targets + self.values  # (L, E)
         for name in ("rewards", "values", "advantages", "returns"):
             setattr(self, name, self._flat(getattr(self, name)))  # (N,)
         if self.whiten_advantages:
@@ -304,10 +309,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def set_advantages(self, advantages: np.ndarray, whitened: bool = False) -> None:
         """Replace the advantages of a finished rollout, shape (N,), by another estimator's; `whitened` gives them mean 0 and variance 1."""
         self.advantages = whiten(advantages, self._ranks) if whitened else advantages
-
-    def train_on(self, texts: np.ndarray) -> None:
-        """Have `get` and `parts` yield only the texts with these indices."""
-        self.trained = texts
 
     def get(self, batch_size: int | None = None) -> Generator[SequenceSamples, None, None]:  # type: ignore[override]
         """Yield minibatches of `batch_size` whole texts in random order; None: one batch of all.
@@ -332,14 +333,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for indices, whole, most in zip(minibatches, sizes.sum(0).tolist(), sizes[:, :, 0].max(0).astype(int), strict=True):
             size = at_once or most
             if len(indices) > size:  # texts of a prompt go through the model together
-                indices = indices[np.argsort([self.segments[index].prompt_id for index in indices], kind="stable")]
+                indices = indices[np.argsort([self.segments[np.ravel(row)[0]].prompt_id for row in indices], kind="stable")]
             cut = [indices[start : start + size] for start in range(0, most, size)]
             yield [self._part(texts, MinibatchSize(*whole), number == len(cut)) for number, texts in enumerate(cut, 1)]
 
     def _part(self, indices: np.ndarray, whole: MinibatchSize, last: bool) -> MinibatchPart:
         if not len(indices):
-            indices, whole = np.zeros(1, int), NOTHING
-        return MinibatchPart(self.samples(indices), whole, last)
+            indices, whole = np.zeros_like(self.trained, shape=(1, *self.trained.shape[1:])), NOTHING
+        return MinibatchPart(self.samples(np.ravel(indices)), whole, last)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
         """Yield this rank's texts of each minibatch: as large a part of its texts as the minibatch is of all ranks' texts."""
@@ -353,11 +354,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
-        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
-        given = {name: column for name, column in optional.items() if column is not None}
-        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
+        optional = (self.reference_log_probs, self.importance_weights, self.picked)
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *(it for it in optional if it is not None))
         batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
-        samples = SequenceSamples(batch, *numbers[:5], **dict(zip(given, numbers[5:], strict=True)))
+        rest = iter(numbers[5:])
+        samples = SequenceSamples._make([batch, *numbers[:5], None, *(None if it is None else next(rest) for it in optional)])
         weight = samples.importance_weight
         return samples if weight is None else samples._replace(advantages=samples.advantages * weight)
 

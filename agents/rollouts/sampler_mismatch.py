@@ -123,8 +123,8 @@ class WeightSums(NamedTuple):
         """Return those of both."""
         if other is None:
             return self
-        sums = (one + two for one, two in zip(self[:3], other[:3], strict=True))
-        return WeightSums(*sums, max(self.largest, other.largest))
+        number, excess, squares = (one + two for one, two in zip(self[:3], other[:3], strict=True))
+        return WeightSums(number, excess, squares, max(self.largest, other.largest))
 
     @property
     def mean(self) -> float:

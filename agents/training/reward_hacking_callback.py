@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rewards.metrics.diversity import distinct_n
 from textrl_env import Episode
-from textrl_env.reward_model import as_reward_model
+from textrl_env.reward_model import as_reward_model, valid_scores
 from textrl_env.utils.files import append_csv, write_text
 
 from ..algorithms.common.text_algorithm import TextAlgorithm
@@ -122,7 +122,7 @@ class RewardHackingCallback(BaseCallback):
         learned = rollout.scores
         held_out = np.full(1, np.nan)
         if self.held_out is not None:
-            held_out = np.asarray(self.held_out.score(list(map(Episode.from_text, rollout.prompts, rollout.responses))), float)
+            held_out = valid_scores(self.held_out, list(map(Episode.from_text, rollout.prompts, rollout.responses)))
             self.logger.record("objective/held_out", float(moments(held_out, self.model.ranks).mean))
         logged = self.logger.name_to_value
         kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))

@@ -19,7 +19,8 @@ def praise(prompts, completions, **columns):
 
 
 # %%
-# Before a run it is worth asking what is wrong with a reward: constant, random, in love with length, deaf to the prompt.
+# Before a run it is worth asking what is wrong with a reward: constant, random, in love with length, deaf to the prompt. Of these texts the
+# longer ones have more praise, and the prompt is not read: both are meant here.
 import rewards
 from textrl_env import Episode
 

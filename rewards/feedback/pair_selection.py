@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from textrl_env.episode import Episode
-from textrl_env.reward_model import RewardModel
+from textrl_env.reward_model import RewardModel, valid_scores
 
 from .items import Item
 
@@ -75,7 +75,7 @@ def choose_pairs(
 def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:
     """Return the standard deviation, over the ensemble, of the probability that the first response wins; shape (pairs,)."""
     first, second = ([Episode.from_text(pair[i].prompt, pair[i].response) for pair in pairs] for i in (0, 1))
-    margins = np.array([np.asarray(model.score(first), float) - np.asarray(model.score(second), float) for model in ensemble])  # (M, pairs)
+    margins = np.array([valid_scores(model, first) - valid_scores(model, second) for model in ensemble])  # (M, pairs)
     return (0.5 * (1 + np.tanh(margins / 2))).std(0)
 
 

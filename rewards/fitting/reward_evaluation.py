@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from textrl_env.episode import Episode
-from textrl_env.reward_model import RewardModel
+from textrl_env.reward_model import RewardModel, valid_scores
 
 from ..preferences.preference import Preference, is_decided
 from ..utils.intervals import Rate, wilson
@@ -59,7 +59,7 @@ def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
     if all(pair.is_tie for pair in pairs):
         raise ValueError("all comparisons that were kept aside are ties: there is nothing to measure")
     chosen, rejected = (
-        np.array(model.score([Episode.from_text(p.prompt, getattr(p, side)) for p in pairs])) for side in ("chosen", "rejected")
+        valid_scores(model, [Episode.from_text(p.prompt, getattr(p, side)) for p in pairs]) for side in ("chosen", "rejected")
     )
     return JudgedComparisons(pairs, chosen - rejected, np.array([len(p.chosen) - len(p.rejected) for p in pairs]))
 

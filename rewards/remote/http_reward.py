@@ -6,7 +6,7 @@ The server gets a POST with the JSON object
                    "finish_reason": "eos", "prompt_ids": [...], "response_ids": [...], "action_mask": [...]}, ...]}
 
 whose items mean what they mean in `textrl_env.Episode` (`"typed": [[start, end], ...]` is there where a chat template wrote the
-prompt), and answers 200 with one finite number for each, in order:
+prompt), and answers 200 with one finite number for each, in order, or null where the reward does not apply to the text:
 
     {"scores": [0.5, ...]}
 
@@ -16,6 +16,7 @@ shown to the user, best as `{"error": "..."}`.  `textrl reward serve` is such a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ class HttpReward(BaseReward):
         self._endpoint = Endpoint(url, headers, timeout, concurrency, patience_seconds)
         self._cache = ScoreCache(cache)
 
-    def score(self, episodes: Sequence[Episode]) -> list[float]:
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
         """Return the server's score of each episode.
 
         Raises:
-            RewardError: The server refused an episode, gave something else than one finite number for each, or stayed
+            RewardError: The server refused an episode, gave something else than one finite number or null for each, or stayed
                 away until patience was over; the message holds the text, or the address and the last error.
         """
         rows = [as_json(episode) for episode in episodes]
@@ -90,9 +91,10 @@ class HttpReward(BaseReward):
             for i, score in zip(batch, self._scores(answer, [rows[i] for i in batch]), strict=True):
                 add(keys[i], score)
 
-        return self._cache.complete(keys, ask)
+        return [None if math.isnan(score) else score for score in self._cache.complete(keys, ask)]
 
     def _scores(self, answer: Any, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return what a server answered, NaN for null."""
         url, first = self._endpoint.url, quoted(rows[0]["prompt"] + rows[0]["response"])
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list):
@@ -100,9 +102,9 @@ class HttpReward(BaseReward):
         if len(scores) != len(rows):
             raise RewardError(f"{url} gave {len(scores)} scores for {len(rows)} episodes, first {first}; it must give one each")
         for score, row in zip(scores, rows, strict=True):
-            if not is_finite(score):
+            if score is not None and not is_finite(score):
                 raise RewardError(f"{url} gave {score!r} for {quoted(row['prompt'] + row['response'])}; it must be a finite number")
-        return [float(score) for score in scores]
+        return [math.nan if score is None else float(score) for score in scores]
 
     def __repr__(self) -> str:
         return f"HttpReward({self._endpoint.url!r})"

@@ -63,9 +63,9 @@ class Batch(BaseModel):
 
 
 class Scores(BaseModel):
-    """The body of an answer: one finite number for each episode, in order."""
+    """The body of an answer: one finite number for each episode, in order; null where the reward does not apply."""
 
-    scores: list[float]
+    scores: list[float | None]
 
 
 def make_app(model: RewardModel, token: str | None = None) -> FastAPI:
@@ -85,7 +85,8 @@ def make_app(model: RewardModel, token: str | None = None) -> FastAPI:
     @app.post("/score", dependencies=[Depends(authorize)])
     def score(batch: Batch) -> Scores:
         with turn:
-            return Scores(scores=checked_scores(model, [item.episode() for item in batch.episodes]).tolist())
+            scores = checked_scores(model, [item.episode() for item in batch.episodes], optional=True)
+            return Scores(scores=np.ma.masked_invalid(scores).tolist())
 
     @app.get("/health")
     def health() -> dict[str, str]:

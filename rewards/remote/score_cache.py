@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -29,7 +30,8 @@ class ScoreCache:
     """Scores by content key.
 
     Without a file the scores of a call that failed are kept until it is made again and ends well.  With one, every score
-    is kept for good from the moment it arrives, and several processes may share the file (SQLite, write-ahead log).
+    is kept for good from the moment it arrives, and several processes may share the file (SQLite, write-ahead log).  NaN, which stands
+    for "does not apply", is asked for again.
 
     Args:
         path: The file, or None.
@@ -66,7 +68,7 @@ class ScoreCache:
 
         def add(key: bytes, score: float) -> None:
             fresh[key] = score
-            if self.path is not None:
+            if self.path is not None and not math.isnan(score):  # to SQLite it is NULL, which the column does not take
                 self._execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
 
         missing = {key: i for i, key in reversed([*enumerate(keys)]) if key not in known}

@@ -1,7 +1,9 @@
 """Several reward models as one: sum, product, minimum, ensemble, and gold beside proxy.
 
 Each keeps what its terms said of the last batch in `last_terms`, which environments hand on as `info["reward_terms"]` and training
-logs as `reward/...`.  A term is anything that an environment takes as its reward.
+logs as `reward/...`.  A term is anything that an environment takes as its reward.  A term that scores a text None does not apply to it:
+the others alone make up its score, and the log has the share of texts that each term applied to (`reward_applied/...`).  Where no term
+applies, the combination does not either; an environment refuses a text without a score.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +22,7 @@ from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
 from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores, terms_of, valid_scores
+from textrl_env.reward_warnings import EVIDENCE, RewardWarning
 
 from ..utils.base_reward import BaseReward
 
@@ -34,7 +38,8 @@ class Combination(BaseReward):
         terms: Reward models by name.
 
     Attributes:
-        last_terms: Each term's scores of the last batch, shape (n,), by name; those of a term's own terms as `name/term`.
+        last_terms: Each term's scores of the last batch, shape (n,), by name, NaN where it did not apply; those of a term's own terms as
+            `name/term`.
 
     Raises:
         TypeError: `terms` is no mapping of names to rewards.
@@ -51,6 +56,7 @@ class Combination(BaseReward):
             raise ValueError(f"{self.name} needs at least one term")
         self.terms: dict[str, RewardModel] = {name: as_reward_model(reward) for name, reward in terms.items()}
         self.last_terms: dict[str, np.ndarray] = {}
+        self._unapplied = dict.fromkeys(self.terms, 0)  # texts seen of each term that did not apply to any yet
         if not self.dense:
             for model in self.terms.values():
                 refuse_dense(model, self.name)
@@ -60,16 +66,29 @@ class Combination(BaseReward):
         for model in self.terms.values():
             see_prompts(model, prompts, num_rows)
 
-    def score(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return one score per episode, in order."""
-        scores = {name: valid_scores(model, episodes) for name, model in self.terms.items()}
-        self.last_terms = dict(scores)
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """Return one score per episode, in order; None where no term applies."""
+        self.last_terms = {name: valid_scores(model, episodes, optional=True) for name, model in self.terms.items()}
+        scores = np.ma.masked_invalid([*self.last_terms.values()])  # (terms, n)
+        self._watch(episodes)
         for name, model in self.terms.items():
             self.last_terms |= {f"{name}/{inner}": values for inner, values in terms_of(model, len(episodes)).items()}
-        return self._combined(scores).tolist()
+        return self._combined(scores).tolist()  # None where masked
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        """Go from (terms, n), masked where a term does not apply, to (n,)."""
         raise NotImplementedError
+
+    def _watch(self, episodes: Sequence[Episode]) -> None:
+        """Warn of a term that applied to none of the first texts."""
+        for name in [*self._unapplied]:
+            self._unapplied[name] += len(episodes)
+            if not np.isnan(self.last_terms[name]).all():
+                del self._unapplied[name]
+            elif self._unapplied[name] >= EVIDENCE:
+                seen, shown = self._unapplied.pop(name), ", ".join(repr(e.prompt + e.response)[:200] for e in episodes[:3])
+                message = f"{self.name}: term {name!r} gave None ('does not apply') to each of the first {seen} texts, among them {shown}"
+                warnings.warn(message, RewardWarning, stacklevel=3)
 
     def get_state(self) -> dict[str, Any]:
         """Return the states of the terms that have one, as plain data."""
@@ -119,9 +138,8 @@ class SumReward(Combination):
         """The weights now."""
         return {name: float(np.interp(self.num_texts, *line)) for name, line in self._lines.items()}
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        weights = self.weights
-        total = np.sum([weights[name] * values for name, values in scores.items()], axis=0)
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        total = (np.array([*self.weights.values()])[:, None] * scores).sum(0)
         self.num_texts += len(total)
         return total
 
@@ -148,8 +166,8 @@ class ProductReward(Combination):
 
     name = "product"
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.prod([*scores.values()], axis=0)
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        return scores.prod(0)
 
 
 class MinimumReward(Combination):
@@ -157,8 +175,8 @@ class MinimumReward(Combination):
 
     name = "minimum"
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        return np.min([*scores.values()], axis=0)
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        return scores.min(0)
 
 
 class EnsembleReward(Combination):
@@ -185,10 +203,10 @@ class EnsembleReward(Combination):
         super().__init__({str(i): member for i, member in enumerate(members)})
         self.penalty = penalty
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        values = np.array([*scores.values()])  # (members, n)
-        self.last_terms["deviation"] = values.std(0)
-        return values.mean(0) - self.penalty * values.std(0)
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        deviation = scores.std(0)  # (n,)
+        self.last_terms["deviation"] = deviation.filled(np.nan)
+        return scores.mean(0) - self.penalty * deviation
 
 
 class GoldAndProxyReward(Combination):
@@ -204,8 +222,8 @@ class GoldAndProxyReward(Combination):
     def __init__(self, proxy: Any, gold: Any) -> None:
         super().__init__({"proxy": proxy, "gold": gold})
 
-    def _combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-        return scores["proxy"]
+    def _combined(self, scores: np.ma.MaskedArray) -> np.ma.MaskedArray:
+        return scores[0]
 
 
 def refuse_dense(model: RewardModel, name: str) -> None:

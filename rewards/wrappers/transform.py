@@ -28,7 +28,7 @@ class Transform(BaseReward):
         reward: The reward model that is changed; anything that an environment takes.
 
     Attributes:
-        last_terms: `raw`, its scores of the last batch, shape (n,), and its own terms.
+        last_terms: `raw`, its scores of the last batch, shape (n,), NaN where it did not apply, and its own terms.
     """
 
     name = "transform"
@@ -42,11 +42,14 @@ class Transform(BaseReward):
         """Raise ValueError if the reward model inside cannot score texts of these prompts."""
         see_prompts(self.reward, prompts, num_rows)
 
-    def score(self, episodes: Sequence[Episode]) -> list[float]:
-        """Return one score per episode, in order."""
-        raw = valid_scores(self.reward, episodes)
+    def score(self, episodes: Sequence[Episode]) -> list[float | None]:
+        """Return one score per episode, in order; None where the reward model does not apply."""
+        raw = valid_scores(self.reward, episodes, optional=True)
         self.last_terms = {"raw": raw, **terms_of(self.reward, len(episodes))}
-        return self._changed(raw, episodes).tolist()
+        scores = np.ma.masked_invalid(raw)
+        applies = np.flatnonzero(~np.isnan(raw))
+        scores[applies] = self._changed(raw[applies], [episodes[i] for i in applies.tolist()])
+        return scores.tolist()  # None where masked
 
     def _changed(self, raw: np.ndarray, episodes: Sequence[Episode]) -> np.ndarray:
         raise NotImplementedError

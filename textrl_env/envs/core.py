@@ -341,8 +341,9 @@ def _scores(task: TextTask, reward_model: RewardModel, episodes: list[Episode]) 
     return scores
 
 
-def _terms(reward_model: RewardModel, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float]]:
-    """Return the parts of the scores just given, by row; texts that the reward model did not see have none."""
+def _terms(reward_model: RewardModel, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float | None]]:
+    """Return the parts of the scores just given, by row, None where one did not apply; texts that no reward model saw have none."""
     seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
     terms = terms_of(reward_model, len(seen)) if seen else {}
-    return {row: {name: float(values[i]) for name, values in terms.items()} for i, row in enumerate(seen) if terms}
+    parts = {name: [None if np.isnan(value) else float(value) for value in values] for name, values in terms.items()}
+    return {row: {name: values[i] for name, values in parts.items()} for i, row in enumerate(seen) if parts}

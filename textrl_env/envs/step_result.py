@@ -21,11 +21,11 @@ class StepResult:
         scores: What the reward model said of the texts that ended, 0 elsewhere, shape (B,), float64.
         terminated: True where a text ended, shape (B,), bool.
         episodes: The texts that ended, by row.
-        terms: The parts of their scores by name, by row, where the reward model has parts.
+        terms: The parts of their scores by name, by row, where the reward model has parts; None: a part did not apply to the text.
     """
 
     rewards: np.ndarray
     scores: np.ndarray
     terminated: np.ndarray
     episodes: dict[int, Episode]
-    terms: dict[int, dict[str, float]] = field(default_factory=dict)
+    terms: dict[int, dict[str, float | None]] = field(default_factory=dict)

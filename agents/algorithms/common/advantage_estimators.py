@@ -13,6 +13,7 @@ import numpy as np
 
 from ...distributed.ranks import Ranks
 from ...rollouts.reward_scaling import whiten
+from .reward_parts import RewardParts
 
 
 class Rollout(NamedTuple):
@@ -25,6 +26,7 @@ class Rollout(NamedTuple):
         gae: Generalised advantages, if there is a critic, shape (N,).
         average: Moving average of the returns of earlier rollouts.
         ranks: Which have texts of their own, in whole groups.
+        parts: What the texts were paid for, apart; None unless `gdpo` asks.
     """
 
     rewards: np.ndarray
@@ -33,6 +35,7 @@ class Rollout(NamedTuple):
     gae: np.ndarray
     average: float
     ranks: Ranks = Ranks()
+    parts: RewardParts | None = None
 
     @property
     def returns(self) -> np.ndarray:
@@ -59,6 +62,15 @@ class Rollout(NamedTuple):
         size = int(self.groups.max()) + 1
         sums, counts = np.bincount(self.groups, per_text, size), np.bincount(self.groups, minlength=size)
         return sums[self.groups], counts[self.groups]
+
+    def standardised(self, per_text: np.ndarray) -> np.ndarray:
+        """Return the differences to the mean of each group, divided by its deviation; 0 for NaN, which no group counts, shape (S,)."""
+        applies = ~np.isnan(per_text)
+        sums, _ = self.group_sums(np.where(applies, per_text, 0.0))
+        counts, _ = self.group_sums(applies)
+        deviation = np.where(applies, per_text - sums / np.maximum(counts, 1), 0.0)
+        squares, _ = self.group_sums(deviation**2)
+        return deviation / (np.sqrt(squares / np.maximum(counts - 1, 1)) + 1e-4)
 
 
 def gae(rollout: Rollout) -> np.ndarray:
@@ -87,11 +99,17 @@ def group_mean(rollout: Rollout) -> np.ndarray:
 
 def grpo(rollout: Rollout) -> np.ndarray:
     """The same divided by the group's standard deviation (Shao et al. 2024): another objective, for easy and hard prompts count more."""
-    returns = rollout.returns
-    sums, counts = rollout.group_sums(returns)
-    deviation = returns - sums / counts
-    squares, _ = rollout.group_sums(deviation**2)
-    return rollout.spread(deviation / (np.sqrt(squares / np.maximum(counts - 1, 1)) + 1e-4))
+    return rollout.spread(rollout.standardised(rollout.returns))
+
+
+def gdpo(rollout: Rollout) -> np.ndarray:
+    """The same for each term of a sum of rewards, then weighted, added and whitened over the rollout's texts (Liu et al. 2026).
+
+    "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization".  A text to which a term does not
+    apply (None) has no part in it, nor in its group's mean and deviation.  What the environment pays besides the sum is a term more.
+    """
+    assert rollout.parts is not None
+    return rollout.spread(whiten(rollout.parts.weights @ [rollout.standardised(values) for values in rollout.parts.values], rollout.ranks))
 
 
 def reinforce_plus_plus(rollout: Rollout) -> np.ndarray:
@@ -115,8 +133,9 @@ ESTIMATORS: dict[str, Callable[[Rollout], np.ndarray]] = {
     "rloo": rloo,
     "group_mean": group_mean,
     "grpo": grpo,
+    "gdpo": gdpo,
     "reinforce++": reinforce_plus_plus,
     "reinforce++_baseline": reinforce_plus_plus_baseline,
     "none": none,
 }
-GROUPED = ("rloo", "group_mean", "grpo", "reinforce++_baseline")
+GROUPED = ("rloo", "group_mean", "grpo", "gdpo", "reinforce++_baseline")

@@ -56,10 +56,15 @@ def record_rollout(logger: Logger, rollout: RolloutResult, ranks: Ranks) -> None
     writing = rollout.seconds - stats.reference_seconds
     record("objective/score", stats.score)
     told = [info["reward_terms"] for info in rollout.infos if "reward_terms" in info]
-    terms = combined([{f"reward/{name}": value for name, value in values.items()} for values in told])
-    counted = combined(ranks.gather({**reasons, **terms, "texts with terms": len(told)}))
-    for name in (name for name in counted if name.startswith("reward/")):
-        record(name, counted[name] / counted["texts with terms"])
+    sums = combined([{f"{name}/sum": value or 0.0 for name, value in values.items()} for values in told])
+    applied = combined([{f"{name}/applied": value is not None for name, value in values.items()} for values in told])
+    counted = combined(ranks.gather({**reasons, **sums, **applied, "texts with terms": len(told)}))
+    for name in (key.removesuffix("/sum") for key in counted if key.endswith("/sum")):
+        number, texts = counted[f"{name}/applied"], counted["texts with terms"]
+        if number:
+            record(f"reward/{name}", counted[f"{name}/sum"] / number)
+        if number < texts:
+            record(f"reward_applied/{name}", number / texts)
     record("objective/shaped_return", stats.shaped_return)
     record("objective/entropy", stats.entropy)
     record("kl/per_sequence", stats.kl_per_sequence)

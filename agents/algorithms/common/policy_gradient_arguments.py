@@ -164,7 +164,22 @@ def check_surrogate(settings: PolicyGradientArguments, given: Mapping[str, Any])
         raise ValueError(f"ent_coef={settings['ent_coef']} is more than ent_coef_max={settings['ent_coef_max']}: begin at or below it")
 
 
-_OF_GAE = ("gamma", "gae_lambda", "vf_coef", "clip_range_vf")
+_OF_GAE = ("gamma", "gae_lambda", "gae_lambda_critic", "gae_alpha", "vf_coef", "clip_range_vf")
+
+
+def check_parts(settings: PolicyGradientArguments) -> None:
+    """Insist on rewards that reach GDPO term by term.
+
+    Raises:
+        ValueError: Something changes their sum.
+    """
+    unseen = [name for name in ("norm_reward", "clip_reward", "whiten_rewards") if (settings["rollout_buffer_kwargs"] or {}).get(name)]
+    unseen += ["kl_in='reward'"] * (settings["kl_in"] == "reward" and settings["beta"] != 0)
+    if settings["estimator"] == "gdpo" and unseen:
+        raise ValueError(
+            f"estimator='gdpo' with {', '.join(unseen)}: it puts each term of the reward on a scale of its own, and would not see this; "
+            "leave it out, and take kl_in='loss' with kl_estimator='k2' or 'k3', or beta=0"
+        )
 
 
 def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any]) -> None:
@@ -198,4 +213,5 @@ def check_arguments(settings: PolicyGradientArguments, given: Mapping[str, Any])
     if estimator not in GROUPED and "group_size" in given:
         raise ValueError(f"group_size={settings['group_size']}: {estimator!r} compares no groups; take one of {', '.join(GROUPED)}")
     check_kl(settings["kl_in"], settings["kl_estimator"], estimator, settings["whiten_advantages"])
+    check_parts(settings)
     check_surrogate(settings, given)

@@ -52,18 +52,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _NOT_SAVED = (
-    "reference",
-    "_rollout_start",
-    "last_rollout",
-    "health",
-    "_ptx",
-    "generator",
-    "ranks",
-    "engine",
-    "_wrapped",
-    "memory",
-    "shard",
-)
+    "reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks",
+    "engine", "_wrapped", "memory", "shard",
+)  # fmt: skip
 
 
 class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
@@ -143,15 +134,18 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         """
         given = {**settings, "device": get_device(settings["device"])}
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
-        mixup, warmup, reference = given.pop("reference_mixup"), given.pop("critic_warmup", 0), given.pop("reference")
-        self.reference_mixup, self.critic_warmup, self.shard = mixup, warmup, given.pop("shard")
+        self.critic_warmup, reference = given.pop("critic_warmup", 0), given.pop("reference")
         self.reference_source = str(reference) if isinstance(reference, Path) else reference
+        lambdas = {name: given.pop(name) for name in ("gae_lambda_critic", "gae_alpha")}
+        vars(self).update(lambdas, reference_mixup=given.pop("reference_mixup"), shard=given.pop("shard"))
+        if None not in lambdas.values() and given["gae_lambda"] != self._accepted["gae_lambda"].default:
+            raise ValueError(f"gae_lambda={given['gae_lambda']} beside {lambdas}, which leave it no use: leave one of the three out")
         if "batch_size" in given:  # `n_steps` is not used; a multiple of batch_size keeps SB3's warning about cut minibatches quiet
             given["n_steps"] = given["batch_size"]
         given |= {
             "normalize_advantage": False,  # the buffer whitens the whole rollout
             "rollout_buffer_class": self._buffer_class,
-            "rollout_buffer_kwargs": {**buffer, **(given["rollout_buffer_kwargs"] or {})},
+            "rollout_buffer_kwargs": {**buffer, **lambdas, **(given["rollout_buffer_kwargs"] or {})},
         }
         super().__init__(policy, gym.make(env) if isinstance(env, str) else env, **given)  # SB3 would ask for render_mode="rgb_array"
 

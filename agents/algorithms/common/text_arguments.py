@@ -43,6 +43,17 @@ class SB3Arguments(TypedDict, total=False):
 class TextArguments(SB3Arguments, total=False):
     """What every text algorithm takes."""
 
+    gae_lambda_critic: Annotated[
+        Share | None,
+        None,
+        "Lambda of the critic's targets alone, in [0, 1] (decoupled GAE, Yuan et al. 2025, VC-PPO, who take 1); None: `gae_lambda`.",
+    ]
+    gae_alpha: Annotated[
+        Above0 | None,
+        None,
+        "Alpha of length-adaptive GAE (Yue et al. 2025, VAPO), > 0: lambda of the advantages of a text of l tokens is 1 - 1 / (alpha l), "
+        "at least 0, and `gae_lambda` that of the critic's targets alone; None: `gae_lambda` is that of both.",
+    ]
     n_episodes: Annotated[Count, 64, "Texts per rollout, at least 1; in place of SB3's `n_steps`."]
     beta: Annotated[
         Beta,
@@ -75,7 +86,12 @@ class ActorCriticArguments(TextArguments, total=False):
     max_grad_norm: Annotated[
         Above0, 1.0, "Largest norm of the gradient, > 0: the usual value for transformers, where SB3 has 0.5 for small networks."
     ]
-    critic_warmup: Annotated[Natural, 0, "Rollouts at the start in which only the critic learns, at least 0."]
+    critic_warmup: Annotated[
+        Natural,
+        0,
+        "Rollouts at the start in which only the critic learns, at least 0: value pretraining (Yuan et al. 2025, VC-PPO), on the returns "
+        "of the first policy if `gae_lambda_critic` is 1.",
+    ]
 
 
 class ClippedArguments(ActorCriticArguments, total=False):

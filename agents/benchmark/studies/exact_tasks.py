@@ -77,6 +77,7 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "GSPO": ("GRPO", {**_GROUPS, **_preset("gspo")}),
     "GMPO": ("GRPO", {**_GROUPS, **_preset("gmpo")}),
     "CISPO": ("GRPO", {**_GROUPS, **_preset("cispo")}),
+    "Online DPO": ("OnlineDPO", _GROUPS),
     "DAPO": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0}),
     "DAPO, full texts kept": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0, "overlong_filtering": False}),
 }

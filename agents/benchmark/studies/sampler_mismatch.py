@@ -6,9 +6,9 @@ The generator draws every token at temperature T from the policy's own logits, a
 update is summed over all texts, and followed until it is 0.  *Trained*: RLOO with such a generator.  The score is the share closed of the
 gap between the reference and where the exact update without a mismatch ends: 0 is the reference, 1 that optimum.
 
-Two settings in which the advantages at the optimum are not 0, so that it matters how often a text is drawn: `blind`, KL in the reward as
-k1 and a policy that does not see the prompt; and `full`, a policy that can be anything, and the KL of whole distributions.  (A policy
-that can be anything with k1 is immune: at its optimum score - beta * log(pi / pi_ref) is the same for every text.)
+Two places for KL: `k1`, its estimate in the reward, and `full`, that of whole distributions in reward and loss.  A policy that can be
+anything is immune with k1: at the optimum score - beta * log(pi / pi_ref) is the same for every text, so every advantage is 0 however
+often a text is drawn.  With the full KL advantages are 0 only on average, and it matters what draws.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from agents import RLOO, LocalDecoder, Response
 from textrl_env.tasks.exact import BETA, PROMPTS, TASKS, TokenTree
 
 from ...distributed.ranks import Ranks
-from ...evaluation.exact_optimum import Table, distributions
+from ...evaluation.exact_optimum import distributions
 from ...generation.generator import Request
 from ...models.backbones import Backbone
 from ...reports.tables import markdown_table
@@ -37,7 +37,7 @@ from ...utils.fresh_processes import fresh_pool
 from ..aggregate_statistics import interval, mean
 from .study import side_by_side
 
-Setting = Literal["blind", "full"]
+Setting = Literal["k1", "full"]
 UNCAPPED = 1e9
 CORRECTIONS = {
     "none": ImportanceSampling(),
@@ -47,14 +47,6 @@ CORRECTIONS = {
     "sequence_mask": ImportanceSampling("sequence_mask"),
     "sequence_truncate, no cap": ImportanceSampling("sequence_truncate", clip_max=UNCAPPED),
 }
-
-
-class Blind(Table):
-    """A table that does not read the prompt, which is one token."""
-
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the logits after each text, shape (B, L, V)."""
-        return super().forward(input_ids.masked_fill(positions == 0, 0), positions, mask)
 
 
 class Tempered(LocalDecoder):
@@ -123,7 +115,9 @@ class Arm(NamedTuple):
 
 
 def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm: Arm, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return RLOO's expected update of the logits after each unfinished text, shape (n, V), and how often each is visited, shape (n,).
+    """Return RLOO's expected update of the logits after each unfinished text, shape (n, V), and how often each counts, shape (n,).
+
+    The latter is how often it is visited, or what the weights make of that if it is more.
 
     Args:
         logits: Of the policy, shape (n, V).
@@ -148,23 +142,26 @@ def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm
     update -= np.exp(policy) * np.bincount(nodes, pushed)[:, None]
     if arm.setting == "full":
         update -= beta * np.bincount(nodes, counts)[:, None] * np.exp(policy) * (policy - reference - local[:, None])
-    return update, np.bincount(nodes, np.repeat(share, lengths))
+    return update, np.maximum(np.bincount(nodes, np.repeat(share, lengths)), np.bincount(nodes, counts))
 
 
 def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: Arm, beta: float) -> list[np.ndarray]:
-    """Follow the expected update from the reference until it is 0, and return the policy's log-probabilities for each prompt, (n, V) each.
+    """Follow the expected update from the reference until the policy rests, and return its log-probabilities for each prompt, (n, V) each.
+
+    Logits may go on: those of tokens that the update drives out for good fall without end.
 
     Raises:
         RuntimeError: It does not come to rest.
     """
     logits = [reference.copy() for reference in references]
-    for _ in range(50_000):
+    for _ in range(20_000):
         told = [expected_update(own, reference, of, arm, beta) for own, reference, of in zip(logits, references, texts, strict=True)]
-        if arm.setting == "blind":  # one policy for all prompts
-            told = [(np.sum([update for update, _ in told], 0), np.sum([visits for _, visits in told], 0))] * len(told)
-        steps = [update / visits[:, None] for update, visits in told]  # as large where the policy seldom comes
+        # As large where the texts seldom come, and for tokens that are seldom written: where it is 0 stays the same
+        often = [np.exp(np.maximum(log_softmax(own), log_softmax(own / arm.temperature))) for own in logits]
+        steps = [update / (visits[:, None] * tokens) for (update, visits), tokens in zip(told, often, strict=True)]
         logits = [own + 0.5 * step for own, step in zip(logits, steps, strict=True)]
-        if max(np.abs(step).max() for step in steps) < 1e-7:
+        moved = max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True))
+        if moved < 1e-7:  # weights are float32
             return [log_softmax(own) for own in logits]
     raise RuntimeError(f"the expected update of {arm} does not come to rest")
 
@@ -182,8 +179,8 @@ def objective(policies: Sequence[np.ndarray], references: Sequence[np.ndarray], 
 def measure(arm: Arm, seed: int, tokens: int, task: str, beta: float) -> tuple[Arm, float, float]:
     """Solve and train one arm with one seed; return it, and the shares of the gap that are closed, exact and trained."""
     torch.set_num_threads(1)
-    exact, blind = TASKS[task], arm.setting == "blind"
-    model = "agents.benchmark.studies.sampler_mismatch:Blind" if blind else "agents.evaluation.exact_optimum:Table"
+    exact = TASKS[task]
+    model = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": exact.vocab_size, "length": exact.length + 1}
     weights = dataclasses.asdict(CORRECTIONS[arm.correction])
     agent = RLOO(
         "TransformerPolicy",
@@ -193,8 +190,8 @@ def measure(arm: Arm, seed: int, tokens: int, task: str, beta: float) -> tuple[A
         n_episodes=64,
         batch_size=64,
         beta=beta,
-        kl_estimator="k1" if blind else "full",
-        policy_kwargs={"model": {"class": model, "vocab_size": exact.vocab_size, "length": exact.length + 1}},
+        kl_estimator=arm.setting,
+        policy_kwargs={"model": model},
         rollout_buffer_kwargs={f"importance_sampling_{name}": value for name, value in weights.items()},
     )
     agent.generator = Tempered(arm.temperature)
@@ -228,11 +225,11 @@ class Mismatch:
         processes: Runs side by side, one thread each.
     """
 
-    settings: tuple[Setting, ...] = ("blind", "full")
+    settings: tuple[Setting, ...] = ("k1", "full")
     temperatures: tuple[float, ...] = (0.7, 1.5)
     corrections: tuple[str, ...] = tuple(CORRECTIONS)
     seeds: int = 5
-    tokens: int = 60_000
+    tokens: int = 40_000
     task: str = "Smooth"
     beta: float = BETA
     processes: int = 2
@@ -249,7 +246,7 @@ def main(config: Mismatch) -> None:
     for arm in arms:
         solved, trained = np.transpose([shares for own, *shares in results if own == arm])
         rows.append([*arm, f"{solved.mean():.3f}", "{:.3f} [{:.3f}, {:.3f}]".format(*interval(mean, [trained]))])
-    print(markdown_table(("setting", "temperature of the generator", "importance sampling", "exact", "trained"), rows))
+    print(markdown_table(("KL", "temperature of the generator", "importance sampling", "exact", "trained"), rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.registry import ALGORITHMS
 from agents.algorithms.sft import SFT
 from agents.cli.main import main
-from agents.training.settings import OFFLINE
+from agents.training.settings import FROM_PAIRS, OFFLINE
 from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
@@ -89,7 +89,8 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
 
 @pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
-    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--reward", "length", "--eval-texts", "8"]
+    sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--eval-texts", "8"]
+    sizes += ["--reward", '{"name": "sum", "terms": {"length": "length"}}' if algo == "gdpo" else "length"]
     sizes += ["--batch-size", "8"] if ALGORITHMS[algo].minibatches else []
     arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), *sizes]
     assert main(arguments) == 0
@@ -99,7 +100,7 @@ def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     assert samples and set(samples[0]) == {"tokens", "prompt", "response", "score"}
     (log,) = (tmp_path / "run" / algo / "log-0").glob("progress.json")
     names = {name.split("/")[0] for line in log.read_text().splitlines() for name in json.loads(line)}
-    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout"}
+    assert {"objective", "kl", "tokens", "time"} <= names <= {"objective", "kl", "tokens", "time", "policy", "value", "rollout", "reward"}
     assert main(arguments) == 0  # done already: nothing is trained again
     assert (tmp_path / "run" / algo / "curve.csv").read_text() == curve
     assert main(["evaluate", str(tmp_path / "run"), "--texts", "8"]) == 0
@@ -112,9 +113,9 @@ def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys
     pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
-    if algo in ("dpo", "ipo"):
+    if algo in (*FROM_PAIRS, "kto"):
         assert main(arguments) == 2
-        assert "pass --preferences FILE" in capsys.readouterr().err
+        assert "--preferences FILE" in capsys.readouterr().err
         arguments += ["--preferences", str(tmp_path / "pairs.jsonl")]
     arguments += ["--steps", "2", "--eval-texts", "8"]
     assert main(arguments) == 0

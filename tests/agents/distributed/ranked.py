@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import agents.training.reward_hacking_callback
-from agents import NLPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
+from agents import NLPO, OnlineDPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
 from agents.cli.main import main
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
@@ -38,17 +38,23 @@ CASES = {
     "rloo": (OURS, {"estimator": "rloo", "policy_kwargs": {"model": GPT2, "micro_batch_size": 2}}),  # tied weights
     "grpo": (OURS, {"estimator": "grpo", "kl_in": "loss", "kl_estimator": "k3", "loss_aggregation": "sequence", "batch_size": 4, **PTX}),
     "full": (OURS, {"estimator": "rloo", "kl_estimator": "full", "loss_aggregation": "budget", "policy_kwargs": {"top_p": 0.9}}),
+    "gdpo": (OURS, {"estimator": "gdpo", "kl_in": "loss", "kl_estimator": "k3"}),
     "plus": (OURS, {"estimator": "reinforce++", "rollout_buffer_kwargs": {"whiten_rewards": True, "norm_reward": True}}),
     "warm": (OURS, {"estimator": "gae", "critic_warmup": 2, "policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
     "stop": (OURS, {"estimator": "gae", "n_epochs": 4, "target_kl": 1e-3, "max_grad_norm": 0.5}),
     "gspo": (OURS, {"estimator": "rloo", "surrogate": "gspo", "clip_range": 0.01, "off_policy_mask": 1e-3, "entropy_target": 2.0}),
     "kl_cov": (OURS, {"estimator": "rloo", "surrogate": "kl-cov", "cov_share": 0.05, "policy_kwargs": {"micro_batch_size": 2}}),
     "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
+    "pairs": (OnlineDPO, {"batch_size": 6, "policy_kwargs": {"micro_batch_size": 2}}),
 }
 ROLLOUTS = 5
 RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
 FLAT = ("actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs", "kl", "scores")
-WHOLE = ("segments", "trained", "_offsets", "stats", "full")
+WHOLE = ("segments", "infos", "trained", "_offsets", "stats", "full")
+
+
+def partly(prompts, completions):
+    return [float(len(text)) if len(prompt) > 4 else None for prompt, text in zip(prompts, completions, strict=True)]
 
 
 def make_env(group_size, rows=16, order="random"):
@@ -63,8 +69,11 @@ def make(case, **changed):
     if made is TextA2C:
         del settings["batch_size"]
     policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
-    grouped = settings.get("estimator") in ("rloo", "grpo")
-    model = made(next(iter(made.policy_aliases)), make_env(4 if grouped else 1), policy_kwargs=policy, device="cpu", **settings)
+    group_size = 2 if made is OnlineDPO else 4 if settings.get("estimator") in ("rloo", "grpo", "gdpo") else 1
+    env = make_env(group_size)
+    if case == "gdpo":
+        env.reward_model = {"name": "sum", "terms": {"sevens": sevens, "length": partly}}
+    model = made(next(iter(made.policy_aliases)), env, policy_kwargs=policy, device="cpu", **settings)
     return model
 
 

@@ -296,14 +296,14 @@ def test_the_study_sums_what_the_library_does():
             backbone.lm.rows.weight.detach().double()[index].log_softmax(-1).numpy()
             for backbone in (agent.policy.backbone, agent.rollout_buffer.reference)
         )
-        update, visits = expected_update(logits, reference, texts, Arm("blind", 0.6, name), 0.3)
+        update, visits = expected_update(logits, reference, texts, Arm("k1", 0.6, name), 0.3)
         np.testing.assert_allclose(update, -found[index], atol=1e-5)
         assert visits[0] == pytest.approx(1) and np.abs(update).max() > 0.02
     levels = np.split(reference, [1, 4])
     best, optimum = tree.optimum(levels, 0.3)
-    for arm in (Arm("full", 1.0, "none"), Arm("full", 1.5, "sequence_truncate, no cap")):
+    for arm in (Arm("full", 1.0, "none"), Arm("full", 1.5, "sequence_truncate, no cap"), Arm("k1", 0.7, "none")):  # the last is immune
         (end,) = fixed_point([reference], [texts], arm, 0.3)
-        np.testing.assert_allclose(end, np.concatenate(optimum), atol=1e-4)
+        np.testing.assert_allclose(np.exp(end), np.exp(np.concatenate(optimum)), atol=1e-6)
     (biased,) = fixed_point([reference], [texts], Arm("full", 1.5, "none"), 0.3)
     assert best - tree.evaluate(np.split(biased, [1, 4]), levels, 0.3).objective > 0.001
 

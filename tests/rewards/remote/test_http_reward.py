@@ -71,7 +71,7 @@ def test_garbage_is_asked_for_three_times():
 
 @pytest.mark.parametrize(
     ("scores", "message"),
-    [([1.0], "1 scores for 3"), ([1.0, float("nan"), 2.0], "nan for 'px'"), ([1.0, None, 2.0], "None for 'px'"),
+    [([1.0], "1 scores for 3"), ([1.0, float("nan"), 2.0], "nan for 'px'"), ([1.0, "2", 2.0], "'2' for 'px'"),
      ([1.0, True, 2.0], "True"), ("abc", "must be"), ([1.0, 10**400, 0.0], "finite")],
 )  # fmt: skip
 def test_answers_that_are_no_scores(scores, message):
@@ -155,6 +155,14 @@ def test_a_cache_on_disk_makes_a_second_run_free(tmp_path):
         HttpReward(server.url, cache=other)
 
 
+def test_null_does_not_apply(tmp_path):
+    with FaultyServer(lambda body: {"scores": [None if len(e["response"]) == 1 else 2.0 for e in body["episodes"]]}) as server:
+        over = HttpReward(server.url, cache=tmp_path / "scores.db")
+        for _ in range(2):
+            assert over.score(episodes(3)) == [2.0, None, 2.0]
+        assert [len(body["episodes"]) for body in server.bodies] == [3, 1]  # a null is asked for again
+
+
 def test_ctrl_c_ends_the_wait_and_loses_no_score(tmp_path):
     path = tmp_path / "scores.db"
     with FaultyServer(lengths, [None, None, ("stall", 60)]) as server:
@@ -215,7 +223,8 @@ def test_copies():
 def served(name):
     """Serve a reward model from a thread of this process."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(rewards.make(name)), log_level="warning"))
+    model = rewards.make(name) if isinstance(name, str) else name
+    server = uvicorn.Server(uvicorn.Config(make_app(model), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -254,6 +263,12 @@ def test_a_served_reward_scores_as_the_reward_itself(monkeypatch):
 def test_a_served_reward_that_fails_names_the_text():
     with served("exact_match") as url, pytest.raises(RewardError, match=r"422.*so fine"):  # there is no reference to match
         HttpReward(url).score([Episode.from_text("so", " fine")])
+
+
+def test_a_served_reward_that_does_not_apply():
+    half = rewards.make("sum", terms={"long": lambda completions: [1.0 if len(text) > 2 else None for text in completions]})
+    with served(half) as url:
+        assert HttpReward(url).score(episodes(4)) == [None, None, None, 1.0]
 
 
 def test_the_served_schema():

@@ -5,11 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stable_baselines3.common.logger import Logger
 
 import rewards
+from agents.algorithms.common.metric_names import record_rollout
+from agents.distributed.ranks import Ranks
+from agents.rollouts.rollout_samples import RolloutResult, RolloutStats
 from rewards import RewardError
 from rewards.wrappers.improvement import ImprovementReward
 from textrl_env import Episode, IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVectorEnv, TextTask
+from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
+from textrl_env.reward_model import as_reward_model, checked_scores
+from textrl_env.reward_warnings import RewardWarning
 
 
 def words(prompts, completions):
@@ -312,3 +319,76 @@ def make(scale=1.0):
 def test_the_running_scale_never_divides_by_nothing():
     model = rewards.make("normalize", reward=words)
     assert [model.score(texts("x x"))[0] for _ in range(3)] == [0.0, 0.0, 0.0]
+
+
+def shouts(prompts, completions):
+    """Applies to texts with an "a" only."""
+    return [float(text.count("a")) if "a" in text else None for text in completions]
+
+
+def nothing(prompts, completions):
+    return [None] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "scores"),
+    [
+        ("sum", {"terms": {"w": words, "s": shouts}, "weights": {"s": 10}}, [22, 1, 13, 0]),
+        ("sum", {"terms": {"s": shouts, "n": nothing}}, [2, None, 1, None]),
+        ("product", {"terms": {"w": words, "s": shouts}}, [4, 1, 3, 0]),
+        ("minimum", {"terms": {"w": words, "s": shouts}}, [2, 1, 1, 0]),
+        ("ensemble", {"members": [words, shouts]}, [2, 1, 1, 0]),
+        ("gold_and_proxy", {"proxy": words, "gold": shouts}, [2, 1, 3, 0]),
+        ("gold_and_proxy", {"proxy": shouts, "gold": words}, [2, None, 1, None]),
+        ("clip", {"reward": shouts, "high": 1.5}, [1.5, None, 1, None]),
+        ("threshold", {"reward": shouts, "at": 2}, [1, None, 0, None]),
+        ("normalize", {"reward": shouts}, [1, None, -1, None]),  # mean 1.5, deviation .5, of the two texts that it applies to
+    ],
+)
+def test_none_does_not_apply(name, arguments, scores):
+    model = rewards.make(name, **arguments)
+    assert model.score(BATCH) == [None if score is None else pytest.approx(score) for score in scores]
+    outer = rewards.make("sum", terms={"inner": rewards.make(name, **arguments), "a": ayes})
+    assert outer.score(BATCH) == pytest.approx([(score or 0) + a for score, a in zip(scores, [2, 0, 1, 0], strict=True)])
+    np.testing.assert_array_equal(np.isnan(outer.last_terms["inner"]), [score is None for score in scores])
+
+
+def test_a_text_without_a_score_is_refused_and_shown():
+    task = TextTask(IntegerTokenizer(10), [Prompt("1")], 2)
+    half = rewards.make("sum", terms={"few": lambda completions: [1.0 if "7" in text else None for text in completions]})
+    env = TextGenerationVectorEnv(2, task, reward=half)
+    env.reset(seed=0)
+    env.step(np.array([7, 3]))
+    with pytest.raises(RewardError, match=r"None for 1 of 2 texts, '1 3 4': no reward applies"):
+        env.step(np.array([4, 4]))
+    with pytest.raises(RewardError, match=r"None for 4 of 4 texts, 'pa a', 'pb', 'pa b c': no reward applies"):
+        checked_scores(as_reward_model(nothing), BATCH)
+    with pytest.raises(RewardError, match=r"returned nan for 'pa a'; it must be finite"):
+        rewards.make("sum", terms={"w": words, "x": lambda completions: [float("nan")] * len(completions)}).score(BATCH)
+
+
+def test_a_term_that_applies_to_no_text_is_named():
+    model = rewards.make("sum", terms={"w": words, "never": nothing, "s": shouts})
+    model.score(BATCH * 15)
+    with pytest.warns(RewardWarning, match=r"term 'never' gave None .* first 64 texts, among them 'pa a', 'pb', 'pa b c'"):
+        model.score(BATCH)
+    model.score(BATCH * 20)  # once
+
+
+def test_what_does_not_apply_in_the_infos_and_the_log():
+    task = TextTask(IntegerTokenizer(10), [Prompt("1"), Prompt("2")], 2, prompt_order="sequential")
+    reward = {"name": "sum", "terms": {"w": words, "one": lambda prompts, completions: [3.0 if p == "1" else None for p in prompts]}}
+    env = TextGenerationVecEnv(4, task=task, reward=reward)
+    env.reset()
+    env.step(np.full(4, 5))
+    infos = env.step(np.array([5, 5, 5, 0]))[3]
+    assert [info["reward_terms"] for info in infos] == [
+        {"w": 2.0, "one": 3.0}, {"w": 2.0, "one": None}, {"w": 2.0, "one": 3.0}, {"w": 1.0, "one": None},
+    ]  # fmt: skip
+    assert [info["score"] for info in infos] == [5.0, 2.0, 5.0, 1.0]
+    logger = Logger(None, [])
+    stats = RolloutStats(0, 0, 0, 0, 3.25, 0, 0, 8, 4, 0)
+    record_rollout(logger, RolloutResult(infos, stats, 1.0), Ranks())
+    logged = logger.name_to_value
+    assert logged["reward/w"] == 1.75 and logged["reward/one"] == 3.0 and logged["reward_applied/one"] == 0.5
+    assert "reward_applied/w" not in logged
