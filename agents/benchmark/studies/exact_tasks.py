@@ -10,7 +10,7 @@ counts.  The second measure asks of each where it went: the share of the rise in
 by prompt.  It is 1 for the optimum of any beta, and says nothing about which of them is wanted; the third table says how far they went.
 
 Where GRPO and Dr. GRPO lead if nothing is sampled is known too: "at rest" is the policy at which their expected update vanishes (see
-`agents.evaluation.fixed_points`), with references as those of the runs.  What they miss in the first table, it misses.
+`agents.evaluation.fixed_points`), with the references of the runs.  The gap that it leaves is the objective's, not the run's.
 
 The tables show the interquartile mean over seeds and its 95% interval (see `aggregate_statistics`).  Every finished run is a
 line in `runs.jsonl`; the same command goes on from there.
