@@ -108,7 +108,8 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
 
 
 SFT = "--learning-rate, --preferences, --seed, --shard, --steps"
-PPO = ("--batch-size, --beta, --critic, --held-out, --kl-target, --learning-rate, --min-new-tokens, --n-episodes, --reference, --seed, "
+PPO = ("--batch-size, --beta, --critic, --eval-every, --held-out, --keep-best, --kl-target, --learning-rate, --min-new-tokens, "
+       "--n-episodes, --reference, --seed, "
        "--shard, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
 RLOO = PPO.replace("--critic, ", "")
 
