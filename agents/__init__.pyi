@@ -3,8 +3,10 @@ from .algorithms.distillation import Distillation as Distillation
 from .algorithms.dpo import DPO as DPO
 from .algorithms.expert_iteration import ExpertIteration as ExpertIteration
 from .algorithms.grpo import GRPO as GRPO
+from .algorithms.kto import KTO as KTO
 from .algorithms.maskable_ppo import TextMaskablePPO as TextMaskablePPO
 from .algorithms.nlpo import NLPO as NLPO
+from .algorithms.online_dpo import OnlineDPO as OnlineDPO
 from .algorithms.policy_gradient import TextPolicyGradient as TextPolicyGradient
 from .algorithms.ppo import TextPPO as TextPPO
 from .algorithms.reinforce import Reinforce as Reinforce

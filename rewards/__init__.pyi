@@ -27,6 +27,10 @@ from .preferences.preference import write_preferences as write_preferences
 from .preferences.preference_files import read_preference_file as read_preference_file
 from .preferences.preference_files import read_preferences as read_preferences
 from .preferences.preference_files import read_rankings as read_rankings
+from .preferences.thumbs import Thumb as Thumb
+from .preferences.thumbs import read_thumbs as read_thumbs
+from .preferences.thumbs import thumbs_of as thumbs_of
+from .preferences.thumbs import thumbs_of_ratings as thumbs_of_ratings
 from .registry import RewardError as RewardError
 from .registry import RewardFunction as RewardFunction
 from .registry import RewardModel as RewardModel

@@ -1,35 +1,31 @@
-"""DPO: learning from preferences without a reward model and without sampling."""
+"""DPO and its relatives: learning from preferences without a reward model and without sampling."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import nn
 
 from rewards.fitting.losses import bradley_terry_loss
-from rewards.models.lora import adapted_layers
 from rewards.preferences.preference import Preference
 from textrl_env import Prompt, Tokenizer
 from textrl_env.prompts.encoding import encode_prompts
-from textrl_env.tokenizer import check_same_tokens
 
-from ..distributed.ranks import digest
-from ..models.backbones import Backbone, backbone_of
-from ..models.loading import LMSource, frozen, is_in_shards, load_lm
-from ..models.log_probs import action_log_probs
-from ..models.lora import without_adapters
-from ..models.sampler import Sampler
-from ..models.sequences import TextRecord, pack
-from .common.supervised import Supervised, SupervisedArguments
+from ..models.loading import LMSource
+from ..models.sequences import TextRecord
+from .common.supervised import SupervisedArguments
+from .common.supervised_with_reference import SupervisedWithReference
 from .common.training_warnings import TrainingWarning
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+Loss = Literal["sigmoid", "ipo", "robust", "simpo"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+_SUITED = {"simpo": (2.0, 1.0)}  # beta and gamma that Meng et al. (2024) took for Llama-3-Base
 _WEIGHTS = ("weight", "weights", "sample_weight")
 
 
@@ -49,27 +45,36 @@ class Pair(NamedTuple):
     margin: float = 0.0
 
 
-class DPO(Supervised):
-    """Direct preference optimisation (Rafailov et al. 2023), or IPO (Azar et al. 2024).
+class DPO(SupervisedWithReference):
+    """Direct preference optimisation (Rafailov et al. 2023) and its relatives: IPO, robust DPO, SimPO.
 
     It learns from `Preference`s, or from `Pair`s of texts as a policy wrote them, of which only the policy's own tokens count.
 
     With D = log(pi / pi_ref) of the chosen text minus that of the rejected one, and p the label of a comparison (1: certain, 0.5: a
     tie), the loss is -p log sigmoid(h) - (1 - p) log sigmoid(-h), where h = beta * D - margin: the soft labels of conservative DPO
-    (Mitchell 2023) and the offset of ODPO (Amini et al. 2024).  IPO's is (D - (2 p - 1) / (2 beta))^2, and it takes no margins.  With
-    preferences that follow Bradley and Terry on a reward R, DPO's optimum is that of the KL-regularised return: pi_ref * exp(R / beta) / Z.
+    (Mitchell 2023) and the offset of ODPO (Amini et al. 2024).  With preferences that follow Bradley and Terry on a reward R, its optimum
+    is that of the KL-regularised return: pi_ref * exp(R / beta) / Z.  The others differ in one thing each:
+
+    - `"ipo"` (Azar et al. 2024): the loss is (D - (2 p - 1) / (2 beta))^2; it takes no margins.
+    - `"robust"` (Chowdhury et al. 2024): p becomes (p - e) / (1 - 2 e), e the `label_smoothing`, so that the expected loss is that of the
+      labels before a share e of them was turned round.  Beyond 0 and 1, such a label has no lower bound of its loss: take few epochs.
+    - `"simpo"` (Meng et al. 2024): D is the difference of log pi per token, without a reference, and the margin of every pair is `gamma`
+      more.  Nothing holds it to the first policy but a small learning rate.
 
     Comparisons count alike: one that is there twice counts twice, whoever the annotator and the group; `rewards.consensus` makes one
     of several people's answers.  Pairs of equal responses teach nothing and are left out, and an empty response is one that ends at once.
 
     Args:
         model: What `agents.models.loading.load_lm` takes; it is trained.
-        beta: Coefficient of KL, > 0.  Default: 0.1.
-        loss: `"sigmoid"` or `"ipo"`.  Default: `"sigmoid"`.
+        beta: Coefficient of KL, > 0; of SimPO the scale of a reward that is a mean over tokens.  Default: 0.1, of SimPO 2.
+        loss: `"sigmoid"`, `"ipo"`, `"robust"` or `"simpo"`.  Default: `"sigmoid"`.
         reference: What KL is measured against; None: the model as it was given, under `lora` without a copy: the base under the adapters.
+        label_smoothing: Share e of the labels that are wrong, in [0, 0.5): p becomes p (1 - 2 e) + e, of `"robust"` the inverse of that.
+            Default: 0.
+        gamma: Margin that every pair has besides its own, at least 0.  Default: 0, of SimPO 1.
 
     Raises:
-        ValueError: Beta is not positive, the loss is unknown, or `max_new_tokens` is less than 1.
+        ValueError: Beta is not positive, the loss is unknown or has no use for an argument, or `max_new_tokens` is less than 1.
     """
 
     __module__ = "agents"
@@ -83,25 +88,32 @@ class DPO(Supervised):
         self,
         model: LMSource,
         tokenizer: Tokenizer,
-        beta: float = 0.1,
-        loss: Literal["sigmoid", "ipo"] = "sigmoid",
+        beta: float | None = None,
+        loss: Loss = "sigmoid",
         reference: LMSource | None = None,
+        label_smoothing: float = 0.0,
+        gamma: float | None = None,
         **arguments: Unpack[SupervisedArguments],
     ) -> None:
-        if not beta > 0 or loss not in ("sigmoid", "ipo"):
-            raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss 'sigmoid' or 'ipo'")
-        super().__init__(model, tokenizer, **arguments)
-        self.beta, self.loss, self.num_equal = beta, loss, 0
+        suited = _SUITED.get(loss, (0.1, 0.0))
+        beta, gamma = suited[0] if beta is None else beta, suited[1] if gamma is None else gamma
+        if not beta > 0 or loss not in LOSSES:
+            raise ValueError(f"beta={beta}, loss={loss!r}: beta must be positive, the loss one of {', '.join(LOSSES)}")
+        if not 0 <= label_smoothing < 0.5 or not 0 <= gamma < np.inf:
+            raise ValueError(f"label_smoothing={label_smoothing}, gamma={gamma}: must be in [0, 0.5), and at least 0")
+        if loss == "ipo" and gamma:
+            raise ValueError(f"gamma={gamma} is a margin, and IPO has a target of its own, 1 / (2 beta): leave it out")
+        if loss == "simpo" and reference is not None:
+            raise ValueError("loss='simpo' compares with no reference: leave it out, or take another loss")
+        self.loss: Loss = loss
+        super().__init__(model, tokenizer, reference, **arguments)
+        self.beta, self.num_equal = beta, 0
+        self.label_smoothing, self.gamma = label_smoothing, gamma
         self._right: list[float] = []  # whether each comparison of the latest step came out right, 1 or 0
-        check_same_tokens(reference, tokenizer, "reference")
-        if reference is None and adapted_layers(self.lm):
-            self.reference = without_adapters(self.backbone)
-            return
-        other = load_lm(self._in_shards(model if reference is None else reference, arguments.get("lora")))
-        if reference is None and not is_in_shards(other):
-            other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
-        self.reference = backbone_of(frozen(other).to(self.backbone.device))
-        self.reference.autocast = self.backbone.autocast
+
+    @property
+    def _compares(self) -> bool:
+        return self.loss != "simpo"
 
     def _encode(self, texts: Sequence[Preference | Pair]) -> list[Pair]:
         rows = iter(self._encode_preferences([text for text in texts if not isinstance(text, Pair)]))
@@ -132,12 +144,6 @@ class DPO(Supervised):
     def _records(self, rows: Sequence[Pair]) -> list[TextRecord]:
         return [row.chosen for row in rows] + [row.rejected for row in rows]
 
-    def _backbones(self) -> list[Backbone]:
-        return [self.backbone] if self.reference.lm is self.lm else [self.backbone, self.reference]
-
-    def _module(self) -> nn.Module:
-        return self.lm if self.reference.lm is self.lm else nn.ModuleDict({"lm": self.lm, "reference": self.reference.lm})
-
     def _mean_loss(self, rows: Sequence[Pair], backward: bool = False) -> float:
         loss = super()._mean_loss(rows, backward)
         together = self.engine.ranks
@@ -146,33 +152,49 @@ class DPO(Supervised):
 
     def _depends_on(self) -> dict[str, Any]:
         own = super()._depends_on()
-        return {**own, "reference": self._first if self.reference.lm is self.lm else digest(self.reference.lm)[0]}
+        return {name: value for name, value in own.items() if value or name not in ("label_smoothing", "gamma")}  # older files lack them
 
     def _loss(self, rows: Sequence[Pair]) -> torch.Tensor:
         texts = self._records(rows)
-        with torch.no_grad():  # before the policy's pass, which keeps its activations
-            of_reference = self._log_probs(self.reference, texts)  # (2 B,)
-        own = self._log_probs(self.backbone, texts)  # (2 B,)
-        chosen, rejected = (own - of_reference).unflatten(0, (2, -1))  # (B,) each
-        label, margin = torch.tensor([row[2:] for row in rows], device=own.device).T  # (B,) each
+        if self.loss == "simpo":
+            rewards = self._log_probs(self.backbone, texts)  # (2 B,)
+            rewards = rewards / rewards.new_tensor([len(text.actions) for text in texts])
+        else:
+            rewards = self._log_ratios(texts)  # (2 B,)
+        chosen, rejected = rewards.unflatten(0, (2, -1))  # (B,) each
+        label, margin = torch.tensor([row[2:] for row in rows], device=rewards.device).T  # (B,) each
         if torch.is_grad_enabled():  # half of those without a difference, as before the first step
             self._right += (0.5 + 0.5 * (chosen - rejected).detach().sign() * (label - 0.5).sign()).tolist()
-        if self.loss == "ipo":
-            return (chosen - rejected - (2 * label - 1) / (2 * self.beta)).square().mean()
-        return bradley_terry_loss(self.beta * chosen, self.beta * rejected, label=label, margin=margin)
+        label = smoothed(label, self.label_smoothing, self.loss == "robust")
+        return preference_loss((chosen, rejected), self.beta, label, margin + self.gamma, self.loss == "ipo")
 
     def _note(self) -> str:
         right, number = self.engine.ranks.sums([sum(self._right), len(self._right)])
         self._right = []
         return f"{super()._note()} accuracy {right / number:.0%}"
 
-    def _log_probs(self, model: Backbone, texts: Sequence[TextRecord]) -> torch.Tensor:
-        """Return the log-probabilities of responses, shape (2 B,)."""
-        batch = pack(texts, model.device)
-        actions = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=model.device)  # (N,)
-        log_probs, _ = action_log_probs(model, model.hidden(batch), batch, actions, Sampler(), self.tokenizer.vocab_size)  # (N,)
-        rows_of = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
-        return log_probs.new_zeros(len(texts)).index_add(0, rows_of, log_probs)  # (2 B,)
+
+def preference_loss(
+    rewards: tuple[torch.Tensor, torch.Tensor], beta: float, label: torch.Tensor, margin: torch.Tensor | None = None, squared: bool = False
+) -> torch.Tensor:
+    """Return the mean loss of DPO, or if it is squared that of IPO, see `DPO`, a scalar.
+
+    Args:
+        rewards: Implicit rewards over beta, mostly log(pi / pi_ref), of the chosen and the rejected texts, shape (B,) each.
+        beta: Their coefficient.
+        label: Probability that the chosen text is the better one, shape (B,).
+        margin: Shape (B,); IPO has none.
+        squared: Whether it is IPO's.
+    """
+    chosen, rejected = rewards
+    if squared:
+        return (chosen - rejected - (2 * label - 1) / (2 * beta)).square().mean()
+    return bradley_terry_loss(beta * chosen, beta * rejected, label=label, margin=margin)
+
+
+def smoothed(label: torch.Tensor, share: float, robust: bool) -> torch.Tensor:
+    """Return the probabilities that labels show the chosen text as the better one after a share of them is turned round; robust: before."""
+    return (label - share) / (1 - 2 * share) if robust else label * (1 - 2 * share) + share
 
 
 def check_comparisons(texts: Sequence[Preference]) -> None:

@@ -137,6 +137,11 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         useful = int(self.ranks.sums(len(self._unequal(self._rollout(buffer), buffer.beta))))
         return min(max(0, self.n_episodes - useful), most)
 
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest text allowed."""
+        return int(self.observation_space["response"].shape[0])  # type: ignore[index]
+
     def _rollout(self, buffer: SequenceRolloutBuffer) -> Rollout:
         _, groups = np.unique([segment.prompt_id for segment in buffer.segments], return_inverse=True)  # (S,)
         parts = reward_parts(text_env_of(self.env).core.reward_model, buffer.infos, buffer.scores) if self.estimator == "gdpo" else None
@@ -183,7 +188,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         if self.skip_equal_groups or self.overlong_filtering:
             self.logger.record("policy/update_skipped", float(not trained))
             if not trained and self.ranks.is_main:
-                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self.observation_space["response"].shape[0]))
+                self.health.warn(why, _NO_UPDATE[why].format(rollout=self.num_rollouts, limit=self._longest))
         self.logger.record("tokens/share_trained", trained / written)
 
     def _overlong(self) -> np.ndarray:
@@ -261,7 +266,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             surrogate=self.surrogate,
             clip=Clip(low, high, self.dual_clip, self.kl_cov_coef),
             aggregation=self.loss_aggregation,
-            longest=self.observation_space["response"].shape[0],  # type: ignore[index]
+            longest=self._longest,
             ent_coef=self._ent_coef_now,
             vf_coef=self.vf_coef,
             clip_vf=None if self.clip_range_vf is None else self.clip_range_vf(left),  # type: ignore[operator]

@@ -18,6 +18,7 @@ class Algorithm:
         group_size: Texts for each prompt that it compares with each other; 1: it compares none.
         minibatches: Whether it splits a rollout into minibatches, and so takes `batch_size`.
         critic: Whether it has one.
+        judge: Whether it takes one, which compares texts with each other.
         settings: Arguments that differ from the class's own defaults.
         when_loaded: Arguments with which a checkpoint is loaded: one of PPO by several processes was of another class before.
     """
@@ -26,6 +27,7 @@ class Algorithm:
     group_size: int = 1
     minibatches: bool = True
     critic: bool = False
+    judge: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     when_loaded: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,6 +68,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "gspo", "beta": 0.0}),
     "gmpo": Algorithm("grpo:GRPO", group_size=4, settings=_GMPO),
     "cispo": Algorithm("grpo:GRPO", group_size=4, settings={"surrogate": "cispo", "clip_range": 1.0, "clip_range_high": 4.0, **_RESAMPLED}),
+    "online-dpo": Algorithm("online_dpo:OnlineDPO", group_size=2, judge=True, settings={"beta": 0.1, "n_epochs": 2}),
     "distill": Algorithm("distillation:Distillation", settings={"beta": 1.0}),
 }
 

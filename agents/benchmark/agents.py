@@ -33,6 +33,7 @@ from textrl_env.utils.user_code import named_object
 
 from ..algorithms.dpo import Pair
 from ..algorithms.expert_iteration import ExpertIteration
+from ..algorithms.kto import JudgedText
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.best_of import kl_of_best
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
@@ -40,6 +41,7 @@ from ..models.loading import frozen, load_lm
 from ..policies.transformer_policy import TransformerPolicy
 from ..training.offline_training import supervised
 from ..training.policy_training import Linear
+from ..training.settings import FROM_PAIRS, OPTIONS
 from ..utils.contents import contents_hash
 from .spec import Spec
 
@@ -207,29 +209,44 @@ def _best_of_n(setup: LearningSetup, n: int = 8) -> TrainedAgent:
     return TrainedAgent(write)
 
 
-def _pairs(setup: LearningSetup) -> list[Pair]:
-    """Spend the budget on pairs of texts of the base policy, and prefer what the environment pays more for; ties are left out."""
+def compared_pairs(setup: LearningSetup) -> list[tuple[Pair, float]]:
+    """Spend the budget on pairs of texts of the base policy, and prefer what the environment pays more for; ties are left out.
+
+    Returns:
+        The pairs, and how much more is paid for the preferred text.
+    """
     number = max(8, int(setup.tokens / (2 * setup.length)))
     task = dataclasses.replace(setup.task, prompt_order="sequential")
     policy = make_policy(setup.task, setup.base)
     one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
     rows = zip(one.records, two.records, one.returns, two.returns, strict=True)
-    return [Pair(*((a, b) if x > y else (b, a))) for a, b, x, y in rows if x != y]
+    return [(Pair(*((a, b) if x > y else (b, a))), abs(x - y)) for a, b, x, y in rows if x != y]
 
 
-def _offline(algo: str, setup: LearningSetup, beta: float | None = None, learning_rate: float = 1e-4, epochs: int = 3) -> TrainedAgent:
+def _offline(
+    algo: str,
+    setup: LearningSetup,
+    beta: float | None = None,
+    learning_rate: float = 1e-4,
+    epochs: int = 3,
+    label_smoothing: float | None = None,
+    gamma: float | None = None,
+) -> TrainedAgent:
     """Learn from pairs that the base policy wrote and the reward compared: `sft` from the better texts, the others from both.
 
-    Their beta is the usual 0.1, or the setup's where that asks for more.
+    Their beta is the usual one (0.1, of `simpo` 2), or the setup's where that asks for more.
     """
-    beta = max(0.1, setup.beta) if beta is None else beta
-    pairs = _pairs(setup)
+    usual = None if algo == "sft" else max(OPTIONS[algo]["beta"] or 0.0, setup.beta)
+    options: dict[str, Any] = {"beta": usual if beta is None else beta, "label_smoothing": label_smoothing, "gamma": gamma}
+    pairs = [pair for pair, _ in compared_pairs(setup)]
     if not pairs:
         return _reference(setup)  # the reward likes all texts alike: nothing can be learned from it
     # Of 1e-4, 2e-4 and 5e-4 the least is best on Recall, Lock and Dialogue: DPO drifts far from the base policy otherwise
-    trainer = supervised(algo, setup.base, setup.task, learning_rate, beta, setup.seed)
+    trainer = supervised(algo, setup.base, setup.task, learning_rate, setup.seed, **{k: v for k, v in options.items() if v is not None})
     data: Any = [pair.chosen for pair in pairs] if algo == "sft" else pairs
-    trainer.learn(data, max(1, epochs * len(pairs) // trainer.batch_size))
+    if algo == "kto":
+        data = [JudgedText(text, good) for pair in pairs for text, good in ((pair.chosen, 1.0), (pair.rejected, 0.0))]
+    trainer.learn(data, max(1, epochs * len(data) // trainer.batch_size))
     policy = make_policy(setup.task, setup.base)
     policy.lm.load_state_dict(trainer.lm.state_dict())
     return _of_policy(policy, setup)
@@ -246,8 +263,7 @@ _OTHERS: Mapping[str, Callable[..., TrainedAgent]] = {
     "random": _random,
     "best-of-n": _best_of_n,
     "sft": partial(_offline, "sft", learning_rate=1e-3),
-    "dpo": partial(_offline, "dpo"),
-    "ipo": partial(_offline, "ipo"),
+    **{name: partial(_offline, name) for name in (*FROM_PAIRS, "kto")},
     "expert-iteration": _expert_iteration,
 }
 NAMES = (*ALGORITHMS, *_OTHERS)

@@ -164,14 +164,14 @@ class Export:
     Attributes:
         study: Its folder.
         out: The file.
-        format: `preferences` for `textrl reward report`, `train` and `rewards.read_preferences`; `answers` with everything, for another
-            study; `label-studio` for Label Studio.
+        format: `preferences` for `textrl reward report`, `train` and `rewards.read_preferences`; `ratings` of single responses for `textrl
+            train --algo kto`; `answers` with everything, for another study; `label-studio` for Label Studio.
         consensus: Of pairs, one comparison each with the probability that Dawid and Skene's model gives, instead of every answer.
     """
 
     study: _Folder = _STUDY
     out: Path = Path("preferences.jsonl")
-    format: Literal["preferences", "answers", "label-studio"] = "preferences"
+    format: Literal["preferences", "ratings", "answers", "label-studio"] = "preferences"
     consensus: bool = False
 
 

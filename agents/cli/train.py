@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from rewards import Preference
 from rewards.models.suited_rate import MILLION
 from rewards.preferences.preference_files import read_preferences
+from rewards.preferences.thumbs import Thumb, read_thumbs, thumbs_of
 from textrl_env import TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import as_reward_model, own_code
@@ -36,7 +37,7 @@ from ..training.policy_training import Before, train_policy
 from ..training.reward_hacking_callback import RewardHackingCallback
 from ..training.run_outcome import OUTCOME_FILES, OUTDATED, Exam, num_eval_texts, run_outcome
 from ..training.run_plan import DryRun
-from ..training.settings import DEFAULT_TASK, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
+from ..training.settings import DEFAULT_TASK, FROM_PAIRS, OFFLINE, OfflineTraining, PolicyTraining, check_penalty
 from ..training.text_corpus import task_data, task_of
 from ..training.trained_run import BEST
 from ..training.validation import TEXTS, ValidationCallback, validation_task
@@ -59,7 +60,7 @@ class Job:
         config: The flags.
         run: Where it goes.
         task: What is trained on.
-        pairs: Comparisons to learn from, if there are any.
+        pairs: Comparisons to learn from, or judgements of single texts, if there are any.
         reward: As plain data.
         held_out: A reward that is not optimised, if there is one.
         training: How.
@@ -71,7 +72,7 @@ class Job:
     config: Train
     run: RunFolder
     task: TextTask
-    pairs: Sequence[Preference] | None
+    pairs: Sequence[Any] | None
     reward: Any
     held_out: Any
     training: PolicyTraining | OfflineTraining
@@ -85,7 +86,8 @@ class Job:
         task = task_data(vars(self.config))
         if not isinstance(task, str):  # the model counts by itself, and its tokenizer with it
             task = {name: value for name, value in task.items() if name != "tokenizer"}
-        return {"task": task, "corpus": self.config.corpus, "reward": self.reward, "preferences": self.config.preferences}
+        own = {"task": task, "corpus": self.config.corpus, "reward": self.reward, "preferences": self.config.preferences}
+        return {**own, **{name: value for name in ("ratings", "good_above") if (value := getattr(self.config, name)) is not None}}
 
     @property
     def before(self) -> Before:
@@ -107,9 +109,10 @@ def run_train(config: Train) -> None:
     reward = reward_of(config.reward)
     _check_fitted_elsewhere(config, reward)
     held_out = None if config.held_out is None else reward_of(config.held_out, "--held-out")
-    for code in own_code([reward, held_out]):
+    judge = None if config.judge is None else reward_of(config.judge, "--judge")
+    for code in own_code([reward, held_out, judge]):
         named_object(code)  # its faults are told before anything is trained
-    pairs = None if config.preferences is None else read_preferences(config.preferences, columns_of(config.columns))
+    pairs = _judgements(config)
     if config.dry_run:
         with TemporaryDirectory() as folder, suppress(DryRun):
             _train(_prepared(config, RunFolder(folder), pairs, (reward, held_out), console))
@@ -118,12 +121,21 @@ def run_train(config: Train) -> None:
     run = RunFolder(_folder(config))
     anew = config.overwrite and not started_again()
     with run.begin(f"train --algo {config.algo}", anew, [*OUTCOME_FILES, BEST]) if together.is_main else nullcontext():
-        other = config.held_out and absolute(config.held_out)
-        config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=other)
+        held, compared = (text and absolute(text) for text in (config.held_out, config.judge))
+        config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=held, judge=compared)
         job = _prepared(config, run, pairs, (reward, held_out), console)
         _train(job)
         if together.is_main:
             _tell_outcome(job)
+
+
+def _judgements(config: Train) -> Sequence[Preference] | Sequence[Thumb] | None:
+    """Read what is learned from, if it is not the corpus."""
+    columns = columns_of(config.columns)
+    if config.ratings is not None:
+        return read_thumbs(config.ratings, columns, config.good_above)
+    pairs = None if config.preferences is None else read_preferences(config.preferences, columns)
+    return pairs if config.algo != "kto" or pairs is None else thumbs_of(pairs)
 
 
 def _train(job: Job) -> None:
@@ -142,7 +154,7 @@ def _folder(config: Train) -> Path:
     return folder_beside(Path("runs/train"), given)
 
 
-def _prepared(config: Train, run: RunFolder, pairs: Sequence[Preference] | None, rewards: tuple[Any, Any], console: Console) -> Job:
+def _prepared(config: Train, run: RunFolder, pairs: Sequence[Any] | None, rewards: tuple[Any, Any], console: Console) -> Job:
     """Make the task, and resolve the settings."""
     with ranks().main_first():
         task = task_of(vars(config), run.path)
@@ -175,8 +187,8 @@ def _validation(config: Train, run: RunFolder) -> TextTask | None:
 
 
 def _held_apart(
-    config: Train, task: TextTask, run: RunFolder, pairs: Sequence[Preference] | None, console: Console
-) -> tuple[TextTask, Sequence[Preference] | None]:
+    config: Train, task: TextTask, run: RunFolder, pairs: Sequence[Any] | None, console: Console
+) -> tuple[TextTask, Sequence[Any] | None]:
     """Return a task as wide as its test prompts, which are read here so that none is missing at the end; and pairs without them."""
     test = task_of(vars(config), run.path, "test")
     console.print(f"{len(task.prompts):,} prompts train, {len(test.prompts):,} evaluate", highlight=False)
@@ -187,7 +199,8 @@ def _held_apart(
     evaluated = {prompt.text for prompt in test.prompts}
     kept = [pair for pair in pairs if pair.prompt not in evaluated]
     if len(kept) < len(pairs):
-        console.print(f"{len(pairs) - len(kept)} of {len(pairs)} comparisons are left out: their prompts evaluate", highlight=False)
+        what = "judged texts" if config.algo == "kto" else "comparisons"
+        console.print(f"{len(pairs) - len(kept)} of {len(pairs)} {what} are left out: their prompts evaluate", highlight=False)
     return wide, kept
 
 
@@ -212,7 +225,8 @@ def _playing(job: Job) -> None:
     rules = _policy_arguments(job)
     outdated = [*OUTDATED, f"evaluation-{BEST}.*", f"groups-{BEST}.json"]
     how = (config.algo, CallbackList(callbacks), outdated, config.teacher or config.reference, job.before)
-    train_policy(run, config.algo, base, env, training, depends_on, rules, *how, shard=config.shard)
+    judge = {} if config.judge is None else {"judge": reward_of(config.judge, "--judge")}
+    train_policy(run, config.algo, base, env, training, depends_on, rules, *how, judge, shard=config.shard)
     for name, message in watch.alarms.items():
         job.console.print(f"alarm, {name}: {message}", style="bold red", highlight=False, markup=False)
 
@@ -258,8 +272,12 @@ def _check_settings(config: Train) -> None:
     config.check_validation()
     arguments_of(config.lora, "--lora")
     check_penalty(config.beta, config.kl_target)
-    if config.algo in ("dpo", "ipo") and config.preferences is None:
+    if config.algo in FROM_PAIRS and config.preferences is None:
         raise ValueError(f"--algo {config.algo} learns from preferences: pass --preferences FILE")
+    if config.algo == "kto" and (config.preferences is None) == (config.ratings is None):
+        raise ValueError("--algo kto learns from single texts: pass --ratings FILE, or else --preferences FILE, of which it judges both")
+    if config.good_above is not None and config.ratings is None:
+        raise ValueError(f"--good-above {config.good_above:g}: for the file of --ratings, which is not given")
     if config.algo == "distill" and config.teacher is None:
         raise ValueError("--algo distill learns from a teacher: pass --teacher MODEL, a folder, hub id or .gguf file")
 
@@ -331,10 +349,11 @@ def _first_policy(job: Job) -> str:
     return str(base_policy(job.task, progress_bar=ranks().is_main))
 
 
-def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference], console: Console) -> None:
+def _tell_strange_texts(model: str, task: TextTask, pairs: Sequence[Preference] | Sequence[Thumb], console: Console) -> None:
     """Say so where a base policy predicts the preferred texts no better than chance."""
+    good = [(it.prompt, it.response) if isinstance(it, Thumb) else (it.prompt, it.chosen) for it in pairs]
     knows = SFT(model, task.tokenizer, train_on_prompts=False, max_new_tokens=task.max_new_tokens)
-    nats, chance = knows.evaluate([(pair.prompt, pair.chosen) for pair in pairs[:_LOOKED_AT]]), math.log(task.tokenizer.vocab_size)
+    nats, chance = knows.evaluate(good[:_LOOKED_AT]), math.log(task.tokenizer.vocab_size)
     if nats > chance:
         console.print(
             f"the base policy does not know such texts: it predicts them at {nats:.1f} nats a token, and guessing among its tokens is "

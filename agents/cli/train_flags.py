@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
-from ..training.settings import DEFAULT_TASK, KEEP, OF_PROMPTS, OFFLINE
+from ..training.settings import DEFAULT_TASK, FROM_PAIRS, KEEP, OF_PROMPTS, OFFLINE
 from ..utils.device_flag import OnDevice
-from ..utils.limits import Above0, AtLeast0, Count, Natural, Probability, Seed
+from ..utils.limits import Above0, AtLeast0, BelowHalf, Count, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {
@@ -25,7 +25,8 @@ _OF_ALL = {
 
 NAMES = (*ALGORITHMS, *OFFLINE)
 if TYPE_CHECKING:
-    AlgorithmName = Measure = str
+    AlgorithmName = str
+    Measure = str
 else:
     AlgorithmName, Measure = Literal[NAMES], Literal[tuple(KEEP)]  # tyro refuses all others
 
@@ -37,9 +38,9 @@ class Train(OnDevice):
     A setting that the algorithm does not take is refused.
 
     Attributes:
-        algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo` and `ipo` on `preferences`;
-            `expert-iteration` on the policy's own best texts; all others play the environment, `distill` to come near a teacher
-            and not for the reward.
+        algo: `sft` trains a model on the task's corpus, or on the preferred texts of `preferences`; `dpo`, `ipo`, `robust-dpo` and `simpo`
+            on `preferences`; `kto` on `ratings` or `preferences`; `expert-iteration` on the policy's own best texts; all others play the
+            environment, `distill` to come near a teacher and not for the reward.
         task: Name of a task; by default `review`.
         prompts: A file of prompts instead of a task: .jsonl, .json, .csv, .tsv, .parquet, .txt (any with .gz), or `hf:ID`; or a folder with
             files named after the splits. A tenth of a file is kept for evaluation. They are read with the tokenizer of `model`.
@@ -60,20 +61,33 @@ class Train(OnDevice):
         teacher: Folder, hub id or `.gguf` file of the model that `distill` learns from; its tokenizer must be the task's.
         critic: Of algorithms that have one: `shared` (by default: a head on the policy), `separate`, or the folder of a reward model.
         reward: Name of a reward model, the folder of a saved one, a JSON object with `name` and its arguments, or
-            `file.py:function`; `sft`, `dpo`, `ipo` and `distill` do not learn from it, but the texts are measured by it.
+            `file.py:function`; `distill` and what learns from texts, `preferences` or `ratings` do not learn from it, but the texts are
+            measured by it.
+        judge: Of `online-dpo`: what compares two texts instead of `reward`, which then only measures: a JSON object as for `reward`, such
+            as '{"name": "judge", "mode": "pairwise", "url": ..., "model": ...}'.
         held_out: Another reward model, which is not optimised: an alarm tells when it falls while the reward rises.
         stop_at_alarm: End the training at such an alarm.
-        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for `dpo` and
-            `ipo`; of `distill` the weight of its only loss, 1.
+        beta: Fixed coefficient of the KL penalty, 0 for none; by default an adaptive one holds `kl_target`, 0 for `dapo`, 0.1 for
+            `online-dpo` and all that learn from preferences or ratings, 2 for `simpo`; of `distill` the weight of its
+            only loss, 1.
+        label_smoothing: Share of the preferences that are wrong, below 0.5: `dpo`, `ipo` and `simpo` learn them with so much doubt,
+            `robust-dpo` takes the noise out of its loss, and has 0.1 by default.
+        gamma: Margin that every pair has besides its own; by default 0, of `simpo` 1.
+        desirable_weight: Of good texts in `kto`; by default 1.
+        undesirable_weight: Of bad texts in `kto`; by default 1.
         kl_target: KL per text that the adaptive coefficient steers to, in nats; by default 8.
         total_tokens: Tokens that the policy writes; by default 110,000.
         n_episodes: Texts per rollout; by default 128.
         batch_size: Texts per minibatch; by default 32.
         learning_rate: Falls linearly to 0, or is the peak of a schedule for those that do not play; by default what suits the algorithm
             and the model: 5e-4 for those that play with up to a million parameters, 9.8e-5 with 135 million, ten times that for adapters.
-        steps: Optimizer steps of `sft`, `dpo` and `ipo`, iterations of `expert-iteration`; by default what suits the task and small models.
-        preferences: JSON Lines of prompt, chosen and rejected, for `sft`, `dpo` and `ipo`.
-        columns: The own names of columns in the file of preferences, or else of prompts, as in `prompt=instruction,chosen=output_1`.
+        steps: Optimizer steps of those that do not play, iterations of `expert-iteration`; by default what suits the task and small models.
+        preferences: JSON Lines of prompt, chosen and rejected, for those that learn from preferences, `sft` and `kto`.
+        ratings: Judgements of single texts for `kto`: JSON Lines of text and ratings, as `textrl feedback export --format ratings` writes
+            them, or of prompt, response and `rating` or `label`.
+        good_above: Rating above which a text is good; by default the middle between the lowest and the highest of the file.
+        columns: The own names of columns in the file of preferences or ratings, or else of prompts, as in
+            `prompt=instruction,chosen=output_1`.
         temperature: Of sampling.
         top_k: Sample from the k likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that have this probability together.
@@ -115,9 +129,14 @@ class Train(OnDevice):
     teacher: str | None = None
     critic: str | None = None
     reward: str = "vader"
+    judge: str | None = None
     held_out: str | None = None
     stop_at_alarm: bool = False
     beta: AtLeast0 | None = None
+    label_smoothing: BelowHalf | None = None
+    gamma: AtLeast0 | None = None
+    desirable_weight: Above0 | None = None
+    undesirable_weight: Above0 | None = None
     kl_target: Above0 | None = None
     total_tokens: Count | None = None
     n_episodes: Count | None = None
@@ -125,6 +144,8 @@ class Train(OnDevice):
     learning_rate: Above0 | None = None
     steps: Count | None = None
     preferences: Path | None = None
+    ratings: Path | None = None
+    good_above: float | None = None
     columns: str | None = None
     temperature: Above0 = 1.0
     top_k: Natural = 0
@@ -182,10 +203,13 @@ class Train(OnDevice):
             raise ValueError(f"{flags(alone)}: for the file of --prompts, which is not given")
         if self.prompts is not None and self.model is None:
             raise ValueError(f"--prompts {self.prompts}: pass --model too, a folder, hub id or .gguf file, whose tokenizer reads them")
-        if self.columns is not None and self.preferences is None and self.prompts is None:
-            raise ValueError(f"--columns {self.columns} names the columns of --preferences or --prompts, and neither is given")
-        if self.chat and self.preferences is not None:
-            raise ValueError("--chat writes --prompts through the chat template, and --preferences are learned as they are: leave one out")
+        judged = [name for name in ("preferences", "ratings") if getattr(self, name) is not None]
+        if self.columns is not None and not judged and self.prompts is None:
+            raise ValueError(f"--columns {self.columns} names the columns of --preferences, --ratings or --prompts, and none is given")
+        if self.chat and judged:
+            raise ValueError(
+                f"--chat writes --prompts through the chat template, and {flags(judged)} are learned as they are: leave one out"
+            )
 
 
 def settings_of(algo: str) -> set[str]:
@@ -194,7 +218,9 @@ def settings_of(algo: str) -> set[str]:
     if algo == "distill":
         own = own - {"reference"} | {"teacher"}
     own |= {"critic"} if algo in ALGORITHMS and ALGORITHMS[algo].critic else set()
-    return own | {"preferences", "shard"} if algo in ("sft", "dpo", "ipo") else own
+    own |= {"judge"} if algo in ALGORITHMS and ALGORITHMS[algo].judge else set()
+    own |= {"ratings", "good_above"} if algo == "kto" else set()
+    return own | {"preferences", "shard"} if algo in ("sft", "kto", *FROM_PAIRS) else own
 
 
 def flags(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def optimality_gap(policy: Backbone, reference: Backbone, name: str, beta: float
         beta: Coefficient of KL, > 0.
         sampler: Static rules of both.
     """
-    return gap_between(*(policies_of(model, name, sampler) for model in (policy, reference)), name, beta)
+    return gap_between(policies_of(policy, name, sampler), policies_of(reference, name, sampler), name, beta)
 
 
 Levels = Sequence[np.ndarray]  # log-probabilities of the next token after every unfinished text, level by level, (n, V) each

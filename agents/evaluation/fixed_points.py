@@ -25,7 +25,7 @@ _GRID = 64  # rewards at which advantages are computed, and interpolated between
 
 
 def fixed_point(
-    tree: TokenTree, reference: Sequence[np.ndarray], beta: float, group_size: int, scaled: bool, by_length: bool
+    tree: TokenTree, reference: Sequence[np.ndarray], beta: float, group_size: int | None, scaled: bool, by_length: bool
 ) -> list[np.ndarray]:
     """Return the log-probabilities of the policy at which the expected update of GRPO vanishes, level by level, (n, V) each.
 
@@ -33,7 +33,7 @@ def fixed_point(
         tree: All texts.
         reference: Its log-probabilities.
         beta: Weight of KL in the loss, > 0.
-        group_size: Texts of a prompt that are compared, at least 2.
+        group_size: Texts of a prompt that are compared, at least 2; None: so many that they show the whole distribution.
         scaled: Whether advantages are divided by the group's deviation (GRPO), or not (Dr. GRPO).
         by_length: Whether a token weighs 1 / length of its text (`loss_aggregation="sequence"`), or all weigh alike.
 
@@ -43,7 +43,7 @@ def fixed_point(
     policy = list(reference)
     for _ in range(2000):
         rewards, masses = _distribution(tree, policy)
-        points, weights = quantised(rewards, masses, _POINTS)
+        points, weights = (rewards, masses) if group_size is None else quantised(rewards, masses, _POINTS)
         grid = np.unique(rewards) if len(np.unique(rewards)) <= _GRID else np.linspace(rewards.min(), rewards.max(), _GRID)
         levels = mean_advantages(grid, points, weights, group_size, scaled)
         after = _at_rest(tree, reference, beta, [np.interp(level, grid, levels) for level in tree.rewards], by_length)
@@ -51,20 +51,23 @@ def fixed_point(
         if moved < 1e-8:
             return after
         mixed = [0.5 * new + 0.5 * old for new, old in zip(after, policy, strict=True)]  # the whole step would swing
-        policy = [level - np.log(np.exp(level).sum(1, keepdims=True)) for level in mixed]
+        policy = [level - np.logaddexp.reduce(level, 1, keepdims=True) for level in mixed]
     raise RuntimeError(f"no policy at rest was found: the last step still moved a probability by {moved:.1g}")
 
 
-def mean_advantages(values: np.ndarray, points: np.ndarray, weights: np.ndarray, group_size: int, scaled: bool) -> np.ndarray:
+def mean_advantages(values: np.ndarray, points: np.ndarray, weights: np.ndarray, group_size: int | None, scaled: bool) -> np.ndarray:
     """Return the expected advantage of texts with these rewards, shape (n,), where the group's others are drawn from a distribution.
 
     Args:
         values: Rewards, shape (n,).
         points: Rewards that the others may have, shape (m,).
         weights: Their probabilities, shape (m,).
-        group_size: k.
+        group_size: k, or None, see `fixed_point`.
         scaled: Whether it is divided by the group's deviation.
     """
+    if group_size is None:
+        mean = points @ weights
+        return (values - mean) / (np.sqrt(weights @ (points - mean) ** 2) + 1e-4 if scaled else 1.0)
     others = group_size - 1
     if not scaled:
         return (values - points @ weights) * others / group_size
@@ -117,10 +120,10 @@ def _at_rest(
         low, high = push.min(1, keepdims=True), push.max(1, keepdims=True)  # (n, 1): of c, at which probabilities add up to 1
         for _ in range(60):
             c = (low + high) / 2
-            more = np.exp(reference[t] + (push - c) / (beta * w)).sum(1, keepdims=True) > 1
+            more = np.logaddexp.reduce(reference[t] + (push - c) / (beta * w), 1, keepdims=True) > 0
             low, high = np.where(more, c, low), np.where(more, high, c)
         level = reference[t] + (push - c) / (beta * w)
-        policy.insert(0, level - np.log(np.exp(level).sum(1, keepdims=True)))
+        policy.insert(0, level - np.logaddexp.reduce(level, 1, keepdims=True))
         p = np.exp(policy[0])
         pushed, weight = (p * push).sum(1), (p * w).sum(1)  # (n,) each
     return policy

@@ -10,13 +10,16 @@ from .flags import Tune
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
 _WRITTEN = (_RATE, ("n_episodes", "one of", 32, 64, 128))
 _CLIPPED = (*_WRITTEN, ("batch_size", "one of", 16, 32, 64), ("n_epochs", "one of", 1, 2, 4), ("beta", "log", 0.01, 0.3))
+_OFFLINE = (("learning_rate", "log", 2e-5, 1e-3), ("epochs", "one of", 1, 3, 6))
 
 SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     **dict.fromkeys(("ppo", "maskable-ppo", "nlpo"), (*_CLIPPED, ("clip_range", "linear", 0.1, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
     **dict.fromkeys(("a2c", "trpo"), (*_WRITTEN, ("beta", "log", 0.01, 0.3), ("gae_lambda", "linear", 0.9, 1.0))),
     **dict.fromkeys(("rloo", "grpo", "dr-grpo", "dapo", "gspo", "gmpo", "cispo"), _CLIPPED),
     **dict.fromkeys(("reinforce", "reinforce++", "reinforce++-baseline"), _CLIPPED),
-    **dict.fromkeys(("dpo", "ipo"), (("learning_rate", "log", 2e-5, 1e-3), ("beta", "log", 0.03, 1.0), ("epochs", "one of", 1, 3, 6))),
+    "online-dpo": (*_CLIPPED[:-1], ("beta", "log", 0.03, 1.0)),
+    **dict.fromkeys(("dpo", "ipo", "robust-dpo", "kto"), (*_OFFLINE, ("beta", "log", 0.03, 1.0))),
+    "simpo": (*_OFFLINE, ("beta", "log", 0.5, 10.0), ("gamma", "linear", 0.0, 2.0)),
     "sft": (("learning_rate", "log", 1e-4, 5e-3), ("epochs", "one of", 1, 3, 6)),
     "expert-iteration": (("learning_rate", "log", 1e-4, 5e-3), ("n", "one of", 2, 4, 8)),
 }

@@ -75,7 +75,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         scores: Of each text, as the environment paid them, shape (S,).
         kl: log(pi / pi_ref) of each action in nats, shape (N,); 0 without a reference.
         reference_log_probs: log pi_ref of each action, shape (N,); None without a reference.
-        trained: Indices of the texts that `get` and `parts` yield; all, until they are set.
+        trained: Indices of the texts that `get` and `parts` yield, shape (K,), or (K, k) of k that stay together; all, until they are set.
         picked: Tokens that the algorithm's loss treats in another way, shape (N,), bool; None: there are none.
         share: Tokens of the minibatch that `get` yielded last, times the number of ranks divided by the tokens of all their parts: what a
             mean over these tokens counts beside those of other ranks.  1 in one process.
@@ -333,14 +333,14 @@ class SequenceRolloutBuffer(RolloutBuffer):
         for indices, whole, most in zip(minibatches, sizes.sum(0).tolist(), sizes[:, :, 0].max(0).astype(int), strict=True):
             size = at_once or most
             if len(indices) > size:  # texts of a prompt go through the model together
-                indices = indices[np.argsort([self.segments[index].prompt_id for index in indices], kind="stable")]
+                indices = indices[np.argsort([self.segments[np.ravel(row)[0]].prompt_id for row in indices], kind="stable")]
             cut = [indices[start : start + size] for start in range(0, most, size)]
             yield [self._part(texts, MinibatchSize(*whole), number == len(cut)) for number, texts in enumerate(cut, 1)]
 
     def _part(self, indices: np.ndarray, whole: MinibatchSize, last: bool) -> MinibatchPart:
         if not len(indices):
-            indices, whole = np.zeros(1, int), NOTHING
-        return MinibatchPart(self.samples(indices), whole, last)
+            indices, whole = np.zeros_like(self.trained, shape=(1, *self.trained.shape[1:])), NOTHING
+        return MinibatchPart(self.samples(np.ravel(indices)), whole, last)
 
     def _minibatches(self, batch_size: int | None) -> Iterator[np.ndarray]:
         """Yield this rank's texts of each minibatch: as large a part of its texts as the minibatch is of all ranks' texts."""
@@ -354,11 +354,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def samples(self, indices: np.ndarray) -> SequenceSamples:
         """Return the texts with these indices as one minibatch."""
         tokens = self._tokens(indices)
-        optional = {"reference_log_prob": self.reference_log_probs, "importance_weight": self.importance_weights, "picked": self.picked}
-        given = {name: column for name, column in optional.items() if column is not None}
-        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *given.values())
+        optional = (self.reference_log_probs, self.importance_weights, self.picked)
+        columns = (self.actions, self.values, self.log_probs, self.advantages, self.returns, *(it for it in optional if it is not None))
         batch, numbers = self._batch(indices, *(column[tokens] for column in columns))
-        samples = SequenceSamples(batch, *numbers[:5], **dict(zip(given, numbers[5:], strict=True)))
+        rest = iter(numbers[5:])
+        samples = SequenceSamples._make([batch, *numbers[:5], None, *(None if it is None else next(rest) for it in optional)])
         weight = samples.importance_weight
         return samples if weight is None else samples._replace(advantages=samples.advantages * weight)
 

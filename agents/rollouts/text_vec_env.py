@@ -13,9 +13,9 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 DEFAULT_ROWS = 64  # rows of the batched environment that replaces a scalar one
 
 
-def text_env_of(env: VecEnv) -> TextGenerationVecEnv:
-    """Return the text environment inside its wrappers."""
-    texts = env.unwrapped
+def text_env_of(env: VecEnv | None) -> TextGenerationVecEnv:
+    """Return the text environment inside its wrappers; there is one."""
+    texts = None if env is None else env.unwrapped
     assert isinstance(texts, TextGenerationVecEnv)
     return texts
 

@@ -9,7 +9,7 @@ from rewards.models.suited_rate import MILLION, suited_rate
 from textrl_env import BaseRecipe
 
 from ..algorithms.registry import ALGORITHMS
-from .settings import OFFLINE, RATES, STEPS, PolicyTraining
+from .settings import OFFLINE, OPTIONS, RATES, STEPS, PolicyTraining
 
 
 def default_settings(algo: str, recipe: BaseRecipe | None = None, parameters: int = MILLION, adapters: bool = False) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def _for_a_million(algo: str, recipe: BaseRecipe | None) -> dict[str, Any]:
         settings: dict[str, Any] = {"steps": STEPS[algo], "learning_rate": RATES[algo], "seed": 0}
         if recipe is not None:
             settings |= {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
-        return {**settings, "beta": 0.1} if algo in ("dpo", "ipo") else settings
+        return {**settings, **OPTIONS.get(algo, {})}
     settings = asdict(PolicyTraining())
     if not ALGORITHMS[algo].minibatches:
         del settings["batch_size"]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from rewards.preferences.preference import Preference
 from textrl_env import TextTask
 
 from ..algorithms.common.training_warnings import TrainingWarning
-from ..algorithms.dpo import DPO, check_comparisons
+from ..algorithms.dpo import DPO, Loss, check_comparisons
 from ..algorithms.expert_iteration import ExpertIteration
+from ..algorithms.kto import KTO
 from ..algorithms.sft import SFT
 from ..distributed.process_group import ranks
 from ..models.loading import LMSource
 from ..policies.policy_settings import PolicySettings
 from ..utils.run_folder import RunFolder
 from .policy_training import Before
-from .settings import OfflineTraining
+from .settings import OPTIONS, OfflineTraining
+
+LOSS_OF: Mapping[str, Loss] = {"dpo": "sigmoid", "ipo": "ipo", "robust-dpo": "robust", "simpo": "simpo"}
 
 
 def learn_offline(
@@ -47,7 +49,8 @@ def learn_offline(
         stage: Name of the stage and of its subfolder.
         model: Where the policy starts.
         task: Its tokenizer, lengths, and for expert iteration its prompts.
-        data: Texts of (prompt, response) for `sft`, preferences for `dpo` and `ipo`, a reward for `expert-iteration`.
+        data: Texts of (prompt, response) for `sft`, preferences for `dpo` and its relatives, `Thumb`s for `kto`, a reward for
+            `expert-iteration`.
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
         whole: Whether texts longer than the task allows are learned to their end.
@@ -61,7 +64,7 @@ def learn_offline(
     """
     together = ranks()
     own = {name: value for name, value in (passes or {}).items() if value != getattr(PolicySettings, name)}
-    inputs = {**depends_on, "model": model, "algo": algo, **asdict(config), **own}
+    inputs = {**depends_on, "model": model, "algo": algo, **config.given(), **own}
     checkpoint, out = run.path / stage / "checkpoint", run.path / stage / "model"
     outdated = [f"evaluation-{stage}.*", f"groups-{stage}.json"]
     with run.stage(stage, inputs, together.is_main, makes=[f"{stage}/model"]) as made:
@@ -84,7 +87,8 @@ def learn_offline(
             agent.trainer.save(out)
             made.facts |= {"score": agent.scores[-1], "device": str(agent.policy.device)}
         else:
-            trainer = supervised(algo, model, task, config.learning_rate, config.beta, config.seed, whole, shard=shard, **own)
+            options = {name: value for name, value in config.given().items() if name in OPTIONS.get(algo, ())}
+            trainer = supervised(algo, model, task, config.learning_rate, config.seed, whole, shard=shard, **options, **own)
             if before is not None:
                 before(trainer, config.steps, data, done)
             trainer.learn(data, config.steps, progress_bar=True, checkpoint=checkpoint)
@@ -102,17 +106,16 @@ def supervised(
     model: LMSource,
     task: TextTask,
     learning_rate: float,
-    beta: float,
     seed: int,
     whole: bool = False,
-    **passes: Any,
-) -> SFT | DPO:
+    **arguments: Any,
+) -> SFT | DPO | KTO:
     """Return the trainer of this name; with `whole` it learns responses beyond the task's limit to their end, as corpora want it."""
     limit = None if whole else task.max_new_tokens
-    if algo == "sft":
-        return SFT(model, task.tokenizer, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
-    loss: Literal["ipo", "sigmoid"] = "ipo" if algo == "ipo" else "sigmoid"
-    return DPO(model, task.tokenizer, beta, loss, learning_rate=learning_rate, seed=seed, max_new_tokens=limit, **passes)
+    settings = {"learning_rate": learning_rate, "seed": seed, "max_new_tokens": limit, **arguments}
+    if algo in LOSS_OF:
+        return DPO(model, task.tokenizer, loss=LOSS_OF[algo], **settings)
+    return {"sft": SFT, "kto": KTO}[algo](model, task.tokenizer, **settings)
 
 
 def preferred_texts(pairs: Sequence[Preference]) -> list[tuple[str, str]]:

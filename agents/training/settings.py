@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ..utils.limits import Above0, AtLeast0, Count, Seed, check_fields
+from ..utils.limits import Above0, AtLeast0, BelowHalf, Count, Seed, check_fields
 
 DEFAULT_TASK = "review"
 OF_PROMPTS = {  # a setting beside `prompts`, and what the plain data of a task calls it
     "test_prompts": "test_path", "references": "references", "chat": "chat", "add_bos": "add_bos", "max_prompt_tokens": "max_prompt_tokens",
     "over_long": "over_long", "max_new_tokens": "max_new_tokens", "stop_strings": "stop_strings",
 }  # fmt: skip
-OFFLINE = ("sft", "dpo", "ipo", "expert-iteration")
+FROM_PAIRS = ("dpo", "ipo", "robust-dpo", "simpo")
+OFFLINE = ("sft", *FROM_PAIRS, "kto", "expert-iteration")
+STEPS = {"sft": 400, **dict.fromkeys((*FROM_PAIRS, "kto"), 300), "expert-iteration": 12}  # iterations of the last
+RATES = {"sft": 3e-4, **dict.fromkeys((*FROM_PAIRS, "kto"), 2e-4), "expert-iteration": 3e-4}
 KEEP = {  # measures that the best policy can be kept by, and whether more of it is better
     "score": True, "return": True, "held_out": True, "gold": True, "kl_per_sequence": False,
 }  # fmt: skip
-STEPS = {"sft": 400, "dpo": 300, "ipo": 300, "expert-iteration": 12}  # iterations of the last
-RATES = {"sft": 3e-4, "dpo": 2e-4, "ipo": 2e-4, "expert-iteration": 3e-4}
+OPTIONS: Mapping[str, Mapping[str, float | None]] = {  # what only some of them take, and what is not given is not used
+    "dpo": {"beta": 0.1, "label_smoothing": None, "gamma": None},
+    "ipo": {"beta": 0.1, "label_smoothing": None},
+    "robust-dpo": {"beta": 0.1, "label_smoothing": 0.1, "gamma": None},
+    "simpo": {"beta": 2.0, "label_smoothing": None, "gamma": 1.0},
+    "kto": {"beta": 0.1, "desirable_weight": None, "undesirable_weight": None},
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,12 @@ class OfflineTraining:
     Attributes:
         steps: Optimizer steps, or iterations of `expert-iteration`.
         learning_rate: Peak of the schedule.
-        beta: Coefficient of KL in `dpo` and `ipo`.
+        beta: Coefficient of KL of those that learn from preferences or ratings.
         seed: Of everything that is drawn.
+        label_smoothing: See `DPO`, as the next.
+        gamma: Margin of every pair.
+        desirable_weight: See `KTO`, as the next.
+        undesirable_weight: Of bad texts.
 
     Raises:
         ValueError: A number is out of range.
@@ -71,6 +85,14 @@ class OfflineTraining:
     learning_rate: Above0
     beta: Above0 = 0.1
     seed: Seed = 0
+    label_smoothing: BelowHalf | None = None
+    gamma: AtLeast0 | None = None
+    desirable_weight: Above0 | None = None
+    undesirable_weight: Above0 | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings but for options that are not given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -23,6 +23,7 @@ Texts = Annotated[int, Ge(2)]  # that a mean and its error are taken of
 Above0 = Annotated[float, Gt(0), AllowInfNan(False)]
 AtLeast0 = Annotated[float, Ge(0), AllowInfNan(False)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+BelowHalf = Annotated[float, Interval(ge=0, lt=0.5)]
 Probability = Annotated[float, Interval(gt=0, le=1)]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]  # what numpy's global generator takes
 Port = Annotated[int, Interval(ge=0, le=65535)]

@@ -58,7 +58,7 @@ print(best_of_n(policy, task.tokenizer, ["1", "2"], n=4, reward="length", max_ne
     "TextPolicyGradient": """
 from agents import TextPolicyGradient
 
-table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 4}
+table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 5}
 settings = {"estimator": "rloo", "clip_range_high": 0.28, "policy_kwargs": {"model": table}}
 model = TextPolicyGradient("TransformerPolicy", "textrl/Exact-Smooth-v0", **settings)
 model.learn(500)
@@ -67,9 +67,10 @@ model.learn(500)
 
 
 def exported() -> dict[str, Any]:
-    """Return what `agents` exports of its algorithms, by name."""
+    """Return what `agents` exports of its algorithms, best-of-n among them, by name."""
     stub = (_DOCS.parent / "agents" / "__init__.pyi").read_text(encoding="utf-8")
-    return {name: getattr(agents, name) for name in re.findall(r"^from \.algorithms\.\w+ import \w+ as (\w+)", stub, re.M)}
+    found = re.findall(r"^from \.(?:algorithms\.\w+|evaluation\.best_of) import \w+ as (\w+)", stub, re.M)
+    return {name: getattr(agents, name) for name in found}
 
 
 def names() -> dict[str, Any]:
@@ -109,13 +110,15 @@ def example(name: str) -> str:
         return _EXAMPLES.get(name, "").strip()
     settings = {"n_episodes": 16, **({"batch_size": 16} if one.minibatches else {}), **one.settings, "seed": 0}
     told = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    taught = "teacher" in inspect.signature(one.made).parameters
+    teacher = 'teacher=str(base_policy(make_task("exact-smooth"))), ' if taught else ""
     group = f", group_size={one.group_size}" if one.group_size > 1 else ""
     return f"""from agents import {one.name}
-from textrl_env import TextGenerationVecEnv, make_task
+{"from agents.training import base_policy" + chr(10) if taught else ""}from textrl_env import TextGenerationVecEnv, make_task
 
-table = {{"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 4}}  # a tiny policy; or a folder, a hub id, ...
+table = {{"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 5}}  # a tiny policy; or a folder, a hub id, ...
 env = TextGenerationVecEnv(16, make_task("exact-smooth"{group}))
-model = {one.name}("{one.policy}", env, {told}, policy_kwargs={{"model": table}})
+model = {one.name}("{one.policy}", env, {teacher}{told}, policy_kwargs={{"model": table}})
 model.learn(500)"""
 
 

@@ -107,8 +107,8 @@ def ties_score(sets: Sequence[AnswerSet], scores: Scores) -> TiesScore:
     least = np.minimum(tied, ref)
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: infinite, or not a number where there is no gap either
         margin = np.nan_to_num(np.tanh(least / spread - 1), nan=0.0)
-    accuracies = (float(np.mean([gap > 0 for gap in gaps[kind].values()])) for kind in ("ref", "tied"))
-    return TiesScore(*accuracies, float((tied > spread).mean()), float((least > spread).mean()), float(margin.mean()))
+    of_ref, of_tied = (float(np.mean([gap > 0 for gap in gaps[kind].values()])) for kind in ("ref", "tied"))
+    return TiesScore(of_ref, of_tied, float((tied > spread).mean()), float((least > spread).mean()), float(margin.mean()))
 
 
 def parts_of(sets: Sequence[AnswerSet], by: str | None = None) -> dict[str, list[int]]:

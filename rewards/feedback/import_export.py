@@ -22,11 +22,11 @@ def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, A
     Raises:
         ValueError: The study flags words: these are no preferences.
     """
-    asked = [a for a in answers if a.turn == 0 and a.item.gold is None and "skip" not in a.value]
+    asked = _asked(answers)
     if study.kind == "spans":
         raise ValueError("flags of words are no preferences: export them with --format answers")
     if study.kind == "rating":
-        return _rating_rows(asked)
+        return _compared_ratings(asked)
     rows = []
     for a in asked:
         shared = {**a.item.metadata, "prompt": a.item.prompt}
@@ -43,6 +43,31 @@ def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, A
     return rows
 
 
+def rating_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]:
+    """Return one row for each rated response, with all its ratings, that `rewards.read_thumbs` and `read_preferences` read.
+
+    Skipped, repeated and gold questions are left out.
+
+    Raises:
+        ValueError: The study asks for no ratings.
+    """
+    if study.kind != "rating":
+        raise ValueError(f"--format ratings is for ratings of single responses; this study's kind is {study.kind!r}")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for a in _asked(answers):
+        response = a.item.responses[0]
+        group = {} if a.item.group is None else {"group": a.item.group}
+        blank = {**a.item.metadata, "prompt": a.item.prompt, "text": response, "ratings": [], "annotators": [], **group}
+        row = rows.setdefault((a.item.prompt, response), blank)
+        row["ratings"].append(a.value["rating"])
+        row["annotators"].append(a.annotator)
+    return list(rows.values())
+
+
+def _asked(answers: Sequence[Answer]) -> list[Answer]:
+    return [a for a in answers if a.turn == 0 and a.item.gold is None and "skip" not in a.value]
+
+
 def _about(a: Answer) -> dict[str, Any]:
     more = {
         "annotator": a.annotator, "group": a.item.group,
@@ -52,7 +77,7 @@ def _about(a: Answer) -> dict[str, Any]:
     return {key: value for key, value in more.items() if value is not None}
 
 
-def _rating_rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _compared_ratings(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Ratings compare what one person said of one prompt's responses."""
     by_person: dict[tuple[str, str], list[Answer]] = defaultdict(list)
     for a in answers:

@@ -17,12 +17,12 @@ from ..preferences.label_consensus import consensus
 from ..preferences.preference import write_preferences
 from ..preferences.row_formats import preferences_of
 from .encryption import VARIABLE, Keys
-from .import_export import answer_rows, answers_of, from_label_studio, preference_rows, to_label_studio
+from .import_export import answer_rows, answers_of, from_label_studio, preference_rows, rating_rows, to_label_studio
 from .items import Item
 from .store import FeedbackStore
 from .study import Study, key_file
 
-ExportFormat = Literal["preferences", "answers", "label-studio"]
+ExportFormat = Literal["preferences", "ratings", "answers", "label-studio"]
 
 
 class CreatedStudy(NamedTuple):
@@ -76,7 +76,8 @@ def export_answers(folder: Path, out: Path, form: ExportFormat = "preferences", 
     Args:
         folder: The study's.
         out: The file.
-        form: `preferences` for fitting a reward model; `answers` with everything; `label-studio` for Label Studio.
+        form: `preferences` for fitting a reward model; `ratings` of single responses; `answers` with everything; `label-studio` for Label
+            Studio.
         merge: Of pairs and rankings: write one comparison each with the probability that Dawid and Skene's model gives.
 
     Raises:
@@ -96,7 +97,8 @@ def export_answers(folder: Path, out: Path, form: ExportFormat = "preferences", 
         with new_file(out) as file:
             json.dump(rows, file, ensure_ascii=False, indent=1)
     else:
-        rows = list(answer_rows(answers)) if form == "answers" else preference_rows(answers, store.study)
+        chosen = rating_rows if form == "ratings" else preference_rows
+        rows = list(answer_rows(answers)) if form == "answers" else chosen(answers, store.study)
         with new_file(out) as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     store.note("owner", "export", f"{len(rows)} rows as {form}")

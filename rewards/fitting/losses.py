@@ -19,7 +19,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, label: Tensor | None
     Args:
         chosen: Scores of the preferred texts, shape (B,).
         rejected: Scores of the others, shape (B,).
-        label: Probability that the preferred text is the better one, shape (B,), in [0, 1]; None: 1.
+        label: Probability that the preferred text is the better one, shape (B,), in [0, 1], or beyond where noise is taken out of labels
+            (robust DPO); None: 1.
         margin: Shape (B,), >= 0; None: 0.
 
     Raises:

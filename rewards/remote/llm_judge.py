@@ -26,7 +26,7 @@ class JudgeReward(BaseReward):
 
     `pointwise`: the score is the judge's rating, in [low, high].  `pairwise`: the response is compared with another one;
     the score is the share of verdicts that it wins, a tie counting one half, in [0, 1].  Each pair is shown in both
-    orders, so that a judge who prefers a position gives everybody 0.5.
+    orders, so that a judge who prefers a position gives everybody 0.5.  `compare` takes two responses to a prompt instead.
 
     Args:
         url: The API's address up to its version, such as `"http://127.0.0.1:8000/v1"`.
@@ -116,23 +116,41 @@ class JudgeReward(BaseReward):
             RewardError: An answer holds no verdict after three tries (the message shows it), the token budget is spent, a
                 response to compare with is missing, or the server refused or stayed away until patience was over.
         """
-        questions = [question for episode in episodes for question in self._questions(episode)]
+        return self._means([question for episode in episodes for question in self._questions(episode)], len(episodes))
+
+    def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
+        """Return the share of verdicts that the first of each two responses to a prompt wins, in [0, 1], a tie counting one half.
+
+        Raises:
+            RewardError: As of `score`.
+            ValueError: The judge is pointwise.
+        """
+        if not self._pairwise:
+            raise ValueError(f"{self!r} rates one response at a time: make it with mode='pairwise', or compare its scores")
+        pairs = zip(firsts, seconds, strict=True)
+        return self._means([question for one, other in pairs for question in self._comparison(one, other.response)], len(firsts))
+
+    def _means(self, questions: Sequence[_Question], number: int) -> list[float]:
+        """Ask, and return the mean of the verdicts on each of a number of subjects, which have equally many questions."""
 
         def ask(missing: list[int], add: Add) -> None:
             self._endpoint.each([questions[i] for i in missing], lambda post, question: self._ask(post, question, add))
 
         values = self._cache.complete([question.key for question in questions], ask)
-        n = len(questions) // max(len(episodes), 1)
+        n = len(questions) // number if number else 1
         return [sum(values[i : i + n]) / n for i in range(0, len(values), n)]
 
     def _questions(self, episode: Episode) -> list[_Question]:
         """Return what is asked about an episode: `votes` questions, or as many in each order."""
-        if not self._pairwise:
-            texts = {"prompt": episode.prompt, "response": episode.response, "low": f"{self.low:g}", "high": f"{self.high:g}"}
-            if "reference" in verdict.fields_of(self._template):
-                texts["reference"] = self._other(episode, "the template shows the reference")
-            return [self._question(texts, vote, first=True) for vote in range(self.votes)]
-        other = self._other(episode, "a pairwise judge compares with the reference or the baseline")
+        if self._pairwise:
+            return self._comparison(episode, self._other(episode, "a pairwise judge compares with the reference or the baseline"))
+        texts = {"prompt": episode.prompt, "response": episode.response, "low": f"{self.low:g}", "high": f"{self.high:g}"}
+        if "reference" in verdict.fields_of(self._template):
+            texts["reference"] = self._other(episode, "the template shows the reference")
+        return [self._question(texts, vote, first=True) for vote in range(self.votes)]
+
+    def _comparison(self, episode: Episode, other: str) -> list[_Question]:
+        """Return what is asked about an episode beside another response."""
         orders = ((episode.response, other, True), (other, episode.response, False))
         return [
             self._question({"prompt": episode.prompt, "a": a, "b": b}, vote, first) for vote in range(self.votes) for a, b, first in orders

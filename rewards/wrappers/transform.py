@@ -48,7 +48,7 @@ class Transform(BaseReward):
         self.last_terms = {"raw": raw, **terms_of(self.reward, len(episodes))}
         scores = np.ma.masked_invalid(raw)
         applies = np.flatnonzero(~np.isnan(raw))
-        scores[applies] = self._changed(raw[applies], [episodes[i] for i in applies])
+        scores[applies] = self._changed(raw[applies], [episodes[i] for i in applies.tolist()])
         return scores.tolist()  # None where masked
 
     def _changed(self, raw: np.ndarray, episodes: Sequence[Episode]) -> np.ndarray:

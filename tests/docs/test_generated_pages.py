@@ -18,7 +18,7 @@ from docs.generator import algorithms, docstrings, environments, reference, tuto
 from docs.generator import rewards as reward_pages
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 4}
+TABLE = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 5}
 
 
 def test_every_environment_has_its_page():
@@ -76,6 +76,7 @@ def test_a_page_has_the_defaults_of_its_name():
 @pytest.mark.parametrize("name", [name for name in algorithms.names() if algorithms.example(name)])
 def test_the_example_of_an_algorithm_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path))
     exec(compile(algorithms.example(name).replace("500", "60"), name, "exec"), {"__name__": "__main__"})
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents.algorithms.sft import SFT
 from docs.generator.tutorials import programs
 
-LONG = {"comparing_agents"}  # a benchmark, in processes of its own
+LONG = {"comparing_agents", "preferences_to_policy"}  # a benchmark in processes of its own; 2,000 texts
 
 
 @pytest.mark.parametrize(

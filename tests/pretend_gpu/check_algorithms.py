@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents import GRPO, NLPO, RLOO, Reinforce, ReinforcePlusPlus, TextA2C, TextMaskablePPO, TextPPO, TextTRPO
+from agents import GRPO, NLPO, RLOO, OnlineDPO, Reinforce, ReinforcePlusPlus, TextA2C, TextMaskablePPO, TextPPO, TextTRPO
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..agents.conftest import EOS, LLAMA, VOCAB, sevens
 from .check_waits import RULES, T5
 
-ALGORITHMS = [TextPPO, TextA2C, TextTRPO, TextMaskablePPO, NLPO, RLOO, GRPO, Reinforce, ReinforcePlusPlus]
+ALGORITHMS = [TextPPO, TextA2C, TextTRPO, TextMaskablePPO, NLPO, RLOO, GRPO, Reinforce, ReinforcePlusPlus, OnlineDPO]
 POLICIES = {
     "adapters": {"lora": {"r": 2}},
     "a critic of its own": {"critic": "separate"},
@@ -23,7 +23,7 @@ POLICIES = {
 
 
 def make(algorithm, device, task_settings=None, policy=None, **settings):
-    group_size = 4 if algorithm in (RLOO, GRPO) else 1
+    group_size = 4 if algorithm in (RLOO, GRPO) else 2 if algorithm is OnlineDPO else 1
     prompts = [Prompt("1 2 3"), Prompt("4"), Prompt("5 6 7 8 9 10")]
     task = TextTask(IntegerTokenizer(VOCAB, EOS), prompts, max_new_tokens=9, group_size=group_size, **(task_settings or {}))
     env = TextGenerationVecEnv(6, task=task, reward=sevens)

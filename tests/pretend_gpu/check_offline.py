@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from agents import DPO, SFT
-from rewards import Preference
+from agents import DPO, KTO, SFT
+from rewards import Preference, thumbs_of
 from textrl_env import IntegerTokenizer
 
 from ..agents.conftest import GPT2, VOCAB
@@ -17,7 +17,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(("kind", "texts"), [(SFT, TEXTS), (DPO, PAIRS)])
+@pytest.mark.parametrize(("kind", "texts"), [(SFT, TEXTS), (DPO, PAIRS), (KTO, thumbs_of(PAIRS))])
 def test_a_checkpoint_goes_from_device_to_device(pretend_gpu, tmp_path, kind, texts):
     def make(device):
         return kind(GPT2, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1, learning_rate=1e-3, device=device)

@@ -48,7 +48,7 @@ SFTText = tuple[str | Prompt, str] | tuple[str | Prompt, str, bool] | TextRecord
 
 
 class SupervisedArguments(TypedDict, total=False):
-    """Keyword arguments of `SFT` and `DPO`, see `keyword_arguments`."""
+    """Keyword arguments of `SFT`, `DPO` and `KTO`, see `keyword_arguments`."""
 
     learning_rate: Annotated[Above0, 3e-3, "Peak of a one-cycle schedule, > 0."]
     batch_size: Annotated[Count, 32, "Texts, or pairs of them, per step, at least 1."]
@@ -247,7 +247,11 @@ class Supervised(KeywordArguments, ABC):
         return self.lm
 
     def _mean_loss(self, rows: Sequence[Any], backward: bool = False) -> float:
-        """Return the loss of a minibatch, and add its gradient to the parameters'.
+        """Return the loss of a minibatch, and add its gradient to the parameters'."""
+        return self._mean(self._loss, rows, backward)
+
+    def _mean(self, function: Callable[[Sequence[Any]], torch.Tensor], rows: Sequence[Any], backward: bool = False) -> float:
+        """Return the mean of a function that runs the model over a minibatch, and add its gradient to the parameters' if asked to.
 
         Each rank computes the part of its own rows, `micro_batch_size` at a time, weighted by what the whole minibatch is a mean of.  All
         run the model equally often: one that has no row left, with another's and weight 0.
@@ -255,7 +259,7 @@ class Supervised(KeywordArguments, ABC):
         own, whole, losses = self._own(rows), self._weight(rows), []
 
         def loss_of(part: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-            loss = self._loss(part or rows[:1]) * (self._weight(part) / whole)
+            loss = function(part or rows[:1]) * (self._weight(part) / whole)
             return loss, loss.detach()
 
         most = -(-len(rows) // self.engine.ranks.size)  # rows of a rank
@@ -325,10 +329,7 @@ class Supervised(KeywordArguments, ABC):
     def _check(self, rows: Sequence[Any]) -> None:
         """Insist that the model reads every text whole, and say how many responses were cut."""
         texts = self._records(rows)
-        unread = 0 if self.backbone.reads_prompt_apart else 1  # the last token is predicted and not read
-        room = self.backbone.context_length
-        lengths = [(len(text.context), len(text.actions) + sum(len(ids) for _, ids in text.replies) - unread) for text in texts]
-        taken = [max(pair) if self.backbone.reads_prompt_apart else sum(pair) for pair in lengths]
+        room, taken = self.backbone.context_length, list(map(self._num_read, texts))
         if room is not None and (long := [i for i, length in enumerate(taken) if length > room]):
             text = self.tokenizer.decode_batch([[*texts[long[0]].context, *texts[long[0]].actions]])[0]
             raise ValueError(
@@ -342,6 +343,12 @@ class Supervised(KeywordArguments, ABC):
                 TrainingWarning,
                 stacklevel=3,
             )
+
+    def _num_read(self, text: TextRecord) -> int:
+        """Return how many tokens of its context a model needs for a text."""
+        apart = self.backbone.reads_prompt_apart
+        prompt, rest = len(text.context), len(text.actions) + sum(len(ids) for _, ids in text.replies)
+        return max(prompt, rest) if apart else prompt + rest - 1  # the last token is predicted and not read
 
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:

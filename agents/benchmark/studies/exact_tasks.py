@@ -10,7 +10,7 @@ counts.  The second measure asks of each where it went: the share of the rise in
 by prompt.  It is 1 for the optimum of any beta, and says nothing about which of them is wanted; the third table says how far they went.
 
 Where GRPO and Dr. GRPO lead if nothing is sampled is known too: "at rest" is the policy at which their expected update vanishes (see
-`agents.evaluation.fixed_points`), with references as those of the runs.  What they miss in the first table, it misses.
+`agents.evaluation.fixed_points`), with the references of the runs.  The gap that it leaves is the objective's, not the run's.
 
 The tables show the interquartile mean over seeds and its 95% interval (see `aggregate_statistics`).  Every finished run is a
 line in `runs.jsonl`; the same command goes on from there.
@@ -77,6 +77,7 @@ ALGORITHMS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "GSPO": ("GRPO", {**_GROUPS, **_preset("gspo")}),
     "GMPO": ("GRPO", {**_GROUPS, **_preset("gmpo")}),
     "CISPO": ("GRPO", {**_GROUPS, **_preset("cispo")}),
+    "Online DPO": ("OnlineDPO", _GROUPS),
     "DAPO": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0}),
     "DAPO, full texts kept": ("GRPO", {**_GROUPS, **_preset("dapo"), "beta": 0.0, "overlong_filtering": False}),
 }
@@ -85,6 +86,7 @@ MEASURES = {
     "of_best_score": "Share of the rise in score that is possible at the policy's own KL",
     "kl": "KL to the reference, nats a text",
 }
+# Groups are the texts of a prompt in a rollout, half of 64
 AT_REST = {"GRPO": (True, True), "Dr. GRPO": (False, False)}  # whose fixed point is known; see `fixed_point`
 PATIENCE: Mapping[str, int] = {"REINFORCE": 2, "REINFORCE++": 2}  # times the tokens: one baseline for all prompts leaves noise
 
@@ -186,7 +188,7 @@ def train(algorithm: str, task: str, seed: int, tokens: int, beta: float, policy
     gap, rest = gap_between(learned, reference, task, beta), None
     if algorithm in AT_REST:
         how = AT_REST[algorithm]
-        at_rest = [fixed_point(TASKS[task].tree(n), theirs, beta, 4, *how) for n, theirs in enumerate(reference)]
+        at_rest = [fixed_point(TASKS[task].tree(n), theirs, beta, None, *how) for n, theirs in enumerate(reference)]
         rest = _measured(gap_between(at_rest, reference, task, beta))
     return {
         "algorithm": algorithm, "task": task, "seed": seed, "tokens": tokens, "beta": beta, "policy": policy,

@@ -1,9 +1,9 @@
 """Every algorithm on `textrl/Review-v0`, judged by the gold score: `python -m agents.benchmark.studies.film_reviews`.
 
 For each seed the base policy writes pairs of texts, a simulated annotator compares them, and a reward model is fitted to the choices.
-Algorithms that ask for a reward learn from that model; DPO, IPO and SFT learn from the same comparisons.  Then each policy goes on with the
-500 openings of the test split, and the task's gold score, which no algorithm saw, compares its texts with those of the base policy on
-the same openings.  The share of openings on which it wins has Student's 95% interval over seeds.
+Algorithms that ask for a reward learn from that model; DPO and its relatives, KTO and SFT learn from the same comparisons.  Then each
+policy goes on with the 500 openings of the test split, and the task's gold score, which no algorithm saw, compares its texts with those of
+the base policy on the same openings.  The share of openings on which it wins has Student's 95% interval over seeds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from rewards.preferences.preference_files import read_preferences
+from rewards.preferences.thumbs import thumbs_of
 from rewards.utils.intervals import mean_interval, win_rate
 from textrl_env import TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -60,10 +61,12 @@ class Review(Study):
 
     Attributes:
         algorithms: Names, as `textrl train --algo` calls them, and `random` and `best-of-8`.
+        against: One of them, whose gain in gold score is taken from that of every other, seed by seed; by default none.
         out: Folder of the results; the same command goes on from there.
     """
 
     algorithms: tuple[str, ...] = NAMES
+    against: str | None = None
     out: Path = Path("runs/review")
 
 
@@ -139,8 +142,8 @@ def _trained(
             watcher(agent.policy.lm, number + 1)
         return agent.policy, watcher.curve, watcher.seconds
     pairs: Any = read_preferences(shared / "preferences.jsonl")
-    trainer = supervised(name, str(base), task, RATES[name], 0.1, seed)
-    texts = preferred_texts(pairs) if name == "sft" else pairs
+    trainer = supervised(name, str(base), task, RATES[name], seed)
+    texts = preferred_texts(pairs) if name == "sft" else thumbs_of(pairs) if name == "kto" else pairs
     trainer.learn(texts, STEPS[name], callback=lambda number: watcher(trainer.lm, number))
     watcher.take(trainer.lm)
     return watcher.policy, watcher.curve, watcher.seconds
@@ -195,7 +198,7 @@ def _row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_seed = [win_rate(np.array(r["gold"]), np.array(r["base"])) for r in results]
     return {
         "gold": float(gold.mean()), "base": float(base.mean()), "wins": mean_interval(np.array([won.rate for won in by_seed])),
-        "by_seed": by_seed,
+        "by_seed": by_seed, "gains": np.array([np.mean(r["gold"]) - np.mean(r["base"]) for r in results]),
         "kl": float(np.mean([r["kl"] for r in results])), "seconds": max(r["seconds"] for r in results),
         "curves": [r["curve"] for r in results],
     }  # fmt: skip
@@ -207,14 +210,17 @@ def draw(rows: dict[str, dict[str, Any]]) -> Figure:
 
 
 def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
-    head = ["", "wins against base", "by seed", "gold score", "KL, nats", "seconds, at most"]
-    base = next(iter(rows.values()))["base"]
-    lines = [["base", "", "", f"{base:.3f}", "0", "0"]]
+    head = ["", "wins against base", "by seed", "gold score", "gained over the base", "KL, nats", "seconds, at most"]
+    base, other = next(iter(rows.values()))["base"], config.against
+    lines = [["base", "", "", f"{base:.3f}", "", "0", "0"]]
     for name, row in rows.items():
         seeds = " ".join(f"{w.rate:.2f}" for w in row["by_seed"])
         kl = ("at most " if name == "best-of-8" else "") + f"{row['kl']:.1f}"
         wins = "{:.3f} [{:.3f}, {:.3f}]".format(*row["wins"])
-        lines.append([name, wins, seeds, f"{row['gold']:.3f}", kl, f"{row['seconds']:.0f}"])
+        lines.append([name, wins, seeds, f"{row['gold']:.3f}", _interval(row["gains"]), kl, f"{row['seconds']:.0f}"])
+    if other is not None:
+        head.append(f"more than {other}")
+        lines = [[*line, _interval(rows[line[0]]["gains"] - rows[other]["gains"]) if line[0] in rows else ""] for line in lines]
     table = markdown_table(head, lines)
     Console(width=140).print(table)
     if config.figure is not None:
@@ -223,6 +229,10 @@ def _show(config: Review, rows: dict[str, dict[str, Any]]) -> None:
         title = f"{config.tokens:,} tokens, {config.seeds} seeds, {config.texts} texts of each policy and seed."
         picture = "" if config.figure is None else f"\n![Learning curves]({config.figure.name})\n"
         write_text(config.markdown, f"# All algorithms on film reviews\n\n{__doc__}\n{title}\n\n{table}\n{picture}")
+
+
+def _interval(values: np.ndarray) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*mean_interval(values))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ POLICY_GRADIENT = {
     "kl_estimator": "k1", "ptx_coef": 0.0, "ptx_texts": (),
 }  # fmt: skip
 EXPECTED = {
+    "OnlineDPO": {
+        **ALL, "batch_size": 64, "n_epochs": 1, "max_grad_norm": 1.0, "loss": "sigmoid", "label_smoothing": 0.0, "judge": None,
+    },
     "TextPPO": PPO,
     "TextMaskablePPO": PPO,
     "NLPO": {**PPO, "mask_top_p": 0.9, "mask_refresh": 10},
@@ -62,8 +65,12 @@ FIXED_TEXTS = {
         "device": "auto", **PASSES,
     },
     "DPO": {
-        "beta": 0.1, "loss": "sigmoid", "reference": None, "max_new_tokens": None, "learning_rate": 1e-4, "batch_size": 16,
-        "weight_decay": 0.0, "seed": 0, "device": "auto", **PASSES,
+        "beta": None, "loss": "sigmoid", "label_smoothing": 0.0, "gamma": None, "reference": None, "max_new_tokens": None,
+        "learning_rate": 1e-4, "batch_size": 16, "weight_decay": 0.0, "seed": 0, "device": "auto", **PASSES,
+    },
+    "KTO": {
+        "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "reference": None, "max_new_tokens": None, "learning_rate": 1e-4,
+        "batch_size": 32, "weight_decay": 0.0, "seed": 0, "device": "auto", **PASSES,
     },
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ class Mine(RLOO):
 
 def test_textrl_train_takes_the_names_of_the_table():
     assert get_args(get_type_hints(Train)["algo"]) == (*ALGORITHMS, *OFFLINE)
-    assert len(ALGORITHMS) == 17
+    assert len(ALGORITHMS) == 18
 
 
 def test_one_row_is_enough_for_textrl_bench(monkeypatch, tmp_path):

@@ -1,12 +1,12 @@
-"""SFT, DPO and expert iteration stop anywhere and go on as if nothing had happened."""
+"""SFT, DPO, KTO and expert iteration stop anywhere and go on as if nothing had happened."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agents import DPO, SFT, ExpertIteration
+from agents import DPO, KTO, SFT, ExpertIteration
 from agents.algorithms.common.training_checkpoint import load_training
-from rewards.preferences.preference import Preference
+from rewards import Preference, thumbs_of
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from ..conftest import GPT2, LLAMA, VOCAB, sevens
@@ -21,6 +21,7 @@ MAKERS = {
     "sft with adapters": (lambda: SFT(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=3, seed=1, lora=LORA, micro_batch_size=2), TEXTS),
     "dpo with adapters": (lambda: DPO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1, learning_rate=1e-2, lora=LORA), PAIRS),
     "dpo": (lambda: DPO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1), PAIRS),
+    "kto": (lambda: KTO(LLAMA, IntegerTokenizer(VOCAB, 0), batch_size=2, seed=1, learning_rate=1e-2), thumbs_of(PAIRS)),
 }
 
 

@@ -108,8 +108,8 @@ def test_a_learning_rate_that_equals_a_default_is_used(tmp_path, monkeypatch, al
 
 
 SFT = "--learning-rate, --preferences, --seed, --shard, --steps"
-PPO = ("--batch-size, --beta, --critic, --held-out, --kl-target, --learning-rate, --min-new-tokens, --n-episodes, --reference, --seed, "
-       "--shard, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
+PPO = ("--batch-size, --beta, --critic, --eval-every, --held-out, --keep-best, --kl-target, --learning-rate, --min-new-tokens, "
+       "--n-episodes, --reference, --seed, --shard, --stop-at-alarm, --temperature, --top-k, --top-p, --total-tokens")  # fmt: skip
 RLOO = PPO.replace("--critic, ", "")
 
 
@@ -134,7 +134,7 @@ RLOO = PPO.replace("--critic, ", "")
         ("--algo rloo --critic separate",
          f"leave out --critic, which --algo rloo does not use; its settings are {RLOO}"),
         ("--algo dpo --reference m --preferences p.jsonl",
-         f"leave out --reference, which --algo dpo does not use; its settings are --beta, {SFT}"),
+         f"leave out --reference, which --algo dpo does not use; its settings are --beta, --gamma, --label-smoothing, {SFT}"),
         ("--algo sft --shard", "--shard in one process: there is nobody to hold the other parts; start several with torchrun"),
         ("--lora 8", """--lora 8: no JSON object; write --lora '{"r": 8}'"""),
         ("--algo sft --steps 0", "--steps 0 is not a whole number of at least 1 or null"),

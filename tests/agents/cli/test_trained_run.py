@@ -13,7 +13,7 @@ from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.registry import ALGORITHMS
 from agents.algorithms.sft import SFT
 from agents.cli.main import main
-from agents.training.settings import OFFLINE
+from agents.training.settings import FROM_PAIRS, OFFLINE
 from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
@@ -113,9 +113,9 @@ def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys
     pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     arguments = ["train", "--corpus", corpus, "--out", str(tmp_path / "run"), "--algo", algo, "--reward", "length"]
-    if algo in ("dpo", "ipo"):
+    if algo in (*FROM_PAIRS, "kto"):
         assert main(arguments) == 2
-        assert "pass --preferences FILE" in capsys.readouterr().err
+        assert "--preferences FILE" in capsys.readouterr().err
         arguments += ["--preferences", str(tmp_path / "pairs.jsonl")]
     arguments += ["--steps", "2", "--eval-texts", "8"]
     assert main(arguments) == 0

@@ -6,16 +6,17 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from agents import DPO, SFT, ExpertIteration
+from agents import DPO, KTO, SFT, ExpertIteration
 from agents.distributed.engine import engine_of
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
-from rewards import Preference, RewardWarning, fit_preference_model
+from rewards import Preference, RewardWarning, fit_preference_model, thumbs_of
 from textrl_env import IntegerTokenizer, Prompt, TextTask, make_task
 
 from ..conftest import GPT2, LLAMA, VOCAB, sevens
@@ -30,6 +31,7 @@ CASES = {
     "sft": (SFT, GPT2, TEXTS, {"batch_size": 5, "micro_batch_size": 2}),
     "sft of adapters": (SFT, LLAMA, TEXTS, {"batch_size": 1, "lora": LORA}),
     "dpo": (DPO, GPT2, PAIRS, {"batch_size": 5, "micro_batch_size": 1, "beta": 0.3}),
+    "kto": (KTO, GPT2, thumbs_of([replace(pair, label=1.0) for pair in PAIRS[:7]]), {"batch_size": 5, "micro_batch_size": 1, "beta": 0.3}),
     "ipo of adapters": (DPO, LLAMA, PAIRS, {"batch_size": 5, "loss": "ipo", "lora": LORA, "gradient_checkpointing": True}),
 }
 
@@ -44,7 +46,7 @@ def double(trainer):
     """Compute in double precision throughout: hidden states and logits are cast to float32 otherwise."""
     cast = torch.Tensor.float
     trainer.lm.double()
-    if isinstance(trainer, DPO):
+    if hasattr(trainer, "reference"):
         trainer.reference.lm.double()
     torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else cast(x)
     try:

@@ -14,7 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 import agents.training.reward_hacking_callback
-from agents import NLPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
+from agents import NLPO, OnlineDPO, TextA2C, TextMaskablePPO, TextPolicyGradient, TextPPO, TextTRPO, TransformerPolicy
 from agents.cli.main import main
 from agents.distributed.process_group import ranks
 from agents.distributed.ranks import digest
@@ -46,6 +46,7 @@ CASES = {
     "gspo": (OURS, {"estimator": "rloo", "surrogate": "gspo", "clip_range": 0.01, "off_policy_mask": 1e-3, "entropy_target": 2.0}),
     "kl_cov": (OURS, {"estimator": "rloo", "surrogate": "kl-cov", "cov_share": 0.05, "policy_kwargs": {"micro_batch_size": 2}}),
     "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
+    "pairs": (OnlineDPO, {"batch_size": 6, "policy_kwargs": {"micro_batch_size": 2}}),
 }
 ROLLOUTS = 5
 RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
@@ -69,8 +70,8 @@ def make(case, **changed):
     if made is TextA2C:
         del settings["batch_size"]
     policy = {"model": LLAMA, **settings.pop("policy_kwargs", {})}
-    grouped = settings.get("estimator") in ("rloo", "grpo", "gdpo")
-    env = make_env(4 if grouped else 1)
+    group_size = 2 if made is OnlineDPO else 4 if settings.get("estimator") in ("rloo", "grpo", "gdpo") else 1
+    env = make_env(group_size)
     if case == "gdpo":
         env.reward_model = {"name": "sum", "terms": {"sevens": sevens, "length": partly}}
     model = made(next(iter(made.policy_aliases)), env, policy_kwargs=policy, device="cpu", **settings)

@@ -29,6 +29,15 @@ def expected_update(policy, paid, reference, beta, group, scaled, by_length):
     of = [torch.stack([own[0 if t == 0 else text[0], token] for t, token in enumerate(text)]) for text in TEXTS]
     of_ref = [torch.stack([ref[0 if t == 0 else text[0], token] for t, token in enumerate(text)]) for text in TEXTS]
     total = 0.0
+    if group is None:
+        rewards, mass = np.array([paid[text] for text in TEXTS]), np.exp([o.sum().item() for o in of])
+        mean = mass @ rewards
+        scale = np.sqrt(mass @ (rewards - mean) ** 2) + 1e-4 if scaled else 1.0
+        for i, advantage in enumerate((rewards - mean) / scale):
+            ratio = (of[i] - of[i].detach()).exp()
+            text = advantage * ratio - beta * estimated_kl("k3", of[i], ratio, of_ref[i])
+            total = total + mass[i] * (text.mean() if by_length else text.sum())
+        return torch.autograd.grad(total, logits)[0]
     for chosen in itertools.product(range(7), repeat=group):
         rewards = np.array([paid[TEXTS[i]] for i in chosen])
         advantages = rewards - rewards.mean()
@@ -44,16 +53,27 @@ def expected_update(policy, paid, reference, beta, group, scaled, by_length):
 
 
 @pytest.mark.parametrize(
-    ("group", "scaled", "by_length"), [(2, True, True), (3, True, True), (3, True, False), (2, False, False), (3, False, True)]
+    ("group", "scaled", "by_length"),
+    [(2, True, True), (3, True, True), (3, True, False), (2, False, False), (3, False, True), (None, True, True), (None, False, False)],
 )
 def test_the_expected_update_vanishes_there_and_nowhere_before(small, group, scaled, by_length):
     tree, paid, reference = small
-    found = fixed_point(tree, reference, 0.7, group, scaled, by_length)
-    there = expected_update(found, paid, reference, 0.7, group, scaled, by_length)
+    beta = 2.0 if group is None else 0.7
+    found = fixed_point(tree, reference, beta, group, scaled, by_length)
+    there = expected_update(found, paid, reference, beta, group, scaled, by_length)
     assert there.abs().max() < 1e-6
-    assert expected_update(reference, paid, reference, 0.7, group, scaled, by_length).abs().max() > 0.05
-    _, best = tree.optimum(reference, 0.7)
-    assert expected_update(best, paid, reference, 0.7, group, scaled, by_length).abs().max() > 0.005  # J's optimum is elsewhere
+    assert expected_update(reference, paid, reference, beta, group, scaled, by_length).abs().max() > 0.02
+    _, best = tree.optimum(reference, beta)
+    assert expected_update(best, paid, reference, beta, group, scaled, by_length).abs().max() > 1e-4  # J's optimum is elsewhere
+
+
+def test_divided_by_a_deviation_that_falls_with_it_a_policy_has_no_rest_before_one_text(small):
+    """Below some beta: the less spread is left, the less KL weighs against it."""
+    tree, paid, reference = small
+    found = fixed_point(tree, reference, 0.2, None, True, True)
+    at_rest, most = tree.evaluate(found, reference, 1.0), max(paid.values())
+    assert at_rest.score == pytest.approx(most, abs=1e-3)
+    assert tree.evaluate(fixed_point(tree, reference, 0.2, None, False, True), reference, 1.0).score < most - 0.01
 
 
 def test_advantages_by_hand():

@@ -177,6 +177,6 @@ def test_the_best_policy_of_two_processes_is_the_one_that_was_measured(train, tm
     settings = ["--task", "recall", "--model", str(tmp_path / "lm"), "--reward", "length", "--out", str(out), *SIZES, *BEST, *shard]
     launched(torchrun("agents.cli", "train", *settings))
     kept = json.loads((out / "best" / "best.json").read_text())
-    assert len(rows_of(out)) > 3 and kept["value"] == max(float(row["score"]) for row in rows_of(out))
+    assert len(rows_of(out)) > 2 and kept["value"] == max(float(row["score"]) for row in rows_of(out))
     policy = make_policy(task, out / "best" / "model", eos_token_id=task.eos_token_ids[0])
     assert write_texts(policy, task, 24, "length", num_rows=16).scores.mean() == pytest.approx(kept["value"])

@@ -62,6 +62,17 @@ def test_comparisons_with_the_reference():
             judge.score(texts("good"))
 
 
+def test_two_responses_are_compared_with_each_other():
+    with FaultyServer(chat(more_good)) as server:
+        judge = judge_at(server, mode="pairwise")
+        assert judge.compare(texts("good good", "bad", "good"), texts("good", "good", "good")) == [1.0, 0.0, 0.5]
+        assert judge.compare([], []) == []
+        with pytest.raises(ValueError, match="rates one response at a time"):
+            judge_at(server).compare(texts("a"), texts("b"))
+    with FaultyServer(chat(lambda question: "[[A]]")) as server:
+        assert judge_at(server, mode="pairwise").compare(texts("a"), texts("b")) == [0.5]
+
+
 def test_a_judge_who_prefers_a_position_gives_everybody_one_half():
     with FaultyServer(chat(lambda question: "[[A]]")) as server:
         assert judge_at(server, mode="pairwise").score(texts("a", "b", references=("good",))) == [0.5, 0.5]
