@@ -94,7 +94,10 @@ def used(name="VmData"):
 def limited(folder):
     """Train a model by SFT and by PPO, with less memory than it takes whole; write what was said and held."""
     said, held = [], []
-    alone, begun, estimated = ranks().size == 1, used(), memory_check.available
+    alone, estimated = ranks().size == 1, memory_check.available
+    for attempt in (imitate, play):  # libraries allocate at first use
+        attempt(folder / "tiny", not alone)
+    begun = used()
     for available in (estimated, lambda device, **_: None) if alone else (estimated,):  # not refused by the estimate alone
         memory_check.available = available
         for attempt, limit in zip((imitate, play), LIMITS, strict=True):

@@ -104,6 +104,7 @@ def test_what_no_process_has_memory_for_is_trained_by_two(tmp_path):
     size = 4 * local(lm)
     assert 4 * size > LIMITS[0] and 5 * size > LIMITS[1]  # weights, gradients and moments; and a reference
     lm.save_pretrained(tmp_path / "large", max_shard_size="10MB")
+    save_lm(load_lm(LLAMA), tmp_path / "tiny")
     del lm
     run(torchrun("tests.agents.distributed.parts", "limited", tmp_path))
     for said, held in found_by(tmp_path, "limited-2"):
