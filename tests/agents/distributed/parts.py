@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from agents import DPO, SFT, TextPPO
 from agents.algorithms.common import memory_check
-from agents.distributed.engine import engine_of
+from agents.distributed.engine import _give_back_large_blocks, engine_of
 from agents.distributed.process_group import ranks
 from agents.models.backbones import backbone_of
 from agents.models.loading import in_shards, is_in_shards, load_lm
@@ -97,18 +97,18 @@ def limited(folder):
     alone, estimated = ranks().size == 1, memory_check.available
     for attempt in (imitate, play):  # libraries allocate at first use
         attempt(folder / "tiny", not alone)
-    begun = used()
+    _give_back_large_blocks()  # in one process too, so that what is used is what was not freed
     for available in (estimated, lambda device, **_: None) if alone else (estimated,):  # not refused by the estimate alone
         memory_check.available = available
         for attempt, limit in zip((imitate, play), LIMITS, strict=True):
-            resource.setrlimit(resource.RLIMIT_DATA, (begun + limit, resource.RLIM_INFINITY))
+            gc.collect()
+            resource.setrlimit(resource.RLIMIT_DATA, (used() + limit, resource.RLIM_INFINITY))
             try:
                 held.append(attempt(folder / "large", not alone))
             except (ValueError, RuntimeError) as error:
                 if not alone:
                     raise
                 said.append(str(error))
-            gc.collect()
     (folder / f"limited-{ranks().size}-{ranks().rank}.pickle").write_bytes(pickle.dumps((said, held)))
 
 
