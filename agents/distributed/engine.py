@@ -266,9 +266,9 @@ class FSDPEngine(Engine):
 
 
 def _give_back_large_blocks() -> None:
-    """Have glibc return each freed block of a mebibyte or more: between layers that come and go its heap grew to ten times the model."""
+    """Keep glibc's first limit from which freed blocks are returned: it raises it, and between layers its heap grew to ten times the model."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
 
 
 def _of(state: Mapping[str, torch.Tensor], part: str, name: str, _: nn.Parameter) -> torch.Tensor:

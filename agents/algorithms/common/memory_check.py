@@ -102,7 +102,7 @@ def check_imitation(agent: Any) -> MemoryEstimate:
 
 
 def _checked(sizes: Sizes, load: Load, device: torch.device, free: int | None, tell: bool) -> MemoryEstimate:
-    made = estimate(sizes, load, device.type == "cpu")
+    made = estimate(sizes, load, device.type == "cpu" and sizes.shards == 1)  # shards have glibc give freed blocks back
     if tell:
         Console().print(made.line(free), highlight=False, soft_wrap=True)
     if free is not None and made.needed > free:

@@ -27,7 +27,7 @@ MODELS = {
     "incomplete": GPT2,
 }
 LARGE = {
-    **LLAMA, "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 11, "num_attention_heads": 8, "num_key_value_heads": 8,
+    **LLAMA, "hidden_size": 448, "intermediate_size": 1216, "num_hidden_layers": 11, "num_attention_heads": 8, "num_key_value_heads": 8,
     "initializer_range": 0.02,
 }  # fmt: skip
 
@@ -103,7 +103,8 @@ def test_what_no_process_has_memory_for_is_trained_by_two(tmp_path):
     lm = load_lm(LARGE)
     size = 4 * local(lm)
     assert 4 * size > LIMITS[0] and 5 * size > LIMITS[1]  # weights, gradients and moments; and a reference
-    lm.save_pretrained(tmp_path / "large", max_shard_size="20MB")
+    lm.save_pretrained(tmp_path / "large", max_shard_size="10MB")
+    save_lm(load_lm(LLAMA), tmp_path / "tiny")
     del lm
     run(torchrun("tests.agents.distributed.parts", "limited", tmp_path))
     for said, held in found_by(tmp_path, "limited-2"):
