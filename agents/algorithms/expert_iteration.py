@@ -17,10 +17,12 @@ from textrl_env import Prompt, TextTask
 from ..distributed.ranks import digest
 from ..evaluation.policy_texts import WrittenTexts, make_policy, write_texts
 from ..models.loading import LMSource
+from ..models.memory_estimate import MemoryEstimate
 from ..utils.contents import with_contents
 from ..utils.interrupts import stop_request
 from ..utils.progress import bar
 from ..utils.run_folder import fingerprint
+from .common.memory_check import check_imitation
 from .common.training_checkpoint import load_training, save_training
 from .sft import SFT
 
@@ -53,6 +55,7 @@ class ExpertIteration:
     Attributes:
         policy: The policy that writes, and is trained.
         scores: Mean score of all texts written in each iteration.
+        memory: What `learn` estimated before it began.
     """
 
     __module__ = "agents"
@@ -89,6 +92,7 @@ class ExpertIteration:
             raise ValueError(f"n_prompts={n_prompts}: each of {self.trainer.engine.ranks.size} processes writes for one at least, raise it")
         self._rules = rules
         self.scores: list[float] = []
+        self.memory: MemoryEstimate | None = None
         self._first: str | None = None  # hash of the weights that training began with
 
     def learn(self, iterations: int, progress_bar: bool = False, checkpoint: str | Path | None = None) -> ExpertIteration:
@@ -100,7 +104,7 @@ class ExpertIteration:
             checkpoint: A folder.  After every iteration the training is saved there; the same call goes on from it, bit by bit.
 
         Raises:
-            ValueError: The checkpoint is damaged, or of other settings.
+            ValueError: The checkpoint is damaged, or of other settings; or the training cannot fit into memory.
             KeyboardInterrupt: The user asked to stop; with a checkpoint, the training was saved there first.
         """
         folder, together = None if checkpoint is None else Path(checkpoint), self.trainer.engine.ranks
@@ -109,6 +113,7 @@ class ExpertIteration:
             if saved.get("of") != facts["of"]:
                 raise ValueError(f"{folder} is a checkpoint of other settings: delete it to start over")
             self.scores = saved["scores"]
+        self.memory = self.trainer.memory = self.memory or check_imitation(self)
         done = len(self.scores) if folder is not None else 0
         stopping = nullcontext(False) if folder is None else stop_request("iteration", together.size > 1)
         with bar("ExpertIteration", iterations, progress_bar and together.is_main) as shown, stopping as asked:

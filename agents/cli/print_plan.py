@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..models.loading import is_in_shards
 from ..training.policy_training import Before
 from ..training.run_plan import DryRun, ModelFacts, RunPlan, TokenFacts, plan_of
 
@@ -35,6 +36,8 @@ def tell_plan(console: Console, dry_run: bool) -> Before:
     def tell(agent: Any, amount: int, data: Any = None, done: int | None = None) -> None:
         if done is not None:
             console.print(f"goes on at {done:,}, {amount:,} more to go" if done else "goes on from its checkpoint", highlight=False)
+        elif is_in_shards(getattr(agent, "policy", None) or agent.lm):
+            console.print("no plan: each process read its part of the weights, and none could write or time a text by itself")
         elif not console.quiet:  # of several processes, one tells
             print_plan(plan_of(agent, amount, data), console)
         if dry_run:
@@ -54,9 +57,8 @@ def _parts(plan: RunPlan) -> dict[str, list[str]]:
     if plan.samples:
         parts["samples"] = [f"{sample.score:+.3g} {_cut(repr(sample.response))}" for sample in plan.samples]
         parts["samples"].append("the reward's scores of what the first policy writes to these prompts")
-    if plan.memory is not None:
-        estimate, free = plan.memory
-        parts["memory"] = [estimate.line(free).removeprefix("memory: ")]
+    estimate, free = plan.memory
+    parts["memory"] = [estimate.line(free).removeprefix("memory: ")]
     each = sum(plan.seconds.values())
     told = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in plan.seconds.items())
     what = "iteration" if plays else "step"

@@ -31,7 +31,7 @@ from textrl_env.utils.tables import read_rows
 from textrl_env.utils.train_tokenizer import EOS, train_tokenizer
 
 from ..distributed.engine import engine_of
-from ..distributed.process_group import ranks
+from ..distributed.process_group import ranks, started_again
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri, save
 from ..reports.reward_plots import accuracies, reliability_diagram
@@ -93,7 +93,7 @@ def _run_fit(config: Report, console: Console) -> None:
     depends_on = {**{name: getattr(config, name) for name in names}, "trunk": config.trunk == "new" or config.trunk or False}
     if config.trunk is not None and own != _PLAIN:
         depends_on["settings"] = own
-    with run.begin("reward report", config.overwrite, _MADE) if together.is_main else nullcontext():
+    with run.begin("reward report", config.overwrite and not started_again(), _MADE) if together.is_main else nullcontext():
         together.wait()
         run.config = config
         with run.stage("report", depends_on, together.is_main, makes=["reward", "report.html"]) as stage:

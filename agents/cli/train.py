@@ -26,7 +26,7 @@ from textrl_env.utils.user_code import absolute, named_object
 
 from ..algorithms.registry import ALGORITHMS, on_ranks
 from ..algorithms.sft import SFT
-from ..distributed.process_group import ranks
+from ..distributed.process_group import ranks, started_again
 from ..models.loading import num_parameters
 from ..models.mixed_precision import precision_of
 from ..training.base_policies import base_policy
@@ -119,7 +119,8 @@ def run_train(config: Train) -> None:
         _tell_dry_run(_folder(config), console)
         return
     run = RunFolder(_folder(config))
-    with run.begin(f"train --algo {config.algo}", config.overwrite, [*OUTCOME_FILES, BEST]) if together.is_main else nullcontext():
+    anew = config.overwrite and not started_again()
+    with run.begin(f"train --algo {config.algo}", anew, [*OUTCOME_FILES, BEST]) if together.is_main else nullcontext():
         held, compared = (text and absolute(text) for text in (config.held_out, config.judge))
         config = dataclasses.replace(config, out=run.path, reward=absolute(config.reward), held_out=held, judge=compared)
         job = _prepared(config, run, pairs, (reward, held_out), console)

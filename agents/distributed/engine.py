@@ -6,9 +6,14 @@ needs gradients to `run` or `add_gradients`, as a function: the gradients of all
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from .ranks import Ranks
+from .sharded_checkpoint import file_tensors, read_tensors
 
 
 class Passes(nn.Module):
@@ -39,10 +45,12 @@ class Engine:
     Attributes:
         ranks: The processes that train together.
         sharded: Whether each holds a part of the weights only.  Whatever runs the model must then be run by all ranks as often, in `run`,
-            `add_gradients` or `whole`.
+            `add_gradients`, `read` or `whole`.
+        dtype: In which shards of the layers are sent and used; None: as they are.
     """
 
     sharded = False
+    dtype: torch.dtype | None = None
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -60,6 +68,10 @@ class Engine:
 
         Torch's engines take the mean of gradients: multiply a summand of the ranks' loss by `ranks.size`.
         """
+        return function(*arguments)
+
+    def read(self, model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that runs a model, which no backward pass follows, and return what it returns; all ranks call it as often."""
         return function(*arguments)
 
     def add_gradients(self, loss_of: Callable[..., tuple[torch.Tensor, Any]], *arguments: Any, last: bool = True) -> Any:
@@ -101,6 +113,10 @@ class Engine:
         """Return a state with whole tensors, on the CPU of rank 0, where it was in shards; all ranks must ask.  Others get no numbers."""
         return state
 
+    def copied(self, module: nn.Module) -> nn.Module:
+        """Return a module that can be saved, to rank 0: itself, or a copy with whole weights on the CPU; all ranks must ask."""
+        return module
+
 
 class DDPEngine(Engine):
     """All weights on each rank; each adds up its own gradients, and DDP sums them over the ranks during the backward pass."""
@@ -134,9 +150,31 @@ class FSDPEngine(Engine):
 
     def __init__(self, ranks: Ranks, dtype: torch.dtype | None = None) -> None:
         super().__init__(ranks)
+        self.dtype = dtype
         self._precision = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None, cast_forward_inputs=False)
         self._roots: list[Any] = []  # of each model: what fully_shard was called on last
         self._present: list[Any] = []  # those that are whole
+        self._empty: dict[nn.Module, nn.Module] = {}  # layers as they were before they were cut, without weights: torch copies no shards
+        if ranks.device.type == "cpu":
+            _give_back_large_blocks()
+
+    def load(self, lm: nn.Module, folder: Path) -> bool:
+        """Cut a model of transformers whose parameters lie on the device "meta", and read this rank's part from files of safetensors.
+
+        No process ever holds more than its part of the layers, and the weights outside of them.
+
+        Returns:
+            Whether that was done; the model is left as it is where the files do not hold each parameter as it is, see `file_tensors`.
+        """
+        if (tensors := file_tensors(lm, folder)) is None:
+            return False
+        device = self.ranks.device
+        with self.ranks.together():
+            self._cut(lm)
+        lm._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+        lm.tie_weights()  # type: ignore[operator]
+        read_tensors(lm, folder, tensors)
+        return True
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Cut model and optimizer into shards."""
@@ -153,16 +191,31 @@ class FSDPEngine(Engine):
         """See `Engine`."""
         return self._trained(function, *arguments)
 
+    def read(self, model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+        """See `Engine`."""
+        root = next((root for root in self._roots if model in set(root.modules())), None)
+        if root is None:  # not cut yet
+            return function(*arguments)
+        try:
+            return root(function, *arguments)
+        finally:
+            _reshard(root)
+
     def shard(self, model: nn.Module) -> None:
         """Cut a model into shards."""
         root: Any = Passes(model)
         with self.ranks.together():
-            for layer in _layers(model):
-                fully_shard(layer, mp_policy=self._precision)
+            self._cut(model)
             fully_shard(root)
             root(lambda: None)  # the first that runs is the root to torch
             root.reshard()
         self._roots.append(root)
+
+    def _cut(self, model: nn.Module) -> None:
+        for layer in layers_of(model):
+            if layer not in self._empty:
+                self._empty[layer] = copy_with(layer, lambda _, parameter: torch.empty_like(parameter, device="meta"))
+                fully_shard(layer, mp_policy=self._precision)
 
     @contextmanager
     def whole(self, *models: nn.Module) -> Iterator[None]:
@@ -188,8 +241,7 @@ class FSDPEngine(Engine):
 
     def rest(self) -> None:
         """See `Engine`."""
-        for part in _parts(self._trained):
-            part.reshard()
+        _reshard(self._trained)
 
     def gathered(self, state: Any) -> Any:
         """See `Engine`."""
@@ -203,6 +255,33 @@ class FSDPEngine(Engine):
         with self.ranks.together():
             return tree_map(here, state)
 
+    def copied(self, module: nn.Module) -> nn.Module:
+        """See `Engine`."""
+        state = self.gathered(module.state_dict())
+        if not self.ranks.is_main:
+            return module
+        names = {part: name for name, part in module.named_modules() if part in self._empty}
+        layers = {id(part): copy_with(self._empty[part], partial(_of, state, name)) for part, name in names.items()}
+        return copy_with(module, lambda name, _: state[name], layers)
+
+
+def _give_back_large_blocks() -> None:
+    """Have glibc return each freed block of a mebibyte or more: between layers that come and go its heap grew to ten times the model."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+
+
+def _of(state: Mapping[str, torch.Tensor], part: str, name: str, _: nn.Parameter) -> torch.Tensor:
+    return state[f"{part}.{name}"]
+
+
+def copy_with(
+    module: nn.Module, weight_of: Callable[[str, nn.Parameter], torch.Tensor], parts: Mapping[int, nn.Module] | None = None
+) -> nn.Module:
+    """Return a copy of a module with other weights; `parts` stand for those of its modules whose `id` they have.  Ties stay."""
+    parameters = {id(p): nn.Parameter(weight_of(name, p), p.requires_grad) for name, p in module.named_parameters()}
+    return copy.deepcopy(module, {**parameters, **(parts or {})})
+
 
 def _like(value: Any, parameter: nn.Parameter) -> Any:
     """Return what an optimizer keeps of a parameter, in shards as the parameter is if it has its shape."""
@@ -210,17 +289,22 @@ def _like(value: Any, parameter: nn.Parameter) -> Any:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None) if sharded else value  # type: ignore[attr-defined]
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers: the members of the outermost module lists, in whatever part of the model they are."""
     for part in model.children():
         if isinstance(part, nn.ModuleList):
             yield from part
         else:
-            yield from _layers(part)
+            yield from layers_of(part)
 
 
 def _parts(root: nn.Module) -> list[Any]:
     return [part for part in root.modules() if isinstance(part, FSDPModule)]
+
+
+def _reshard(root: nn.Module) -> None:
+    for part in _parts(root):
+        part.reshard()
 
 
 def shards_by_launcher() -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from textrl_env.utils.optional_imports import optional_import
 
@@ -47,7 +48,7 @@ class _Group(Ranks):
     def __init__(self) -> None:
         with optional_import("scale", f"WORLD_SIZE={os.environ['WORLD_SIZE']}: training on several processes needs accelerate"):
             from accelerate import PartialState
-        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)  # takes LOCAL_RANK's GPU
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT, **_own_store())  # takes LOCAL_RANK's GPU
         self.rank, self.size, self.device = self._state.process_index, self._state.num_processes, self._state.device
         assert self.size == int(os.environ["WORLD_SIZE"])
         self._store: Any = torch.distributed.distributed_c10d._get_default_store()
@@ -84,7 +85,8 @@ class _Group(Ranks):
     def share_weights(self, module: nn.Module) -> None:
         with self.together():
             for tensor in module.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+                if not isinstance(tensor, DTensor):  # what was read in parts is of the same files
+                    torch.distributed.broadcast(tensor, 0)
 
     def numbers(self, values: ArrayLike) -> np.ndarray:
         own = torch.as_tensor(np.asarray(values, np.float64)).to(self.device)
@@ -148,6 +150,14 @@ class _Group(Ranks):
         return f"rank {rank} (process {process}) is gone"
 
 
+def _own_store() -> dict[str, Any]:
+    """Return where processes that were started again meet: torchrun's store still holds the addresses of those that are gone."""
+    if not started_again():
+        return {}
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
+    return {"store": torch.distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store), "rank": rank, "world_size": size}
+
+
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -164,6 +174,11 @@ def tell_others(message: str, interrupted: bool = False) -> bool:
         return True
     ranks().fail(_INTERRUPTED if interrupted else message)
     return ranks().say_once(message)
+
+
+def started_again() -> bool:
+    """Return whether torchrun started this process in the place of one that was gone, see its `--max-restarts`."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 @lru_cache(maxsize=1)

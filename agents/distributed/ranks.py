@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 _AGAIN = "the same command goes on from the last checkpoint"
 
@@ -32,10 +33,12 @@ class Ranks:
     Attributes:
         rank: Number of this process, in [0, size).
         size: How many there are.
+        device: Where this process computes, if there are several.
     """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = torch.device("cpu")
 
     @property
     def is_main(self) -> bool:
@@ -134,6 +137,7 @@ def digest(value: Any) -> tuple[str, float]:
         return hashlib.sha256(repr(value).encode()).hexdigest()[:12], 0.0
     hashed, total = hashlib.sha256(), 0.0
     for tensor in value.state_dict().values():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all ranks ask
         tensor = tensor.detach().cpu().contiguous()
         hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         total += float(tensor.double().sum())

@@ -1,16 +1,17 @@
 """Checkpoints that all ranks write together and any number of ranks reads: tensors as safetensors, all else as JSON.
 
 torch.distributed.checkpoint writes them, each rank its part of a sharded tensor and its share of those that all hold.  Its storage in
-the format of Hugging Face is taken, for the other one describes the files in a pickle, which runs code when it is read.
+the format of Hugging Face is taken, for the other one describes the files in a pickle, which runs code when it is read.  So each rank can
+read its part of a model in the files of transformers as well.
 """
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .process_group import ranks
 from .ranks import RankError
 
 _FACTS = "training.json"
+_READ = 1 << 24  # bytes of each file of a model that ranks compare
 
 
 def save_sharded(
@@ -104,13 +106,62 @@ def load_sharded(
     return facts
 
 
-def copy_with(module: nn.Module, weight_of: Callable[[str, nn.Parameter], Tensor]) -> nn.Module:
-    """Return a copy of a module with other weights: none, on the device "meta", before it is cut into shards, or whole ones afterwards.
+def file_tensors(lm: nn.Module, folder: Path) -> dict[str, str] | None:
+    """Return the name of each tensor in files of transformers, by the module's name of it.
 
-    Torch copies no module that is in shards.  Tied weights stay tied.
+    Args:
+        lm: A model of transformers; its parameters may lie on the device "meta".
+        folder: Holds the files.
+
+    Returns:
+        The names, tied weights once; None unless each parameter has a tensor of its shape that needs nothing but to be read: files of other
+        names, of quantized weights, or of what transformers converts (experts that it stacks) have not.
     """
-    parameters = {id(p): nn.Parameter(weight_of(name, p), p.requires_grad) for name, p in module.named_parameters()}
-    return copy.deepcopy(module, dict(parameters))
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    config: Any = lm.config
+    if getattr(config, "quantization_config", None) or any(isinstance(it, WeightConverter) for it in get_model_conversion_mapping(lm)):  # type: ignore[arg-type]
+        return None
+    saved: Mapping[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    names: dict[str, str] = {}
+    tied: dict[int, str] = {}
+    for name, tensor in lm.state_dict(keep_vars=True).items():
+        short = name.removeprefix(f"{lm.base_model_prefix}.")
+        found = next((key for key in (name, short) if key in saved and saved[key].size == tensor.shape), None)
+        if found and tied.setdefault(id(tensor), name) != name:
+            return None  # transformers compares the two, and unties them if they differ
+        names |= {name: found} if found else {}
+    missing = {id(parameter) for parameter in lm.parameters()} - tied.keys()
+    return None if missing else names
+
+
+def read_tensors(module: nn.Module, folder: Path, names: Mapping[str, str]) -> None:
+    """Read tensors of a module in place, of those in shards this process's part, from files of safetensors that all can read.
+
+    Args:
+        module: Its parameters, plain or in shards.
+        folder: Holds the files.
+        names: Theirs by the module's, see `file_tensors`.
+
+    Raises:
+        RankError: The folder of another rank holds other files.
+    """
+    from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    files = sorted(folder.glob("*.safetensors"))
+    ranks().check_equal({f"weights in {folder}": [_beginning(file) for file in files]})
+    state = module.state_dict(keep_vars=True)
+    with _own_errors():
+        load({key: state[name] for name, key in names.items()}, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+
+
+def _beginning(file: Path) -> tuple[int, str]:
+    """Return a file's size, and a hash of its first bytes: names, shapes and the first weights."""
+    with file.open("rb") as opened:
+        return file.stat().st_size, hashlib.sha256(opened.read(_READ)).hexdigest()
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from textrl_env.utils.files import hash_file, new_folder
 from textrl_env.utils.model_files import model_folder
@@ -29,6 +31,30 @@ from .sampler import ids_of
 LMSource = str | Path | Mapping[str, Any]
 _OWN_CONFIG = "config.json"
 _RANDOM = re.compile("drop|jitter")  # layerdrop, drop_path, activation_dropout, router_jitter_noise, ...
+
+
+class InShards(str):
+    """A model's folder, hub id or `.gguf` file whose weights the processes of an engine share."""
+
+    engine: Any
+
+
+def in_shards(source: Any, engine: Any) -> Any:
+    """Return a source of which each process reads its part, if it is one of files and the engine keeps shards; any other as it is.
+
+    What `load_lm` makes of it nobody has tried, if `is_in_shards`: only all processes together can run it, see
+    `agents.distributed.engine.Engine.read`.
+    """
+    if not (engine.sharded and isinstance(source, (str, Path))):
+        return source
+    made = InShards(source)
+    made.engine = engine
+    return made
+
+
+def is_in_shards(lm: nn.Module) -> bool:
+    """Return whether weights of a model are in shards."""
+    return any(isinstance(parameter, DTensor) for parameter in lm.parameters())
 
 
 def load_lm(source: LMSource) -> nn.Module:
@@ -47,11 +73,33 @@ def load_lm(source: LMSource) -> nn.Module:
             in training mode.
         TypeError: `source` is none of these, or the module lacks what `agents.LanguageModel` asks for.
     """
+    if isinstance(source, InShards) and (parts := _filled(source)) is not None:
+        return parts
     lm = _build(source)
-    switch_off_dropout(lm)
-    fuse_activations(lm)
+    _prepare(lm)
     check_model(backbone_of(lm))
     return lm
+
+
+def _filled(source: InShards) -> nn.Module | None:
+    """Return a model that was built without weights and then filled; None if it cannot be."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):  # what no file holds of rotary positions is computed as always
+        lm = _build(source, weights=False)
+    if not isinstance(lm, PreTrainedModel):
+        return None
+    lm.tie_weights()
+    _prepare(lm.eval())
+    folder = Path(model_folder(source))
+    if lm.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
+        lm.generation_config = GenerationConfig.from_pretrained(folder)
+    return lm if source.engine.load(lm, folder) else None
+
+
+def _prepare(lm: nn.Module) -> None:
+    switch_off_dropout(lm)
+    fuse_activations(lm)
 
 
 def num_parameters(source: LMSource) -> int:
@@ -94,7 +142,7 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
         # trust_remote_code stays off: loading a policy never runs code that came with a file.
         config = AutoConfig.from_pretrained(str(source))
         if not weights:
-            return _auto(config).from_config(config)
+            return _auto(config).from_config(config, dtype=torch.float32)
         return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
     except OSError as error:
         if Path(source).exists():

@@ -3,6 +3,7 @@
 What is stored (weights, gradients, the optimizer's moments, a reference, keys and values, the rollout) is counted to the byte, and so is
 what an update keeps for its backward pass, a prompt that texts share once where the model reads it once (see
 `agents.models.backbones.joined_texts`).  What comes and goes inside a pass (logits, a layer's intermediate results) is a formula each.
+Of several processes that train one model, all is of one of them.
 
 Not counted: the second pass of `kl_estimator="full"`, `ptx_texts`, TRPO's double backward pass, and what a reward model computes.
 """
@@ -75,6 +76,11 @@ class Sizes:
         plain_head: Whether logits are nothing but a matrix product, see `agents.models.lm_head`.
         head: Of the matrix that makes logits.
         copies: Of weights that texts are written with, see `agents.models.decoding_weights`.
+        shards: In how many parts of which this process holds one weights, gradients and optimizer are; 1: whole.
+        outside: Of weights outside of the layers, which shards put together for all of a pass.
+        layer: Of the largest layer, which they put together for its turn.
+        sent: What a number of a layer takes while it is put together, as a share of what is stored: 0.5 in bfloat16.
+        buckets: Whether gradients keep their room between steps, as DDP's do.
     """
 
     weights: int
@@ -92,6 +98,19 @@ class Sizes:
     plain_head: bool
     head: int
     copies: int = 0
+    shards: int = 1
+    outside: int = 0
+    layer: int = 0
+    sent: float = 1.0
+    buckets: bool = False
+
+    def part(self, size: int) -> int:
+        """Return what this process holds of so many bytes of weights, gradients or moments."""
+        return -(-size // self.shards)
+
+    def whole(self, size: int) -> int:
+        """Return what it takes to put a model of so many bytes together; 0 if it is."""
+        return 0 if self.shards == 1 else self.outside + round(self.sent * max(0, size - self.outside))
 
 
 @dataclass(frozen=True)
@@ -200,10 +219,10 @@ class MemoryEstimate:
 def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
     """Work out every item; `keeps` as in `MemoryEstimate`."""
     stored = {
-        "weights": sizes.weights,
-        "gradients": sizes.trained,
-        "optimizer": round(sizes.moments * sizes.trained),
-        "reference": sizes.reference,
+        "weights": sizes.part(sizes.weights),
+        "gradients": sizes.part(sizes.trained),
+        "optimizer": sizes.part(round(sizes.moments * sizes.trained)),
+        "reference": sizes.part(sizes.reference),
         "rollout": _rollout(sizes, load),
     }
     phases = {
@@ -211,7 +230,12 @@ def estimate(sizes: Sizes, load: Load, keeps: bool) -> MemoryEstimate:
         "reference pass": {"reference pass": _reference_pass(sizes, load, keeps)},
         "update": _update(sizes, load, keeps),
     }
-    later = max(0, sizes.trained - sizes.head) if load.at_once >= load.minibatch else 0
+    if sizes.shards > 1:
+        phases["writing"] |= {"whole weights": sizes.whole(sizes.weights)} if load.rows else {}
+        phases["reference pass"] |= {"whole weights": sizes.whole(sizes.reference)} if load.rows else {}
+        phases["update"] |= {"layers put together": _put_together(sizes)}
+    kept = sizes.head if sizes.shards == 1 else 0  # of shards, the head's gradient is added up last
+    later = max(0, sizes.part(sizes.trained) - kept) if load.at_once >= load.minibatch and not sizes.buckets else 0
     return MemoryEstimate(stored, phases, keeps, LIBRARIES + HEAD_COPIES * sizes.head, later, load.checkpointing)
 
 
@@ -254,6 +278,15 @@ def _update(sizes: Sizes, load: Load, keeps: bool) -> dict[str, int]:
     tokens = load.tokens(texts, min(load.minibatch or load.at_once, load.texts))
     saved = round(sizes.saved.fixed) + sizes.saved.of(texts, length, tokens)
     return {"activations": saved, "logits": max(logits, _passing(sizes, load, texts, tokens))}
+
+
+def _put_together(sizes: Sizes) -> int:
+    """Return what shards take while they are used: weights outside of the layers, and of two layers, of which one is on its way.
+
+    Their gradients are there twice, as they are and as they are sent.
+    """
+    trained = 2 if sizes.trained == sizes.weights else 0  # adapters' are small
+    return round((1 + trained) * sizes.outside + (3 * sizes.sent + trained) * sizes.layer)
 
 
 def _passing(sizes: Sizes, load: Load, texts: int, tokens: int | None = None) -> int:

@@ -14,6 +14,7 @@ from .backbones import Backbone
 from .sequences import SequenceBatch, TextRecord, pack
 
 _ROUNDING = 1e-3  # of the largest number; what is computed in another order differs by 1e-6 to 1e-5 of it, on a GPU by more
+_COARSE = 3e-2  # the same in bfloat16, which a model in shards may be sent in
 _FAR = 64.0  # logits as large as a trained model's: a cap that fresh weights never reach shows
 
 _BEGINNING = 4  # tokens
@@ -33,7 +34,7 @@ def check_model(backbone: Backbone) -> None:
     lowest, highest = (_hidden_if_drawn(backbone, batch, number) for number in (0.0, 1.0))
     lm.eval()
     hidden = backbone.hidden(batch)  # (2, D)
-    if not (torch.equal(lowest, highest) and _same(lowest, hidden)):
+    if not (torch.equal(lowest, highest) and _same(lowest, hidden, backbone)):
         settings = vars(getattr(lm, "config", lm)).items()
         named = {key: value for key, value in settings if isinstance(value, float) and value and "drop" in key}
         raise ValueError(
@@ -54,18 +55,18 @@ def check_head(backbone: Backbone) -> None:
     trains = lm.training
     lm.eval()
     try:
-        if (own := backbone.model_logits(prompt)) is None:
+        if (own := _model_logits(backbone, prompt)) is None:
             return
         hidden = backbone.hidden(pack([TextRecord(prompt[0].cpu().numpy(), np.arange(1), 0)], backbone.device))  # (1, D)
         ours = backbone.logits(hidden)  # (1, V)
         hook = lm.get_output_embeddings().register_forward_hook(_far_apart)
         try:
-            far_apart = _same(backbone.logits(hidden), backbone.model_logits(prompt))
+            far_apart = _same(backbone.logits(hidden), _model_logits(backbone, prompt))
         finally:
             hook.remove()
     finally:
         lm.train(trains)
-    if not (far_apart and _same(ours, own)):
+    if not (far_apart and _same(ours, own, backbone)):
         raise ValueError(f"{type(lm).__name__} changes its logits after the output head in a way that TransformerPolicy does not know")
 
 
@@ -87,7 +88,7 @@ def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
     ids = np.random.default_rng(0).integers(backbone.vocab_size, size=prompt + response)
     one, two = (pack([TextRecord(ids[:prompt], ids[prompt : prompt + n], 0)], backbone.device) for n in (_BEGINNING, response))
     short, long = backbone.hidden(one), backbone.hidden(two)[:_BEGINNING]  # (4, D) each
-    if torch.isfinite(short).all() and not _same(long, short):
+    if torch.isfinite(short).all() and not _same(long, short, backbone):
         settings = getattr(getattr(backbone.lm, "config", None), "rope_parameters", None) or {}
         named = {key: settings[key] for key in ("rope_type", "original_max_position_embeddings") if key in settings}
         raise ValueError(
@@ -97,12 +98,18 @@ def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
         )
 
 
-def _same(ours: torch.Tensor, theirs: torch.Tensor | None) -> bool:
-    """Return whether two tensors are equal but for rounding, which grows with the largest number, not with each."""
+def _model_logits(backbone: Backbone, prompt: torch.Tensor) -> torch.Tensor | None:
+    with backbone.precision():
+        return backbone.model_logits(prompt)
+
+
+def _same(ours: torch.Tensor, theirs: torch.Tensor | None, backbone: Backbone | None = None) -> bool:
+    """Return whether two tensors are equal but for a backbone's rounding, which grows with the largest number, not with each."""
     if theirs is None:
         return False
+    rounding = _ROUNDING if backbone is None or backbone.autocast is None else _COARSE
     gap = (ours - theirs).abs().max()
-    return bool(gap.isfinite() and gap <= _ROUNDING * theirs.abs().max())
+    return bool(gap.isfinite() and gap <= rounding * theirs.abs().max())
 
 
 def _far_apart(head: Any, args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from textrl_env.utils.suggestions import did_you_mean
 from ..models.backbones import backbone_of
 from ..models.cached_decoder import CachedDecoder
 from ..models.decoding_weights import DecodingWeights
-from ..models.loading import LMSource, agreed_ends, config_of, load_lm, save_lm, set_ends, switch_off_dropout
+from ..models.loading import LMSource, agreed_ends, config_of, is_in_shards, load_lm, save_lm, set_ends, switch_off_dropout
 from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
 from ..models.model_checks import check_lengths
@@ -130,7 +130,8 @@ class TransformerPolicy(ActorCriticPolicy):
             add_adapters(self.lm, settings.lora)
             switch_off_dropout(self.lm)
         for backbone in self._backbones():
-            check_lengths(backbone, *(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
+            if not is_in_shards(self.lm):  # or all processes together check it when training begins
+                check_lengths(backbone, *(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
             backbone.autocast = precision_of(settings.precision)
             if settings.gradient_checkpointing:
                 backbone.checkpoint_layers()

@@ -14,7 +14,7 @@ from rewards.utils.devices import AUTO, get_device
 from textrl_env.utils.model_files import model_folder
 
 from ..models.backbones import Backbone, backbone_of
-from ..models.loading import LMSource, folder_hash, frozen, load_lm
+from ..models.loading import LMSource, folder_hash, frozen, in_shards, is_in_shards, load_lm
 from ..models.model_checks import check_head, check_lengths
 from ..policies.transformer_policy import TransformerPolicy
 
@@ -22,7 +22,7 @@ Reference = LMSource | nn.Module | Backbone
 
 
 def make_reference(
-    source: LMSource | None, policy: TransformerPolicy, adapted: bool, saved_hash: str | None, mixup: float
+    source: LMSource | None, policy: TransformerPolicy, adapted: bool, saved_hash: str | None, mixup: float, engine: Any
 ) -> tuple[nn.Module | None, str | None]:
     """Return the frozen reference of an algorithm, and the SHA-256 of the folder it was loaded from.
 
@@ -32,6 +32,7 @@ def make_reference(
         adapted: Whether only adapters train.
         saved_hash: The folder's hash when the algorithm was saved; None: it was not saved.
         mixup: Share of the policy that goes into the reference after each update.
+        engine: How the models are held, see `agents.models.loading.in_shards`.
 
     Returns:
         The module, None if it is the policy without its adapters; and the hash, None without a folder.
@@ -41,6 +42,8 @@ def make_reference(
     """
     if mixup and adapted:
         raise ValueError(f"reference_mixup={mixup} changes the reference, which adapters share with the policy: set it to 0")
+    if source is None and is_in_shards(policy.lm):  # no module in shards can be copied, and its weights are the folder's
+        return frozen(load_lm(policy._source)), None
     if source is None:
         return (None if adapted else frozen(copy.deepcopy(policy.lm))), None
     folder = _folder_of(source)
@@ -50,7 +53,7 @@ def make_reference(
             f"the reference in {folder} has changed since this model was saved (SHA-256 {now[:12]}..., saved {saved_hash[:12]}...): "
             "restore it, or KL would be measured against another model"
         )
-    reference = frozen(load_lm(source)).to(policy.device)
+    reference = frozen(load_lm(in_shards(source, engine))).to(policy.device)
     if mixup and [p.shape for p in reference.parameters()] != [p.shape for p in policy.lm.parameters()]:
         raise ValueError(f"reference_mixup={mixup} needs a reference of the policy's own architecture")
     return reference, now
@@ -70,7 +73,9 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
         TypeError: The module is no language model.
         ValueError: Its vocabulary or context is smaller than the environment's, or its logits are changed in a way that is not known.
     """
-    if isinstance(reference, nn.Module):
+    if isinstance(reference, nn.Module) and is_in_shards(reference):  # all processes together try it when training begins
+        reference = backbone_of(reference)
+    elif isinstance(reference, nn.Module):
         if reference.training or any(p.requires_grad for p in reference.parameters()):
             reference = frozen(copy.deepcopy(reference))
         reference = reference if device == AUTO else reference.to(get_device(device))

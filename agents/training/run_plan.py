@@ -17,7 +17,7 @@ from textrl_env import TextTask
 from textrl_env.reward_model import as_reward_model
 from textrl_env.tokenizer import Tokenizer, ends_of
 
-from ..algorithms.common.memory_check import check_memory, check_supervised, free_for
+from ..algorithms.common.memory_check import check_imitation, check_memory, check_supervised, free_for
 from ..algorithms.common.supervised import Supervised
 from ..algorithms.expert_iteration import ExpertIteration
 from ..models.memory_estimate import MemoryEstimate
@@ -71,7 +71,7 @@ class RunPlan:
     tokens: TokenFacts
     texts: Sequence[str]
     samples: Sequence[Sample]
-    memory: tuple[MemoryEstimate, int | None] | None
+    memory: tuple[MemoryEstimate, int | None]
     seconds: dict[str, float]
     measured: int
     iterations: int
@@ -142,7 +142,7 @@ def plan_expert_iteration(agent: ExpertIteration, iterations: int) -> RunPlan:
         tokens=tokens_of(task.tokenizer),
         texts=_prompts(task),
         samples=written.samples,
-        memory=None,
+        memory=(check_imitation(agent), free_for(trainer)),
         seconds=first.iteration_seconds(written.pace, work, 0.0),
         measured=written.pace.texts,
         iterations=iterations,

@@ -7,10 +7,16 @@ from pathlib import Path
 import torch
 
 
-def available(device: torch.device, root: Path = Path("/")) -> int | None:
+def available(device: torch.device, root: Path = Path("/"), beside: int = 1) -> int | None:
     """Return the bytes that a device can still give; None where that is not known (macOS, Windows).
 
-    On a CPU that is the lesser of what Linux calls available and what the control groups (containers) leave of their limits.
+    On a CPU that is the least of what Linux calls available, what the control groups (containers) leave of their limits, and what is left
+    of the limits of this process (`ulimit -v`, `ulimit -d`).
+
+    Args:
+        device: The device.
+        root: Of the file system.
+        beside: Processes that share the machine's memory, each of which takes as much.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -20,7 +26,19 @@ def available(device: torch.device, root: Path = Path("/")) -> int | None:
         return None
     known = dict(line.split(":") for line in table.read_text().splitlines() if ":" in line)
     rooms = [int(known["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in known else []
-    return min(rooms + _group_rooms(root), default=None)
+    shared = [room // beside for room in rooms + _group_rooms(root)]
+    return min(shared + _own_rooms(root), default=None)
+
+
+def _own_rooms(root: Path) -> list[int]:
+    """Return what the limits of this process leave."""
+    import resource  # not on Windows
+
+    status = root / "proc/self/status"
+    used = dict(line.split(":") for line in status.read_text().splitlines()) if status.is_file() else {}
+    limits = {"VmSize": resource.getrlimit(resource.RLIMIT_AS)[0], "VmData": resource.getrlimit(resource.RLIMIT_DATA)[0]}
+    bound = {name: limit for name, limit in limits.items() if limit != resource.RLIM_INFINITY and name in used}
+    return [limit - int(used[name].split()[0]) * 1024 for name, limit in bound.items()]
 
 
 def _group_rooms(root: Path) -> list[int]:

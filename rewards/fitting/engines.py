@@ -30,29 +30,26 @@ class FittingEngine(Protocol):
         ...
 
 
-class _One:
-    rank, size = 0, 1
-
-    def sums(self, values: float) -> float:
-        return values
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def check_equal(self, what: Mapping[str, Any]) -> None:
-        return
-
-    def together(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 class Alone:
-    """One process."""
+    """One process, and the only one of its ranks."""
 
-    sharded = False
+    sharded, rank, size = False, 0, 1
 
     def __init__(self) -> None:
-        self.ranks: Any = _One()
+        self.ranks: Any = self
+
+    def sums(self, values: Any) -> Any:
+        """Return what all processes have in sum, or what the first one has."""
+        return values
+
+    broadcast = sums
+
+    def check_equal(self, what: Mapping[str, Any]) -> None:
+        """Insist that all processes have the same."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context for what is sent."""
+        return nullcontext()
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See `FittingEngine`."""

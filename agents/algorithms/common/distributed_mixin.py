@@ -20,9 +20,12 @@ from textrl_env.envs.rank_share import RankShare
 from ...distributed.engine import Engine, engine_of
 from ...distributed.process_group import ranks
 from ...distributed.ranks import Ranks
-from ...distributed.sharded_checkpoint import copy_with
 from ...generation.generator import Generator
+from ...models.backbones import backbone_of
+from ...models.loading import in_shards, is_in_shards
 from ...models.mixed_precision import precision_of
+from ...models.model_checks import check_lengths, check_model
+from ...policies.critic import NONE, SHARED
 from ...policies.transformer_policy import TransformerPolicy
 from ...rollouts.kl_controller import KLController
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
@@ -70,7 +73,6 @@ class DistributedMixin:
     engine: Engine = Engine(ranks)
     shard: bool = False
     _wrapped: bool = False
-    _empty: nn.Module | None = None  # what is saved of the policy, without weights, where they are in shards
     _on_ranks: ClassVar[bool] = False  # whether several processes can train one policy with it
     _why_alone: ClassVar[str] = ""  # why not
     policy: TransformerPolicy
@@ -107,13 +109,31 @@ class DistributedMixin:
         """Have the engine hold the weights from now on; what was loaded before is whole."""
         if self._wrapped:
             return
-        if self.engine.sharded:  # torch copies no module that is in shards
-            parts = {name: part for name, part in self.policy.named_children() if name in ("lm", "value_head")}
-            self._empty = copy_with(nn.ModuleDict(parts), lambda _, parameter: torch.empty_like(parameter, device="meta"))
+        untried = [model for model in (self.policy, self.reference) if model is not None and is_in_shards(model)]
         self.engine.wrap(self.policy, self.policy.optimizer)
         if self.reference is not None:
             self.engine.shard(self.reference)
         self._wrapped = True
+        for model in untried:
+            self.engine.read(model, self._try, model)
+
+    def _try(self, model: nn.Module) -> None:
+        """Make the checks of models that were loaded in parts."""
+        backbone = backbone_of(model.lm if isinstance(model, TransformerPolicy) else model)
+        backbone.autocast = self.policy.backbone.autocast
+        check_model(backbone)
+        check_lengths(backbone, *(self.policy.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
+
+    @contextmanager
+    def _loading_in_shards(self) -> Iterator[None]:
+        """Have each of several ranks read its part of the policy's files, where shards are wanted and the rest is no copy of the policy."""
+        given = self.policy_kwargs
+        if given.get("lora") is None and given.get("critic", SHARED) in (SHARED, NONE):
+            self.policy_kwargs = {**given, "model": in_shards(given.get("model"), self.engine)}
+        try:
+            yield
+        finally:
+            self.policy_kwargs = given
 
     @contextmanager
     def _on_engine(self) -> Iterator[None]:
@@ -204,12 +224,11 @@ class DistributedMixin:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the language model as `policy.save_pretrained` does; of several ranks the first writes, and all must call this."""
-        policy = self.policy
-        state = self.engine.gathered(policy.state_dict()) if self._empty is not None else {}
+        parts = {name: part for name, part in self.policy.named_children() if name in ("lm", "value_head")}
+        whole = self.engine.copied(nn.ModuleDict(parts))
         if self.ranks.is_main:
-            if self._empty is not None:
-                policy = copy.copy(policy)
-                policy._modules = {**policy._modules, **copy_with(self._empty, lambda name, _: state[name])._modules}
+            policy = copy.copy(self.policy)
+            policy._modules = {**policy._modules, **whole._modules}
             policy.save_pretrained(folder)
         self.ranks.wait()
 

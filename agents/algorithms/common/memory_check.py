@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from ...distributed.engine import Engine, layers_of
 from ...models.backbones import Backbone
 from ...models.backbones.kv_cache import BLOCK, KeysAndValues, SourceKeysAndValues
 from ...models.cached_decoder import CachedDecoder
 from ...models.decoding_weights import copied_bytes
+from ...models.loading import is_in_shards
 from ...models.memory_estimate import GIB, Load, MemoryEstimate, Saved, Sizes, estimate, remedy
 from ...models.sequences import PartialTexts, TextRecord, pack
 from ...rollouts.text_vec_env import text_env_of
@@ -30,6 +35,7 @@ class Trained(Protocol):
     env: Any
     device: torch.device
     n_episodes: int
+    engine: Engine
 
     @property
     def reference(self) -> nn.Module | None:
@@ -38,6 +44,9 @@ class Trained(Protocol):
     @property
     def texts_per_update(self) -> int:
         """Texts in each minibatch of an update."""
+
+    def _hand_to_engine(self) -> None:
+        """Have the engine hold the weights from now on."""
 
 
 def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
@@ -50,7 +59,11 @@ def check_memory(algorithm: Trained, tell: bool = False) -> MemoryEstimate:
     Raises:
         ValueError: It cannot fit.
     """
-    return _checked(sizes_of(algorithm), load_of(algorithm), algorithm.device, free_for(algorithm), tell)
+    engine = algorithm.engine
+    if is_in_shards(algorithm.policy):
+        algorithm._hand_to_engine()
+    sizes = of_rank(engine.read(algorithm.policy, sizes_of, algorithm), engine, algorithm.policy.lm)
+    return _checked(sizes, load_of(algorithm), algorithm.device, free_for(algorithm), tell)
 
 
 def check_supervised(trainer: Any, rows: Sequence[Any]) -> MemoryEstimate:
@@ -64,7 +77,28 @@ def check_supervised(trainer: Any, rows: Sequence[Any]) -> MemoryEstimate:
         ValueError: It cannot fit.
     """
     load = supervised_load(trainer, rows)
-    return _checked(supervised_sizes(trainer, load.prompt + load.response - 1), load, trainer.backbone.device, free_for(trainer), False)
+    sizes = trainer.engine.read(trainer.lm, supervised_sizes, trainer, load.prompt + load.response - 1)
+    return _checked(of_rank(sizes, trainer.engine, trainer.lm), load, trainer.backbone.device, free_for(trainer), False)
+
+
+def check_imitation(agent: Any) -> MemoryEstimate:
+    """Estimate what an `ExpertIteration` needs, before it begins, and warn if it may not fit.
+
+    Raises:
+        ValueError: It cannot fit.
+    """
+    trainer, policy, task = agent.trainer, agent.policy, agent.task
+    prompt, response = (policy.observation_space[key].shape[0] for key in ("prompt", "response"))
+    size = trainer.engine.ranks.size
+    texts, batch = -(-agent.n_prompts // size) * agent.n, -(-trainer.batch_size // size)
+    at_once = min(policy.settings.micro_batch_size or batch, batch)
+    kept = policy.sampler.cuts or task.constraint is not None
+    load = Load(
+        texts, min(texts, 256), prompt, response, at_once, 0, policy.settings.gradient_checkpointing, kept, batch, whole_logits=True
+    )
+    policy.set_training_mode(False)
+    sizes = replace(supervised_sizes(trainer, prompt + response - 1), **_writing_sizes([policy.backbone]))
+    return _checked(of_rank(sizes, trainer.engine, trainer.lm), load, trainer.backbone.device, free_for(trainer), False)
 
 
 def _checked(sizes: Sizes, load: Load, device: torch.device, free: int | None, tell: bool) -> MemoryEstimate:
@@ -83,16 +117,27 @@ def _checked(sizes: Sizes, load: Load, device: torch.device, free: int | None, t
 def free_for(algorithm: Any) -> int | None:
     """Return the bytes that a training may take: those that are free, and those that it holds already; None where that is not known."""
     device = algorithm.device if hasattr(algorithm, "policy") else algorithm.backbone.device
-    left = available(device)
+    left = available(device, beside=int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return None if left is None else left + (held(algorithm) if hasattr(algorithm, "policy") else held_by_supervised(algorithm))
+
+
+def of_rank(sizes: Sizes, engine: Engine, lm: nn.Module) -> Sizes:
+    """Return what one of the processes of an engine holds, of sizes of the whole."""
+    if engine.ranks.size == 1 or not engine.sharded:
+        return replace(sizes, buckets=engine.ranks.size > 1)
+    layers = [_bytes(layer.parameters()) for layer in layers_of(lm)]
+    outside, sent = _bytes(lm.parameters()) - sum(layers), 1.0 if engine.dtype is None else engine.dtype.itemsize / 4
+    return replace(sizes, shards=engine.ranks.size, outside=outside, layer=max(layers, default=0), sent=sent)
 
 
 def load_of(algorithm: Trained) -> Load:
     """Return the numbers of texts and tokens that an algorithm will handle at once."""
     policy, buffer, env = algorithm.policy, algorithm.rollout_buffer, algorithm.env
     assert env is not None
-    settings, task_env, texts = policy.settings, text_env_of(env), algorithm.n_episodes * getattr(algorithm, "max_sampling_rounds", 1)
-    batch = algorithm.texts_per_update
+    settings, task_env, size = policy.settings, text_env_of(env), algorithm.engine.ranks.size
+    group = task_env.task.group_size
+    texts = min(-(-algorithm.n_episodes // group // size) * group, algorithm.n_episodes) * getattr(algorithm, "max_sampling_rounds", 1)
+    batch = -(-algorithm.texts_per_update // size)  # of one rank
     prompt, response = (algorithm.observation_space[key].shape[0] for key in ("prompt", "response"))
     return Load(
         texts,
@@ -104,14 +149,14 @@ def load_of(algorithm: Trained) -> Load:
         settings.gradient_checkpointing,
         policy.sampler.cuts or task_env.core.constraint is not None or policy.mask is not None,
         minibatch=batch,
-        group=task_env.task.group_size if hasattr(algorithm, "estimator") else 1,  # whose micro-batches keep a prompt's texts together
+        group=group if hasattr(algorithm, "estimator") else 1,  # whose micro-batches keep a prompt's texts together
     )
 
 
 def supervised_load(trainer: Any, rows: Sequence[Any]) -> Load:
     """Return what the longest texts of a training on fixed texts would be in one pass."""
     together = len(trainer._records(rows[:1]))  # 2 of a pair
-    batch = trainer.batch_size
+    batch = -(-trainer.batch_size // trainer.engine.ranks.size)  # of one rank
     at_once = min(trainer._passes.get("micro_batch_size") or batch, batch)
     longest = sorted(rows, key=lambda row: sum(map(_length, trainer._records([row]))))[-at_once:]
     texts = trainer._records(longest)
@@ -142,19 +187,22 @@ def sizes_of(algorithm: Trained) -> Sizes:
     backbones: list[Backbone] = policy._backbones()
     copies = [model for model in (algorithm.reference, None if policy.mask is None else policy.mask.lm) if model is not None]
     length = sum(algorithm.observation_space[key].shape[0] for key in ("prompt", "response")) - 1
-    caches = [cache_bytes(backbone) for backbone in (*backbones, *([] if policy.mask is None else [policy.mask._backbone]))]
+    masks = [] if policy.mask is None else [policy.mask._backbone]
     return Sizes(
         weights=_bytes(policy.parameters()),
         trained=_bytes(p for group in policy.optimizer.param_groups for p in group["params"]),
         reference=sum(_bytes(model.parameters()) for model in copies),
         moments=moments_of(policy.optimizer),
-        column=sum(cache[0] for cache in caches),
-        source_column=sum(cache[1] for cache in caches),
-        state=sum(cache[2] for cache in caches),
-        repeats=_query_heads(policy.lm),
-        copies=sum(copied_bytes(b.lm) for b in backbones if b.autocast is None),
+        **_writing_sizes(backbones, masks),
         **_passes(backbones, policy.vocab_size, length),
     )
+
+
+def _writing_sizes(backbones: Sequence[Backbone], beside: Sequence[Backbone] = ()) -> dict[str, Any]:
+    """Return what writing takes, as arguments of `Sizes`; models `beside` the policy have caches and no copies."""
+    columns, sources, states = (sum(column) for column in zip(*map(cache_bytes, (*backbones, *beside)), strict=True))
+    copies = sum(copied_bytes(b.lm) for b in backbones if b.autocast is None)
+    return {"column": columns, "source_column": sources, "state": states, "repeats": _query_heads(backbones[0].lm), "copies": copies}
 
 
 def supervised_sizes(trainer: Any, length: int) -> Sizes:
@@ -230,7 +278,7 @@ def _text(length: int) -> TextRecord:
 
 def _saved_bytes(backbone: Backbone, run: Callable[[], object]) -> int:
     """Return the bytes that a pass leaves for the backward pass, the weights themselves not counted."""
-    weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in backbone.lm.parameters() if not isinstance(p, DTensor)}
     saved: dict[int, torch.Tensor] = {}  # holds the tensors: an address that is free again would be taken for the same one
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -273,10 +321,15 @@ def held(algorithm: Trained) -> int:
     kept = [value for state in algorithm.policy.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     copies = [] if algorithm.reference is None else list(algorithm.reference.parameters())
     copies += [] if algorithm.policy.mask is None else list(algorithm.policy.mask.lm.parameters())
-    return _bytes([*weights, *kept, *copies, *(p.grad for p in weights if p.grad is not None)])
+    return _bytes(map(_own, [*weights, *kept, *copies, *(p.grad for p in weights if p.grad is not None)]))
 
 
 def held_by_supervised(trainer: Any) -> int:
     """Return the bytes of the estimate that are there already in a training on fixed texts: weights and reference."""
     reference = getattr(trainer, "reference", trainer.backbone).lm
-    return _bytes(trainer.lm.parameters()) + (0 if reference is trainer.lm else _bytes(reference.parameters()))
+    return _bytes(map(_own, [*trainer.lm.parameters(), *(() if reference is trainer.lm else reference.parameters())]))
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

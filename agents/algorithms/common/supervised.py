@@ -25,13 +25,12 @@ from textrl_env.tokenizer import as_tokenizer, check_same_tokens, ends_of, files
 from ...distributed.engine import Engine, engine_of
 from ...distributed.process_group import ranks
 from ...distributed.ranks import digest
-from ...distributed.sharded_checkpoint import copy_with
-from ...models.backbones import backbone_of
-from ...models.loading import LMSource, agreed_ends, load_lm, save_lm, set_ends, switch_off_dropout
+from ...models.backbones import Backbone, backbone_of
+from ...models.loading import LMSource, agreed_ends, in_shards, is_in_shards, load_lm, save_lm, set_ends, switch_off_dropout
 from ...models.lora import check_dropout
 from ...models.memory_estimate import MemoryEstimate
 from ...models.mixed_precision import Precision, precision_of
-from ...models.model_checks import check_head
+from ...models.model_checks import check_head, check_model
 from ...models.sequences import TextRecord
 from ...utils.interrupts import stop_request
 from ...utils.limits import Above0, AtLeast0, Count, Natural, check
@@ -115,16 +114,18 @@ class Supervised(KeywordArguments, ABC):
         self.weight_decay, self.seed, self.max_new_tokens = settings["weight_decay"], settings["seed"], settings["max_new_tokens"]
         check_same_tokens(model, tokenizer)
         device = get_device(settings["device"])
+        self.engine: Engine = engine_of(ranks(), settings["shard"], precision_of(settings["precision"]))
         with seeded(self.seed):
             stays = isinstance(model, nn.Module) and settings["device"] == AUTO
-            made: nn.Module = model if isinstance(model, nn.Module) else load_lm(model)
+            made: nn.Module = model if isinstance(model, nn.Module) else load_lm(self._in_shards(model, settings["lora"]))
             self.lm: nn.Module = made if stays else made.to(device)
             if settings["lora"] is not None:
                 check_dropout(settings["lora"])
                 add_adapters(self.lm, settings["lora"])
                 switch_off_dropout(self.lm)
         self.backbone = backbone_of(self.lm)
-        check_head(self.backbone)
+        if not is_in_shards(self.lm):
+            check_head(self.backbone)
         self.backbone.autocast = precision_of(settings["precision"])
         if settings["gradient_checkpointing"]:
             self.backbone.checkpoint_layers()
@@ -138,13 +139,16 @@ class Supervised(KeywordArguments, ABC):
         if isinstance(model, Mapping):  # what a folder or a module was trained to end with, it may unlearn here
             agreed_ends(self.lm, model, ends_of(self.tokenizer), ())
         set_ends(self.lm, ends_of(self.tokenizer))
-        self.engine: Engine = engine_of(ranks(), settings["shard"], self.backbone.autocast)
         self.losses: list[float] = []
         self.num_cut = 0
         self.memory: MemoryEstimate | None = None
         self._first: str | None = None
         self._wrapped: nn.Module | None = None  # what the engine was given
-        self._empty: nn.Module | None = None  # the model without weights, before it was cut into shards
+
+    def _in_shards(self, source: LMSource, lora: Mapping[str, Any] | None) -> LMSource:
+        """Return a source of which each rank reads its part, if shards are wanted; adapters are added to whole models."""
+        made: LMSource = source if lora is not None else in_shards(source, self.engine)
+        return made
 
     def learn(
         self,
@@ -183,9 +187,8 @@ class Supervised(KeywordArguments, ABC):
         self._check(rows)
         folder, together = None if checkpoint is None else Path(checkpoint), self.engine.ranks
         facts = {} if folder is None and together.size == 1 else {"of": self._fingerprint(rows, steps)}
-        if not self.engine.sharded:  # the estimate is of all weights
-            self.memory = self.memory or check_supervised(self, rows)
         optimizer = self._optimizer(facts)
+        self.memory = self.memory or check_supervised(self, rows)
         rise = 0.15 if steps == 10 else 0.1  # torch divides by 0 where the peak would be the first step
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=rise)
         course = (optimizer, schedule)
@@ -228,11 +231,16 @@ class Supervised(KeywordArguments, ABC):
         if self._wrapped is not None:
             return made
         self.engine.ranks.check_equal({"weights": self.lm, "texts or settings": dict(facts)})
-        if self.engine.sharded:
-            self._empty = copy_with(self.lm, lambda _, parameter: torch.empty_like(parameter, device="meta"))
+        untried = [backbone for backbone in self._backbones() if is_in_shards(backbone.lm)]
         self._wrapped = self._module()
         self.engine.wrap(self._wrapped, made)
+        for backbone in untried:
+            self.engine.read(self.lm, check_model, backbone)
         return made
+
+    def _backbones(self) -> list[Backbone]:
+        """Return all models that a loss runs."""
+        return [self.backbone]
 
     def _module(self) -> nn.Module:
         """Return all that a loss runs."""
@@ -298,10 +306,7 @@ class Supervised(KeywordArguments, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write the model as `save_pretrained` of a policy does, with the tokenizer and its ends of text; of several ranks one writes."""
-        whole = self.lm
-        if self._empty is not None:
-            state = self.engine.gathered(self.lm.state_dict())
-            whole = copy_with(self._empty, lambda name, _: state[name])
+        whole = self.engine.copied(self.lm)
         if self.engine.ranks.is_main:
             save_lm(whole, folder, tokenizer=files_of(self.tokenizer))
         self.engine.ranks.wait()

@@ -15,7 +15,7 @@ from textrl_env.tokenizer import check_same_tokens
 
 from ...distributed.ranks import digest
 from ...models.backbones import Backbone, backbone_of
-from ...models.loading import LMSource, frozen, load_lm
+from ...models.loading import LMSource, frozen, is_in_shards, load_lm
 from ...models.log_probs import action_log_probs
 from ...models.lora import without_adapters
 from ...models.sampler import Sampler
@@ -44,8 +44,8 @@ class SupervisedWithReference(Supervised):
         if reference is None and adapted_layers(self.lm):
             self.reference = without_adapters(self.backbone)
             return
-        other = load_lm(model if reference is None else reference)
-        if reference is None:
+        other = load_lm(self._in_shards(model if reference is None else reference, arguments.get("lora")))
+        if reference is None and not is_in_shards(other):
             other.load_state_dict(self.lm.state_dict())  # fresh weights are drawn once
         self.reference = backbone_of(frozen(other).to(self.backbone.device))
         self.reference.autocast = self.backbone.autocast
@@ -54,6 +54,9 @@ class SupervisedWithReference(Supervised):
     def _compares(self) -> bool:
         """Whether the loss asks for a reference."""
         return True
+
+    def _backbones(self) -> list[Backbone]:
+        return [self.backbone] if self.reference.lm is self.lm else [self.backbone, self.reference]
 
     def _module(self) -> nn.Module:
         return self.lm if self.reference.lm is self.lm else nn.ModuleDict({"lm": self.lm, "reference": self.reference.lm})

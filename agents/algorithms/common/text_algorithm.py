@@ -155,12 +155,14 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             tokenizer, given, other = text_env_of(self.env).task.tokenizer, self.policy_kwargs, {self.reference_name: self.reference_source}
             for what, folder in {"model": given.get("model"), "critic": given.get("critic"), **other}.items():
                 check_same_tokens(folder, tokenizer, what)
-        super()._setup_model()
+        with self._loading_in_shards():
+            super()._setup_model()
         self.ranks.share_weights(self.policy)
         self.rollout_buffer.connect(engine=self.engine, kl_controller=self.kl_controller, score_scale=self.score_scale)
         self.score_scale = self.rollout_buffer.kl_shaping.score_scale
         source, adapted = self.reference_source, self.policy_kwargs.get("lora") is not None
-        self.reference, self.reference_hash = make_reference(source, self.policy, adapted, self.reference_hash, self.reference_mixup)
+        saved = (self.reference_hash, self.reference_mixup)
+        self.reference, self.reference_hash = make_reference(source, self.policy, adapted, *saved, self.engine)
         self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
@@ -384,8 +386,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         if reset_num_timesteps:  # a new training, from these weights
             self.resume_state = None
         made = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
-        self.memory = self.memory or check_memory(self, tell=self.verbose >= 1)
         self._hand_to_engine()
+        self.memory = self.memory or check_memory(self, tell=self.verbose >= 1)
         return made
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -118,7 +118,7 @@ def _slim(name: str, layers: int) -> tuple[int, int, int]:
     return round(saved.token), round(saved.pair), cache_bytes(backbone)[0]
 
 
-def sizes_of(model: Paper, adapters: bool) -> Sizes:
+def sizes_of(model: Paper, adapters: bool, shards: int = 1) -> Sizes:
     """Return what `agents.models.memory_estimate` asks for: float32 weights, mixed precision, a critic on the trunk, Adam."""
     weights = 4 * (model.parameters + (model.adapters if adapters else 0))
     return Sizes(
@@ -126,7 +126,7 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
         trained=4 * model.adapters if adapters else weights,
         reference=0 if adapters else weights,  # the base model under the adapters takes none
         moments=2,
-        saved=model.saved._replace(fixed=2 * model.trunk),  # autocast's copy of the weights
+        saved=model.saved._replace(fixed=2 * model.trunk if shards == 1 else 0),  # autocast's copy of the weights; shards are sent as such
         layers=model.layers,
         layer_input=4 * model.width,  # the residual stream of mixed precision is float32
         column=model.column,
@@ -136,6 +136,10 @@ def sizes_of(model: Paper, adapters: bool) -> Sizes:
         vocabulary=model.vocabulary,
         plain_head=True,
         head=4 * model.vocabulary * model.width,
+        shards=shards,
+        outside=4 * (model.parameters - model.trunk),
+        layer=4 * model.trunk // model.layers,
+        sent=0.5,
     )
 
 
@@ -146,13 +150,13 @@ def fitting(sizes: Sizes, gpus: int = 1) -> tuple[Load, int]:
     return load, estimate(sizes, load, False).needed
 
 
-def seconds(model: Paper, adapters: bool, load: Load, gpus: int = 1) -> dict[str, float]:
+def seconds(model: Paper, adapters: bool, load: Load, gpus: int = 1, shards: int = 1) -> dict[str, float]:
     """Return the seconds of writing, of writing at the speed of bfloat16 weights alone, of the reference, of updates and of summing."""
     tokens, texts = PROMPT + RESPONSE, TEXTS // gpus
     rounds = -(-texts // load.rows)
     cache = load.rows * model.column * (PROMPT + RESPONSE / 2) / BANDWIDTH
     head = max(4 * model.head / BANDWIDTH, 2 * load.rows * model.head / FLOAT32)
-    casts = 8 * model.trunk / BANDWIDTH  # float32 is read, bfloat16 written and read, at every step
+    casts = (8 if shards == 1 else 2) * model.trunk / BANDWIDTH  # float32 is read, bfloat16 written and read, at every step
     step = max(casts + cache + head, DISPATCH * model.layers)
     bare = (2 * (model.trunk + model.head) + load.rows * model.column * (PROMPT + RESPONSE / 2)) / 4.8e12 / 0.6
     reading = texts * 2 * model.trunk * PROMPT / BFLOAT16
@@ -160,13 +164,14 @@ def seconds(model: Paper, adapters: bool, load: Load, gpus: int = 1) -> dict[str
     passes = (4 if adapters else 6) + 2 * load.checkpointing + 2 * (load.at_once < MINIBATCH // gpus)
     steps = EPOCHS * TEXTS // MINIBATCH
     trained = 4 * (model.adapters if adapters else model.parameters)
-    update = EPOCHS * (passes * trunk / BFLOAT16 + 8 * head_once / FLOAT32) + steps * 7 * trained / BANDWIDTH
+    sent = 8 * model.trunk + 8 * (model.parameters - model.trunk) if shards > 1 else 2 * trained  # layers in bfloat16 twice, and gradients
+    update = EPOCHS * (passes * trunk / BFLOAT16 + 8 * head_once / FLOAT32) + steps * 7 * trained / shards / BANDWIDTH
     return {
         "writing": rounds * RESPONSE * step + reading,
         "writing, bf16 weights": rounds * RESPONSE * bare + reading,
         "reference": 2 * trunk / BFLOAT16 + 2 * head_once / FLOAT32,
         "update": update,
-        "summing": steps * 2 * (gpus - 1) / gpus * trained / LINK,
+        "sending": steps * (gpus - 1) / gpus * sent / LINK,
     }
 
 
@@ -183,8 +188,13 @@ def tables() -> str:
                 load, needed = fitting(sizes, gpus)
                 if needed <= ROOM:
                     time.append(_time_row(model, trained, gpus, seconds(model, adapters, load, gpus)))
+        if fitting(sizes_of(model, False))[1] > ROOM:
+            sizes = sizes_of(model, False, 8)
+            load, needed = fitting(sizes, 8)
+            memory.append(_memory_row(model, "all, in 8 shards", sizes, load, needed))
+            time.append(_time_row(model, "all, in 8 shards", 8, seconds(model, False, load, 8, 8)))
     memory_head = ("model", "trained", "weights", "gradients, Adam", "reference", "keys and values", "update", "least", "fits with")
-    time_head = ("model", "trained", "GPUs", "writing s", "if weights were bf16 s", "reference s", "update s", "summing s", "tokens/s")
+    time_head = ("model", "trained", "GPUs", "writing s", "if weights were bf16 s", "reference s", "update s", "sending s", "tokens/s")
     return f"{markdown_table(memory_head, memory)}\n\n{markdown_table(time_head, time)}"
 
 

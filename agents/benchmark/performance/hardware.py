@@ -46,12 +46,6 @@ def card(device: str) -> str:
     return f"{os.cpu_count()} cores of {platform.machine()}" if device == "cpu" else device
 
 
-def wait_for(device: torch.device) -> None:
-    """Return when a GPU has done what it was told; the clock would stop too early otherwise."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def matmul_peak(precision: str, size: int = 2048, repeats: int = 5) -> float:
     """Return the operations per second of a square matrix product, the fastest of a few."""
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -25,7 +25,7 @@ from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from ...algorithms.ppo import TextPPO
 from ...models.loading import switch_off_dropout
 from ...policies.transformer_policy import TransformerPolicy
-from .hardware import wait_for
+from ...training.first_texts import timed
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,7 @@ def _policy_kwargs(config: Speed, precision: str = "float32") -> dict[str, Any]:
 
 def iterate(model: TextPPO) -> dict[str, float]:
     """Time one rollout, one reference pass and one update."""
-    began = perf_counter()
-    model.learn(1, reset_num_timesteps=False)  # a whole rollout, however few tokens are asked for
-    wait_for(model.device)
-    total = perf_counter() - began
+    total, _ = timed(lambda: model.learn(1, reset_num_timesteps=False), model.device, 1)  # a whole rollout, for one token
     reference, update = model.rollout_buffer.stats.reference_seconds, model.logger.name_to_value["time/update_seconds"]
     return {"seconds": total, "update_seconds": update, "reference_seconds": reference, "rollout_seconds": total - update - reference}
 

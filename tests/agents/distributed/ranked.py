@@ -7,6 +7,7 @@ import copy
 import pickle
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,6 +93,8 @@ def double(model):
     """Compute in double precision throughout: hidden states and logits are cast to float32 otherwise."""
     cast = torch.Tensor.float
     model.policy.double()
+    for state in model.policy.optimizer.state.values():  # of a model that was loaded
+        state |= {name: value.double() for name, value in state.items() if name != "step"}
     if model.reference is not None:
         model.reference.double()
     torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else cast(x)
@@ -165,6 +168,44 @@ def whole(folder):
             one.save(folder / f"{seed}-{shard}-later.zip")
             digests.append((held, same, one.num_timesteps, one.num_texts, one.kl_controller.beta))
         (folder / f"whole-{seed}-{shard}-{ranks().rank}.pickle").write_bytes(pickle.dumps(digests))
+
+
+def leg(folder):
+    """Go on from the checkpoint of the leg before for two rollouts; leave a checkpoint, and what each rank wrote and how it learned."""
+    number, size = len(list(folder.glob("leg-*.zip"))), ranks().size
+    ranks().wait()
+    shard, before = number % 2 == 0, folder / f"leg-{number}.zip"
+    model = TextPolicyGradient.load(before, env=make_env(1), device="cpu", shard=shard) if number else make("gae", shard=shard)
+    rollouts, taken, train, draw = [], [], model.train, model.rollout_buffer._minibatches
+
+    def recording():
+        rollouts.append({name: copy.deepcopy(getattr(model.rollout_buffer, name)) for name in (*RAW, *FLAT, *WHOLE)})
+        train()
+
+    def drawn(texts):
+        taken.append((len(rollouts) - 1, list(draw(texts))))
+        return iter(taken[-1][1])
+
+    model.train, model.rollout_buffer._minibatches = recording, drawn
+    limit = StopsAfter(2 * number + 2)
+    with double(model):
+        model.learn(10**6, limit, reset_num_timesteps=False)
+        states = model.get_parameters()
+    assert (ranks().size, len(rollouts)) == (size, 2)
+    (folder / f"leg-{number}-{ranks().rank}.pickle").write_bytes(pickle.dumps((rollouts, taken, states, model.num_texts, model.seed)))
+    del model.train  # or it would be saved
+    model.save(folder / f"leg-{number + 1}.zip")
+
+
+class StopsAfter(BaseCallback):
+    """Stops before the first token of the rollout behind so many."""
+
+    def __init__(self, rollouts):
+        super().__init__()
+        self.rollouts = rollouts
+
+    def _on_step(self):
+        return self.model.num_rollouts < self.rollouts
 
 
 def refused(folder):
@@ -249,4 +290,6 @@ TASKS = (exact, whole, refused, broken, stopped)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1] == "leg":
+        sys.exit(leg(Path(sys.argv[2])))
     sys.exit(failing(sys.argv[1:]))

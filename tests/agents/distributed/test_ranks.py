@@ -59,11 +59,13 @@ def joined(parts):
 
 
 def joined_minibatches(recorded, parts):
-    """Return which texts of joined rollouts make up each minibatch that two ranks took together, epoch after epoch."""
+    """Return which texts of joined rollouts make up each minibatch that ranks took together, epoch after epoch."""
     taken = []
-    for (number, first), (_, second) in zip(*parts, strict=True):
-        start = len(recorded[0][number]["segments"])
-        taken.append((number, [np.concatenate([one, other + start]) for one, other in zip(first, second, strict=True)]))
+    for epoch in zip(*parts, strict=True):
+        number = epoch[0][0]
+        starts = np.cumsum([0, *(len(own[number]["segments"]) for own in recorded)])
+        minibatches = zip(*(drawn for _, drawn in epoch), strict=True)
+        taken.append((number, [np.concatenate([one + start for one, start in zip(own, starts, strict=False)]) for own in minibatches]))
     return taken
 
 
@@ -179,6 +181,33 @@ def test_trained_saved_and_loaded_by_two(two_ranks):
             assert torch.equal(other.policy.lm.state_dict()[key], value)
         loaded.learn(200, reset_num_timesteps=False)  # in one process
         assert loaded.num_texts == 16 * loaded.num_rollouts
+
+
+@pytest.mark.slow
+def test_two_ranks_one_two_and_three_go_on_one_after_the_other(tmp_path):
+    """No step is lost, each rollout is dealt as to one process, and each update is that of one process on the joined batch."""
+    dealt, steps = [], 0
+    for number, size in enumerate((2, 1, 2, 3)):
+        run(torchrun("tests.agents.distributed.ranked", "leg", tmp_path, size=size))
+        found = found_by(tmp_path, f"leg-{number}", size)
+        rollouts = joined([rank[0] for rank in found])
+        taken = joined_minibatches([rank[0] for rank in found], [rank[1] for rank in found])
+        dealt += [[(s.prompt_id, s.context.tolist()) for s in rollout["segments"]] for rollout in rollouts]
+        assert [len(rank[0][0]["segments"]) for rank in found] == {1: [16], 2: [8, 8], 3: [5, 5, 6]}[size]
+        alone = TextPolicyGradient.load(tmp_path / f"leg-{number}.zip", env=make_env(1), device="cpu") if number else make("gae")
+        weights, _, taken_steps, _ = learn(alone, rollouts, taken)
+        states = found[0][2]
+        assert max(float((states["policy"][name] - value).abs().max()) for name, value in weights.items()) < 1e-6
+        steps += taken_steps
+        (count,) = {float(state["step"]) for state in states["policy.optimizer"]["state"].values()}
+        assert count == steps == 8 * (number + 1)
+        assert {rank[3] for rank in found} == {32 * (number + 1)}
+    alone = make("gae")
+    _, callback = alone._setup_learn(10**6)
+    for prompts in dealt:
+        alone.collect_rollouts(alone.env, callback, alone.rollout_buffer, 0)
+        assert prompts == [(s.prompt_id, s.context.tolist()) for s in alone.rollout_buffer.segments]
+    assert TextPolicyGradient.load(tmp_path / "leg-4.zip", env=make_env(1), device="cpu").num_rollouts == len(dealt) == 8
 
 
 def test_what_ranks_cannot_do_is_refused(two_ranks):
@@ -355,6 +384,31 @@ def test_a_failure_of_one_rank_is_told_once_and_ends_all(tiny, tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1 and "error: the policy's logits are NaN" in done.stderr
     assert len(rows_of(tmp_path / "run")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the ranks in /proc")
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["ddp", "fsdp"])
+def test_torchrun_starts_all_again_and_the_run_goes_on_by_itself(tiny, tmp_path, shard):
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = torchrun("agents.cli", "train", *flags(tiny, out, 9000), *shard, "--overwrite")  # once
+    command[command.index("-m", 3) : command.index("-m", 3)] = ["--max-restarts", "2"]
+    process = started(command, out, 7, log)
+    for rows in (7, 12):
+        while len(rows_of(out)) < rows:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        first = children(process)
+        os.kill(first[rows % 2], signal.SIGKILL)
+        while not children(process).keys() == {0, 1} or set(children(process).values()) & set(first.values()):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+    assert process.wait(180) == 0, log.read_text()
+    rows = rows_of(out)
+    assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert [int(row["texts"]) for row in rows] == [16 * i for i in range(1, len(rows) + 1)]
+    assert int(rows[-1]["tokens"]) >= 9000 > int(rows[-2]["tokens"])
+    assert TextPPO.load(out / "ppo" / "policy.zip", device="cpu").num_rollouts == len(rows)
 
 
 @pytest.mark.slow

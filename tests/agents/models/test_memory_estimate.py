@@ -1,6 +1,7 @@
 """The memory estimate: what is stored to the byte, what passes take by hand, and what is said where it does not fit."""
 
 import json
+import resource
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
-from agents import DPO, RLOO, SFT, TextPPO
+from agents import DPO, RLOO, SFT, ExpertIteration, TextPPO
 from agents.algorithms.common import memory_check as footprint
-from agents.algorithms.common.memory_check import held, load_of, saved_for_backward, sizes_of, supervised_load, supervised_sizes
+from agents.algorithms.common.memory_check import held, load_of, of_rank, saved_for_backward, sizes_of, supervised_load, supervised_sizes
 from agents.algorithms.dpo import Pair
 from agents.benchmark.performance import gpu_estimates as paper
 from agents.benchmark.performance.architectures import architectures
+from agents.distributed.engine import engine_of
+from agents.distributed.ranks import Ranks
 from agents.models.backbones import backbone_of
 from agents.models.loading import load_lm
 from agents.models.memory_estimate import GIB, Load, Saved, Sizes, estimate, remedy
@@ -190,6 +193,57 @@ def test_items_by_hand():
     assert again.total == round(sum(made.stored.values()) + 90 * MIB + 160 + 1.6 * others + 4 * (32 + 12800) - 960)
 
 
+def test_items_of_a_rank_by_hand():
+    sharded = replace(SIZES, shards=3, outside=100, layer=300, sent=0.5)
+    made = estimate(sharded, LOAD, False)
+    whole = estimate(SIZES, LOAD, False)
+    assert made.stored == {**whole.stored, "weights": 334, "gradients": 334, "optimizer": 667, "reference": 300}
+    # 100 outside of the layers as they are, 900 and 800 in them as half; outside thrice, a layer of 300 thrice as half and twice as it is
+    assert made.phases["writing"] == {**whole.phases["writing"], "whole weights": 100 + 450}
+    assert made.phases["reference pass"] == {**whole.phases["reference pass"], "whole weights": 100 + 400}
+    assert made.phases["update"] == {**whole.phases["update"], "layers put together": 300 + 450 + 600}
+    assert made.later == 334
+    fixed = estimate(replace(sharded, trained=8), replace(LOAD, rows=0), False)  # adapters; DPO's reference goes layer by layer
+    assert fixed.phases["update"]["layers put together"] == 100 + 450 and "whole weights" not in fixed.phases["reference pass"]
+    assert estimate(replace(SIZES, buckets=True), LOAD, False).later == 0
+
+
+def test_each_of_two_ranks_has_half():
+    two = Ranks()
+    two.size = 2
+    model = make_model(rows=8, n_episodes=6)
+    sizes = sizes_of(model)
+    model.engine = engine_of(two, True, torch.bfloat16)
+    assert load_of(model) == Load(3, 8, PROMPT, RESPONSE, 1, 64, minibatch=1)
+    layers = [size(layer.parameters()) for layer in model.policy.lm.model.layers]
+    sharded = of_rank(sizes, model.engine, model.policy.lm)
+    assert sharded == replace(sizes, shards=2, outside=size(model.policy.lm.parameters()) - sum(layers), layer=layers[0], sent=0.5)
+    assert of_rank(sizes, engine_of(two), model.policy.lm) == replace(sizes, buckets=True)
+    grouped = make_model(made=RLOO, group_size=2, n_episodes=6)
+    grouped.engine = engine_of(two)
+    assert load_of(grouped).texts == 4  # two groups of three
+    trainer = SFT(LLAMA, IntegerTokenizer(VOCAB, EOS), batch_size=5)
+    trainer.engine = engine_of(two)
+    load = supervised_load(trainer, [TextRecord(np.ones(2), np.ones(3), 0)] * 5)
+    assert (load.texts, load.at_once, load.minibatch) == (3, 3, 3)
+
+
+def test_expert_iteration_writes_and_learns():
+    prompts = [Prompt("1 2 3 4 5"), Prompt("5 4 3 2 1")]
+    task = TextTask(IntegerTokenizer(VOCAB, EOS), prompts, max_new_tokens=RESPONSE)
+    agent = ExpertIteration(task, LLAMA, sevens, n=3, n_prompts=5, steps=1, batch_size=4, device="cpu")
+    memory, lm = agent.learn(1).memory, size(agent.policy.lm.parameters())
+    rollout = 15 * RESPONSE * (26 + 36) + 15 * 8 * PROMPT
+    assert memory.stored == {"weights": lm, "gradients": lm, "optimizer": 2 * lm, "reference": 0, "rollout": rollout}
+    one = sizes_of(make_model())
+    assert memory.phases["writing"]["cache"] == 15 * 2 * 32 * one.column  # two blocks
+    assert memory.phases["update"]["activations"] == one.saved.of(4, PROMPT + RESPONSE - 1, 4 * (PROMPT + RESPONSE - 1))
+    two = Ranks()
+    two.size = 2
+    agent.trainer.engine = engine_of(two)
+    assert footprint.check_imitation(agent).stored["rollout"] == 9 * RESPONSE * (26 + 36) + 9 * 8 * PROMPT  # three prompts
+
+
 def test_gradients_that_come_later_leave_their_room_to_a_steps_only_pass():
     large = replace(SIZES, saved=Saved(0, 800, 0))
     stored, update = 1000 + 2000 + 900 + 1248 + 1296 + 144, 2 * 800 * 8 + max(1440, 800 * 8)
@@ -258,7 +312,7 @@ def test_the_longest_texts_of_a_set_count():
 
 
 def test_a_training_on_fixed_texts_that_cannot_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(footprint, "available", lambda device: 0)
+    monkeypatch.setattr(footprint, "available", lambda device, **_: 0)
     trainer = DPO(MEDIUM, IntegerTokenizer(2000, EOS), batch_size=8)
     rows = in_pairs([TextRecord(np.full(8, n), np.full(32, n), 0) for n in range(1, 17)])
     with pytest.raises(ValueError, match=r"needs about 0\.\d\d GiB and 0\.\d\d are free; .* train adapters \(lora=\{'r': 16\}\)"):
@@ -267,7 +321,7 @@ def test_a_training_on_fixed_texts_that_cannot_fit_is_refused(monkeypatch):
     sizes, load = supervised_sizes(trainer, 39), supervised_load(trainer, rows)
     some = sum(estimate(sizes, load, False).stored.values()) + 11 * MIB
     assert remedy(sizes, load, some).endswith("this fits: micro_batch_size=2")
-    monkeypatch.setattr(footprint, "available", lambda device: None)
+    monkeypatch.setattr(footprint, "available", lambda device, **_: None)
     assert trainer.learn(rows, 1).memory.needed > 0
 
 
@@ -294,16 +348,16 @@ def test_what_is_stored_is_lowered_by_other_models():
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(monkeypatch, capsys):
-    monkeypatch.setattr(footprint, "available", lambda device: 10_000)
+    monkeypatch.setattr(footprint, "available", lambda device, **_: 10_000)
     model = make_model()
     with pytest.raises(ValueError, match=r"needs about 0\.\d\d GiB and 0\.00 are free; the largest item is .*"):
         model.learn(1)
     assert model.num_timesteps == 0 and not model.policy.optimizer.state
     made = estimate(sizes_of(model), load_of(model), True)
-    monkeypatch.setattr(footprint, "available", lambda device: int(made.total / 0.9) - held(model))
+    monkeypatch.setattr(footprint, "available", lambda device, **_: int(made.total / 0.9) - held(model))
     with pytest.warns(UserWarning, match="memory: about .* free: it may not fit"):
         model.learn(1)
-    monkeypatch.setattr(footprint, "available", lambda device: None)
+    monkeypatch.setattr(footprint, "available", lambda device, **_: None)
     make_model(verbose=1).learn(1)
     assert "memory: about 0.09 GiB" in capsys.readouterr().out
 
@@ -349,3 +403,22 @@ def test_paper_counts_known_models():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| 7B")]
     assert rows[0][:5] == ["7B", "all", "25.1", "75.3", "25.1"] and rows[0][-1] == "does not fit"
     assert rows[1][1] == "adapters, rank 16" and float(rows[1][5]) > 0
+    # of 8 GPUs each holds an eighth; while it writes, 6.48e9 numbers of the layers in bfloat16, and 262e6 outside of them
+    assert rows[2][1:5] == ["all, in 8 shards", "3.1", "9.4", "3.1"] and rows[2][-1] != "does not fit"
+    whole = 2 * 32 * (4 * 4096**2 + 3 * 4096 * 11_008 + 2 * 4096) + 4 * (2 * 32_000 * 4096 + 4096)
+    sizes = paper.sizes_of(paper.paper("7B"), False, 8)
+    assert sizes.whole(sizes.weights) == whole
+
+
+def test_limits_of_the_process_count_and_ranks_share_the_rest(tmp_path, monkeypatch):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:       8000 kB\n")
+    (tmp_path / "proc/self/status").write_text("Name:\tpython\nVmSize:\t    5000 kB\nVmData:\t    1000 kB\n")
+    cpu = torch.device("cpu")
+    assert available(cpu, tmp_path) == 8000 * 1024
+    assert available(cpu, tmp_path, beside=4) == 2000 * 1024
+    limits = {resource.RLIMIT_AS: 9000 * 1024, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    assert available(cpu, tmp_path) == available(cpu, tmp_path, beside=2) == 4000 * 1024
+    limits[resource.RLIMIT_DATA] = 1500 * 1024
+    assert available(cpu, tmp_path) == 500 * 1024
