@@ -266,7 +266,7 @@ class FSDPEngine(Engine):
 
 
 def _give_back_large_blocks() -> None:
-    """Keep glibc's first limit from which freed blocks are returned: it raises it, and between layers its heap grew to ten times the model."""
+    """Keep glibc from raising the size from which it returns freed blocks: between layers its heap grew to ten times the model."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
 
