@@ -15,6 +15,9 @@ from agents.cli.train_flags import NAMES
 from .docstrings import arguments, code, demoted, page, parts, table, toctree
 
 _DOCS = Path(__file__).parents[1]
+_REWARDS = {  # of estimators that need one of a kind
+    "gdpo": '{"name": "sum", "terms": {"brief": {"name": "length", "target": 2}, "variety": {"name": "distinct", "n": 1}}}',
+}
 _OTHER_NAMES = {"ipo": "DPO", "expert-iteration": "ExpertIteration"}  # of the command line
 
 # Programs for what is not in the registry of those that play; `table` is a policy with a row of logits for each text
@@ -110,6 +113,8 @@ def example(name: str) -> str:
         return _EXAMPLES.get(name, "").strip()
     settings = {"n_episodes": 16, **({"batch_size": 16} if one.minibatches else {}), **one.settings, "seed": 0}
     told = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    needed = _REWARDS.get(settings.get("estimator", ""))
+    reward = f", reward={needed}" if needed else ""
     taught = "teacher" in inspect.signature(one.made).parameters
     teacher = 'teacher=str(base_policy(make_task("exact-smooth"))), ' if taught else ""
     group = f", group_size={one.group_size}" if one.group_size > 1 else ""
@@ -117,7 +122,7 @@ def example(name: str) -> str:
 {"from agents.training import base_policy" + chr(10) if taught else ""}from textrl_env import TextGenerationVecEnv, make_task
 
 table = {{"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 6, "length": 5}}  # a tiny policy; or a folder, a hub id, ...
-env = TextGenerationVecEnv(16, make_task("exact-smooth"{group}))
+env = TextGenerationVecEnv(16, make_task("exact-smooth"{group}){reward})
 model = {one.name}("{one.policy}", env, {teacher}{told}, policy_kwargs={{"model": table}})
 model.learn(500)"""
 

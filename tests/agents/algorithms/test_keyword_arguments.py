@@ -26,7 +26,9 @@ PPO = {**ALL, **CRITIC, "batch_size": 16, "n_epochs": 4, "clip_range": 0.2, "cli
 POLICY_GRADIENT = {
     **PPO, "batch_size": 64, "n_epochs": 1, "estimator": "rloo", "group_size": 4, "clip_range_high": None, "dual_clip": None,
     "loss_aggregation": "token", "skip_equal_groups": False, "max_sampling_rounds": 1, "whiten_advantages": False, "kl_in": "reward",
-    "kl_estimator": "k1", "ptx_coef": 0.0, "ptx_texts": (),
+    "kl_estimator": "k1", "ptx_coef": 0.0, "ptx_texts": (), "surrogate": "ppo", "cov_share": 2e-4, "cov_low": 1.0, "cov_high": 5.0,
+    "kl_cov_coef": 1.0, "off_policy_mask": None, "overlong_filtering": False, "entropy_target": None, "ent_coef_step": 0.005,
+    "ent_coef_max": 1.0,
 }  # fmt: skip
 EXPECTED = {
     "OnlineDPO": {
