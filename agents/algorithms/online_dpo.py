@@ -177,7 +177,7 @@ class OnlineDPO(TextAlgorithm, PPO):
         rows_of = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
         nothing = log_prob.new_zeros(len(batch.input_ids))  # (2 B,)
         chosen, rejected = nothing.index_add(0, rows_of, log_prob - samples.reference_log_prob).unflatten(0, (-1, 2)).T  # (B,) each
-        label = nothing.index_copy(0, rows_of, samples.advantages)[::2]  # (B,): the same at all tokens of a text
+        label = nothing.index_copy(0, rows_of, samples.advantages.to(nothing.dtype))[::2]  # (B,): the same at all tokens of a text
         label = smoothed(label, self.label_smoothing, robust=False)
         share = len(label) / (len(label) if whole is None else whole.texts)
         loss = share * preference_loss((chosen, rejected), self.rollout_buffer.beta, label, squared=self.loss == "ipo")

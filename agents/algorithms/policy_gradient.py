@@ -223,6 +223,8 @@ class TextPolicyGradient(TextAlgorithm, PPO):
             norms = self._run_epochs([p for p in self.policy.parameters() if p.requires_grad], log)
         self._follow_entropy()
         log["grad_norm"] = torch.stack(norms).tolist() if norms else []
+        if self.num_rollouts > self.critic_warmup and any(norm > 0 for norm in log["grad_norm"]):
+            self.health.gradients = True  # the last step alone would not show it where all its ratios are clipped
         for name in filter(log.get, log):
             self.logger.record(f"train/{name}", _SUMMARY.get(name, np.mean)(log[name]).item())
         returns = self.rollout_buffer.returns

@@ -96,6 +96,13 @@ def test_without_bounds_cispo_follows_every_token(grouped):  # noqa: F811
     assert agent.logger.name_to_value["policy/ratio_min"] < 0.8
 
 
+def test_a_last_step_in_which_all_is_clipped_is_no_error(grouped):  # noqa: F811
+    agent = make(GRPO, grouped(), surrogate="gspo", clip_range=1e-4, n_epochs=2, batch_size=16, beta=0.0)
+    agent.learn(1)
+    assert agent.logger.name_to_value["policy/clip_fraction"] == pytest.approx(0.5, abs=0.1)  # all of the second step
+    assert agent.policy.optimizer.state and agent.health.gradients
+
+
 def test_the_off_policy_mask_by_hand(grouped):  # noqa: F811
     agent = make(RLOO, grouped(), off_policy_mask=0.2, loss_aggregation="sequence")
     agent.learn(30)
