@@ -13,7 +13,7 @@ from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.dpo import Pair
 from agents.evaluation.exact_optimum import distributions
 from rewards import register
-from textrl_env import IntegerTokenizer, Prompt, RewardError, TextGenerationVecEnv, TextTask
+from textrl_env import IntegerTokenizer, Prompt, RewardError, TextGenerationVecEnv, TextTask, reward_model
 from textrl_env.tasks.exact import TokenTree
 
 from ..conftest import LLAMA, VOCAB, sevens
@@ -92,8 +92,11 @@ class Wrong(Longer):
         return [2.0] * len(firsts)
 
 
-register("longer", Longer)
-register("wrong_judge", Wrong)
+@pytest.fixture(autouse=True)
+def judges(monkeypatch):
+    monkeypatch.setattr(reward_model, "_TABLE", dict(reward_model._TABLE))  # other tests list what is registered
+    register("longer", Longer)
+    register("wrong_judge", Wrong)
 
 
 def test_a_judge_compares_instead_of_the_reward():
