@@ -15,7 +15,13 @@ FOLDER = Path(__file__).parent
 COMMANDS = FOLDER / "check_commands.py"  # which take about as long as all others together
 
 
-@pytest.mark.parametrize("files", [[COMMANDS], sorted({*FOLDER.glob("check_*.py")} - {COMMANDS})], ids=["commands", "others"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param([COMMANDS], id="commands", marks=pytest.mark.slow),
+        pytest.param(sorted({*FOLDER.glob("check_*.py")} - {COMMANDS}), id="others"),
+    ],
+)
 def test_on_the_device(files):
     if (reason := missing()) is not None:
         pytest.skip(reason)

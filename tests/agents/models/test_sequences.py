@@ -48,6 +48,7 @@ def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
     assert all(g.abs().max() > 0 for g in gradients)
 
 
+@pytest.mark.slow
 def test_the_memory_benchmark_measures(capsys):
     from agents.benchmark.performance.large_vocabulary import Memory, main
 

@@ -13,6 +13,7 @@ from tests.figures import check_labels, lines_of
 from . import small_reviews
 
 
+@pytest.mark.slow
 def test_every_kind_is_trained_judged_and_kept(small_reviews_cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
     monkeypatch.setattr(review, "make_task", small_reviews.small_task)
