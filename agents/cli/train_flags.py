@@ -12,7 +12,7 @@ from ..algorithms.registry import ALGORITHMS
 from ..training.default_settings import default_settings
 from ..training.settings import DEFAULT_TASK, FROM_PAIRS, KEEP, OF_PROMPTS, OFFLINE
 from ..utils.device_flag import OnDevice
-from ..utils.limits import Above0, AtLeast0, BelowHalf, Count, Natural, Probability, Seed
+from ..utils.limits import Above0, AtLeast0, BelowHalf, Count, Finite, Natural, Probability, Seed
 
 # Settings besides those of `default_settings` that only some algorithms take; those that play the environment take these
 _OF_PLAYING = {
@@ -145,7 +145,7 @@ class Train(OnDevice):
     steps: Count | None = None
     preferences: Path | None = None
     ratings: Path | None = None
-    good_above: float | None = None
+    good_above: Finite | None = None
     columns: str | None = None
     temperature: Above0 = 1.0
     top_k: Natural = 0

@@ -20,6 +20,7 @@ from textrl_env.utils.suggestions import did_you_mean
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Texts = Annotated[int, Ge(2)]  # that a mean and its error are taken of
+Finite = Annotated[float, AllowInfNan(False)]
 Above0 = Annotated[float, Gt(0), AllowInfNan(False)]
 AtLeast0 = Annotated[float, Ge(0), AllowInfNan(False)]
 Share = Annotated[float, Interval(ge=0, le=1)]

@@ -303,7 +303,7 @@ def test_the_study_sums_what_the_library_does():
     best, optimum = tree.optimum(levels, 0.3)
     for arm in (Arm("full", 1.0, "none"), Arm("full", 1.5, "sequence_truncate, no cap"), Arm("k1", 0.7, "none")):  # the last is immune
         (end,) = fixed_point([reference], [texts], arm, 0.3)
-        np.testing.assert_allclose(np.exp(end), np.exp(np.concatenate(optimum)), atol=1e-6)
+        np.testing.assert_allclose(np.exp(end), np.exp(np.concatenate(optimum)), atol=1e-5)  # weights are float32
     (biased,) = fixed_point([reference], [texts], Arm("full", 1.5, "none"), 0.3)
     assert best - tree.evaluate(np.split(biased, [1, 4]), levels, 0.3).objective > 0.001
 
