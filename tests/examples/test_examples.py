@@ -76,6 +76,7 @@ def test_custom_transformer():
     assert example.main(example.Config(timesteps=15_000)) > 0.22
 
 
+@pytest.mark.slow
 def test_one_string_swaps_five_kinds_of_reward(tmp_path):
     import threading
 

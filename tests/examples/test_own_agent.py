@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from agents.benchmark.results import read_results
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_a_parrot_opens_every_lock_unless_it_stutters(tmp_path):
     command = [
         Path(sys.executable).with_name("textrl"), "bench", "--tasks", "lock-4", "--agents", "own_agent:Parrot,own_agent:Parrot:stutter=2",

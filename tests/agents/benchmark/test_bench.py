@@ -112,6 +112,7 @@ def test_what_is_done_is_not_run_again_unless_its_inputs_change(tmp_path):
     assert len(log.read_text().splitlines()) == 6  # the damaged one
 
 
+@pytest.mark.slow
 def test_two_runners_on_one_folder_run_no_cell_twice(tmp_path):
     log = tmp_path / "log"
     arguments = [

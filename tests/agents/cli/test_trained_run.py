@@ -87,7 +87,14 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
 
 
-@pytest.mark.parametrize("algo", [name for name in ALGORITHMS if name not in ("ppo", "distill")])
+# of names that are another one's class with other settings, which the fast tests construct
+PRESETS = ("dr-grpo", "dapo", "gspo", "gmpo", "cispo", "gdpo", "reinforce++", "reinforce++-baseline", "nlpo", "maskable-ppo")
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in PRESETS)) for name in ALGORITHMS if name not in ("ppo", "distill")],
+)
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--eval-texts", "8"]
     sizes += ["--reward", '{"name": "sum", "terms": {"length": "length"}}' if algo == "gdpo" else "length"]

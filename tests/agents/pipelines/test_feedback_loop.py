@@ -74,6 +74,7 @@ def test_the_same_command_does_nothing_again_and_a_changed_one_only_what_it_must
 
 
 @pytest.mark.reports("textrl loop refuses a finished folder with other labels or answers, names a damaged file, and leaves it as it is")
+@pytest.mark.slow
 def test_a_finished_loop_is_never_replaced_unasked(two_rounds):
     config = Loop(out=two_rounds, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
     before = {path: path.read_bytes() for path in two_rounds.rglob("*") if path.is_file()}
@@ -103,6 +104,7 @@ def test_a_study_is_not_deleted(tmp_path, capsys):
     assert (tmp_path / "round-1" / "study").is_dir()
 
 
+@pytest.mark.slow
 def test_an_interrupted_loop_ends_as_an_undisturbed_one(tmp_path, two_rounds, monkeypatch):
     config = Loop(out=tmp_path, rounds=2, annotators=('{"flip": 0.1}', '{"temperature": 0.01}'), weigh=True, **SMALL)
     for name in ("_choose", "_ask_simulated", "_fit", "train_policy", "_judge"):
@@ -141,6 +143,7 @@ def test_people_answer_a_study(tmp_path):
     assert all(a.annotator == who for a in read_preferences(tmp_path / "round-1" / "preferences.jsonl"))
 
 
+@pytest.mark.slow
 def test_uncertainty_chooses_among_more(tmp_path):
     run_loop(Loop(out=tmp_path, rounds=2, choose="uncertain", **{**SMALL, "labels": 24}))
     assert all(len((tmp_path / f"round-{n}" / "pairs.jsonl").read_text().splitlines()) == 24 for n in (1, 2))

@@ -31,6 +31,7 @@ TRL_PYTHON = Path(os.environ["TRL_PYTHON"]) if "TRL_PYTHON" in os.environ else N
 HAS_TRL = TRL_PYTHON is not None or find_spec("trl") is not None
 
 
+@pytest.mark.slow
 def test_the_table_the_json_and_the_picture(tmp_path, capsys):
     trainers = ("ppo", "rloo") if HAS_TRL else ()
     figures = main(Speed(**TINY, stock_minibatches=1, trl=TRL_PYTHON, trl_trainers=trainers, out=tmp_path))
