@@ -130,14 +130,12 @@ class OnlineDPO(TextAlgorithm, PPO):
 
     def _verdicts(self, pairs: np.ndarray) -> np.ndarray:
         """Return the probability that the first text of each pair is the better one, as the judge has it, shape (P,)."""
-        assert self._compare is not None and self.last_rollout is not None and self.env is not None
-        segments, prompts = self.rollout_buffer.segments, text_env_of(self.env).task.prompts
-        ended = sorted(range(len(segments)), key=lambda index: (segments[index].steps.stop, segments[index].row))
-        texts: dict[int, Episode] = {}
-        for index, info in zip(ended, self.last_rollout.infos, strict=True):
-            prompt = prompts[segments[index].prompt_id]
-            texts[index] = Episode.from_text(
-                info["prompt"], info["response"], references=tuple(prompt.references), metadata=dict(prompt.metadata)
+        assert self._compare is not None
+        prompts, texts = text_env_of(self.env).task.prompts, list[Episode]()
+        for segment, info in zip(self.rollout_buffer.segments, self.rollout_buffer.infos, strict=True):
+            prompt = prompts[segment.prompt_id]
+            texts.append(
+                Episode.from_text(info["prompt"], info["response"], references=tuple(prompt.references), metadata=dict(prompt.metadata))
             )
         first = np.asarray(self._compare(*([texts[index] for index in column] for column in pairs.T.tolist())), np.float64)  # (P,)
         if first.shape != (len(pairs),) or not ((first >= 0) & (first <= 1)).all():
@@ -174,10 +172,10 @@ class OnlineDPO(TextAlgorithm, PPO):
         _, log_prob, _ = self.policy.evaluate_actions(samples.observations, samples.actions.long())  # (N,)
         assert samples.reference_log_prob is not None
         batch = samples.observations
-        rows_of = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
+        rows = batch.rows  # (N,)
         nothing = log_prob.new_zeros(len(batch.input_ids))  # (2 B,)
-        chosen, rejected = nothing.index_add(0, rows_of, log_prob - samples.reference_log_prob).unflatten(0, (-1, 2)).T  # (B,) each
-        label = nothing.index_copy(0, rows_of, samples.advantages.to(nothing.dtype))[::2]  # (B,): the same at all tokens of a text
+        chosen, rejected = nothing.index_add(0, rows, log_prob - samples.reference_log_prob).unflatten(0, (-1, 2)).T  # (B,) each
+        label = nothing.index_copy(0, rows, samples.advantages.to(nothing.dtype))[::2]  # (B,): the same at all tokens of a text
         label = smoothed(label, self.label_smoothing, robust=False)
         share = len(label) / (len(label) if whole is None else whole.texts)
         loss = share * preference_loss((chosen, rejected), self.rollout_buffer.beta, label, squared=self.loss == "ipo")

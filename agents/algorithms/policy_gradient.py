@@ -193,12 +193,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
 
     def _overlong(self) -> np.ndarray:
         """Return whether each text was cut at the longest length, without an end, shape (S,)."""
-        segments = self.rollout_buffer.segments
-        assert self.last_rollout is not None
-        ended = sorted(range(len(segments)), key=lambda index: (segments[index].steps.stop, segments[index].row))  # as infos are
-        cut = np.zeros(len(segments), bool)
-        cut[ended] = [info["finish_reason"] == "length" for info in self.last_rollout.infos]
-        return cut
+        return np.array([info["finish_reason"] == "length" for info in self.rollout_buffer.infos], bool)
 
     @property
     def _ent_coef_now(self) -> float:

@@ -36,6 +36,11 @@ class SequenceBatch(NamedTuple):
     withheld: torch.Tensor | None = None
     host: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """The text of each action, shape (N,)."""
+        return self.predictor // self.input_ids.shape[1]
+
     def on_host(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return `input_ids`, `predictor` and `prompt_lengths` as arrays."""
         if self.host is not None:

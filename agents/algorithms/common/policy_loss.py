@@ -178,7 +178,7 @@ def token_weights(aggregation: str, batch: SequenceBatch, whole: MinibatchSize, 
 
 def texts_of_tokens(batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the text of each token, shape (N,), and the number of tokens of each text, shape (B,)."""
-    rows = batch.predictor // batch.input_ids.shape[1]  # (N,)
+    rows = batch.rows  # (N,)
     return rows, torch.bincount(rows, minlength=len(batch.input_ids))
 
 

@@ -76,5 +76,4 @@ class SupervisedWithReference(Supervised):
         batch = pack(texts, model.device)
         actions = torch.as_tensor(np.concatenate([text.actions for text in texts]), device=model.device)  # (N,)
         log_probs, _ = action_log_probs(model, model.hidden(batch), batch, actions, Sampler(), self.tokenizer.vocab_size)  # (N,)
-        rows_of = batch.predictor // batch.input_ids.shape[1]  # (N,): the text of each token
-        return log_probs.new_zeros(len(texts)).index_add(0, rows_of, log_probs)  # (B,)
+        return log_probs.new_zeros(len(texts)).index_add(0, batch.rows, log_probs)  # (B,)

@@ -44,7 +44,7 @@ class EncoderDecoder(FromTransformers):
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D)."""
-        rows = batch.predictor // batch.input_ids.shape[1]  # (N,)
+        rows = batch.rows  # (N,)
         return self.trunk(batch)[rows, batch.steps].float()  # (B, T, D), (N, D)
 
     def model_logits(self, prompts: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from agents import TextPPO
 from agents.cli.main import main
-from agents.models.loading import load_lm, save_lm
 from agents.training import run_outcome
 from agents.training.outcome_report import _picture
 from agents.training.run_outcome import num_eval_texts
@@ -27,17 +26,9 @@ TEXTS = ("texts-before.jsonl", "texts-after.jsonl")
 
 
 @pytest.fixture
-def train(tmp_path):
-    tokenizer = make_task("recall").tokenizer
-    config = {
-        "model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id, "initializer_range": 0.3,
-    }  # fmt: skip
-    save_lm(load_lm(config), tmp_path / "lm")
-
+def train(recall_lm, tmp_path):
     def run(*flags, out="run"):
-        command = ["train", "--task", "recall", "--model", str(tmp_path / "lm"), "--reward", "length", "--out", str(tmp_path / out)]
+        command = ["train", "--task", "recall", "--model", recall_lm, "--reward", "length", "--out", str(tmp_path / out)]
         assert main([*command, *SIZES, *flags]) == 0
         return tmp_path / out
 
