@@ -52,7 +52,7 @@ def pages() -> dict[str, str]:
         "[real data](../../real-data.md).",
         '```{raw} html\n<div class="environments">\n' + cards + "\n</div>\n```",
         "Each picture is a text that was really played: the best of 200 that the base policy learned from, or a random agent's where it "
-        "learned from none. The bar is the score's share of the optimum, or of 1.",
+        "learned from none. The bar is the share of the optimum, or of 1, by the task's own judgement.",
         "## Ids",
         table(("family", "asks for", "ids"), rows),
         "## Who solves what",
@@ -101,11 +101,16 @@ def _page(family: str, ids: Sequence[str]) -> str:
 
 
 def _card(family: str, name: str) -> str:
+    """Return a link to the page of a family: the best text of the corpus, by the task's own judgement where it has one."""
     task = make_task(gym.spec(name).kwargs["task"])
     texts, random = _texts(gym.spec(name).kwargs["task"])
-    text = max(texts, key=lambda one: one["score"], default=random)
-    score = text["score"]
-    picture = draw(text["prompt"], [token for token, _ in text["steps"]], score, min(max(score / (task.optimum or 1.0), 0.0), 1.0))
+
+    def worth(text: dict[str, Any]) -> float:
+        return float(text["score"] if task.gold is None else task.gold([text["prompt"]], [text["response"]])[0])
+
+    text = max(texts, key=worth, default=random)
+    share = min(max(worth(text) / (task.optimum or 1.0), 0.0), 1.0)
+    picture = draw(text["prompt"], [token for token, _ in text["steps"]], worth(text), share)
     return f'<a href="{family}.html">{picture}<strong>{family}</strong><span>{escape(_probes(family))}</span></a>'
 
 

@@ -20,7 +20,7 @@ def test_what_it_is_a_picture_and_two_commands(width, height, tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     html = MarkdownIt("commonmark").enable("table").render(text)
     page = tmp_path / "readme.html"
-    head = f'<meta charset="utf-8"><base href="{ROOT.as_uri()}/"><meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><base href="{ROOT.as_uri()}/"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
     page.write_text(f"<!doctype html>{head}<body>{html}</body>", encoding="utf-8")
     driver = browser(width, height)
     try:
