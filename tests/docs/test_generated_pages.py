@@ -176,7 +176,8 @@ def test_a_picture_shows_prompt_tokens_and_score():
     assert shown[0] == "…" + "c" * 37 and shown[-2:] == ["…", "score 0.50"]
     boxes = list(root.iter("rect"))
     assert boxes[-1].get("width") == "45" and boxes[-2].get("width") == "180"  # a quarter of the bar
-    assert all(float(box.get("x")) + float(box.get("width")) <= 300 for box in boxes) and {box.get("y") for box in boxes[:-2]} == {
+    assert all(float(box.get("x")) + float(box.get("width")) <= 300 for box in boxes)
+    assert {box.get("y") for box in boxes[:-2]} == {
         "26",
         "48",
         "70",
