@@ -38,16 +38,17 @@ gettext_compact = False
 
 html_theme = "furo"
 html_title = "textrl"
-html_theme_options = {  # the colours of the reports and of the feedback page
-    "light_css_variables": {"color-foreground-primary": "#1c2024", "color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
-    "dark_css_variables": {
-        "color-foreground-primary": "#e6e9ec",
-        "color-background-primary": "#14171a",
-        "color-background-secondary": "#1d2226",
-        "color-brand-primary": "#7ab8f5",
-        "color-brand-content": "#7ab8f5",
-    },
+_LOOK = (HERE.parent / "rewards" / "feedback" / "static" / "look.css").read_text(encoding="utf-8")
+_LIGHT, _DARK = (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in re.findall(r":root \{(.+?)\}", _LOOK, re.S))
+_FURO = {  # whose names for them
+    "foreground-primary": "ink", "foreground-secondary": "soft", "foreground-muted": "soft", "background-primary": "paper",
+    "background-secondary": "tint", "background-border": "line", "brand-primary": "main", "brand-content": "main", "brand-visited": "main",
+}  # fmt: skip
+_OURS = {f"color-{theirs}": f"var(--{ours})" for theirs, ours in _FURO.items()} | {
+    "font-stack": "var(--sans)",
+    "font-stack--monospace": "var(--mono)",
 }
+html_theme_options = {"light_css_variables": _LIGHT | _OURS, "dark_css_variables": _DARK | _OURS}
 templates_path = ["_templates"]
 _REST = ("scroll-start", "navigation", "scroll-end")
 html_sidebars = {"**": ["sidebar/brand.html", "sidebar/search.html", "languages.html", *(f"sidebar/{part}.html" for part in _REST)]}

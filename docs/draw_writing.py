@@ -22,7 +22,7 @@ from textrl_env import TextGenerationVecEnv, make_task
 
 TOKENS, TEXTS = 20_000, 64
 STEP, PAUSE = 0.22, 1.2  # seconds for each token, and after each text
-WIDTH, LINE, CHARACTER, LEFT, RIGHT = 880, 26, 8.6, 24, 856
+WIDTH, LINE, CHARACTER, LEFT, RIGHT = 560, 26, 8.6, 20, 540  # narrow, so that a phone can show it
 
 STYLE = """
   svg { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -106,7 +106,7 @@ def word(x: float, y: float, kind: str, text: str, inner: str = "") -> str:
 
 def bar(y: float, counts: list[tuple[float, float]], whole: float, most: float) -> list[str]:
     """Return the growing bar of KL, which `counts` gives as (second, nats), and its numbers."""
-    left, length = LEFT + 240, 260.0
+    left, length = LEFT + 165, 170.0
     widths = ";".join(f"{max(0.0, kl) / most * length:.1f}" for _, kl in counts)
     times = ";".join(f"{when / whole:.4f}" for when, _ in counts)
     grows = f'<animate attributeName="width" dur="{whole:.2f}s" repeatCount="indefinite" calcMode="discrete" '
@@ -138,9 +138,9 @@ def panel(text: Written, at: float, y: float, whole: float, most: float) -> tupl
         counts.append((at, total))
         at += STEP
     y += LINE + 2
-    out += [label(LEFT, y, "small soft", "KL to the model before training"), *bar(y, counts, whole, most)]
+    out += [label(LEFT, y, "small soft", "KL to the model before"), *bar(y, counts, whole, most)]
     out.append(
-        label(LEFT + 620, y, f"small {'good' if text.score > 0 else 'soft'}", f"reward {text.score:g}", "", appears(at, whole, whole))
+        label(LEFT + 430, y, f"small {'good' if text.score > 0 else 'soft'}", f"reward {text.score:g}", "", appears(at, whole, whole))
     )
     return out, at + PAUSE, y + LINE + 16
 
@@ -153,9 +153,9 @@ def draw(written: list[Written]) -> str:
     for text in written:
         elements, at, y = panel(text, at, y, whole, most)
         out += elements
-    told = "reward: brilliant, moving, superb, at most three, paid when the text ends; purple: training made the token e times as likely"
-    out.append(label(LEFT, y - 6, "small soft", told))
-    height = round(y + 12)
+    out.append(label(LEFT, y - 6, "small soft", "reward: brilliant, moving, superb, at most three, paid when the text ends"))
+    out.append(label(LEFT, y + 14, "small soft", "purple: training made the token e times as likely"))
+    height = round(y + 32)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">'
     title = "<title>The same opening, continued before and after training</title>"
     card = f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="10"/>'

@@ -39,15 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     actions = np.random.default_rng(0).integers(0, VOCABULARY, (NEW_TOKENS * 4, rows))
     vector = TextGenerationVectorEnv(rows, task=task)
     vector.reset(seed=0)
-    figures = {"vector shell, tokens/s": _tokens_per_second(vector.step, actions, 10)}
+    figures = {"vector, tokens/s": _tokens_per_second(vector.step, actions, 10)}
     sb3 = TextGenerationVecEnv(rows, task=task)
     sb3.seed(0)
     sb3.reset()
-    figures["SB3 shell, tokens/s"] = _tokens_per_second(sb3.step, actions, 10)
+    figures["SB3, tokens/s"] = _tokens_per_second(sb3.step, actions, 10)
     sync = SyncVectorEnv([lambda: TextGenerationEnv(task)] * rows, autoreset_mode=AutoresetMode.SAME_STEP)
     sync.reset(seed=0)
     figures["gymnasium's SyncVectorEnv over ours, tokens/s"] = _tokens_per_second(sync.step, actions, 1)
-    figures["vector shell / SyncVectorEnv"] = figures["vector shell, tokens/s"] / figures["gymnasium's SyncVectorEnv over ours, tokens/s"]
+    figures["vector / SyncVectorEnv"] = figures["vector, tokens/s"] / figures["gymnasium's SyncVectorEnv over ours, tokens/s"]
     figures["scalar step, median microseconds"] = _scalar_step(task, actions[:, 0])
     figures["memory growth, MiB"] = _memory_growth(vector.step, actions, chosen.tokens)
     figures["import textrl_env and make, seconds"] = _import_seconds()

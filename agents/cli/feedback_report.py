@@ -14,7 +14,7 @@ from rich.table import Table
 from textrl_env.utils.files import write_json
 
 from ..reports.html_page import write_page
-from ..reports.plots import data_uri, dress, interval_bars, look, new_figure, save
+from ..reports.plots import FONT, data_uri, dress, interval_bars, look, new_figure, save
 from .flags import FeedbackReport
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def _curves(trust: QualityReport) -> Figure | None:
     figure = new_figure(3.2)
     axes = figure.subplots()
     for index, person in enumerate(drawn):
-        axes.plot(25 * np.arange(1, len(person.curve) + 1), person.curve, **look(index), markersize=3, label=person.name)
+        axes.plot(25 * np.arange(1, len(person.curve) + 1), person.curve, **look(index), markersize=5, label=person.name)
     axes.set_ylim(0, 1.02)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=FONT - 1, frameon=False)
     dress(axes, "answers given", "agrees with the others' majority")
     return figure
 

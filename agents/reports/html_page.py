@@ -1,4 +1,4 @@
-"""HTML reports from the templates beside this file."""
+"""HTML reports from the templates beside this file, in the look that the feedback page has too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from rewards.feedback.study import LOOK
 from textrl_env.utils.files import new_file
 
 
@@ -21,7 +22,7 @@ def write_page(path: str | Path, template: str, **values: Any) -> Path:
         **values: What the template names.
     """
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader([Path(__file__).with_name("templates"), LOOK.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -44,9 +44,10 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def panel_grid(number: int, columns: int, width: float, height: float, shared: bool = False) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `number` panels in rows of `columns`, with shared axes or not; the size is that of a panel, in inches."""
+    """Return a figure with `number` panels, at most `columns` in a row, with shared axes or not; the size is a panel's, in inches."""
+    columns = min(columns, number)
     rows = -(-number // columns)
-    figure = new_figure(height * rows, width * columns)
+    figure = new_figure(height * rows, max(WIDTH, width * columns))  # of few panels, wide enough for the labels
     panels = list(figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).flat)
     for unused in panels[number:]:
         unused.set_visible(False)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from html import escape
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import mean
@@ -16,13 +17,16 @@ import gymnasium as gym
 import numpy as np
 
 from textrl_env import LADDERS, Prompt, TextGenerationEnv, TextTask, make_task
+from textrl_env.reward_model import as_reward_model
 from textrl_env.tasks import registry
 from textrl_env.tasks.exact import TASKS
 
 from .docstrings import code, demoted, page, parts, table, toctree
+from .pictures import draw
 
 _TRIED = 200  # texts of the corpus, the best of which is shown
 _SHOWN = 24  # steps of a transcript
+_SOLVED = 0.9  # mean normalised score
 
 
 def families() -> dict[str, list[str]]:
@@ -38,17 +42,23 @@ def pages() -> dict[str, str]:
     """Return a page for each family, and their index."""
     found = families()
     made = {f"environments/{family}.md": _page(family, ids) for family, ids in found.items()}
-    rows = [
-        (f"[{family}]({family}.md)", _probes(family), ", ".join(f"`{name}`" for name in ids), _best(_tasks(ids)))
-        for family, ids in found.items()
-    ]
+    rows = [(f"[{family}]({family}.md)", _probes(family), ", ".join(f"`{name}`" for name in ids)) for family, ids in found.items()]
+    cards = "\n".join(_card(family, ids[0]) for family, ids in found.items())
     made["environments/index.md"] = page(
         "Environments",
         f"{sum(map(len, found.values()))} environments of {len(found)} families. Every one is made by `gym.make(id)`, `gym.make_vec(id)` "
         "and `TextGenerationVecEnv(rows, task)`, and takes [the same settings](../../how-to/environment.md). What they were made for, and "
         "what a failure on each means: [the diagnostic suite](../../tasks.md). Public corpora are tasks too: "
         "[real data](../../real-data.md).",
-        table(("family", "asks for", "ids", "best agents (mean score)"), rows),
+        '```{raw} html\n<div class="environments">\n' + cards + "\n</div>\n```",
+        "Each picture is a text that was really played: the best of 200 that the base policy learned from, or a random agent's where it "
+        "learned from none. The bar is the share of the optimum, or of 1, by the task's own judgement.",
+        "## Ids",
+        table(("family", "asks for", "ids"), rows),
+        "## Who solves what",
+        f"In [the benchmark](../../benchmark.md), five runs each, where the base policy has 0 and the optimum 1: the best agents, and "
+        f"which reach {_SOLVED}. Base policy and optimum in the task's own measure.",
+        table(("id", "base policy", "optimum", "best agents", f"mean score of {_SOLVED} or more"), _solvers(found)),
         toctree(found),
     )
     return made
@@ -59,7 +69,7 @@ def _page(family: str, ids: Sequence[str]) -> str:
     default = named[ids[0]]
     task = make_task(default)
     path = registry._TABLE[default][0]
-    told, _ = parts(resolve_name(path))
+    told = parts(resolve_name(path))[0].removeprefix("Return the task.").strip()
     env = TextGenerationEnv(task)
     spaces = (
         f"`{env.action_space}` and\n\n{code(str(env.observation_space), 'text')}\n\nin `{ids[0]}`. "
@@ -86,8 +96,22 @@ def _page(family: str, ids: Sequence[str]) -> str:
         "## What agents reach",
         _results(list(named.values())),
         "## A text, played",
-        _transcript(task),
+        _transcript(default),
     )
+
+
+def _card(family: str, name: str) -> str:
+    """Return a link to the page of a family: the best text of the corpus, by the task's own judgement where it has one."""
+    task = make_task(gym.spec(name).kwargs["task"])
+    texts, random = _texts(gym.spec(name).kwargs["task"])
+
+    def worth(text: dict[str, Any]) -> float:
+        return float(text["score"] if task.gold is None else task.gold([text["prompt"]], [text["response"]])[0])
+
+    text = max(texts, key=worth, default=random)
+    share = min(max(worth(text) / (task.optimum or 1.0), 0.0), 1.0)
+    picture = draw(text["prompt"], [token for token, _ in text["steps"]], worth(text), share)
+    return f'<a href="{family}.html">{picture}<strong>{family}</strong><span>{escape(_probes(family))}</span></a>'
 
 
 def _probes(family: str) -> str:
@@ -120,26 +144,31 @@ def _base(task: TextTask) -> str:
 
 
 @cache
-def _scores() -> dict[tuple[str, str], list[float]]:
-    """Return the scores of every run of the benchmark that docs/benchmark.md describes, by task and agent."""
-    found: dict[tuple[str, str], list[float]] = {}
+def _runs() -> list[dict[str, str]]:
+    """Return every run of the benchmark that docs/benchmark.md describes."""
     with (Path(__file__).parents[1] / "benchmark" / "scores.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault((row["task"], row["agent"]), []).append(float(row["score"] or 0))
-    return found
-
-
-def _tasks(ids: Sequence[str]) -> list[str]:
-    return [gym.spec(name).kwargs["task"] for name in ids]
+        return list(csv.DictReader(file))
 
 
 def _ranking(task: str) -> list[tuple[str, float]]:
-    found = {agent: mean(scores) for (of, agent), scores in _scores().items() if of == task}
-    return sorted(found.items(), key=lambda one: -one[1])
+    """Return the mean score of each agent on a task, the best first."""
+    found: dict[str, list[float]] = {}
+    for row in _runs():
+        if row["task"] == task:
+            found.setdefault(row["agent"], []).append(float(row["score"] or 0))
+    return sorted(((agent, mean(scores)) for agent, scores in found.items()), key=lambda one: -one[1])
 
 
-def _best(tasks: Sequence[str]) -> str:
-    return "; ".join(", ".join(f"{agent} {score:.2f}" for agent, score in _ranking(task)[:2]) for task in tasks if _ranking(task)) or "-"
+def _solvers(found: dict[str, list[str]]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each id that was in the benchmark."""
+    for name in (name for ids in found.values() for name in ids):
+        task = gym.spec(name).kwargs["task"]
+        run = next((row for row in _runs() if row["task"] == task and row["reference_value"]), None)
+        if run is not None:
+            ranking = _ranking(task)
+            best = ", ".join(f"{agent} {score:.2f}" for agent, score in ranking[:2])
+            solved = ", ".join(agent for agent, score in ranking if score >= _SOLVED) or "-"
+            yield f"`{name}`", *(f"{float(run[key]):.3g}" if run[key] else "-" for key in ("reference_value", "optimum")), best, solved
 
 
 def _results(tasks: Sequence[str]) -> str:
@@ -153,10 +182,17 @@ def _results(tasks: Sequence[str]) -> str:
     )
 
 
-def _transcript(task: TextTask) -> str:
-    """Play texts of the base policy's corpus and of a random agent, and show the best of the first step by step."""
-    random = _random_text(task)
-    texts = [] if task.recipe is None else list(_corpus_texts(task))
+@cache
+def _texts(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Play texts of the corpus that the base policy of a task learned from, and one of a random agent."""
+    task = make_task(name)
+    task = replace(task, reward=as_reward_model(task.reward))  # made once for all texts
+    return [] if task.recipe is None else list(_corpus_texts(task)), _random_text(task)
+
+
+def _transcript(name: str) -> str:
+    """Show the best of the corpus step by step, an ordinary one, and what a random agent writes."""
+    texts, random = _texts(name)
     blocks = []
     if texts:
         best = max(texts, key=lambda text: text["score"])

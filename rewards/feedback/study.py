@@ -14,6 +14,7 @@ from textrl_env.utils.files import new_file
 Kind = Literal["pair", "rating", "ranking", "spans", "demonstration"]
 KINDS: tuple[Kind, ...] = ("pair", "rating", "ranking", "spans", "demonstration")
 SCALE = 5  # of ratings: 1 to 5
+LOOK = Path(__file__).parent / "static" / "look.css"  # the style of the page, the reports and the site
 
 
 @dataclass(frozen=True)

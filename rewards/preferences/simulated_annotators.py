@@ -5,7 +5,7 @@ With utilities u of the two texts, an annotator prefers the first one shown with
     p = sigmoid((u_first - u_second + position_bias) / (temperature * (1 + fatigue * i)))
 
 where i counts the comparisons of this sitting (Bradley and Terry 1952, with Boltzmann noise).  With probability `flip` the answer is
-then turned round, and a difference of less than `tie` is a tie.  Every answer follows from the seed, the name and the comparison
+then flipped, and a difference of less than `tie` is a tie.  Every answer follows from the seed, the name and the comparison
 alone, fatigue apart, so that asking again, or in another order, gives the same answer.
 """
 
@@ -31,7 +31,7 @@ class Annotator:
     Attributes:
         utility: Their taste.
         temperature: Difference in utility at which the odds are e to 1, > 0.
-        flip: Share of answers that are turned round, in [0, 0.5].
+        flip: Share of answers that are flipped, in [0, 0.5].
         position_bias: Utility that being shown first is worth.
         fatigue: How much the temperature grows with each comparison of a sitting, >= 0.
         tie: Differences in utility below this are ties.

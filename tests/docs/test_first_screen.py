@@ -9,17 +9,18 @@ from markdown_it import MarkdownIt
 from ..browsers import browser
 
 ROOT = Path(__file__).resolve().parents[2]
-STYLE = (
-    "body { font: 16px/1.5 sans-serif; max-width: 960px; margin: 0 auto; padding: 16px } img { max-width: 100% } pre { overflow-x: auto }"
+STYLE = (  # GitHub's, in short
+    "body { font: 16px/1.5 sans-serif; max-width: 960px; margin: 0 auto; padding: 16px; overflow-wrap: break-word } "
+    "img { max-width: 100% } pre, table { display: block; overflow-x: auto } pre { font-size: 85% }"
 )
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (400, 860)])
 def test_what_it_is_a_picture_and_two_commands(width, height, tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", f"]({ROOT.as_uri()}/docs/")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     html = MarkdownIt("commonmark").enable("table").render(text)
     page = tmp_path / "readme.html"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><base href="{ROOT.as_uri()}/"><meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
     page.write_text(f"<!doctype html>{head}<body>{html}</body>", encoding="utf-8")
     driver = browser(width, height)
     try:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import gymnasium as gym
 import pytest
@@ -16,7 +17,7 @@ from agents import GRPO, TextPPO, TextTRPO
 from agents.algorithms.common.advantage_estimators import ESTIMATORS
 from agents.algorithms.registry import ALGORITHMS
 from agents.cli.main import COMMANDS
-from docs.generator import algorithms, docstrings, environments, reference, tutorials
+from docs.generator import algorithms, docstrings, environments, pictures, reference, tutorials
 from docs.generator import rewards as reward_pages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,3 +168,17 @@ def test_the_glossary_has_ten_words_at_most():
     page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
     words = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", page.split("## Words")[1], re.M)[1:]
     assert 5 < len(words) <= 10
+
+
+def test_a_picture_shows_prompt_tokens_and_score():
+    root = ElementTree.fromstring(pictures.draw("a <b> & " + "c" * 60, ["x"] * 200, 0.5, 0.25))
+    shown = ["".join(text.itertext()) for text in root.iter("text")]
+    assert shown[0] == "…" + "c" * 37 and shown[-2:] == ["…", "score 0.50"]
+    boxes = list(root.iter("rect"))
+    assert boxes[-1].get("width") == "45" and boxes[-2].get("width") == "180"  # a quarter of the bar
+    assert all(float(box.get("x")) + float(box.get("width")) <= 300 for box in boxes)
+    assert {box.get("y") for box in boxes[:-2]} == {
+        "26",
+        "48",
+        "70",
+    }

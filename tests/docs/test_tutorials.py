@@ -9,7 +9,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents.algorithms.sft import SFT
 from docs.generator.tutorials import programs
 
-LONG = {"comparing_agents", "preferences_to_policy"}  # a benchmark in processes of its own; 2,000 texts
+LONG = {"comparing_agents", "preferences_to_policy", "study_with_people"}  # processes of its own; 2,000 texts; 400 pages of a browser
 
 
 @pytest.mark.parametrize(

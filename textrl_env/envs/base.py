@@ -1,4 +1,4 @@
-"""What the three environment shells share."""
+"""What the three kinds of environment share."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Every arm has the same number of answers, three simulated annotators to a pair, and the same training:
 
 - one round, or three rounds with a third of the answers each, that ask about texts of the policy before;
-- no answer turned round, 20% (by annotators who err in 5, 20 and 35%), or 40% (30, 40 and 50%);
+- no answer flipped, 20% (by annotators who err in 5, 20 and 35%), or 40% (30, 40 and 50%);
 - the reward model fitted to every answer, or to the consensus by Dawid and Skene's model.
 
 On top of it every annotator is as unsure as the task's own (see `tasks.review.annotator`).  The gold score judges each final policy on 500
@@ -49,7 +49,7 @@ class Arm:
     Attributes:
         name: In the table.
         rounds: Rounds that share the answers.
-        flip: Per cent of the answers that are turned round.
+        flip: Per cent of the answers that are flipped.
         weigh: Whether the reward model is fitted to the consensus.
     """
 
@@ -66,12 +66,12 @@ class Arm:
 
 ARMS = (
     Arm("one round"),
-    Arm("one round, weighed", weigh=True),
+    Arm("one round, weighted", weigh=True),
     Arm("three rounds", rounds=3),
-    Arm("20% turned, every answer", flip=20),
-    Arm("20% turned, weighed", flip=20, weigh=True),
-    Arm("40% turned, every answer", flip=40),
-    Arm("40% turned, weighed", flip=40, weigh=True),
+    Arm("20% flipped, every answer", flip=20),
+    Arm("20% flipped, weighted", flip=20, weigh=True),
+    Arm("40% flipped, every answer", flip=40),
+    Arm("40% flipped, weighted", flip=40, weigh=True),
 )
 
 

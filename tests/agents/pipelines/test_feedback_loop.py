@@ -1,7 +1,9 @@
 """Rounds of feedback: each resumable, with simulated annotators or with a study that people answer."""
 
 import dataclasses
+import html
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -158,16 +160,18 @@ def test_bad_settings(tmp_path, capsys):
 
 
 @pytest.mark.reports("A loop says at once and in its report when a reward model agrees with the gold score less often than chance.")
-def test_a_reward_below_chance_is_said(two_rounds):
+def test_a_reward_below_chance_is_said(two_rounds, tmp_path):
     row = {"round": 2, "reward_accuracy": {"rate": 0.35, "low": 0.24, "high": 0.48, "num": 60}}
     line = below_chance(row)
     assert line.startswith("round 2: the reward model agrees with the gold score on 35% [24%, 48%] of 60 pairs")
-    assert "worse than chance" in line and "answers are turned round" in line
+    assert "worse than chance" in line and "many answers are wrong" in line
     for accuracy in ({"rate": 0.4, "low": 0.29, "high": 0.52, "num": 60}, {"rate": 0.8, "low": 0.7, "high": 0.9, "num": 60}):
         assert below_chance({"round": 1, "reward_accuracy": accuracy}) is None
     assert below_chance({"round": 1}) is None  # a task without a gold score
     found = rounds(two_rounds)
     found["rounds"][0]["reward_accuracy"] = row["reward_accuracy"]
-    (two_rounds / "again").mkdir()
-    (two_rounds / "again" / "rounds.json").write_text(json.dumps(found))
-    assert "worse than chance" in write_loop_report(two_rounds / "again").read_text()
+    (again := shutil.copytree(two_rounds, tmp_path / "again")).joinpath("rounds.json").write_text(json.dumps(found))
+    page = html.unescape(write_loop_report(again).read_text())
+    assert "worse than chance" in page and page.index("The gold score went from") < page.index("worse than chance") < page.index("<table>")
+    for file in (again / "base.jsonl", again / "round-2" / "texts.jsonl"):  # what was written is shown
+        assert all(row["response"].strip() in page for row in map(json.loads, file.read_text().splitlines()[:5]))
