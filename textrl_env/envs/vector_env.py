@@ -9,8 +9,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .base import BatchMixin, TextEnvMixin, refuse_options, transcript
+from .base import BatchMixin, TextEnvMixin, refuse_options
 from .step_result import StepResult
+from .transcript import transcript
 
 
 class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
@@ -104,7 +105,7 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
                 f"the texts of rows {restarted.tolist()} ended: call reset(options={{'reset_mask': terminated}}) before step()"
             )
         none = np.zeros(self.num_envs)  # (B,)
-        result = self.core.step(actions) if len(restarted) < self.num_envs else StepResult(none, none, none > 0, {})
+        result = self._advance(actions) if len(restarted) < self.num_envs else StepResult(none, none, none > 0, {})
         self.core.restart(restarted)
         self._ended = result.terminated.copy()
         given = {row: self.core.final_info(row, result) for row in result.episodes}
@@ -114,10 +115,12 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
             infos = self._add_info(infos, info, row)
         return result, infos
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return all texts so far (`"ansi"`) or print them (`"human"`)."""
-        texts = tuple(transcript(*self.core.text(row)) for row in range(self.num_envs))
+    def render(self) -> tuple[Any, ...] | None:
+        """Return all texts so far (`"ansi"`) or an image of each (`"rgb_array"`), or print them (`"human"`)."""
+        if self.render_mode == "rgb_array":
+            return tuple(map(self._image, range(self.num_envs)))
+        texts = [self._text(row) for row in range(self.num_envs)]
         if self.render_mode == "human":
-            print("\n".join(texts))
+            self._terminal.show(texts)
             return None
-        return texts
+        return tuple(transcript(*text) for text in texts)
