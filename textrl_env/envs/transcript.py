@@ -16,7 +16,7 @@ from .step_result import StepResult
 
 WIDTH, HEIGHT, MARGIN, FONT_SIZE, LINE = 640, 272, 12, 15, 21  # pixels; videos are made of squares of 16
 INK, FADED, REPLY, PAPER, GAIN, LOSS, SURPRISE = "#1a1a1a", "#7a7a7a", "#2458a6", "#ffffff", "#4fb06d", "#e06c6c", "#f5a04c"
-END = "■"  # a token without text, such as the end of it, has a place too
+END = "¶"  # a token without text, such as the end of it, has a place too
 
 
 class Piece(NamedTuple):
