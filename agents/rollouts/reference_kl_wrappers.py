@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -182,7 +182,8 @@ class ReferenceKLVector(VectorWrapper):
         log_probs, self.log_probs = self.log_probs, None
         added = self.kl.rewards(actions, log_probs)
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
-        self.kl.see(obs)
+        ended = (terminated | truncated) & (self.env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP)  # (B,) no action will count
+        self.kl.see({**obs, **{key: np.where(ended[:, None], -1, obs[key]) for key in ("prompt", "response")}})
         return obs, rewards + added, terminated, truncated, {**infos, "kl_reward": added, "_kl_reward": np.ones(len(added), bool)}
 
 

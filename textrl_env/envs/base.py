@@ -13,16 +13,42 @@ from ..tasks.registry import unchecked_task
 from .core import PAD, TextCore
 from .step_result import StepResult
 from .token_space import TokenSpace
+from .transcript import Terminal, Transcripts
 
 
 class TextEnvMixin:
     """A core, its spaces, its action masks, and the reward model that can be swapped."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 10}
     core: TextCore
+    log_probs: Any = None  # the agent's, of the tokens that the next step appends, (B,) or a number: images show them; used up by it
 
-    def _make_core(self, num_rows: int, task: str | TextTask, reward: Any, split: str, settings: dict[str, Any]) -> None:
+    def _make_core(
+        self, num_rows: int, task: str | TextTask, reward: Any, split: str, render_mode: str | None, settings: dict[str, Any]
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode={render_mode!r}: pass None or one of {', '.join(map(repr, self.metadata['render_modes']))}")
         self.core = TextCore(unchecked_task(task, split, settings), num_rows, reward)
+        self.render_mode = render_mode
+        self._transcripts = Transcripts(self.core) if render_mode == "rgb_array" else None
+        self._terminal = Terminal()
+        self._last: StepResult | None = None
+
+    def _advance(self, actions: np.ndarray) -> StepResult:
+        """Step the core, and keep what is shown of it."""
+        result = self.core.step(actions) if self._transcripts is None else self._transcripts.step(actions, self.log_probs)
+        self._last, self.log_probs = result, None
+        return result
+
+    def _text(self, row: int) -> tuple[str, str, str]:
+        """Return prompt, response and outcome; the outcome is empty while the text goes on."""
+        episode = self._last.episodes.get(row) if self._last is not None and not self.core.live[row] else None
+        outcome = "" if episode is None or self._last is None else f"{episode.finish_reason}, score {self._last.scores[row]:.3f}"
+        return *self.core.text(row), outcome
+
+    def _image(self, row: int) -> np.ndarray:
+        assert self._transcripts is not None
+        return self._transcripts.image(row, self._text(row)[2])
 
     @property
     def task(self) -> TextTask:
@@ -82,9 +108,8 @@ class BatchMixin(TextEnvMixin):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        self._make_core(num_envs, task, reward, split, settings)
+        self._make_core(num_envs, task, reward, split, render_mode, settings)
         self.num_envs = num_envs
-        self.render_mode = render_mode
         self._set_spaces(*spaces_of(self.task))
 
     def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
@@ -101,7 +126,7 @@ class BatchMixin(TextEnvMixin):
         Returns:
             What the step did; and the last observation and info of each text that ended, by row.
         """
-        result = self.core.step(actions)
+        result = self._advance(actions)
         if not result.episodes:
             return result, {}
         last = self.core.observe()  # (B, P), (B, T)
@@ -130,8 +155,3 @@ def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
         }
     )
     return observation, TokenSpace(task.tokenizer)
-
-
-def transcript(prompt: str, response: str, outcome: str = "") -> str:
-    """Return a text for a terminal: the prompt dim, the response plain, the outcome in brackets."""
-    return f"\x1b[2m{prompt}\x1b[0m{response}{f'  [{outcome}]' if outcome else ''}"

@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from ..task import TextTask
-from .base import TextEnvMixin, refuse_options, spaces_of, transcript
+from .base import TextEnvMixin, refuse_options, spaces_of
+from .transcript import Terminal, transcript
 
 
 class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
@@ -53,7 +54,8 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         reward: Name of a reward model, `{"name": ..., **kwargs}`, an object with `score(episodes)`, or a function
             `f(prompts, completions, **columns)`; None takes the task's own.
         split: Prompts of a named task: `"train"`, `"validation"` or `"test"`.
-        render_mode: `"ansi"` (render returns the text), `"human"` (it is printed), or None.
+        render_mode: `"ansi"` (render returns the text), `"rgb_array"` (an image of it, on which tokens have the colour of the reward of
+            their step, or of the log-probability if `log_probs` is set before it), `"human"` (each step prints it), or None.
         **settings: Fields of `TextTask` that replace the task's own, such as `max_new_tokens` or `stop_strings`.
 
     ## Version History
@@ -68,11 +70,9 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        self._make_core(1, task, reward, split, settings)
+        self._make_core(1, task, reward, split, render_mode, settings)
         self.observation_space: Any
         self.observation_space, self.action_space = spaces_of(self.task)
-        self.render_mode = render_mode
-        self._outcome = ""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start a new text; see `gymnasium.Env.reset`.
@@ -90,9 +90,9 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         if seed is not None:
             self.core.prompt_sampler.restart()
         self.core.restart([0])
-        self._outcome = ""
         if self.render_mode == "human":
-            self._print()
+            self._terminal = Terminal()  # the text before stays
+            self.render()
         return self._observation(), self.core.start_info(0)
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -104,13 +104,10 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
             RuntimeError: The text has ended, or none was started.
             RewardError: The reward model failed.
         """
-        result = self.core.step(np.asarray(action).reshape(1))
-        info: dict[str, Any] = {}
-        if 0 in result.episodes:
-            info = self.core.final_info(0, result)
-            self._outcome = f"{info['finish_reason']}, score {info['score']:.3f}"
+        result = self._advance(np.asarray(action).reshape(1))
+        info = self.core.final_info(0, result) if 0 in result.episodes else {}
         if self.render_mode == "human":
-            self._print()
+            self.render()
         return self._observation(), float(result.rewards[0]), bool(result.terminated[0]), False, info
 
     def set_random_state(self, state: dict[str, Any]) -> None:
@@ -123,15 +120,14 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
         """Return which tokens are legal now, shape (V,), bool; sb3-contrib's MaskablePPO asks for it."""
         return self.core.action_masks()[0]
 
-    def render(self) -> str | None:
-        """Return the text so far (`"ansi"`) or print it (`"human"`)."""
+    def render(self) -> str | np.ndarray | None:
+        """Return the text so far (`"ansi"`) or an image of it (`"rgb_array"`), or print it (`"human"`)."""
+        if self.render_mode == "rgb_array":
+            return self._image(0)
         if self.render_mode == "human":
-            self._print()
+            self._terminal.show([self._text(0)])
             return None
-        return transcript(*self.core.text(0), self._outcome)
+        return transcript(*self._text(0))
 
     def _observation(self) -> dict[str, np.ndarray]:
         return {key: value[0] for key, value in self.core.observe().items()}
-
-    def _print(self) -> None:
-        print(transcript(*self.core.text(0), self._outcome))

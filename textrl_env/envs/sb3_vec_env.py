@@ -11,7 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from .base import BatchMixin, refuse_options, transcript
+from .base import BatchMixin, refuse_options
+from .transcript import transcript
 
 
 class TextGenerationVecEnv(BatchMixin, VecEnv):
@@ -92,13 +93,15 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Return no image for every row: texts have none."""
-        return [None] * self.num_envs
+        """Return an image of each text with `render_mode="rgb_array"`, else no image for every row."""
+        return [self._image(row) if self.render_mode == "rgb_array" else None for row in range(self.num_envs)]
 
-    def render(self, mode: str | None = None) -> str | None:  # type: ignore[override]  # SB3 knows images only
-        """Return all texts so far, one a line (`"ansi"`), or print them (`"human"`)."""
-        texts = "\n".join(transcript(*self.core.text(row)) for row in range(self.num_envs))
+    def render(self, mode: str | None = None) -> Any:
+        """Return all texts so far, one a line (`"ansi"`), or one image of them (`"rgb_array"`), or print them (`"human"`)."""
+        if self.render_mode == "rgb_array":
+            return super().render(mode)
+        texts = [self._text(row) for row in range(self.num_envs)]
         if (mode or self.render_mode) == "human":
-            print(texts)
+            self._terminal.show(texts)
             return None
-        return texts
+        return "\n".join(transcript(*text) for text in texts)

@@ -9,19 +9,37 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from .base import BatchMixin, TextEnvMixin, refuse_options, transcript
+from .base import BatchMixin, TextEnvMixin, refuse_options
+from .step_result import StepResult
+from .transcript import transcript
 
 
 class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
-    """`num_envs` texts written side by side; arguments, spaces and rewards as in `TextGenerationEnv`.
+    """`num_envs` texts written side by side; arguments, spaces and rewards as in `TextGenerationEnv`, and one more.
 
-    A text that ends is scored and its row starts the next one in the same step (`AutoresetMode.SAME_STEP`): with
-    NEXT_STEP an agent would train on the step that is thrown away.  `infos["final_obs"]` and `infos["final_info"]` hold
-    the end of each text, in the layout of gymnasium's `SyncVectorEnv`.  All texts that end in one step are scored in one
-    call of the reward model.  Row i seeded with s writes the same texts as the scalar environment seeded with s + i.
+    All texts that end in one step are scored in one call of the reward model.  Row i seeded with s writes the same texts as the
+    scalar environment seeded with s + i.  Observations, rewards and infos are those of gymnasium's `SyncVectorEnv` in the same mode.
+
+    Args:
+        autoreset_mode: When a row whose text ended starts the next one, a `gymnasium.vector.AutoresetMode` or its value.
+            `SAME_STEP`: in the step that ends it; `infos["final_obs"]` and `infos["final_info"]` hold the end.
+            `NEXT_STEP`: in the step after it, which ignores the row's action and rewards it with 0.
+            `DISABLED`: when `reset(options={"reset_mask": mask})` names it.
+
+    Raises:
+        ValueError: There is no such mode.
     """
 
     metadata: ClassVar[dict[str, Any]] = {**TextEnvMixin.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
+
+    def __init__(self, *args: Any, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **kwargs: Any) -> None:
+        modes = {name: mode for mode in AutoresetMode for name in (mode, mode.value)}
+        if autoreset_mode not in modes:
+            raise ValueError(f"autoreset_mode={autoreset_mode!r}: pass one of {', '.join(map(str, AutoresetMode))}")
+        self.autoreset_mode = modes[autoreset_mode]
+        super().__init__(*args, **kwargs)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self._ended = np.zeros(self.num_envs, bool)  # (B,) rows whose text ended, and that did not start anew
 
     def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
         self.single_observation_space, self.single_action_space = observation, action
@@ -54,26 +72,55 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
             if (row_seed := seeds[row]) is not None:
                 self.core.seed(row, row_seed)
         self.core.restart(rows)
+        self._ended[rows] = False
         infos: dict[str, Any] = {}
         for row in rows:
             infos = self._add_info(infos, self.core.start_info(row), row)
         return self.core.observe(), infos
 
     def step(self, actions: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Append one token to every text; see `gymnasium.vector.VectorEnv.step`."""
+        """Append one token to every text; see `gymnasium.vector.VectorEnv.step`.
+
+        Raises:
+            RuntimeError: `reset` was not called, or, in the mode `DISABLED`, not for a row whose text ended.
+        """
+        result, infos = self._step_and_restart(actions) if self.autoreset_mode is AutoresetMode.SAME_STEP else self._step_apart(actions)
+        truncated = np.zeros(self.num_envs, bool)  # (B,)
+        return self.core.observe(), result.rewards, result.terminated, truncated, infos
+
+    def _step_and_restart(self, actions: np.ndarray) -> tuple[StepResult, dict[str, Any]]:
         result, ends = self._step(actions)
         infos: dict[str, Any] = {}
         for row, (observation, info) in ends.items():
             infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, row)
         for row in ends:
             infos = self._add_info(infos, self.core.start_info(row), row)
-        truncated = np.zeros(self.num_envs, bool)  # (B,)
-        return self.core.observe(), result.rewards, result.terminated, truncated, infos
+        return result, infos
 
-    def render(self) -> tuple[str, ...] | None:
-        """Return all texts so far (`"ansi"`) or print them (`"human"`)."""
-        texts = tuple(transcript(*self.core.text(row)) for row in range(self.num_envs))
+    def _step_apart(self, actions: np.ndarray) -> tuple[StepResult, dict[str, Any]]:
+        """Append one token to every text, and in rows whose text ended in the step before start a new one instead."""
+        restarted = np.flatnonzero(self._ended)
+        if len(restarted) and self.autoreset_mode is AutoresetMode.DISABLED:
+            raise RuntimeError(
+                f"the texts of rows {restarted.tolist()} ended: call reset(options={{'reset_mask': terminated}}) before step()"
+            )
+        none = np.zeros(self.num_envs)  # (B,)
+        result = self._advance(actions) if len(restarted) < self.num_envs else StepResult(none, none, none > 0, {})
+        self.core.restart(restarted)
+        self._ended = result.terminated.copy()
+        given = {row: self.core.final_info(row, result) for row in result.episodes}
+        given.update((row, self.core.start_info(row)) for row in restarted.tolist())
+        infos: dict[str, Any] = {}
+        for row, info in sorted(given.items()):
+            infos = self._add_info(infos, info, row)
+        return result, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Return all texts so far (`"ansi"`) or an image of each (`"rgb_array"`), or print them (`"human"`)."""
+        if self.render_mode == "rgb_array":
+            return tuple(map(self._image, range(self.num_envs)))
+        texts = [self._text(row) for row in range(self.num_envs)]
         if self.render_mode == "human":
-            print("\n".join(texts))
+            self._terminal.show(texts)
             return None
-        return texts
+        return tuple(transcript(*text) for text in texts)

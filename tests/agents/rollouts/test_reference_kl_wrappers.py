@@ -113,6 +113,15 @@ def test_beta_zero_changes_nothing(reference, task):
     np.testing.assert_array_equal(rewards, 2)
 
 
+def test_the_action_of_a_step_that_resets_is_not_scored(reference, task):
+    """Row 0 ends at once and starts anew in the next step, where what it is told to write counts for nothing."""
+    env = ReferenceKLVector(TextGenerationVectorEnv(2, task, sevens, autoreset_mode="NextStep"), reference, BETA)
+    env.reset(seed=0)
+    for actions, live in (([EOS, 3], [True, True]), ([99, 3], [False, True]), ([3, 3], [True, True])):
+        _, rewards, *_, infos = env.step(np.array(actions))
+        assert (infos["kl_reward"] != 0).tolist() == (rewards != 0).tolist() == live
+
+
 def test_idle_rows_get_nothing(reference, task):
     env = ReferenceKLVecEnv(TextGenerationVecEnv(3, task, sevens), reference, BETA)
     env.env_method("begin_rollout", 2)

@@ -7,8 +7,10 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import wrappers
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import textrl_env
@@ -63,6 +65,46 @@ def test_ways_to_make_it(name):
     spec = EnvSpec.from_json(gymnasium.make(name, reward={"name": "keyword", "keywords": ["good"]}).spec.to_json())
     again = gymnasium.make(spec)
     assert "Keyword" in repr(again.unwrapped.reward_model)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pictures_of_it(name):
+    env = gymnasium.make(name, render_mode="rgb_array")
+    env.reset(seed=0)
+    before = env.render()
+    env.step(env.action_space.sample())
+    for image in (before, env.render()):
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.min() < 128 < image.max()
+    assert not np.array_equal(before, image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("name", IDS)
+def test_vectors_in_each_mode(name, mode):
+    """The property of gymnasium's tests/wrappers/vector: a wrapper around the vector is the vector of wrapped environments.
+
+    Its wrappers of observations refuse SAME_STEP; there a wrapper of rewards is tried.
+    """
+    wrapper = "ClipReward" if mode is AutoresetMode.SAME_STEP else "FlattenObservation"
+    given = {"min_reward": -0.25, "max_reward": 0.75} if wrapper == "ClipReward" else {}
+    outside = getattr(wrappers.vector, wrapper)(gymnasium.make_vec(name, 3, autoreset_mode=mode), **given)
+    inside = gymnasium.make_vec(
+        name,
+        3,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": mode},
+        wrappers=(lambda env: getattr(wrappers, wrapper)(env, **given),),
+    )
+    assert outside.observation_space == inside.observation_space and outside.action_space == inside.action_space
+    assert data_equivalence(outside.reset(seed=123), inside.reset(seed=123))
+    outside.action_space.seed(0)
+    for _ in range(50):
+        actions = outside.action_space.sample()
+        found = outside.step(actions)
+        assert data_equivalence(found, inside.step(actions))
+        if mode is AutoresetMode.DISABLED and found[2].any():
+            assert data_equivalence(*(env.reset(options={"reset_mask": found[2].copy()}) for env in (outside, inside)))
 
 
 @pytest.mark.parametrize("name", IDS)

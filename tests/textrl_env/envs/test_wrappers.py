@@ -82,7 +82,7 @@ def test_settings_of_the_task_reach_every_kind_of_make():
 def test_the_registry_prints(capsys):
     gymnasium.pprint_registry()
     assert "textrl/Review-v0" in capsys.readouterr().out
-    assert textrl_env.TextGenerationEnv.metadata["render_modes"] == ["ansi", "human"]
+    assert textrl_env.TextGenerationEnv.metadata["render_modes"] == ["ansi", "human", "rgb_array"]
 
 
 def test_stepping_before_reset_and_after_the_end():
