@@ -41,6 +41,7 @@ class BaseRecipe:
         batch_size: Texts per step.
         learning_rate: Peak of the one-cycle schedule.
         seed: Seed of the initial weights and the order of the texts.
+        image: Returns the picture of a prompt, given its text; None: prompts have none.
     """
 
     corpus: Callable[[], list[tuple[str, str]]]
@@ -49,6 +50,15 @@ class BaseRecipe:
     batch_size: int = 32
     learning_rate: float = 3e-3
     seed: int = 0
+    image: Callable[[str], np.ndarray] | None = None
+
+    def texts(self) -> list[tuple[Prompt, str]]:
+        """Return the corpus as prompts, with their pictures, and responses."""
+        return [(self.prompt(text), response) for text, response in self.corpus()]
+
+    def prompt(self, text: str) -> Prompt:
+        """Return a text of the corpus as a prompt."""
+        return Prompt(text, image=None if self.image is None else self.image(text))
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,7 +107,8 @@ class VisionEncoderDecoder(FromTransformers):
 
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         # Texts begin at column 0 and the decoder never looks ahead: neither mask nor positions are needed.
-        return self._trunk(input_ids=batch.input_ids, encoder_hidden_states=self._encode(self._there(batch.images)), use_cache=False).last_hidden_state
+        encoded = self._encode(self._there(batch.images))  # (B, patches, D)
+        return self._trunk(input_ids=batch.input_ids, encoder_hidden_states=encoded, use_cache=False).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
