@@ -104,7 +104,10 @@ def _share(things: Sequence[Thing], said: str) -> float:
 
 
 def _generator(number: int, name: str, stream: int = 0) -> np.random.Generator:
-    return np.random.default_rng([number, int("".join(name.split()[1:])), stream])
+    word, *digits = name.split() or [""]
+    if word != PICTURE or len(digits) != 4 or not all(len(d) == 1 and d in "0123456789" for d in digits):
+        raise ValueError(f"prompt {name!r} names no picture: write '{PICTURE}' and four digits, as in '{PICTURE} 0 4 1 2'")
+    return np.random.default_rng([number, int("".join(digits)), stream])
 
 
 def _thing(column: int, rng: np.random.Generator) -> Thing:
