@@ -154,7 +154,8 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
         _read_processor(config, Path(source) / _PROCESSOR)
         if not weights:
             return _auto(config).from_config(config, dtype=torch.float32)
-        return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+        scaled = {"config": config} if config.model_type == _WITH_IMAGES else {}
+        return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True, **scaled)
     except OSError as error:
         if Path(source).exists():
             raise
