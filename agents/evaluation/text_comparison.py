@@ -41,7 +41,7 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
         "length": texts.lengths.tolist(), "finish_reason": texts.finish_reasons,
     }  # fmt: skip
     if held_out is not None:
-        pictures = texts.images or [None] * len(texts.prompts)
+        pictures: Sequence[np.ndarray | None] = texts.images or [None] * len(texts.prompts)
         told = zip(texts.prompts, texts.responses, pictures, strict=True)
         episodes = [replace(Episode.from_text(prompt, response), image=image) for prompt, response, image in told]
         columns["held_out"] = valid_scores(as_reward_model(held_out), episodes).tolist()

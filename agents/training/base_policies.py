@@ -43,7 +43,7 @@ def _fingerprint(task: TextTask, texts: list[tuple[str, str]]) -> str:
     recipe = task.recipe
     plain = [dict(recipe.model), recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, texts, versions()["textrl-env"]]
     if recipe.image is not None:
-        plain.append([hashlib.sha256(recipe.image(text)).hexdigest() for text, _ in texts])
+        plain.append([hashlib.sha256(recipe.image(text).tobytes()).hexdigest() for text, _ in texts])
     # What a tokenizer does to the texts, and how it ends them, is all that matters of it
     plain += [task.tokenizer.encode_batch(list(column)) for column in zip(*texts, strict=True)]
     return fingerprint([*plain, list(ends_of(task.tokenizer)), task.tokenizer.vocab_size])

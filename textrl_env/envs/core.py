@@ -116,7 +116,7 @@ class TextCore:
             self.prompts[row] = prompt
             self.prompt_index[row] = index
             self.prompt[row, : len(ids)] = ids
-            if self.image is not None:
+            if self.image is not None and prompt.image is not None:
                 self.image[row] = prompt.image
             self._start_turn(int(row))
 
