@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
         "length": texts.lengths.tolist(), "finish_reason": texts.finish_reasons,
     }  # fmt: skip
     if held_out is not None:
-        pictures: Sequence[np.ndarray | None] = texts.images or [None] * len(texts.prompts)
+        pictures = texts.images or itertools.repeat(None, len(texts.prompts))
         told = zip(texts.prompts, texts.responses, pictures, strict=True)
         episodes = [replace(Episode.from_text(prompt, response), image=image) for prompt, response, image in told]
         columns["held_out"] = valid_scores(as_reward_model(held_out), episodes).tolist()

@@ -348,7 +348,7 @@ class TransformerPolicy(ActorCriticPolicy):
         """
         self.set_training_mode(False)
         sides = {key: space for key, space in self.observation_space.spaces.items() if key != "image"}  # type: ignore[attr-defined]
-        tokens: Any = {key: observation[key] for key in sides}  # type: ignore[call-overload]  # a picture's colours may come first or last
+        tokens: Any = {key: observation[key] for key in sides}  # a picture's colours may come first or last
         vectorized = is_vectorized_observation(tokens, spaces.Dict(sides))
         rows = observation if vectorized else {key: np.asarray(ids)[None] for key, ids in observation.items()}  # type: ignore[union-attr]
         actions = self._predict(rows, deterministic, action_masks).numpy()  # type: ignore[arg-type]
