@@ -27,6 +27,7 @@ class Episode:
         references: Texts to compare with, if the prompt has any.
         metadata: Further columns of the prompt's row of data.
         typed: See `Prompt`: whether a chat template wrote the prompt, and where people typed special tokens into it.
+        image: The prompt's picture, shape (H, W, 3), uint8; None without one.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Episode:
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     typed: tuple[tuple[int, int], ...] | None = None
+    image: np.ndarray | None = None
 
     @classmethod
     def from_text(

@@ -25,6 +25,8 @@ GoldScore = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 _COUNTS = {"max_new_tokens": 1, "max_prompt_tokens": 1, "group_size": 1, "min_new_tokens": 0, "max_turns": 1, "soft_max_tokens": 0}
 _PENALTIES = {"missing_eos_penalty": 0.0, "soft_penalty": 0.0, "illegal_score": -sys.float_info.max}
 
+_SMALLEST_IMAGE = 4  # pixels a side: the side of 3 is the colours, wherever Stable-Baselines3 puts it
+
 Measure = Callable[[Sequence[str], Sequence[str]], float]
 
 
@@ -39,6 +41,7 @@ class BaseRecipe:
         batch_size: Texts per step.
         learning_rate: Peak of the one-cycle schedule.
         seed: Seed of the initial weights and the order of the texts.
+        image: Returns the picture of a prompt, given its text; None: prompts have none.
     """
 
     corpus: Callable[[], list[tuple[str, str]]]
@@ -47,6 +50,15 @@ class BaseRecipe:
     batch_size: int = 32
     learning_rate: float = 3e-3
     seed: int = 0
+    image: Callable[[str], np.ndarray] | None = None
+
+    def texts(self) -> list[tuple[Prompt, str]]:
+        """Return the corpus as prompts, with their pictures, and responses."""
+        return [(self.prompt(text), response) for text, response in self.corpus()]
+
+    def prompt(self, text: str) -> Prompt:
+        """Return a text of the corpus as a prompt."""
+        return Prompt(text, image=None if self.image is None else self.image(text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +104,11 @@ class TextTask(NeverCopied):
             good answers there are, or how the worst group fares.
         optimum: The largest value that `measure`, or else the mean of `gold`, can have; None if nobody knows.
         recipe: How the task's base policy is pretrained, if it has one.
+        prompt_ids: Ids of the prompts of a list; None: they are read one by one.
+        image_shape: (H, W, 3) of the prompts' pictures, which the observation then holds; None: they have none.
 
     Raises:
-        ValueError: No prompts, an empty one, one longer than `max_prompt_tokens`, or a limit out of range.
+        ValueError: No prompts, an empty one, one longer than `max_prompt_tokens`, pictures of different sizes, or a limit out of range.
     """
 
     tokenizer: Tokenizer
@@ -123,6 +137,7 @@ class TextTask(NeverCopied):
     optimum: float | None = None
     recipe: BaseRecipe | None = None
     prompt_ids: tuple[np.ndarray, ...] | None = field(init=False, repr=False)
+    image_shape: tuple[int, int, int] | None = field(init=False, repr=False)
     stop_ids: tuple[int, ...] = field(init=False, repr=False)
     _starts: tuple[tuple[Prompt, np.ndarray], ...] = field(init=False, repr=False)
 
@@ -134,6 +149,7 @@ class TextTask(NeverCopied):
         object.__setattr__(self, "stop_ids", tuple(self._stop_id(token) for token in self.stop_tokens))
         object.__setattr__(self, "prompt_ids", None)
         object.__setattr__(self, "_starts", ())
+        object.__setattr__(self, "image_shape", shape_of(self.prompts[0]))
         if isinstance(self.prompts, (list, tuple)):
             self._encode_all()
         elif self.max_prompt_tokens is None:
@@ -171,6 +187,11 @@ class TextTask(NeverCopied):
     def _fit(self, prompt: Prompt, row: list[int]) -> tuple[Prompt, np.ndarray]:
         """Return the prompt as it is read, its text and its ids."""
         width = self.prompt_width
+        if shape_of(prompt) != self.image_shape:
+            raise ValueError(
+                f"prompt {prompt.text[:80]!r} has a picture of shape {shape_of(prompt)}, the first prompt {self.image_shape}: give all of "
+                "a task's prompts pictures of one size, or none"
+            )
         opening = 0 if prompt.typed is not None else len(getattr(self.tokenizer, "bos_ids", ()))
         if len(row) == opening:
             raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
@@ -237,3 +258,21 @@ class TextTask(NeverCopied):
             value = getattr(self, name)
             if not (isinstance(value, (int, float, np.number)) and least_penalty <= float(value) < math.inf):
                 raise ValueError(f"{name}={value!r}: must be a finite number" + (" of at least 0" if least_penalty == 0 else ""))
+
+
+def shape_of(prompt: Prompt) -> tuple[int, int, int] | None:
+    """Return the shape of a prompt's picture, None without one.
+
+    Raises:
+        ValueError: It is no picture.
+    """
+    image = prompt.image
+    if image is None:
+        return None
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+        what = f"shape {image.shape}, {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"the picture of prompt {prompt.text[:80]!r} is {what}: pass an array of shape (H, W, 3), uint8")
+    if min(image.shape[:2]) < _SMALLEST_IMAGE:
+        raise ValueError(f"the picture of prompt {prompt.text[:80]!r} has shape {image.shape}: give it at least 4 x 4 pixels")
+    height, width, _ = image.shape
+    return height, width, 3

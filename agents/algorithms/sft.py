@@ -60,7 +60,7 @@ class SFT(Supervised):
         ids, read = np.asarray(prompt + response, np.int64), self._read(len(prompt))
         if len(ids) <= read:
             raise ValueError(f"there is no token to learn in {text}: a text needs one besides those that are only read")
-        return TextRecord(ids[:read], ids[read:], 0)
+        return TextRecord(ids[:read], ids[read:], 0, image=text[0].image if isinstance(text[0], Prompt) else None)
 
     def _records(self, rows: Sequence[TextRecord]) -> list[TextRecord]:
         return list(rows)

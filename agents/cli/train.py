@@ -324,7 +324,7 @@ def _offline(job: Job) -> None:
                 f"--algo sft learns responses, and {config.prompts} names none: pass --references COLUMN, or --preferences FILE"
             )
     elif config.algo == "sft" and task.recipe is not None:  # as a base policy is made
-        data, model = task.recipe.corpus(), dict(task.recipe.model) if model is None else model
+        data, model = task.recipe.texts(), dict(task.recipe.model) if model is None else model
     elif config.algo == "sft":
         raise ValueError(f"task {config.task or DEFAULT_TASK!r} has no corpus to learn from: pass --corpus FILE... or --preferences FILE")
     if isinstance(model, dict):

@@ -45,6 +45,7 @@ class WrittenTexts:
         records: The tokens of each, as `SFT` learns from them; none of texts that no policy of ours wrote.
         kl: Summed log(pi / pi_ref) of each text, in nats, shape (n,); None without a reference.
         reference_nats: -log pi_ref of each text, shape (n,); None without a reference.
+        images: Pictures of the prompts, shape (H, W, 3), uint8, each; none if they have none.
     """
 
     prompts: list[str]
@@ -60,6 +61,7 @@ class WrittenTexts:
     records: Sequence[TextRecord] = ()
     kl: np.ndarray | None = None
     reference_nats: np.ndarray | None = None
+    images: Sequence[np.ndarray] = ()
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class WrittenTexts:
             records=[records[i] for i in order] if records else (),
             kl=None if kl is None else kl[order],
             reference_nats=None if reference_nats is None else reference_nats[order],
+            images=[info["terminal_observation"]["image"] for info in infos if "image" in info["terminal_observation"]],
             **measured,
         )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rewards.utils.intervals import IntervalEstimate, Rate, least_fall, mean_int
 from textrl_env import Episode, TextTask
 from textrl_env.reward_model import as_reward_model, valid_scores
 
+from ..reports.prompt_pictures import picture_uri
 from .policy_texts import WrittenTexts
 
 TextRow = Mapping[str, Any]  # see `text_rows`
@@ -27,7 +29,8 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
 
     Each row has `prompt`, `response`, `score` (of the reward model), `return` (with the task's penalties), `length` (tokens) and
     `finish_reason`; `gold` if the task has a judgement of its own; `held_out` if there is such a reward; and with a reference `kl` (summed
-    log(pi / pi_ref), nats), `nats` (-log pi_ref) and `tokens` (that the policy wrote).
+    log(pi / pi_ref), nats), `nats` (-log pi_ref) and `tokens` (that the policy wrote); `image`, the prompt's picture as a `data:` address
+    of a PNG, if it has one.
 
     Args:
         texts: What a policy wrote.
@@ -39,12 +42,16 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
         "length": texts.lengths.tolist(), "finish_reason": texts.finish_reasons,
     }  # fmt: skip
     if held_out is not None:
-        episodes = list(map(Episode.from_text, texts.prompts, texts.responses))
+        pictures = texts.images or itertools.repeat(None, len(texts.prompts))
+        told = zip(texts.prompts, texts.responses, pictures, strict=True)
+        episodes = [replace(Episode.from_text(prompt, response), image=image) for prompt, response, image in told]
         columns["held_out"] = valid_scores(as_reward_model(held_out), episodes).tolist()
     if task.gold is not None:
         columns["gold"] = np.asarray(task.gold(texts.prompts, texts.responses), float).tolist()
     if texts.kl is not None and texts.reference_nats is not None:
         columns |= {"kl": texts.kl.tolist(), "nats": texts.reference_nats.tolist(), "tokens": [len(r.actions) for r in texts.records]}
+    if texts.images:
+        columns["image"] = list(map(picture_uri, texts.images))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

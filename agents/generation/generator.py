@@ -109,7 +109,7 @@ def decode(backbone: Backbone, request: Request) -> list[Response]:
         while live.any():
             texts = PartialTexts(np.where(live[:, None], ids, -1), np.where(live, lengths, 0), np.where(live, prompt_lengths, 0))
             upload = Upload(backbone.device)
-            withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), request.sampler))
+            withheld = upload.add(withheld_after(texts.only(live), request.sampler))
             hidden = cache.plan(backbone, texts, upload)()  # (R, D)
             with weights:
                 logits = backbone.logits(hidden)[:, : request.vocab_size]  # (R, V)

@@ -53,8 +53,8 @@ class CachedDecoder:
         self._rows = np.zeros(0, np.int64)  # (S,) row of the caller in each slot
         self._ids = np.zeros((0, 0), np.int64)  # (B, W) cached tokens by row of the caller, -1 beyond
         self._known = np.zeros(0, np.int64)  # (B,) how many of them the states cover
-        self._sources: np.ndarray | None = None  # (B, P) what the encoder read
-        self._source_lengths = np.zeros(0, np.int64)  # (S,) tokens of each slot's source
+        self._sources: np.ndarray | None = None  # (B, P) or (B, H, W, 3): what the encoder read
+        self._source_lengths = np.zeros(0, np.int64)  # (S,) states of each slot's source
         self._source_columns = 0
 
     @property
@@ -87,7 +87,7 @@ class CachedDecoder:
             self.drop()
             self._made = made
         if not backbone.cacheable:
-            chosen = PartialTexts(*(column[live] for column in texts))
+            chosen = texts.only(live)
             return torch.no_grad()(lambda: backbone.hidden(one_action_each(chosen, backbone.device)))
         ids, lengths, sources = backbone.written(texts)
         if self._states is None or self._ids.shape != ids.shape:
@@ -96,7 +96,7 @@ class CachedDecoder:
             self._ids, self._known = np.full_like(ids, -1), np.zeros(len(ids), np.int64)
         states = self._states
         start = self._common(states, ids, lengths, sources)
-        make_room = self._seat(states, live, lengths, sources, upload)
+        make_room = self._seat(backbone, states, live, lengths, sources, upload)
         self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
         passes = list(self._passes(backbone, states, ids, lengths, start, sources, upload))
         rows = np.concatenate([r for r, _ in passes])
@@ -106,7 +106,7 @@ class CachedDecoder:
         def run() -> torch.Tensor:
             make_room()
             hidden = torch.cat([one_pass() for _, one_pass in passes])
-            self._ids, self._known, self._sources = ids.copy(), lengths.copy(), sources
+            self._ids, self._known, self._sources = ids.copy(), lengths.copy(), None if sources is None else sources.copy()
             return hidden if order is None else hidden[order()]
 
         return run
@@ -122,14 +122,14 @@ class CachedDecoder:
         return np.minimum(common, np.maximum(lengths - 1, 0))
 
     def _seat(
-        self, states: States, live: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None, upload: Upload
+        self, backbone: Backbone, states: States, live: np.ndarray, lengths: np.ndarray, sources: np.ndarray | None, upload: Upload
     ) -> Callable[[], None]:
         """Give every live row a slot; return what gives buffers the size that the longest live text needs."""
         columns = -(-int(lengths[live].max()) // BLOCK) * BLOCK
         stays = lengths[self._rows] > 0
         number = int(stays.sum())
         if sources is not None:
-            self._source_columns = max(int((sources[live] >= 0).sum(1).max()), self._source_columns if number else 0)
+            self._source_columns = max(int(backbone.source_lengths(sources[live]).max()), self._source_columns if number else 0)
         size = len(live), columns, self._source_columns
         if number == len(stays) == len(live) and size == (states.num_slots, states.columns, states.source_columns):
             return lambda: None
@@ -214,7 +214,7 @@ class CachedDecoder:
         upload: Upload,
     ) -> Callable[[], torch.Tensor]:
         """Read texts from their start; equal ones once."""
-        keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows]], 1)  # (r, W) or (r, W + P)
+        keys = ids[rows] if sources is None else np.concatenate([ids[rows], sources[rows].reshape(len(rows), -1)], 1)  # (r, W + P)
         _, first, twin = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         twin = twin.reshape(-1)
         chosen = rows[first]
@@ -222,8 +222,10 @@ class CachedDecoder:
         slots = self._slots(rows)
         read = None
         if sources is not None:
-            self._source_lengths[slots] = (sources[rows] >= 0).sum(1)
-            read = sources[chosen][:, : int((sources[chosen] >= 0).sum(1).max())]
+            self._source_lengths[slots] = backbone.source_lengths(sources[rows])
+            read = sources[chosen]
+            if backbone.reads_prompt_apart:
+                read = read[:, : int((read >= 0).sum(1).max())]
         tokens = np.maximum(ids[chosen][:, : position.shape[1]], 0)  # (u, k)
         fed = self._feed(backbone, states, slots[first], tokens, position, position.shape[1], True, upload, read)
         others = np.setdiff1d(np.arange(len(rows)), first)
@@ -290,9 +292,11 @@ def _some(hidden: Callable[[], torch.Tensor], rows: Callable[[], torch.Tensor]) 
 
 
 def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-    """Return which rows hold the same ids, -1 beyond them, shape (B,)."""
+    """Return which rows hold the same ids, -1 beyond them, or the same picture, shape (B,)."""
     if before is None:
         return np.zeros(len(now), bool)
+    if now.ndim > 2:  # pictures
+        return (now == before).reshape(len(now), -1).all(1)
     width = max(now.shape[1], before.shape[1])
     one, two = (np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in (now, before))
     return (one == two).all(1)
@@ -322,7 +326,8 @@ def check_cache(backbone: Backbone, longest: int, weights: DecodingWeights | Non
         for course in courses:
             decoder = CachedDecoder(weights=weights)
             for lengths in course:
-                texts = PartialTexts(np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1), lengths, _PROMPTS)
+                ids = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1)
+                texts = PartialTexts(ids, lengths, _PROMPTS, backbone.example_images(len(ids)))
                 if not _agrees(decoder, backbone, texts):  # weights that are NaN say nothing; the policy complains of them
                     backbone.cacheable, backbone.tried = None, 0
                     return
@@ -343,7 +348,7 @@ def _agrees(decoder: CachedDecoder, backbone: Backbone, texts: PartialTexts) -> 
     Raises:
         ValueError: They are not.
     """
-    full, alone = (backbone.hidden(one_action_each(part, backbone.device)) for part in (texts, PartialTexts(*(c[1:2] for c in texts))))
+    full, alone = (backbone.hidden(one_action_each(part, backbone.device)) for part in (texts, texts.only(slice(1, 2))))
     if not torch.isfinite(full).all():
         return False
     # What rounding does: the same text in a larger batch.  A layer that is wrong differs by thousands of times as much.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -15,7 +16,14 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -30,6 +38,8 @@ from .sampler import ids_of
 
 LMSource = str | Path | Mapping[str, Any]
 _OWN_CONFIG = "config.json"
+_WITH_IMAGES = "vision-encoder-decoder"
+_PROCESSOR = "preprocessor_config.json"
 _RANDOM = re.compile("drop|jitter")  # layerdrop, drop_path, activation_dropout, router_jitter_noise, ...
 
 
@@ -124,7 +134,7 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
             return _own_model(source)
         if "model_type" not in source:
             raise ValueError(f"model={dict(source)!r}: a configuration needs 'model_type', e.g. 'llama' or 'gpt2', or 'class'")
-        config = AutoConfig.for_model(**source)
+        config = AutoConfig.for_model(**copy.deepcopy(dict(source)))  # it takes apart what describes an encoder and a decoder
         return _auto(config).from_config(config, dtype=torch.float32)
     if not isinstance(source, (str, Path)):
         raise TypeError(f"model is a {type(source).__name__}: pass a folder, a hub id, or a configuration as a dict")
@@ -141,9 +151,11 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
     try:
         # trust_remote_code stays off: loading a policy never runs code that came with a file.
         config = AutoConfig.from_pretrained(str(source))
+        _read_processor(config, Path(source) / _PROCESSOR)
         if not weights:
             return _auto(config).from_config(config, dtype=torch.float32)
-        return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True)
+        scaled = {"config": config} if config.model_type == _WITH_IMAGES else {}
+        return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True, **scaled)
     except OSError as error:
         if Path(source).exists():
             raise
@@ -152,7 +164,37 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
         ) from error
 
 
+def _read_processor(config: Any, path: Path) -> None:
+    """Take how pixels are scaled from the file of an image processor, if a model that reads pictures has one beside it.
+
+    Raises:
+        ValueError: It does something else than divide by 255, take off a mean, and divide by a deviation.
+    """
+    if config.model_type != _WITH_IMAGES or not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise ValueError(f"{path} does not divide pixels by 255 (do_rescale, rescale_factor), and nothing else is known here")
+    if settings.get("do_normalize", True):
+        config.image_mean, config.image_std = (settings.get(name, [0.5] * 3) for name in ("image_mean", "image_std"))
+    else:
+        config.image_mean, config.image_std = [0.0] * 3, [1.0] * 3
+
+
+def _processor(lm: PreTrainedModel) -> str:
+    """Return the file by which `AutoImageProcessor` of transformers makes of a picture what the policy makes of it."""
+    config: Any = lm.config
+    height, width, _ = backbone_of(lm).image_shape  # type: ignore[attr-defined]  # of the class that reads pictures
+    mean, std = (getattr(config, name, [0.5] * 3) for name in ("image_mean", "image_std"))
+    scaling = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std}
+    size = {"do_resize": True, "size": {"height": height, "width": width}}
+    return json.dumps({"image_processor_type": "ViTImageProcessor", **size, **scaling}, indent=2)
+
+
 def _auto(config: Any) -> Any:
+    if config.model_type == _WITH_IMAGES:
+        config.decoder.is_decoder = config.decoder.add_cross_attention = True
+        return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
@@ -201,7 +243,7 @@ def ends_of_model(lm: nn.Module, default: Sequence[int] = ()) -> tuple[int, ...]
         return ids_of(getattr(lm, "eos_token_id", None))
     sources = [ids_of(getattr(config, "eos_token_id", None)) for config in (lm.config, lm.generation_config)]
     named = [end for ends in sources if ends != tuple(default) for end in ends]
-    return tuple(end for end in dict.fromkeys(named) if 0 <= end < lm.config.vocab_size)
+    return tuple(end for end in dict.fromkeys(named) if 0 <= end < backbone_of(lm).vocab_size)
 
 
 def agreed_ends(lm: nn.Module, source: LMSource, of_task: Sequence[int] | None, given: Sequence[int]) -> tuple[int, ...]:
@@ -320,6 +362,8 @@ def save_lm(
         whole = merged(lm)
         if isinstance(whole, PreTrainedModel):
             whole.save_pretrained(made, safe_serialization=True)
+            if whole.config.model_type == _WITH_IMAGES:
+                (made / _PROCESSOR).write_text(_processor(whole), encoding="utf-8")
         else:
             save_model(whole, str(made / "model.safetensors"))
             (made / _OWN_CONFIG).write_text(json.dumps(config_of(lm), indent=2), encoding="utf-8")

@@ -28,7 +28,7 @@ def check_model(backbone: Backbone) -> None:
         ValueError: Training mode makes the model random or another one, or see `check_head`.
     """
     lm = backbone.lm
-    batch = pack([TextRecord(torch.arange(min(3, backbone.vocab_size)).numpy(), torch.arange(2).numpy(), 0)], backbone.device)
+    batch = pack([_text(backbone, np.arange(min(3, backbone.vocab_size)), np.arange(2))], backbone.device)
     name = type(lm).__name__
     lm.train()
     lowest, highest = (_hidden_if_drawn(backbone, batch, number) for number in (0.0, 1.0))
@@ -57,7 +57,7 @@ def check_head(backbone: Backbone) -> None:
     try:
         if (own := _model_logits(backbone, prompt)) is None:
             return
-        hidden = backbone.hidden(pack([TextRecord(prompt[0].cpu().numpy(), np.arange(1), 0)], backbone.device))  # (1, D)
+        hidden = backbone.hidden(pack([_text(backbone, prompt[0].cpu().numpy(), np.arange(1))], backbone.device))  # (1, D)
         ours = backbone.logits(hidden)  # (1, V)
         hook = lm.get_output_embeddings().register_forward_hook(_far_apart)
         try:
@@ -86,7 +86,7 @@ def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
     if response <= _BEGINNING:
         return
     ids = np.random.default_rng(0).integers(backbone.vocab_size, size=prompt + response)
-    one, two = (pack([TextRecord(ids[:prompt], ids[prompt : prompt + n], 0)], backbone.device) for n in (_BEGINNING, response))
+    one, two = (pack([_text(backbone, ids[:prompt], ids[prompt : prompt + n])], backbone.device) for n in (_BEGINNING, response))
     short, long = backbone.hidden(one), backbone.hidden(two)[:_BEGINNING]  # (4, D) each
     if torch.isfinite(short).all() and not _same(long, short, backbone):
         settings = getattr(getattr(backbone.lm, "config", None), "rope_parameters", None) or {}
@@ -96,6 +96,11 @@ def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
             f"(hidden states differ by {float((long - short).abs().max()):.2g}){f', {named}' if named else ''}: what is written early "
             "would be scored otherwise in an update; shorten prompt and max_new_tokens, or take positions that do not depend on length"
         )
+
+
+def _text(backbone: Backbone, prompt: np.ndarray, response: np.ndarray) -> TextRecord:
+    images = backbone.example_images(1)
+    return TextRecord(prompt, response, 0, image=None if images is None else images[0])
 
 
 def _model_logits(backbone: Backbone, prompt: torch.Tensor) -> torch.Tensor | None:

@@ -26,6 +26,7 @@ class SequenceBatch(NamedTuple):
         kept: Packed set of tokens that the acting policy's masks and cuts kept, shape (N, ceil(V / 8)), uint8; None: all.
         withheld: Pairs (action, token) that the sampler's rules ban, see `Sampler.withheld`, shape (2, M), int64; None: none.
         host: `input_ids`, `predictor` and `prompt_lengths` as arrays, for who would have to ask a device for them; None: not known.
+        images: Pictures of the texts' prompts, shape (B, H, W, 3), uint8; None: they have none.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +36,7 @@ class SequenceBatch(NamedTuple):
     kept: torch.Tensor | None = None
     withheld: torch.Tensor | None = None
     host: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    images: torch.Tensor | None = None
 
     @property
     def rows(self) -> torch.Tensor:
@@ -62,6 +64,7 @@ class SequenceBatch(NamedTuple):
                 input_ids=self.input_ids[texts],
                 prompt_lengths=self.prompt_lengths[texts],
                 predictor=part.predictor - offset,
+                images=None if self.images is None else self.images[texts],
                 host=(ids[texts], predictor[first:last] - offset, prompts[texts]),
             )
             parts.append((part, slice(first, last)))
@@ -85,11 +88,17 @@ class PartialTexts(NamedTuple):
         ids: Packed to the left, shape (B, W), int64, -1 beyond each text.
         lengths: Tokens in each, shape (B,); 0 for idle rows.
         prompt_lengths: How many of them are the prompt, shape (B,).
+        images: Pictures of the prompts, shape (B, H, W, 3), uint8; None: they have none.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
     prompt_lengths: np.ndarray
+    images: np.ndarray | None = None
+
+    def only(self, rows: Any) -> PartialTexts:
+        """Return the texts of these rows."""
+        return PartialTexts._make(None if column is None else column[rows] for column in self)
 
     @property
     def steps(self) -> np.ndarray:
@@ -105,12 +114,14 @@ class TextRecord(NamedTuple):
         actions: Tokens that are actions, at least one.
         first_step: Number of response tokens in `context`.
         replies: Tokens of the environment between actions: the number of actions before them, and their ids.
+        image: Picture of the prompt, shape (H, W, 3), uint8; None without one.
     """
 
     context: np.ndarray
     actions: np.ndarray
     first_step: int
     replies: Sequence[tuple[int, np.ndarray]] = ()
+    image: np.ndarray | None = None
 
 
 def pack(
@@ -149,30 +160,40 @@ def pack_with(
         steps.append(text.first_step + offsets)
     prompts = np.asarray([len(text.context) - text.first_step for text in texts])
     withheld = None if sampler is None else sampler.withheld(responses, steps)
-    return _there(device, (ids, np.concatenate(predictor), np.concatenate(steps), prompts, kept, withheld), columns)
+    fields = (ids, np.concatenate(predictor), np.concatenate(steps), prompts, kept, withheld)
+    pictures = [text.image for text in texts if text.image is not None]
+    if len(pictures) not in (0, len(texts)):
+        raise ValueError(f"{len(pictures)} of {len(texts)} texts have a picture: give Prompt(image=...) to all prompts, or to none")
+    return _there(device, fields, columns, np.stack(pictures) if pictures else None)
 
 
 def _there(
-    device: torch.device | str, fields: Sequence[np.ndarray | None], columns: Sequence[np.ndarray] = ()
+    device: torch.device | str,
+    fields: Sequence[np.ndarray | None],
+    columns: Sequence[np.ndarray] = (),
+    images: np.ndarray | None = None,
 ) -> tuple[SequenceBatch, list[torch.Tensor]]:
     """Return a batch with these fields, and columns beside it, by one copy to the device."""
-    tensors = iter(to_device(device, [array for array in (*fields, *columns) if array is not None]))
+    tensors = iter(to_device(device, [array for array in (*fields, images, *columns) if array is not None]))
     batch = SequenceBatch(*(None if array is None else next(tensors) for array in fields))  # type: ignore[arg-type]
     ids, predictor, _, prompts, *_ = fields
-    return batch._replace(host=(ids, predictor, prompts)), list(tensors)  # type: ignore[arg-type]  # these are never None
+    pictures = None if images is None else next(tensors)
+    return batch._replace(host=(ids, predictor, prompts), images=pictures), list(tensors)  # type: ignore[arg-type]  # these are never None
 
 
 def texts_of(obs: Any) -> PartialTexts:
     """Pack observations to the left.
 
     Args:
-        obs: `prompt` (B, P) and `response` (B, T), arrays or tensors, -1 beyond each.
+        obs: `prompt` (B, P) and `response` (B, T), arrays or tensors, -1 beyond each; and `image` (B, H, W, 3), uint8, or (B, 3, H, W), as
+            Stable-Baselines3 turns it, if the prompts have pictures.
 
     Raises:
         TypeError: They are no integers.
     """
-    prompt, response = (np.asarray(side.cpu() if isinstance(side := obs[key], torch.Tensor) else side) for key in ("prompt", "response"))
-    if "f" in (prompt.dtype.kind, response.dtype.kind):
+    prompt, response = (_on_host(obs[key]) for key in ("prompt", "response"))
+    images = images_of(obs)
+    if "f" in (prompt.dtype.kind, response.dtype.kind, "u" if images is None else images.dtype.kind):
         raise TypeError(
             f"observations are {prompt.dtype}, not token ids: a wrapper changed them, leave it out (VecNormalize: norm_obs=False)"
         )
@@ -181,7 +202,27 @@ def texts_of(obs: Any) -> PartialTexts:
     texts[:, : prompt.shape[1]] = prompt
     columns = prompt_length[:, None] + np.arange(response.shape[1])  # (B, T): where each response token goes
     np.put_along_axis(texts, columns, response, axis=1)
-    return PartialTexts(texts, prompt_length + response_length, prompt_length)
+    return PartialTexts(texts, prompt_length + response_length, prompt_length, images)
+
+
+def images_of(obs: Any) -> np.ndarray | None:
+    """Return the pictures in observations, shape (B, H, W, 3), wherever Stable-Baselines3 put their colours; None without any."""
+    if "image" not in obs:
+        return None
+    images = _on_host(obs["image"])
+    return images if images.shape[-1] == 3 else np.moveaxis(images, 1, -1)  # (B, 3, H, W), (B, H, W, 3)
+
+
+def _on_host(side: Any) -> np.ndarray:
+    return np.asarray(side.cpu() if isinstance(side, torch.Tensor) else side)
+
+
+def image_shape_of(observation_space: Any) -> tuple[int, ...] | None:
+    """Return the shape (H, W, 3) of the pictures that observations show, which Stable-Baselines3 may have turned; None: they show none."""
+    if "image" not in observation_space.spaces:
+        return None
+    shape = tuple(observation_space["image"].shape)
+    return shape if shape[-1] == 3 else (*shape[1:], shape[0])
 
 
 def one_action_each(texts: PartialTexts, device: torch.device | str, sampler: Sampler | None = None) -> SequenceBatch:
@@ -190,7 +231,7 @@ def one_action_each(texts: PartialTexts, device: torch.device | str, sampler: Sa
     last = np.arange(len(texts.ids)) * width + np.maximum(texts.lengths - 1, 0)  # (B,)
     ids = np.maximum(texts.ids[:, :width], 0)  # (B, W)
     withheld = None if sampler is None else withheld_after(texts, sampler)
-    return _there(device, (ids, last, texts.steps, texts.prompt_lengths, None, withheld))[0]
+    return _there(device, (ids, last, texts.steps, texts.prompt_lengths, None, withheld), images=texts.images)[0]
 
 
 def withheld_after(texts: PartialTexts, sampler: Sampler) -> np.ndarray | None:

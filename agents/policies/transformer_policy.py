@@ -27,7 +27,7 @@ from ..models.log_probs import action_log_probs, action_logits, in_parts
 from ..models.mixed_precision import precision_of
 from ..models.model_checks import check_lengths
 from ..models.sampler import ids_of, pack_kept, restrict
-from ..models.sequences import PartialTexts, SequenceBatch, one_action_each, texts_of, withheld_after
+from ..models.sequences import PartialTexts, SequenceBatch, image_shape_of, one_action_each, texts_of, withheld_after
 from ..models.upload import Upload
 from .critic import NONE, SEPARATE, SHARED, VALUE_HEAD, load_head, saved_head, separate_critic, value_head, values_of
 from .learned_mask import LearnedMask
@@ -79,8 +79,8 @@ class TransformerPolicy(ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        if not (isinstance(observation_space, spaces.Dict) and set(observation_space.spaces) == {"prompt", "response"}):
-            raise TypeError(f"observation space {observation_space}: TransformerPolicy plays text environments (prompt, response)")
+        if not (isinstance(observation_space, spaces.Dict) and set(observation_space.spaces) - {"image"} == {"prompt", "response"}):
+            raise TypeError(f"observation space {observation_space}: TransformerPolicy plays text environments (prompt, response, image)")
         if not isinstance(action_space, spaces.Discrete):
             raise TypeError(f"action space {action_space}: TransformerPolicy needs Discrete(vocabulary size)")
         if use_sde:
@@ -130,6 +130,7 @@ class TransformerPolicy(ActorCriticPolicy):
             add_adapters(self.lm, settings.lora)
             switch_off_dropout(self.lm)
         for backbone in self._backbones():
+            backbone.check_images(image_shape_of(self.observation_space))
             if not is_in_shards(self.lm):  # or all processes together check it when training begins
                 check_lengths(backbone, *(self.observation_space[key].shape[0] for key in ("prompt", "response")))  # type: ignore[index]
             backbone.autocast = precision_of(settings.precision)
@@ -218,7 +219,7 @@ class TransformerPolicy(ActorCriticPolicy):
         Rows that are idle (an empty prompt) get action, value and log-probability 0.
 
         Args:
-            obs: `prompt` (B, P) and `response` (B, T).
+            obs: `prompt` (B, P) and `response` (B, T), and `image` (B, H, W, 3) if the prompts have pictures.
             deterministic: Take the likeliest token instead of drawing one.
             action_masks: Which tokens are legal, shape (B, V), bool; None: all.
 
@@ -346,7 +347,9 @@ class TransformerPolicy(ActorCriticPolicy):
             action_masks: Which tokens are legal, as sb3-contrib's `predict` takes them: shape (V,) or (B, V), bool.
         """
         self.set_training_mode(False)
-        vectorized = is_vectorized_observation(observation, self.observation_space)  # type: ignore[arg-type]
+        sides = {key: space for key, space in self.observation_space.spaces.items() if key != "image"}  # type: ignore[attr-defined]
+        tokens: Any = {key: observation[key] for key in sides}  # a picture's colours may come first or last
+        vectorized = is_vectorized_observation(tokens, spaces.Dict(sides))
         rows = observation if vectorized else {key: np.asarray(ids)[None] for key, ids in observation.items()}  # type: ignore[union-attr]
         actions = self._predict(rows, deterministic, action_masks).numpy()  # type: ignore[arg-type]
         return (actions if vectorized else actions.squeeze(0)), state
@@ -368,7 +371,7 @@ class TransformerPolicy(ActorCriticPolicy):
         live = self._live(texts)
         last_hidden = self._caches[cache].plan(self.backbone, texts, upload)
         mask = None if self.mask is None else self.mask.plan(texts, upload)
-        withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), self.sampler))
+        withheld = upload.add(withheld_after(texts.only(live), self.sampler))
         masked = upload.add(None if masks is None else np.asarray(masks, bool).reshape(-1, self.vocab_size)[live])  # (R, V)
         hidden = last_hidden()  # (R, D)
         with self._weights[self.backbone]:

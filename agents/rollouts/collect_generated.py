@@ -72,6 +72,7 @@ def check_can_follow(policy: TransformerPolicy, core: TextCore) -> None:
     sampler, task = policy.sampler, core.task
     lacking = (
         (task.reply is not None, "a dialogue (the task's reply)", "play it without a generator"),
+        (task.image_shape is not None, "the prompts' pictures", "play it without a generator"),
         (core.constraint is not None, "action masks (the task's constraint and min_new_tokens)", "give the policy min_new_tokens or bans"),
         (
             sampler.cuts,

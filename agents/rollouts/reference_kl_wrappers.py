@@ -39,7 +39,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from ..models.cached_decoder import CachedDecoder
 from ..models.sampler import LOG_ZERO, Sampler
-from ..models.sequences import PartialTexts, texts_of, withheld_after
+from ..models.sequences import texts_of, withheld_after
 from ..models.upload import Upload
 from .reference_model import Reference, as_reference
 
@@ -103,7 +103,7 @@ class ReferenceScore:
         added = np.zeros(len(live))
         if self.beta and live.any():
             upload = Upload(self.backbone.device)
-            withheld = upload.add(withheld_after(PartialTexts(*(column[live] for column in texts)), self.sampler))
+            withheld = upload.add(withheld_after(texts.only(live), self.sampler))
             hidden = self._cache.plan(self.backbone, texts, upload)()  # (R, D)
             raw = self.backbone.logits(hidden)[:, : self.vocab_size]  # (R, V)
             logits = self.sampler.apply_rules(raw, withheld())

@@ -16,6 +16,7 @@ from textrl_env.utils.model_files import model_folder
 from ..models.backbones import Backbone, backbone_of
 from ..models.loading import LMSource, folder_hash, frozen, in_shards, is_in_shards, load_lm
 from ..models.model_checks import check_head, check_lengths
+from ..models.sequences import image_shape_of
 from ..policies.transformer_policy import TransformerPolicy
 
 Reference = LMSource | nn.Module | Backbone
@@ -91,6 +92,7 @@ def as_reference(reference: Reference, texts: Any, vocab_size: int, device: torc
     if backbone.vocab_size < vocab_size:
         raise ValueError(f"the reference has {backbone.vocab_size} tokens, the environment {vocab_size}: they must share a tokenizer")
     try:
+        backbone.check_images(image_shape_of(texts))
         room = [texts[key].shape[0] for key in ("prompt", "response")]
         if isinstance(reference, Backbone):  # what a policy reads with, under its adapters perhaps: it was checked there
             backbone.check_room(*room)

@@ -19,7 +19,7 @@ from ..distributed.engine import Engine
 from ..distributed.ranks import Ranks
 from ..models.backbones import Backbone
 from ..models.sampler import Sampler
-from ..models.sequences import SequenceBatch, TextRecord, pack_with
+from ..models.sequences import SequenceBatch, TextRecord, images_of, pack_with
 from ..policies.sampling_record import sampling_of
 from .generalised_advantages import Lambdas, generalised_advantages
 from .kl_controller import Beta, KLController, as_kl_controller
@@ -222,11 +222,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._drawn += [] if acting.drawn is None else [acting.drawn]
         starts = np.asarray(episode_start, bool)
         opens = live & (starts | ~self._written)
-        lengths = (response >= 0).sum(1)  # (E,)
+        lengths, images = (response >= 0).sum(1), images_of(obs)  # (E,), (E, H, W, 3)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
-            prompt_id = -1 if prompt_ids is None else int(prompt_ids[row])
-            self._openings.append((int(row), self.pos, context, int(lengths[row]), prompt_id))
+            image, prompt_id = None if images is None else images[row].copy(), -1 if prompt_ids is None else int(prompt_ids[row])
+            self._openings.append((int(row), self.pos, context, int(lengths[row]), prompt_id, image))
         for row in np.flatnonzero(live & ~opens & (lengths > self._lengths + 1)):  # more than the last action came: a dialogue
             reply = response[row, self._lengths[row] + 1 : lengths[row]].copy()
             self._replies.setdefault(int(row), []).append((self.pos, reply))
@@ -366,7 +366,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Return what was written of the text with this index."""
         segment = self.segments[index]
         actions = self.actions[self._offsets[index] : self._offsets[index + 1]]
-        return TextRecord(segment.context, actions, segment.first_step, segment.replies)
+        return TextRecord(segment.context, actions, segment.first_step, segment.replies, segment.image)
 
     def _tokens(self, indices: np.ndarray) -> np.ndarray:
         """Return where the tokens of these texts lie in the flat arrays, shape (n,)."""

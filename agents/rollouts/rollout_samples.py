@@ -13,7 +13,8 @@ import torch
 from ..models.sequences import SequenceBatch
 from .sampler_mismatch import SamplerMismatch
 
-SegmentStart = tuple[int, int, np.ndarray, int, int]  # row, step, context, response length, index of the prompt
+# Row, step, context, response length, index of the prompt, and its picture (H, W, 3) if it has one
+SegmentStart = tuple[int, int, np.ndarray, int, int, np.ndarray | None]
 
 
 class SequenceSamples(NamedTuple):
@@ -71,6 +72,7 @@ class Segment:
         steps: Steps of the rollout at which its tokens were written.
         replies: Tokens of the environment between its actions, see `TextRecord`.
         prompt_id: Index of its prompt among the task's; -1: it was not told.
+        image: Picture of its prompt, see `TextRecord`.
     """
 
     context: np.ndarray
@@ -79,6 +81,7 @@ class Segment:
     steps: slice
     replies: tuple[tuple[int, np.ndarray], ...] = ()
     prompt_id: int = -1
+    image: np.ndarray | None = None
 
 
 def cut_segments(
@@ -95,11 +98,11 @@ def cut_segments(
     idle = np.minimum.accumulate(steps[::-1])[::-1]  # (L, E): the first step from here on at which the row is idle
     next_start = dict.fromkeys(range(live.shape[1]), len(live))
     segments = []
-    for row, step, context, written, prompt_id in reversed(openings):
+    for row, step, context, written, prompt_id, image in reversed(openings):
         end = min(next_start[row], int(idle[step, row]))
         next_start[row] = step
         between = tuple((at - step, ids) for at, ids in replies.get(row, ()) if step < at < end)
-        segments.append(Segment(context, written, row, slice(step, end), between, prompt_id))
+        segments.append(Segment(context, written, row, slice(step, end), between, prompt_id, image))
     return segments[::-1]
 
 

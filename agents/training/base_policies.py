@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from textrl_env import TextTask
@@ -32,7 +33,7 @@ def base_policy(task: TextTask, progress_bar: bool = False) -> Path:
                 dict(recipe.model), task.tokenizer, learning_rate=recipe.learning_rate, batch_size=recipe.batch_size, seed=recipe.seed
             )
             trainer.engine = Engine(Ranks())  # in this process alone: the same weights, however many wait for them
-            trainer.learn(texts, recipe.steps, progress_bar, title="pretrain the base policy")
+            trainer.learn(recipe.texts(), recipe.steps, progress_bar, title="pretrain the base policy")
             trainer.save(folder)
     return folder
 
@@ -41,6 +42,8 @@ def _fingerprint(task: TextTask, texts: list[tuple[str, str]]) -> str:
     assert task.recipe is not None
     recipe = task.recipe
     plain = [dict(recipe.model), recipe.steps, recipe.batch_size, recipe.learning_rate, recipe.seed, texts, versions()["textrl-env"]]
+    if recipe.image is not None:
+        plain.append([hashlib.sha256(recipe.image(text).tobytes()).hexdigest() for text, _ in texts])
     # What a tokenizer does to the texts, and how it ends them, is all that matters of it
     plain += [task.tokenizer.encode_batch(list(column)) for column in zip(*texts, strict=True)]
     return fingerprint([*plain, list(ends_of(task.tokenizer)), task.tokenizer.vocab_size])

@@ -215,7 +215,7 @@ def _passes(policy: TransformerPolicy, episodes: Sequence[Episode]) -> tuple[flo
 
 def _batch(policy: TransformerPolicy, episodes: Sequence[Episode]) -> SequenceBatch:
     """Lay texts side by side, as if no token had been cut when they were written."""
-    records = [TextRecord(e.prompt_ids, e.response_ids, 0) for e in episodes]
+    records = [TextRecord(e.prompt_ids, e.response_ids, 0, image=e.image) for e in episodes]
     number = sum(len(e.response_ids) for e in episodes)
     cuts = policy.sampler.cuts or policy.mask is not None
     kept = np.full((number, -(-policy.vocab_size // 8)), 255, np.uint8) if cuts else None  # (N, ceil(V / 8))

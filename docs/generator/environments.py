@@ -210,7 +210,7 @@ def _corpus_texts(task: TextTask) -> Iterator[dict[str, Any]]:
     known = {prompt.text: prompt for prompt in task.prompts}
     for prompt, response in task.recipe.corpus()[:_TRIED]:
         ids = [*task.tokenizer.encode_batch([response])[0], task.tokenizer.eos_token_id]
-        text = _play(task, known.get(prompt, Prompt(prompt)), ids)
+        text = _play(task, known.get(prompt, task.recipe.prompt(prompt)), ids)
         if text is not None:
             yield text
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import check_no_pictures
 
 from ..utils.base_reward import BaseReward
 from .pretrained import Checkpoint, Reading, Typed, whole_text
@@ -99,6 +101,10 @@ class ScalarHeadReward(ClassifierReward):
         super().__init__(path, 0, output="logit", **kwargs)
         if self.checkpoint.model.config.num_labels != 1:
             raise ValueError(f"{path} has {self.checkpoint.model.config.num_labels} outputs, not 1: take 'classifier' and a label")
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the prompts have pictures, which this model cannot see."""
+        check_no_pictures("scalar_head", prompts)
 
 
 def _index(config: Any, label: int | str) -> int:

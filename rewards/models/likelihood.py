@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import check_no_pictures
 
 from ..utils.base_reward import BaseReward
 from .pretrained import Checkpoint, Reading, Typed
@@ -46,6 +48,10 @@ class LikelihoodReward(BaseReward):
         reading.setdefault("batch_size", 16)  # logits of a whole vocabulary
         self.checkpoint = Checkpoint("AutoModelForCausalLM", path, **reading)
         self._cache = TextCache()
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the prompts have pictures, which this model cannot see."""
+        check_no_pictures("likelihood", prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the log-probability of each response, in order."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import check_no_pictures
 from textrl_env.utils.files import new_file, new_folder
 
 from .preference_model import PreferenceRewardModel
@@ -42,6 +44,10 @@ class PersonalRewardModel:
         self.pattern = None if pattern is None else re.compile(pattern)
         if self.pattern is not None and self.pattern.groups < 1:
             raise ValueError(f"pattern={pattern!r} needs a group in parentheses, such as 'for (\\w+)'")
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the prompts have pictures, which this model cannot see."""
+        check_no_pictures("personal", prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order."""

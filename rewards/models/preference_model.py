@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from textrl_env.episode import Episode
+from textrl_env.prompts.prompt import Prompt
+from textrl_env.prompts.reward_needs import check_no_pictures
 from textrl_env.tokenizer import FileTokenizer
 from textrl_env.utils.files import new_folder
 
@@ -66,6 +68,10 @@ class PreferenceRewardModel(BaseReward):
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.gain, self.bias = float(gain), float(bias)
         self._cache = TextCache()
+
+    def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
+        """Raise ValueError if the prompts have pictures, which this model cannot see."""
+        check_no_pictures("preference", prompts)
 
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return one score per episode, in order."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
-from textrl_env.prompts.reward_needs import at_hand, check_references
+from textrl_env.prompts.reward_needs import at_hand, check_no_pictures, check_references
 from textrl_env.reward_model import RewardError
 from textrl_env.utils.row_files import JsonRows, RowError
 
@@ -101,7 +101,8 @@ class JudgeReward(BaseReward):
         self._cache = ScoreCache(cache)
 
     def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
-        """Raise ValueError if a prompt has no reference or baseline that the question shows."""
+        """Raise ValueError if a prompt has no reference or baseline that the question shows, or a picture, which it cannot show."""
+        check_no_pictures("judge", prompts)
         if not self._pairwise and "reference" not in verdict.fields_of(self._template):
             return
         if self._baseline is None:

@@ -148,10 +148,10 @@ def refuse_options(options: dict[str, Any] | None) -> None:
 def spaces_of(task: TextTask) -> tuple[spaces.Dict, spaces.Discrete]:
     """Return the observation space of one text and its action space."""
     vocab_size = task.tokenizer.vocab_size
-    observation = spaces.Dict(
-        {
-            "prompt": spaces.Box(PAD, vocab_size - 1, (task.prompt_width,), np.int64),
-            "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
-        }
-    )
-    return observation, TokenSpace(task.tokenizer)
+    parts: dict[str, spaces.Space[Any]] = {
+        "prompt": spaces.Box(PAD, vocab_size - 1, (task.prompt_width,), np.int64),
+        "response": spaces.Box(PAD, vocab_size - 1, (task.max_new_tokens,), np.int64),
+    }
+    if task.image_shape is not None:
+        parts["image"] = spaces.Box(0, 255, task.image_shape, np.uint8)
+    return spaces.Dict(parts), TokenSpace(task.tokenizer)

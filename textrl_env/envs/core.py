@@ -49,6 +49,8 @@ class TextCore:
         self._dealt: deque[int] | None = None  # prompts of the share that no row took yet; None: rows draw for themselves
         self.prompt = np.full((num_rows, task.prompt_width), PAD, np.int64)  # (B, P)
         self.response = np.full((num_rows, task.max_new_tokens), PAD, np.int64)  # (B, T)
+        # (B, H, W, 3), if the prompts have pictures
+        self.image = None if task.image_shape is None else np.zeros((num_rows, *task.image_shape), np.uint8)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
         self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
@@ -102,6 +104,8 @@ class TextCore:
             self.response[row] = PAD
             self.by_env[row] = False
             self.length[row] = self.turns[row] = self.said[row] = self.returns[row] = 0
+            if self.image is not None:
+                self.image[row] = 0
             self.live[row] = self.undealt is None or self.undealt > 0
             if not self.live[row]:
                 continue
@@ -112,6 +116,8 @@ class TextCore:
             self.prompts[row] = prompt
             self.prompt_index[row] = index
             self.prompt[row, : len(ids)] = ids
+            if self.image is not None and prompt.image is not None:
+                self.image[row] = prompt.image
             self._start_turn(int(row))
 
     def begin_rollout(self, num_episodes: int) -> None:
@@ -183,8 +189,13 @@ class TextCore:
         return StepResult(rewards, scores, terminated, finished, _terms(self.reward_model, ended, episodes))
 
     def observe(self) -> dict[str, np.ndarray]:
-        """Return a fresh copy of the observation: prompt (B, P) and response (B, T), int64, `PAD` where empty."""
-        return {"prompt": self.prompt.copy(), "response": self.response.copy()}
+        """Return a fresh copy of the observation.
+
+        It is prompt (B, P) and response (B, T), int64, `PAD` where empty; and image (B, H, W, 3), uint8, 0 in idle rows, if the prompts
+        have pictures.
+        """
+        seen = {"prompt": self.prompt.copy(), "response": self.response.copy()}
+        return seen if self.image is None else {**seen, "image": self.image.copy()}
 
     def start_info(self, row: int) -> dict[str, Any]:
         """Return the info of a text that just began; empty for an idle row."""
@@ -312,6 +323,7 @@ class TextCore:
                     references=prompt.references,
                     metadata=prompt.metadata,
                     typed=prompt.typed,
+                    image=prompt.image,
                 )
             )
         return episodes

@@ -24,7 +24,8 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
 
     ## Observation Space
     `Dict(prompt=Box(-1, V-1, (P,), int64), response=Box(-1, V-1, (T,), int64))`: the ids of the prompt and of what has
-    been written, padded on the right with -1.
+    been written, padded on the right with -1.  If the task's prompts have pictures (`Prompt.image`, as in `textrl/Caption-v0`), also
+    `image=Box(0, 255, (H, W, 3), uint8)`: the picture of the prompt, the same at every step of a text.
 
     ## Rewards
     0 at every step but the last, whose reward is the reward model's score of the finished text, with the task's penalties

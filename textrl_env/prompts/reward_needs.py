@@ -50,6 +50,19 @@ def check_columns(name: str, columns: Iterable[str], prompts: Sequence[Prompt]) 
             raise ValueError(f"{name} needs the column {column!r}, which no prompt has as metadata (columns: {there})")
 
 
+def check_no_pictures(name: str, prompts: Sequence[Prompt]) -> None:
+    """Insist on prompts that are text alone, for who judges a response to its prompt and cannot see a picture.
+
+    Raises:
+        ValueError: Prompts have pictures.
+    """
+    if prompts[0].image is not None:
+        raise ValueError(
+            f"{name} judges responses to their prompts, and cannot see the pictures of these: take a reward that reads Episode.image or "
+            "Episode.metadata, compares with references, or judges the text alone"
+        )
+
+
 def at_hand(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     """Return the prompts of a list or tuple, and of others, which are read one by one, the first."""
     return prompts if isinstance(prompts, (list, tuple)) else [prompts[0]]

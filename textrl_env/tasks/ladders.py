@@ -43,6 +43,7 @@ LADDERS: tuple[Ladder, ...] = (
     Ladder("Persona", "the worst served group", f"{_AT}.persona:persona_task", ("2", "3", "4"), "3", 20_000),
     Ladder("NoisyPref", "noisy preferences", f"{_AT}.noisy_preferences:noisypref_task", ("0", "20", "40"), "20"),
     Ladder("Hack", "a reward with a loophole", f"{_AT}.reward_hacking:hack_task", ("1", "2", "4"), "4"),
+    Ladder("Caption", "facts in a picture", f"{_AT}.caption:caption_task", ("1", "2", "3"), "2", 20_000),
 )
 
 

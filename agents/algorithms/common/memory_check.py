@@ -254,7 +254,7 @@ def saved_for_backward(backbone: Backbone, length: int) -> Saved:
     """Count what a forward pass of the trunk saves, on texts of up to 32 tokens, for texts of `length` tokens and fewer."""
 
     def of(length: int) -> int:
-        batch = pack([_text(length)], backbone.device)
+        batch = pack([_text(backbone, length)], backbone.device)
         return _saved_bytes(backbone, lambda: backbone._run_trunk(batch))
 
     short = min(8, length // 4)
@@ -265,15 +265,17 @@ def saved_for_backward(backbone: Backbone, length: int) -> Saved:
     token = (two - one) / short - 3 * pair * short
     fixed, key = one - token * short - pair * short**2, 0.0
     if backbone.joins:  # two texts of 4 * short tokens, of which half are a prompt that they share
-        both = pack([_text(4 * short)] * 2, backbone.device)
+        both = pack([_text(backbone, 4 * short)] * 2, backbone.device)
         key = max(0.0, (_saved_bytes(backbone, lambda: backbone.hidden(both)) - fixed - 6 * short * token) / (8 * short))
     return Saved(fixed, token, pair, key)
 
 
-def _text(length: int) -> TextRecord:
+def _text(backbone: Backbone, length: int) -> TextRecord:
     """Return a text of which a model reads `length` tokens, about half of them its prompt."""
     context = max(1, length // 2)
-    return TextRecord(np.zeros(context, np.int64), np.zeros(length - context + 1, np.int64), 0)
+    images = backbone.example_images(1)
+    image = None if images is None else images[0]
+    return TextRecord(np.zeros(context, np.int64), np.zeros(length - context + 1, np.int64), 0, image=image)
 
 
 def _saved_bytes(backbone: Backbone, run: Callable[[], object]) -> int:
@@ -295,7 +297,8 @@ def _saved_bytes(backbone: Backbone, run: Callable[[], object]) -> int:
 def cache_bytes(backbone: Backbone) -> tuple[int, int, int]:
     """Return the bytes of a row's keys and values for a token, of those for a source's token, and of its recurrent states."""
     decoder = CachedDecoder()
-    decoder.last_hidden(backbone, PartialTexts(np.zeros((1, 1), np.int64), np.ones(1, np.int64), np.ones(1, np.int64)))
+    one = np.ones(1, np.int64)
+    decoder.last_hidden(backbone, PartialTexts(np.zeros((1, 1), np.int64), one, one, backbone.example_images(1)))
     states = decoder._states
     if states is None:
         return 0, 0, 0

@@ -19,7 +19,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
 from rewards.utils.devices import get_device
@@ -125,7 +125,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Turn a scalar text environment into a batched one, and add episode statistics."""
-        return BaseAlgorithm._wrap_env(as_text_vec_env(env, monitor_wrapper), verbose, monitor_wrapper)
+        wrapped = BaseAlgorithm._wrap_env(as_text_vec_env(env, monitor_wrapper), verbose, monitor_wrapper)
+        return wrapped.venv if isinstance(wrapped, VecTransposeImage) else wrapped  # pictures stay as the environment shows them
 
     def _construct(self, policy: str | type[TransformerPolicy], env: GymEnv | str, settings: Any, **buffer: Any) -> None:
         """Set what all text algorithms take, and hand the rest of `settings` to the constructor of the library's class.

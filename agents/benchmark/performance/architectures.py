@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 EOS = 0
 ENCODER_DECODERS = ("t5", "bart")
+WITH_IMAGES = "vision-encoder-decoder"  # reads square pictures of IMAGE_SIDE pixels a side
+IMAGE_SIDE = 12
 
 
 def architectures(vocabulary: int, width: int = 16, room: int = 64) -> dict[str, dict[str, Any]]:
@@ -29,8 +33,13 @@ def architectures(vocabulary: int, width: int = 16, room: int = 64) -> dict[str,
     mamba = dict(
         **tokens, hidden_size=width, num_hidden_layers=2, pad_token_id=None, initializer_range=scale, state_size=4, expand=2
     )  # fmt: skip
+    gpt2 = dict(model_type="gpt2", **tokens, n_embd=width, n_layer=2, n_head=2, n_positions=room, initializer_range=scale)
+    vit = dict(
+        model_type="vit", image_size=IMAGE_SIDE, patch_size=6, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=2, initializer_range=scale,
+    )  # fmt: skip
     return {
-        "gpt2": dict(model_type="gpt2", **tokens, n_embd=width, n_layer=2, n_head=2, n_positions=room, initializer_range=scale),
+        "gpt2": gpt2,
         "llama": dict(model_type="llama", **rotary),
         "mistral": dict(model_type="mistral", **rotary, **window),
         "qwen2": dict(model_type="qwen2", **rotary, **window, use_sliding_window=True, layer_types=mixed),
@@ -58,4 +67,10 @@ def architectures(vocabulary: int, width: int = 16, room: int = 64) -> dict[str,
             decoder_attention_heads=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, max_position_embeddings=room,
             pad_token_id=1, bos_token_id=2, eos_token_id=EOS, decoder_start_token_id=0, forced_eos_token_id=None, init_std=scale,
         ),
+        WITH_IMAGES: dict(model_type=WITH_IMAGES, encoder=vit, decoder=gpt2),
     }  # fmt: skip
+
+
+def example_images(number: int) -> np.ndarray:
+    """Return pictures of noise that the family with pictures reads, each another one, shape (number, IMAGE_SIDE, IMAGE_SIDE, 3), uint8."""
+    return np.random.default_rng(0).integers(256, size=(number, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)

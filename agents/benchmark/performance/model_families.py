@@ -34,7 +34,7 @@ from ...policies.transformer_policy import TransformerPolicy
 from ...reports.tables import markdown_table, terminal_table
 from ...rollouts.collect import play_episodes
 from ...rollouts.rollout_buffer import SequenceRolloutBuffer
-from .architectures import architectures
+from .architectures import WITH_IMAGES, architectures, example_images
 
 COLUMNS = ("family", "cached", "ratio", "gradient", "saved", "cached tokens/s", "full tokens/s", "speed-up")
 
@@ -86,7 +86,8 @@ def main(config: Families) -> list[tuple[Any, ...]]:
 def measure(model: dict[str, Any], config: Families) -> tuple[float, float, float, bool, float, float, float]:
     """Return the columns of the table after the name."""
     torch.manual_seed(0)
-    prompts = [Prompt(" ".join(str(7 * n + i) for i in range(3 + 5 * n))) for n in range(4)]
+    images = example_images(4) if model.get("model_type") == WITH_IMAGES else [None] * 4
+    prompts = [Prompt(" ".join(str(7 * n + i) for i in range(3 + 5 * n)), image=images[n]) for n in range(4)]
     task = TextTask(IntegerTokenizer(config.vocabulary, 0), prompts, config.new_tokens)
     env = TextGenerationVecEnv(config.rows, task=task, reward=lambda completions: [float(len(c)) for c in completions])
     env.seed(0)
@@ -151,7 +152,7 @@ def _gradient_error(policy: TransformerPolicy, buffer: SequenceRolloutBuffer, ob
     segment = buffer.segments[0]
     span = range(segment.steps.start, segment.steps.stop)
     samples = buffer.samples(np.array([0]))
-    one_each = {key: torch.as_tensor(np.stack([observations[t][key][segment.row] for t in span])) for key in ("prompt", "response")}
+    one_each = {key: torch.as_tensor(np.stack([observations[t][key][segment.row] for t in span])) for key in observations[0]}
     gradients = []
     for source in (samples.observations, {key: value.to(config.device) for key, value in one_each.items()}):
         policy.zero_grad()

@@ -21,9 +21,9 @@ class Fed(NamedTuple):
     Attributes:
         ids: Shape (r, k), int64.
         positions: Of each in its text, shape (r, k), int64.
-        sources: Texts that an encoder reads, shape (r, P), -1 beyond each; None for decoder-only models, and for rows whose
-            source is already in the cache.
-        seen: Of the latter, which columns of the cache hold a token of the source, shape (r, P), bool.
+        sources: Texts that an encoder reads, shape (r, P), -1 beyond each, or pictures, shape (r, H, W, 3), uint8; None for decoder-only
+            models, and for rows whose source is already in the cache.
+        seen: Of the latter, which columns of the cache hold a token of a text, shape (r, P), bool; None: all do.
     """
 
     ids: torch.Tensor
@@ -43,10 +43,12 @@ class Backbone(ABC):
         cacheable: Whether cached decoding gives what a full pass gives; None until it was tried.
         tried: Tokens of the texts up to which that was tried.
         reads_prompt_apart: Whether prompts go through an encoder.
+        reads_images: Whether the prompts' pictures do.
         graphable: Whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`.
     """
 
     reads_prompt_apart = False
+    reads_images = False
     graphable = False
 
     def __init__(self, lm: nn.Module) -> None:
@@ -112,6 +114,27 @@ class Backbone(ABC):
                 f"the model reads {room} tokens, prompt and response take {prompt + response}: lower max_new_tokens or enlarge the model"
             )
 
+    def check_images(self, shape: tuple[int, ...] | None) -> None:
+        """Insist that the model can read the prompts' pictures, of this shape (H, W, 3); None: they have none.
+
+        Raises:
+            ValueError: It cannot, or reads pictures and there are none.
+        """
+        if shape is not None:
+            raise ValueError(
+                f"the task's prompts have pictures of shape {shape}, and {type(self.lm).__name__} reads text only here: take a "
+                "vision-encoder-decoder model (model_type 'vision-encoder-decoder'); image-text models whose prompts hold tokens for the "
+                "picture are not read"
+            )
+
+    def example_images(self, number: int) -> np.ndarray | None:
+        """Return pictures to try the model with, shape (number, H, W, 3), uint8; None: it reads none."""
+        return None
+
+    def source_lengths(self, sources: np.ndarray) -> np.ndarray:
+        """Return how many states an encoder makes of each source, see `written`, shape (B,)."""
+        return (sources >= 0).sum(1)
+
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
         """Return the hidden state that predicts each action, shape (N, D), float32."""
         return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (B, L, D), (B * L, D), (N, D)
@@ -137,8 +160,8 @@ class Backbone(ABC):
         """Return what the cached part of the model reads.
 
         Returns:
-            Token ids (B, W), -1 beyond each; their lengths (B,), 0 for idle rows; and the sources (B, P) that an encoder
-            reads, or None.
+            Token ids (B, W), -1 beyond each; their lengths (B,), 0 for idle rows; and the sources that an encoder reads: texts (B, P),
+            pictures (B, H, W, 3), or None.
         """
         return texts.ids, texts.lengths, None
 

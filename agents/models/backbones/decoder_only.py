@@ -29,19 +29,24 @@ class FromTransformers(Backbone):
         return isinstance(lm, PreTrainedModel) and bool(lm.config.is_encoder_decoder) == cls.reads_prompt_apart
 
     @property
+    def _writer(self) -> Any:
+        """The module that scores tokens."""
+        return self.lm
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens that the head scores."""
-        return int(self.lm.config.vocab_size)
+        return int(self._writer.config.vocab_size)
 
     @property
     def hidden_size(self) -> int:
         """Size of the hidden state that the head reads."""
-        return int(self.lm.config.hidden_size)
+        return int(self._writer.config.hidden_size)
 
     @property
     def context_length(self) -> int | None:
         """Longest text that the positions of the model reach."""
-        return getattr(self.lm.config, "max_position_embeddings", None)
+        return getattr(self._writer.config, "max_position_embeddings", None)
 
     @property
     def checkpoints(self) -> bool:
@@ -55,7 +60,7 @@ class FromTransformers(Backbone):
         layer = self.lm.get_output_embeddings()
         if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
             return None
-        return layer if all(setting is None for setting in _finish(self.lm)) else None
+        return layer if all(setting is None for setting in _finish(self._writer)) else None
 
 
 class DecoderOnly(FromTransformers):

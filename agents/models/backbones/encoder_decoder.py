@@ -95,7 +95,7 @@ class EncoderDecoder(FromTransformers):
         plan, rows = states.plan, len(fed.ids)
         cache = EncoderDecoderCache(states.cache, states.cross)
         cache.is_updated = dict.fromkeys(range(len(states.cross.layers)), fed.sources is None)
-        with self.precision(), _own_positions(self.lm, fed.positions):
+        with self.precision(), own_positions(self.lm.get_decoder(), fed.positions):
             if fed.sources is not None:
                 read = fed.sources >= 0  # (r, P)
                 encoder = self.lm.get_encoder()
@@ -116,9 +116,8 @@ class EncoderDecoder(FromTransformers):
 
 
 @contextmanager
-def _own_positions(lm: Any, positions: torch.Tensor) -> Iterator[None]:
+def own_positions(decoder: Any, positions: torch.Tensor) -> Iterator[None]:
     """Give each row of the decoder positions of its own: these models take one position for the whole batch."""
-    decoder: Any = lm.get_decoder()
     hooks, changed = [], []
     for module in decoder.modules():
         if getattr(module, "has_relative_attention_bias", False):  # T5: a bias by distance

@@ -9,8 +9,10 @@ from .base import Backbone
 from .custom import Custom
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
+from .vision_encoder_decoder import VisionEncoderDecoder
 
-BACKBONES: tuple[type[Backbone], ...] = (EncoderDecoder, DecoderOnly, Custom)  # the first one that `reads` a module takes it
+# The first one that `reads` a module takes it
+BACKBONES: tuple[type[Backbone], ...] = (VisionEncoderDecoder, EncoderDecoder, DecoderOnly, Custom)
 
 
 def backbone_of(lm: nn.Module, head: bool = True) -> Backbone:

@@ -1,5 +1,7 @@
 """Every family of models: cached decoding equals full passes under any schedule, and everything else that must hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from agents import SequenceRolloutBuffer, TextPPO, TransformerPolicy
-from agents.benchmark.performance.architectures import ENCODER_DECODERS, architectures
+from agents.benchmark.performance.architectures import ENCODER_DECODERS, WITH_IMAGES, architectures, example_images
 from agents.models.backbones import backbone_of
 from agents.models.cached_decoder import CachedDecoder
 from agents.models.loading import load_lm
@@ -42,6 +44,19 @@ def backbones():
     return {name: backbone_of(load_lm(config)) for name, config in MODELS.items()}
 
 
+@pytest.fixture
+def env_for(make_env, task):
+    def make(name, num_envs):
+        shown = [replace(p, image=i) for p, i in zip(task.prompts, example_images(len(task.prompts)), strict=True)]
+        return make_env(num_envs, task=replace(task, prompts=shown) if name == WITH_IMAGES else task)
+
+    return make
+
+
+def images_of(name, number):
+    return example_images(number) if name == WITH_IMAGES else None
+
+
 # What happens to a row between two calls: a token is added, or several (the environment wrote), the text is cut back, it ends
 # and another begins, it stays, the row goes idle.
 MOVES = st.sampled_from(["token", "token", "token", "token", "insert", "insert", "back", "restart", "twin", "stay", "idle"])
@@ -50,26 +65,28 @@ MOVES = st.sampled_from(["token", "token", "token", "token", "insert", "insert",
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=st.lists(st.lists(MOVES, min_size=ROWS, max_size=ROWS), min_size=1, max_size=14), seed=st.integers(0, 99))
-def test_cached_equals_full_under_any_schedule(backbones, name, schedule, seed):
+def test_cached_equals_full_under_any_schedule(backbones, name, schedule, seed):  # noqa: C901 - one branch a move
     rng = np.random.default_rng(seed)
     backbone, decoder = backbones[name], CachedDecoder()
-    texts = PartialTexts(np.full((ROWS, WIDTH), -1), np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64))
+    texts = PartialTexts(np.full((ROWS, WIDTH), -1), np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64), images_of(name, ROWS))
 
     def restart(row, twin=False):
-        ids, lengths, prompts = texts
+        ids, lengths, prompts, images = texts
         source = (row + 1) % ROWS
         if twin and lengths[source]:
             ids[row, : prompts[source]], prompts[row] = ids[source, : prompts[source]], prompts[source]
         else:
             prompts[row] = rng.integers(1, PROMPT + 1)
             ids[row, : prompts[row]] = rng.integers(VOCAB, size=prompts[row])
+        if images is not None:
+            images[row] = images[source] if rng.random() < 0.5 else rng.integers(256, size=images[row].shape)
         lengths[row] = prompts[row]
 
     for row in range(ROWS):
         restart(row)
     for moves in [["stay"] * ROWS, *schedule]:
         for row, move in enumerate(moves):
-            ids, lengths, prompts = texts
+            ids, lengths, prompts, _ = texts
             added = {"token": 1, "insert": int(rng.integers(2, 5))}.get(move, 0)
             room = prompts[row] + RESPONSE - lengths[row]
             if move == "idle":
@@ -86,13 +103,13 @@ def test_cached_equals_full_under_any_schedule(backbones, name, schedule, seed):
             continue
         with torch.no_grad():
             cached = backbone.logits(decoder.last_hidden(backbone, texts)).log_softmax(-1)
-            full = backbone.logits(backbone.hidden(one_action_each(PartialTexts(*(c[live] for c in texts)), "cpu"))).log_softmax(-1)
+            full = backbone.logits(backbone.hidden(one_action_each(texts.only(live), "cpu"))).log_softmax(-1)
         assert (cached - full).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_but_those_without_a_cache_is_cached(backbones, name):
-    texts = PartialTexts(np.array([[1, 2, -1], [3, -1, -1]]), np.array([2, 1]), np.array([1, 1]))
+    texts = PartialTexts(np.array([[1, 2, -1], [3, -1, -1]]), np.array([2, 1]), np.array([1, 1]), images_of(name, 2))
     CachedDecoder().last_hidden(backbones[name], texts)  # a warning would be an error here
     assert backbones[name].cacheable == (name != "gru")
 
@@ -141,13 +158,13 @@ def test_hidden_states_of_encoder_decoders_are_those_of_transformers(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_equal_the_per_transition_path(make_env, name):
+def test_gradients_equal_the_per_transition_path(env_for, name):
     """The same rollout through SB3's own buffer, one observation per token, and through ours, one pass per text."""
     grads = {}
     for buffer_class in (DictRolloutBuffer, SequenceRolloutBuffer):
         torch.manual_seed(0)
         np.random.seed(0)
-        env = make_env(num_envs=3)
+        env = env_for(name, 3)
         settings = dict(n_steps=12, batch_size=36, n_epochs=1, gamma=1.0)
         agent = PPO(
             TransformerPolicy, env, normalize_advantage=False, max_grad_norm=1e9, learning_rate=1e-6, seed=0,
@@ -197,8 +214,8 @@ def test_fused_activations_change_rounding_only(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_save_and_load(make_env, tmp_path, name):
-    env = make_env(num_envs=4)
+def test_save_and_load(env_for, tmp_path, name):
+    env = env_for(name, 4)
     agent = TextPPO("TransformerPolicy", env, n_episodes=8, batch_size=4, n_epochs=1, seed=1, policy_kwargs={"model": MODELS[name]})
     agent.learn(20)
     assert agent.reference is not None and agent.rollout_buffer.stats.kl_per_sequence == pytest.approx(0, abs=1e-4)
@@ -221,4 +238,5 @@ def test_save_and_load(make_env, tmp_path, name):
             load_lm(tmp_path / "folder")
     else:
         auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
+        auto = AutoModelForImageTextToText if name == WITH_IMAGES else auto
         assert auto.from_pretrained(tmp_path / "folder").config.model_type == name

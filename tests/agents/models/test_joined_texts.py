@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.benchmark.performance.architectures import architectures
+from agents.benchmark.performance.architectures import WITH_IMAGES, architectures
 from agents.models.backbones import backbone_of, decoder_only
 from agents.models.backbones.joined_texts import join_texts
 from agents.models.loading import load_lm
@@ -15,7 +15,7 @@ from rewards.models.lora import add_adapters
 from ..conftest import GPT2, LLAMA, VOCAB
 
 MODELS = {
-    **architectures(VOCAB),
+    **{name: model for name, model in architectures(VOCAB).items() if name != WITH_IMAGES},
     "bloom": {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "vocab_size": VOCAB, "initializer_range": 0.3},
     "lfm2": {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
 }
