@@ -27,6 +27,7 @@ class Episode:
         references: Texts to compare with, if the prompt has any.
         metadata: Further columns of the prompt's row of data.
         typed: See `Prompt`: whether a chat template wrote the prompt, and where people typed special tokens into it.
+        turn_start: Where in the response the agent's last turn begins, in characters; 0 in a text of one turn.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Episode:
     references: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     typed: tuple[tuple[int, int], ...] | None = None
+    turn_start: int = 0
 
     @classmethod
     def from_text(

@@ -9,7 +9,7 @@ from .spec import Spec, parse
 
 EXACT_TOKENS, REVIEW_TOKENS, STEP_TOKENS = 20_000, 40_000, 30_000
 # Of its hundred datasets some with short questions, whose policies learn in a minute on one core
-REASONING = ("spell_backward", "number_sequence", "gcd", "chain_sum", "count_bits")
+REASONING = ("spell_backward", "letter_counting", "gcd", "chain_sum", "count_bits")
 PRESETS = {"quick": 0.5, "full": 1.0}  # share of the budgets
 
 SUITES: dict[str, tuple[str, ...]] = {

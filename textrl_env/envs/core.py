@@ -312,6 +312,7 @@ class TextCore:
                     references=prompt.references,
                     metadata=prompt.metadata,
                     typed=prompt.typed,
+                    turn_start=int(self.said[row]),
                 )
             )
         return episodes
