@@ -29,10 +29,12 @@ class ChatTemplate:
     Attributes:
         source: The template, in Jinja2.
         special_tokens: What the template calls `bos_token`, `eos_token` and so on.
+        tools: Functions that the template shows to the model, as JSON schemas; None: none.
     """
 
     source: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt's text.
@@ -42,7 +44,7 @@ class ChatTemplate:
         """
         return _compiled(self.source).render(
             messages=messages,
-            tools=None,  # templates ask `is not none`, which is true of a name that is undefined
+            tools=self.tools,  # None without tools: templates ask `is not none`, which is true of a name that is undefined
             documents=None,
             add_generation_prompt=True,
             **self.special_tokens,

@@ -28,6 +28,7 @@ class Episode:
         metadata: Further columns of the prompt's row of data.
         typed: See `Prompt`: whether a chat template wrote the prompt, and where people typed special tokens into it.
         image: The prompt's picture, shape (H, W, 3), uint8; None without one.
+        turn_start: Where in the response the agent's last turn begins, in characters; 0 in a text of one turn.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Episode:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     typed: tuple[tuple[int, int], ...] | None = None
     image: np.ndarray | None = None
+    turn_start: int = 0
 
     @classmethod
     def from_text(

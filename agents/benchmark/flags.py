@@ -17,7 +17,8 @@ class Bench(OnDevice):
     """Compare agents on tasks; running again goes on where it stopped.
 
     Attributes:
-        suite: `diagnostic`: every capability at its default size; `ladders`: at all sizes; `exact`: those whose optimum is enumerated.
+        suite: `diagnostic`: every capability at its default size; `ladders`: at all sizes; `exact`: those whose optimum is enumerated;
+            `reasoning`: verified questions of reasoning-gym.
         preset: `quick`: half the budgets, 3 seeds, 6 agents; `full`: 5 seeds, 9 agents.
         agents: Names, settings and import strings, separated by commas or spaces: `ppo,ppo:beta=0.1,my_package.agents:Mine`; by default the
             preset's.

@@ -108,7 +108,7 @@ def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
     """Return the task of a spec: `recall-64`, `textrl/Recall-64-v0`, or one of files.
 
     Files are those of a public corpus, `squad:path=...:tokenizer=...:model=...`, or prompts, `prompts:path=...:reward=...:model=...`, whose
-    tokenizer is the model's if none is named.
+    tokenizer is the model's if none is named; or questions of reasoning-gym, `reasoning:dataset=chain_sum`.
 
     Raises:
         ValueError: The spec names a split: agents would be judged on the texts that they train on; or prompts lack model or reward.
@@ -129,7 +129,7 @@ def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
         if missing:
             raise ValueError(f"{spec.text!r} lacks {' and '.join(missing)}: write prompts:path=FILE:model=FOLDER:reward=NAME")
         own.setdefault("tokenizer", spec.settings["model"])
-    if spec.name in (*CORPORA, "prompts"):
+    if spec.name in (*CORPORA, "prompts", "reasoning"):
         return make_task({"name": spec.name, **own}, split=split, **settings)
     return make_task(spec.name.removeprefix("textrl/").removesuffix("-v0").lower(), split=split, **(own | settings))
 

@@ -8,11 +8,14 @@ from textrl_env.utils.suggestions import did_you_mean
 from .spec import Spec, parse
 
 EXACT_TOKENS, REVIEW_TOKENS, STEP_TOKENS = 20_000, 40_000, 30_000
+# Of its hundred datasets some with short questions, whose policies learn in a minute on one core
+REASONING = ("spell_backward", "letter_counting", "gcd", "chain_sum", "count_bits")
 PRESETS = {"quick": 0.5, "full": 1.0}  # share of the budgets
 
 SUITES: dict[str, tuple[str, ...]] = {
     "exact": tuple(f"exact-{name.lower()}" for name in EXACT_TASKS),
     "diagnostic": (*(f"exact-{name.lower()}" for name in EXACT_TASKS), *(ladder.name.lower() for ladder in LADDERS), "review"),
+    "reasoning": tuple(f"reasoning:dataset={name}:size=512:max_new_tokens=16" for name in REASONING),
     "ladders": tuple(f"{ladder.name.lower()}-{size}" for ladder in LADDERS for size in ladder.sizes),
 }
 

@@ -324,6 +324,7 @@ class TextCore:
                     metadata=prompt.metadata,
                     typed=prompt.typed,
                     image=prompt.image,
+                    turn_start=int(self.said[row]),
                 )
             )
         return episodes

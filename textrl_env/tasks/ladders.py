@@ -40,6 +40,7 @@ LADDERS: tuple[Ladder, ...] = (
     Ladder("Translate", "word order, agreement", f"{_AT}.translate:translate_task", ("3", "5", "7"), "5"),
     Ladder("Summary", "coverage against length", f"{_AT}.summary:summary_task", ("1", "2", "3"), "2"),
     Ladder("Dialogue", "several turns", f"{_AT}.dialogue:dialogue_task", ("1", "2", "3"), "2"),
+    Ladder("Calculator", "calling tools", f"{_AT}.calculator:calculator_task", ("1", "2", "3"), "2", 40_000),
     Ladder("Persona", "the worst served group", f"{_AT}.persona:persona_task", ("2", "3", "4"), "3", 20_000),
     Ladder("NoisyPref", "noisy preferences", f"{_AT}.noisy_preferences:noisypref_task", ("0", "20", "40"), "20"),
     Ladder("Hack", "a reward with a loophole", f"{_AT}.reward_hacking:hack_task", ("1", "2", "4"), "4"),

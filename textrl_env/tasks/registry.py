@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from .corpora import real_task
 from .exact import TASKS
 from .ladders import factories
 from .prompt_file import prompts_task
+from .reasoning import reasoning_task
 
 EXACT_TASKS = tuple(TASKS)
 SPLITS = ("train", "validation", "test")
@@ -24,6 +25,8 @@ _TABLE: dict[str, tuple[str, ...]] = {
     **{f"exact-{name.lower()}": ("textrl_env.tasks.exact:exact_task", name) for name in EXACT_TASKS},
     **factories(),
 }
+# Name -> the function of settings and split; other names are those of public corpora.
+_WITH_SETTINGS: Mapping[str, Callable[..., TextTask]] = {"prompts": prompts_task, "reasoning": reasoning_task}
 
 
 def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train", **overrides: Any) -> TextTask:
@@ -32,7 +35,8 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
     Args:
         task: A name from the table; a file of prompts as `{"name": "prompts", "path": ..., "tokenizer": ...}`, see
             `textrl_env.tasks.prompt_file.prompts_task`; a public corpus as `{"name": "squad", "path": ..., "tokenizer": ...}`, see
-            `textrl_env.tasks.corpora.real_task`; or a task.
+            `textrl_env.tasks.corpora.real_task`; questions of reasoning-gym as `{"name": "reasoning", "dataset": ...}`, see
+            `textrl_env.tasks.reasoning.reasoning_task`; or a task.
         split: Which prompts of a named task: `"train"`, `"validation"` or `"test"`.
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
@@ -55,7 +59,7 @@ def unchecked_task(task: str | Mapping[str, Any] | TextTask, split: str, overrid
         task = _built(task, split)
     elif isinstance(task, Mapping):
         own = {"split": split, **task}
-        task = prompts_task(**own) if own.get("name") == "prompts" else real_task(**own)
+        task = _WITH_SETTINGS.get(str(own.get("name")), real_task)(**own)
     if not isinstance(task, TextTask):
         raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")
     known = [f.name for f in fields(TextTask) if f.init]

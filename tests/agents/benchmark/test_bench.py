@@ -14,7 +14,7 @@ from agents.benchmark.agents import NAMES, check
 from agents.benchmark.bench import FULL, QUICK, jobs_of
 from agents.benchmark.flags import Bench
 from agents.benchmark.results import read_results
-from agents.benchmark.run_job import Job
+from agents.benchmark.run_job import Job, task_of
 from agents.benchmark.spec import parse, parse_all
 from agents.benchmark.suites import SUITES, budget
 from agents.cli.main import main
@@ -40,6 +40,14 @@ def test_specs():
             parse(wrong)
     with pytest.raises(ValueError, match="more than once"):
         parse_all(("a,b", "a"))
+
+
+def test_the_reasoning_suite_has_tasks_with_base_policies():
+    pytest.importorskip("reasoning_gym")
+    for job in jobs_of(Bench(suite="reasoning", agents=("ppo",), seeds=1)):
+        train, test = (task_of(parse(job.task), split) for split in ("train", "test"))
+        assert train.recipe is not None and train.max_new_tokens == 16 and len(test.prompts) == 512
+        assert test.prompt_width < train.recipe.model["max_position_embeddings"] - 16
 
 
 def test_presets_cover_all_tasks():
