@@ -6,7 +6,7 @@ Your reward functions, preference files and model folders work as they are. What
 
 from agents import GRPO
 from agents.training import base_policy
-from textrl_env import TextGenerationVecEnv, make_task
+from textrl_env import TextGenerationVecEnv, export, make_task
 
 # %%
 # A reward function for `GRPOTrainer`: keyword arguments, lists in, a list out. It is passed unchanged; columns of the data set arrive
@@ -26,6 +26,12 @@ model = GRPO("TransformerPolicy", TextGenerationVecEnv(64, task, reward=brief), 
 model.learn(10_000)
 print(f"score {model.rollout_buffer.stats.score:.2f}, KL {model.rollout_buffer.stats.kl_per_sequence:.1f} nats a text")
 model.policy.save_pretrained("runs/example/grpo")  # a folder for transformers, TRL or vLLM
+
+# %%
+# The other way round: a task's prompts and reward for TRL's own trainer, `GRPOTrainer(..., train_dataset=data, reward_funcs=rewards)`.
+# Tasks whose turns, constraints or endings TRL would leave out are refused.
+data, rewards = export.trl(make_task("recall"))
+print(data.column_names, rewards[0](["a completion"], prompt_id=[0]))
 
 # %%
 # | in TRL | here |
