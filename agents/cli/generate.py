@@ -28,13 +28,13 @@ def run_generate(config: Generate) -> None:
         raise ValueError("nothing to go on with: pass prompts, or --file")
     limit = run.task.max_new_tokens if config.max_new_tokens is None else config.max_new_tokens
     policy, tokenizer = run.policy, run.task.tokenizer
+    shown = [_with_picture(task, prompt) for prompt in prompts]
     if len(prompts) == 1 and config.out is None:
         print(prompts[0], end="", flush=True)
-        for piece in stream(policy, tokenizer, _with_picture(task, prompts[0]), limit, config.deterministic, config.seed):
+        for piece in stream(policy, tokenizer, shown[0], limit, config.deterministic, config.seed):
             print(piece, end="", flush=True)
         print()
         return
-    shown = [_with_picture(task, prompt) for prompt in prompts]
     responses = generate(policy, tokenizer, shown, limit, config.deterministic, seed=config.seed, progress_bar=sys.stderr.isatty())
     if config.out is not None:
         write_jsonl(config.out, ({"prompt": p, "response": r} for p, r in zip(prompts, responses, strict=True)))

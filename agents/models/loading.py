@@ -195,7 +195,13 @@ def _auto(config: Any) -> Any:
     if config.model_type == _WITH_IMAGES:
         config.decoder.is_decoder = config.decoder.add_cross_attention = True
         return AutoModelForImageTextToText
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping and type(config) not in auto._model_mapping:
+        raise ValueError(
+            f"model_type {config.model_type!r} puts pictures among the prompt's tokens, which is not supported: pictures are read by "
+            f"models of model_type {_WITH_IMAGES!r}"
+        )
+    return auto
 
 
 def _own_model(source: Mapping[str, Any]) -> nn.Module:

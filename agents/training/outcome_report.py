@@ -43,12 +43,12 @@ from agents import generate
 from agents.training.trained_run import open_run
 
 run = open_run(Path({folder!r}))
-print(generate(run.policy, run.task.tokenizer, [{prompt!r}], run.task.max_new_tokens, seed=0))
+print(generate(run.policy, run.task.tokenizer, [{prompt}], run.task.max_new_tokens, seed=0))
 """
 _TRANSFORMERS = """\
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained({model!r})
+model = {auto}.from_pretrained({model!r})
 """
 
 
@@ -179,7 +179,7 @@ def write_outcome_page(folder: Path, name: str, outcome: Outcome) -> Path:
         texts=texts_of(outcome, _ON_PAGE),
         scores=_scores,
         picture=picture and data_uri(picture),
-        ways_on=ways_on(folder, name, settings, outcome.after[0]["prompt"]),
+        ways_on=ways_on(folder, name, settings, outcome.after[0]["prompt"], "image" in outcome.after[0]),
         tree=list(run_tree(folder)),
         details={"Configuration": {key: _words(value) for key, value in settings.items()}, "Versions": versions()},
     )
@@ -203,7 +203,7 @@ def _columns(file: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
 
 
-def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str) -> dict[str, str]:
+def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str, with_picture: bool) -> dict[str, str]:
     """Return what can be done next with a run, by title: commands, and Python as a program.
 
     Args:
@@ -211,6 +211,7 @@ def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str) -
         name: Subfolder of the policy.
         settings: The run's own.
         prompt: One that its policy can go on with.
+        with_picture: Whether prompts have pictures.
     """
     place = shlex.quote(str(folder))
     ways = {
@@ -221,9 +222,13 @@ def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str) -
         else "",
         "Ask people which texts are better": f"textrl feedback create {place}-study --samples before={place}/texts-before.jsonl "
         f"after={place}/texts-after.jsonl --pairs 100\ntextrl feedback serve {place}-study",
-        "In Python": _PYTHON.format(folder=str(folder), prompt=prompt),
-        "In transformers, and programs that read its folders": _TRANSFORMERS.format(model=str(folder / name / "model")),
+        "In Python": _PYTHON.format(folder=str(folder), prompt="run.task.prompts[0]" if with_picture else repr(prompt)),
+        "In transformers, and programs that read its folders": _TRANSFORMERS.format(
+            auto="AutoModelForImageTextToText" if with_picture else "AutoModelForCausalLM", model=str(folder / name / "model")
+        ),
     }
+    if with_picture:
+        del ways["Ask people which texts are better"]  # their page shows no pictures
     if not (folder / name / "model").is_dir():  # runs of earlier versions
         ways.popitem()
     return {title: text for title, text in ways.items() if text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,14 +33,14 @@ def add_adapters(trunk: nn.Module, settings: Mapping[str, Any]) -> None:
     """
     with optional_import("lora", "lora needs peft"):
         from peft import LoraConfig, inject_adapter_in_model
-    from transformers.pytorch_utils import Conv1D
-
     _check(settings, vars(LoraConfig()))
     if adapted_layers(trunk):
         raise ValueError(f"lora={dict(settings)}: the model already has adapters; fold them in first (peft's merge_and_unload)")
     _check_names(settings, [name for name, _ in trunk.named_modules()])
-    transposed = any(isinstance(module, Conv1D) for module in trunk.modules())  # GPT-2's layers
-    inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", "fan_in_fan_out": transposed, **settings}), trunk)
+    with warnings.catch_warnings():
+        if "fan_in_fan_out" not in settings:  # peft finds it out layer by layer, GPT-2's are transposed, and warns where it differs
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+        inject_adapter_in_model(LoraConfig(**{"target_modules": "all-linear", **settings}), trunk)
     if not any(parameter.requires_grad for parameter in trunk.parameters()):
         raise ValueError(f"lora={dict(settings)}: no adapter was added, check target_modules")
     _check_untied(trunk)

@@ -99,7 +99,8 @@ def test_the_scaling_of_a_processor_is_read_and_kept(env, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2, "target_modules": ["c_attn"]}}]
+    "settings",
+    [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2, "target_modules": ["c_attn"]}}, {"lora": {"r": 2}}],
 )
 def test_training_saving_and_going_on(env, make_env, shown, tmp_path, settings):
     agent = ppo(env, policy_kwargs=settings)
@@ -110,7 +111,7 @@ def test_training_saving_and_going_on(env, make_env, shown, tmp_path, settings):
     samples = agent.rollout_buffer.samples(np.arange(8))
     assert samples.observations.images.shape == (8, IMAGE_SIDE, IMAGE_SIDE, 3)  # once a text, not once a token
     moved = any(not torch.equal(a, b) for a, b in zip(before, agent.policy.lm.encoder.parameters(), strict=False))
-    assert moved is ("lora" not in settings)
+    assert moved is ("target_modules" not in settings.get("lora", {}))  # by default adapters are in the encoder too
     agent.save(tmp_path / "agent")
     loaded = TextPPO.load(tmp_path / "agent", env=make_env(3, task=shown))
     for (name, one), other in zip(agent.policy.state_dict().items(), loaded.policy.state_dict().values(), strict=True):
@@ -134,6 +135,8 @@ def test_what_cannot_see_pictures_is_refused(env, make_env, shown):
         check_can_follow(policy_of(env), env.core)
     with pytest.raises(ValueError, match="these texts came without"):
         SFT(MODEL, shown.tokenizer).learn([("1 2", " 3")], 1)
+    with pytest.raises(ValueError, match=r"model_type 'llava' puts pictures among the prompt's tokens.*'vision-encoder-decoder'"):
+        policy_of(env, model={"model_type": "llava"})
     with pytest.raises(ValueError, match="16 of 32 texts have a picture"):
         SFT(MODEL, shown.tokenizer).learn([(shown.prompts[0], " 3"), ("1 2", " 3")], 1)
 
@@ -148,3 +151,16 @@ def test_generating_and_imitating_with_pictures(env, shown):
     policy.lm.load_state_dict(trainer.lm.state_dict())
     policy.drop_caches()
     assert generate(policy, shown.tokenizer, same, 2, deterministic=True) == [" 5", " 6"]
+
+
+def test_adapters_of_both_parts_are_folded_into_the_weights(env, tmp_path):
+    """The encoder's layers are of torch, the decoder's are GPT-2's transposed ones."""
+    agent = ppo(env, policy_kwargs={"lora": {"r": 2}}, learning_rate=0.05)
+    obs = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    first = agent.policy.get_distribution(obs).distribution.logits
+    agent.learn(60)
+    agent.policy.save_pretrained(tmp_path / "saved")
+    adapted = agent.policy.get_distribution(obs).distribution.logits
+    whole = policy_of(env, model=str(tmp_path / "saved")).get_distribution(obs).distribution.logits
+    torch.testing.assert_close(whole, adapted, atol=1e-5, rtol=1e-5)
+    assert (adapted - first).abs().max() > 0.01

@@ -69,11 +69,12 @@ def caption_task(size: str, split: str = "train") -> TextTask:
     return TextTask(tokenizer, prompts, 3 * number, reward=GoldReward(judge), gold=judge, optimum=1.0, recipe=recipe)
 
 
-def scene(number: int, name: str) -> list[Thing]:
+@cache
+def scene(number: int, name: str) -> tuple[Thing, ...]:
     """Return the things in a picture of `number` things, from left to right."""
     rng = _generator(number, name)
     columns = np.sort(rng.permutation(SIDE // _CELL)[:number])
-    return [_thing(int(column), rng) for column in columns]
+    return tuple(_thing(int(column), rng) for column in columns)
 
 
 def picture(number: int, name: str) -> np.ndarray:
@@ -133,7 +134,7 @@ def _names(number: int, split: str, count: int | None = None) -> list[str]:
     wanted = SPLITS.get(split, 0) if count is None else count
     scenes: dict[str, str] = {}
     for name in _all_names():
-        key = str(scene(number, name))
+        key = str(list(scene(number, name)))
         if in_split(key, split) and key not in scenes:
             scenes[key] = name
         if len(scenes) == wanted:
