@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from html import escape
@@ -136,11 +136,18 @@ def _base(task: TextTask) -> str:
     if task.recipe is None:
         return "None: pass a model of your own."
     model, recipe = task.recipe.model, task.recipe
+    described = " and ".join(map(_described, [model[part] for part in ("encoder", "decoder") if part in model] or [model]))
     return (
-        f"A {model['model_type']} of {model['num_hidden_layers']} layers, width {model['hidden_size']}, pretrained for {recipe.steps} "
+        f"{described[0].upper()}{described[1:]}, pretrained for {recipe.steps} "
         f"steps of {recipe.batch_size} texts from a corpus with known mistakes, at first use, then cached: "
         "[agents.training.base_policy](../api/agents.training.base_policy.md)."
     )
+
+
+def _described(model: Mapping[str, Any]) -> str:
+    """Return a configuration in words; GPT-2's family has names of its own."""
+    layers, width = (model.get(name, model.get(other)) for name, other in (("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")))
+    return f"a {model['model_type']} of {layers} layers, width {width}"
 
 
 @cache

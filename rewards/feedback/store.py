@@ -77,19 +77,24 @@ class FeedbackStore:
         Raises:
             ValueError: An item does not suit the kind of the study.
         """
-        added = known = 0
+        known = 0
         scrubbed: Counter[str] = Counter()
+        rows: list[dict[str, Any]] = []
         with writing(self.engine) as db:
+            stored = set(db.scalars(sa.select(items.c.digest)))
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                if self._item_id(db, item) is not None:
+                digest = digest_of(item, self.keys)
+                if digest in stored:
                     known += 1
                     continue
-                db.execute(items.insert().values(**item_row(item, self.keys), created_at=time.time()))
-                added += 1
-            add_to_log(db, "owner", "add items", f"{added} new, {known} known")
-        return added, known, scrubbed
+                stored.add(digest)
+                rows.append({**item_row(item, self.keys), "created_at": time.time()})
+            if rows:  # all at once: a statement for each item costs more than its encryption
+                db.execute(items.insert(), rows)
+            add_to_log(db, "owner", "add items", f"{len(rows)} new, {known} known")
+        return len(rows), known, scrubbed
 
     def _clean(self, text: str, counts: Counter[str] | None = None) -> str:
         """Return the text without personal data, which is counted by kind in `counts`."""

@@ -182,3 +182,11 @@ def test_a_picture_shows_prompt_tokens_and_score():
         "48",
         "70",
     }
+
+
+def test_every_base_policy_is_described():
+    assert environments._base(textrl_env.make_task("caption-1")).startswith(
+        "A vit of 2 layers, width 32 and a gpt2 of 2 layers, width 32, pretrained for"
+    )
+    for ids in environments.families().values():
+        assert environments._base(textrl_env.make_task(gym.spec(ids[0]).kwargs["task"]))

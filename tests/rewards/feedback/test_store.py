@@ -322,3 +322,11 @@ def test_a_full_disk_is_an_error_and_loses_nothing(make_store):
     sa.event.remove(store.engine, "checkout", limit)
     store.engine.dispose()
     assert store.answer(who, shown.ticket, {"choice": "a"}) and isinstance(store.answers()[0], Answer)
+
+
+def test_items_repeated_in_one_call_or_stored_before_are_counted_as_known(make_store):
+    store = make_store()
+    a, b, c = (Item(f"prompt {i}", (f"one {i}", f"two {i}")) for i in range(3))
+    assert store.add_items([a, b, a])[:2] == (2, 1)
+    assert store.add_items([b, c, c, a])[:2] == (1, 3)
+    assert store.add_items([])[:2] == (0, 0)
