@@ -6,7 +6,6 @@ Only matplotlib's own objects are used: pyplot's global state belongs to the cal
 from __future__ import annotations
 
 import io
-from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from textrl_env.utils.files import new_path
+
+from .prompt_pictures import png_uri
 
 # Okabe and Ito's palette keeps apart under every common colour blindness; markers and line styles do so in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -104,8 +105,6 @@ def save(figure: Figure, path: str | Path) -> None:
 def data_uri(picture: Figure | Path) -> str:
     """Return a figure, or the PNG of a path, as an address that a page can hold."""
     if isinstance(picture, Path):
-        png = picture.read_bytes()
-    else:
-        picture.savefig(drawn := io.BytesIO(), format="png")
-        png = drawn.getvalue()
-    return f"data:image/png;base64,{b64encode(png).decode()}"
+        return png_uri(picture.read_bytes())
+    picture.savefig(drawn := io.BytesIO(), format="png")
+    return png_uri(drawn.getvalue())

@@ -38,7 +38,7 @@ def test_cleanrl_ppo():
         ("dqn", 12_000, 1.0),
         ("trpo", 8000, 1.2),
         ("maskable-ppo", 8000, 0.8),
-        ("qrdqn", 12_000, 1.0),
+        pytest.param("qrdqn", 12_000, 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_agents_of_stable_baselines3(algorithm, tokens, reached):

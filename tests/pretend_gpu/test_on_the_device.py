@@ -1,4 +1,4 @@
-"""Every test on the pretend GPU, in two processes of their own: the device changes torch for as long as a process lives."""
+"""Every test on the pretend GPU, in three processes of their own: the device changes torch for as long as a process lives."""
 
 import os
 import subprocess
@@ -12,14 +12,16 @@ from .device import missing
 FOLDER = Path(__file__).parent
 
 
-COMMANDS = FOLDER / "check_commands.py"  # which take about as long as all others together
+COMMANDS = {FOLDER / "check_commands.py"}  # which take about as long as all others together
+TRAINING = {FOLDER / "check_algorithms.py", FOLDER / "check_offline.py"}  # every algorithm
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        pytest.param([COMMANDS], id="commands", marks=pytest.mark.slow),
-        pytest.param(sorted({*FOLDER.glob("check_*.py")} - {COMMANDS}), id="others"),
+        pytest.param(sorted(COMMANDS), id="commands", marks=pytest.mark.slow),
+        pytest.param(sorted(TRAINING), id="training", marks=pytest.mark.slow),
+        pytest.param(sorted({*FOLDER.glob("check_*.py")} - COMMANDS - TRAINING), id="others"),
     ],
 )
 def test_on_the_device(files):

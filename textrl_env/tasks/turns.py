@@ -106,7 +106,7 @@ class FromTurns(NeverCopied):
         return {**self.__dict__, "_open": OrderedDict()}
 
     def _turn(self, episode: Episode) -> str | None:
-        game = self._take(episode)
+        game = self._take(episode, sent=False)
         said = self._step(game, self._text(_turns(episode)[-1]))
         ids = np.asarray(self.tokenizer.encode_batch([said])[0], np.int64)
         if not game.done and not len(ids):
@@ -117,20 +117,17 @@ class FromTurns(NeverCopied):
         return None if game.done else said
 
     def _total(self, episode: Episode) -> float:
-        if episode.finish_reason == "task":
-            games = self._open.get((_seed(episode), episode.response_ids.tobytes()))
-            game = self._pop((_seed(episode), episode.response_ids.tobytes())) if games else self._replayed(episode, sent=True)
-        else:
-            game = self._take(episode)
-            if episode.finish_reason == "turns":
-                self._step(game, self._text(_turns(episode)[-1]))
+        game = self._take(episode, sent=episode.finish_reason == "task")
+        if episode.finish_reason == "turns":
+            self._step(game, self._text(_turns(episode)[-1]))
         _close(game)
         return game.total
 
-    def _take(self, episode: Episode) -> _Game:
-        """Return the game of an episode as it was before the agent's last turn."""
-        key = (_seed(episode), episode.response_ids[: _last_start(episode)].tobytes())
-        return self._pop(key) if key in self._open else self._replayed(episode, sent=False)
+    def _take(self, episode: Episode, sent: bool) -> _Game:
+        """Return the game of an episode, with the agent's last turn if that was sent, or as it was before."""
+        told = episode.response_ids if sent else episode.response_ids[: _last_start(episode)]
+        key = (_seed(episode), told.tobytes())
+        return self._pop(key) if key in self._open else self._replayed(episode, sent)
 
     def _replayed(self, episode: Episode, sent: bool) -> _Game:
         """Play an episode anew, with its last turn if that was sent."""

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from rewards.utils.intervals import mean_interval
-from textrl_env.tasks.tools import call_in
+from textrl_env.tasks.diagnostic.calculator import calls_in
 from textrl_env.utils.files import write_text
 
 from ...evaluation.policy_texts import WrittenTexts, make_policy, write_texts
@@ -68,7 +68,7 @@ def measured(config: RightAnswers) -> dict[str, list[tuple[float, float, float]]
 
 
 def _figures(texts: WrittenTexts) -> tuple[float, float, float]:
-    calls = [any(call_in(f"{part}]") for part in response.split("]")[:-1]) for response in texts.responses]
+    calls = [bool(calls_in(response)) for response in texts.responses]
     return float(np.mean(texts.scores)), float(np.mean(calls)), float(texts.kl_per_sequence)
 
 
