@@ -145,13 +145,11 @@ def expected_update(logits: np.ndarray, reference: np.ndarray, texts: Texts, arm
     return update, np.maximum(np.bincount(nodes, np.repeat(share, lengths)), np.bincount(nodes, counts))
 
 
-def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: Arm, beta: float) -> list[np.ndarray]:
+def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: Arm, beta: float) -> list[np.ndarray] | None:
     """Follow the expected update from the reference until the policy rests, and return its log-probabilities for each prompt, (n, V) each.
 
-    Logits may go on: those of tokens that the update drives out for good fall without end.
-
-    Raises:
-        RuntimeError: It does not come to rest.
+    Logits may go on: those of tokens that the update drives out for good fall without end.  None: the policy does not come to rest. A
+    mask may push a token over its limit from both sides, so that the update jumps to and fro there.
     """
     logits = [reference.copy() for reference in references]
     for _ in range(20_000):
@@ -163,7 +161,7 @@ def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: A
         moved = max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True))
         if moved < 1e-7:  # weights are float32
             return [log_softmax(own) for own in logits]
-    raise RuntimeError(f"the expected update of {arm} does not come to rest")
+    return None
 
 
 def objective(policies: Sequence[np.ndarray], references: Sequence[np.ndarray], trees: Sequence[TokenTree], beta: float) -> float:
@@ -177,7 +175,7 @@ def objective(policies: Sequence[np.ndarray], references: Sequence[np.ndarray], 
 
 
 def measure(arm: Arm, seed: int, tokens: int, task: str, beta: float) -> tuple[Arm, float, float]:
-    """Solve and train one arm with one seed; return it, and the shares of the gap that are closed, exact and trained."""
+    """Solve and train one arm with one seed; return it, and the shares of the gap that are closed, exact (NaN: no rest) and trained."""
     torch.set_num_threads(1)
     exact = TASKS[task]
     model = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": exact.vocab_size, "length": exact.length + 1}
@@ -205,7 +203,8 @@ def measure(arm: Arm, seed: int, tokens: int, task: str, beta: float) -> tuple[A
     assert agent.rollout_buffer.reference is not None
     reference, texts = flat(agent.rollout_buffer.reference), [texts_of(tree) for tree in trees]
     ends = [fixed_point(reference, texts, of, beta) for of in (Arm(arm.setting, 1.0, "none"), arm)]
-    first, best, *found = (objective(policy, reference, trees, beta) for policy in (reference, *ends, flat(agent.policy.backbone)))
+    policies = (reference, *ends, flat(agent.policy.backbone))
+    first, best, *found = (np.nan if own is None else objective(own, reference, trees, beta) for own in policies)
     solved, trained = ((value - first) / (best - first) for value in found)
     return arm, solved, trained
 
@@ -245,7 +244,8 @@ def main(config: Mismatch) -> None:
     rows = []
     for arm in arms:
         solved, trained = np.transpose([shares for own, *shares in results if own == arm])
-        rows.append([*arm, f"{solved.mean():.3f}", "{:.3f} [{:.3f}, {:.3f}]".format(*interval(mean, [trained]))])
+        exact = "no rest" if np.isnan(solved).any() else f"{solved.mean():.3f}"
+        rows.append([*arm, exact, "{:.3f} [{:.3f}, {:.3f}]".format(*interval(mean, [trained]))])
     print(markdown_table(("KL", "temperature of the generator", "importance sampling", "exact", "trained"), rows))
 
 
