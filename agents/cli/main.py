@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import select
 import shlex
@@ -100,7 +101,7 @@ def _run(argv: list[str]) -> int:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         config = resolve(resolve_name(f"agents.{flags}"), argv[words:], f"textrl {command}")
-        resolve_name(f"agents.{run}")(config)
+        _imported(f"agents.{run}")(config)
     except KeyboardInterrupt as stopped:
         again = shlex.join(["textrl", *(word for word in argv if word != "--overwrite")])
         told = str(stopped) or "Stopped. The stages that were finished are kept."
@@ -113,6 +114,17 @@ def _run(argv: list[str]) -> int:
             _tell(Text("error: ", "red").append(str(error), "default"))
         return 2
     return 0
+
+
+def _imported(name: str) -> Any:
+    """Return what has this name.  Of what imports make nothing is garbage: to look for it takes a fifth of their time, and more later."""
+    gc.disable()
+    try:
+        return resolve_name(name)
+    finally:
+        if not gc.get_freeze_count():  # or this process has imported before, and has garbage
+            gc.freeze()
+        gc.enable()
 
 
 def _is_unread(output: Any) -> bool:
