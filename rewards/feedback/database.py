@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +11,21 @@ from typing import Any
 
 from textrl_env.utils.optional_imports import optional_import
 
+from .assignments import count_anew
 from .schema import annotators, log
 
 with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
     from alembic import command
     from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
 
 LOCK = "SELECT pg_advisory_xact_lock(20261124)"  # any number: one for all studies of a database
 
 
 def open_engine(url: str) -> sa.Engine:
     """Return a connection pool; SQLite writes ahead, synchronously, and overwrites what is deleted."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, execution_options={"turn": threading.Lock()})  # threads that write wait here: SQLite's queue is unfair
     if engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -46,13 +49,16 @@ def migrate(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     with writing(engine) as db:
         config.attributes["connection"] = db
+        before = MigrationContext.configure(db).get_current_revision()
         command.upgrade(config, "head")
+        if MigrationContext.configure(db).get_current_revision() != before:
+            count_anew(db)
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a transaction that holds the write lock from its beginning, and is committed if the block ends well."""
-    with engine.connect().execution_options(writes=True) as db, db.begin():
+    with engine.get_execution_options()["turn"], engine.connect().execution_options(writes=True) as db, db.begin():
         if engine.dialect.name == "postgresql":
             db.execute(sa.text(LOCK))
         yield db

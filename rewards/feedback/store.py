@@ -2,7 +2,7 @@
 
 SQLite writes ahead (WAL) with `synchronous=FULL`: what was acknowledged is on the disk, whatever happens to the process.  A transaction
 that writes takes the database's write lock at its beginning (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock), so two annotators
-who ask at once get different items, and two clicks are one answer.
+who ask at once get different items, and two clicks are one answer.  Under the lock nothing looks at all items: see `assignments`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from typing import Any
 
 from textrl_env.utils.optional_imports import optional_import
 
-from .assignments import add_assignment, open_assignments, wanted_items
+from .assignments import (
+    GOLD, add_assignment, close_assignment, count_anew, expired, items_left, open_assignment, place_items, release_expired, reopen_assignment,
+)  # fmt: skip
 from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
 from .items import Answer, Assignment, Item, check_item, with_texts
 from .personal_data import scrub
-from .schema import annotators, answer_of, answer_row, answers, assignments, digest_of, facts, item_of, item_row, items, log, reseal
+from .schema import (
+    annotators, answer_of, answer_row, answers, assignments, digest_of, facts, item_of, item_row, items, log, open_assignments, reseal,
+)  # fmt: skip
 from .study import Study, key_file
 
 with optional_import("feedback", "feedback from people needs the extra"):
@@ -92,6 +96,7 @@ class FeedbackStore:
                 stored.add(digest)
                 rows.append({**item_row(item, self.keys), "created_at": time.time()})
             if rows:  # all at once: a statement for each item costs more than its encryption
+                place_items(db, rows)
                 db.execute(items.insert(), rows)
             add_to_log(db, "owner", "add items", f"{len(rows)} new, {known} known")
         return len(rows), known, scrubbed
@@ -124,10 +129,16 @@ class FeedbackStore:
     def progress(self, pseudonym: str) -> tuple[int, int]:
         """Return how many answers an annotator gave, and how many items may still come."""
         with self.engine.connect() as db:
+            late = expired(db)
+        if late:
+            with writing(self.engine) as db:
+                release_expired(db)
+        with self.engine.connect() as db:
             me = annotator_id(db, pseudonym)
-            given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(assignments)).where(assignments.c.annotator_id == me))
-            waiting = db.execute(open_assignments(me)).first() is not None
-            return int(given or 0), len(wanted_items(db, self.study, me)) + waiting
+            given = db.scalar(sa.select(annotators.c.answered).where(annotators.c.id == me))
+            waiting = db.execute(open_assignment(me)).first() is not None
+            left = sum(left for counted, (_, left) in items_left(db, self.study, me).items() if counted != GOLD)
+            return int(given or 0), left + waiting
 
     def ask(self, pseudonym: str) -> Assignment | None:
         """Return what this annotator should see now: the open question, else a new one; None if nothing is left.
@@ -135,16 +146,19 @@ class FeedbackStore:
         New questions are those with the fewest answers, drawn at random among equals; now and then one is a gold question, or repeats
         an earlier one in reversed order.
         """
-        with writing(self.engine) as db:
-            me = annotator_id(db, pseudonym)
-            row = db.execute(open_assignments(me)).first()
-            if row is None:
-                item_id = add_assignment(db, self.study, self.keys, me, pseudonym)
-                if item_id is None:
-                    return None
-                add_to_log(db, pseudonym, "see", f"item {item_id}")
-                row = db.execute(open_assignments(me)).one()
-            return Assignment(row.ticket, item_of(row, self.keys), tuple(json.loads(row.shown_order)))
+        with self.engine.connect() as db:  # most often the question is open already, and nobody has to wait
+            row = db.execute(open_assignment(annotator_id(db, pseudonym))).first()
+        if row is None:
+            with writing(self.engine) as db:
+                me = annotator_id(db, pseudonym)
+                row = db.execute(open_assignment(me)).first()
+                if row is None:
+                    item_id = add_assignment(db, self.study, self.keys, me, pseudonym)
+                    if item_id is None:
+                        return None
+                    add_to_log(db, pseudonym, "see", f"item {item_id}")
+                    row = db.execute(open_assignment(me)).one()
+        return Assignment(row.ticket, item_of(row, self.keys), tuple(json.loads(row.shown_order)))
 
     def answer(self, pseudonym: str, ticket: str, value: Mapping[str, Any], words: Mapping[str, str] | None = None) -> bool:
         """Store an answer.
@@ -165,8 +179,8 @@ class FeedbackStore:
         with writing(self.engine) as db:
             me = annotator_id(db, pseudonym)
             row = db.execute(
-                sa.select(assignments.c.id, assignments.c.item_id, answers.c.value)
-                .select_from(assignments.outerjoin(answers))
+                sa.select(assignments.c.id, assignments.c.item_id, assignments.c.turn, answers.c.value, open_assignments.c.reserved_at)
+                .select_from(assignments.outerjoin(answers).outerjoin(open_assignments, open_assignments.c.showing_id == assignments.c.id))
                 .where(assignments.c.ticket == ticket, assignments.c.annotator_id == me)
             ).first()
             if row is None:
@@ -174,6 +188,7 @@ class FeedbackStore:
             if row.value is not None:
                 return False
             db.execute(answers.insert().values(showing_id=row.id, **answer_row(value, clean, self.keys), answered_at=time.time()))
+            close_assignment(db, me, row, "skip" in value)
             add_to_log(db, pseudonym, "answer", f"item {row.item_id}")
             return True
 
@@ -181,19 +196,10 @@ class FeedbackStore:
         """Take an annotator's last answer back and ask again; return whether there was one."""
         with writing(self.engine) as db:
             me = annotator_id(db, pseudonym)
-            last = db.execute(
-                sa.select(assignments.c.id, assignments.c.item_id)
-                .select_from(answers.join(assignments))
-                .where(assignments.c.annotator_id == me)
-                .order_by(answers.c.answered_at.desc(), assignments.c.id.desc())
-            ).first()
-            if last is None:
+            item_id = reopen_assignment(db, me)
+            if item_id is None:
                 return False
-            db.execute(assignments.delete().where(assignments.c.id.in_([row.showing_id for row in db.execute(open_assignments(me))])))
-            db.execute(answers.delete().where(answers.c.showing_id == last.id))
-            fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
-            db.execute(assignments.update().where(assignments.c.id == last.id).values(**fresh))
-            add_to_log(db, pseudonym, "undo", f"item {last.item_id}")
+            add_to_log(db, pseudonym, "undo", f"item {item_id}")
             return True
 
     def items(self) -> list[tuple[int, Item]]:
@@ -234,6 +240,7 @@ class FeedbackStore:
                 row = answer_row(answer.value, words, self.keys)
                 db.execute(answers.insert().values(showing_id=db.scalar(before), **row, answered_at=answer.answered_at))
                 added += 1
+            count_anew(db)
             add_to_log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")
         return added, len(given) - added
 
@@ -260,8 +267,10 @@ class FeedbackStore:
             me = annotator_id(db, pseudonym)
             own = sa.select(assignments.c.id).where(assignments.c.annotator_id == me)
             gone = db.execute(answers.delete().where(answers.c.showing_id.in_(own))).rowcount
+            db.execute(open_assignments.delete().where(open_assignments.c.annotator_id == me))
             db.execute(assignments.delete().where(assignments.c.annotator_id == me))
             db.execute(annotators.delete().where(annotators.c.id == me))
+            count_anew(db)
             db.execute(log.delete().where(log.c.who == pseudonym))
             add_to_log(db, "owner", "forget", "an annotator")
         compact(self.engine)
