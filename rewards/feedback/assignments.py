@@ -31,20 +31,55 @@ GOLD = -1  # in place of the count of gold questions, which are asked as often a
 SKIPPED = '{"skip"%'
 TRIES = 16  # places drawn before all items of a count are looked at
 
-_CHANGE_TALLY = """
-    INSERT INTO tallies (annotator_id, counted, size) VALUES (:who, :counted, :change)
+# Built once: to put these together takes longer than to run them.
+_ME, _ITEM, _COUNTED = sa.bindparam("me"), sa.bindparam("item"), sa.bindparam("count")
+_CHANGE_TALLY = sa.text("""
+    INSERT INTO tallies (annotator_id, counted, size) VALUES (:me, :count, :change)
     ON CONFLICT (annotator_id, counted) DO UPDATE SET size = tallies.size + excluded.size
-"""
-
-
-def open_assignment(me: int) -> sa.Select[Any]:
-    """Select what the annotator with the number `me` sees and has not answered: one row, or none."""
-    return (
-        sa.select(items, assignments.c.ticket, assignments.c.shown_order, assignments.c.turn)
-        .add_columns(assignments.c.id.label("showing_id"), open_assignments.c.reserved_at)
-        .select_from(open_assignments.join(assignments).join(items))
-        .where(open_assignments.c.annotator_id == me)
+""")
+_MOVE_TALLIES = sa.text("""
+    INSERT INTO tallies (annotator_id, counted, size)
+    SELECT who.id, moves.counted, moves.change
+    FROM (SELECT 0 AS id UNION SELECT annotator_id FROM showings WHERE item_id = :item) AS who
+    CROSS JOIN (SELECT CAST(:old AS INTEGER) AS counted, -1 AS change UNION ALL SELECT CAST(:new AS INTEGER), 1) AS moves
+    WHERE true
+    ON CONFLICT (annotator_id, counted) DO UPDATE SET size = tallies.size + excluded.size
+""")
+_SIZE = sa.select(tallies.c.size).where(tallies.c.annotator_id == EVERYBODY, tallies.c.counted == _COUNTED).scalar_subquery()
+_COUNT_AND_PLACE = sa.select(items.c.counted, items.c.place).where(items.c.id == _ITEM)
+_TO_LAST_PLACE = items.update().where(items.c.id == _ITEM).values(counted=_COUNTED, place=_SIZE - 1)
+_FILL_PLACE = items.update().where(items.c.counted == _COUNTED, items.c.place == _SIZE).values(place=sa.bindparam("to"))
+_CLOSE = open_assignments.delete().where(open_assignments.c.annotator_id == _ME)
+_COUNT_ANSWER = annotators.update().where(annotators.c.id == _ME).values(answered=annotators.c.answered + sa.bindparam("change"))
+_EXPIRED = (
+    sa.select(open_assignments.c.showing_id, assignments.c.item_id)
+    .join(assignments)
+    .where(open_assignments.c.reserved_at <= sa.bindparam("before"))
+)
+_OPEN = (
+    sa.select(items, assignments.c.ticket, assignments.c.shown_order, assignments.c.turn)
+    .add_columns(assignments.c.id.label("showing_id"), open_assignments.c.reserved_at)
+    .select_from(annotators.join(open_assignments).join(assignments, assignments.c.id == open_assignments.c.showing_id).join(items))
+    .where(annotators.c.pseudonym == sa.bindparam("pseudonym"))
+)
+_LEFT = (
+    sa.select(
+        tallies.c.counted,
+        sa.func.sum(sa.case((tallies.c.annotator_id == EVERYBODY, tallies.c.size), else_=0)).label("size"),
+        sa.func.sum(sa.case((tallies.c.annotator_id == EVERYBODY, tallies.c.size), else_=-tallies.c.size)).label("left"),
     )
+    .where(tallies.c.annotator_id.in_([EVERYBODY, _ME]), tallies.c.counted < sa.bindparam("overlap"))
+    .group_by(tallies.c.counted)
+)
+_NOT_OWN = sa.select(items).where(
+    items.c.counted == _COUNTED, ~sa.exists().where(assignments.c.item_id == items.c.id, assignments.c.annotator_id == _ME)
+)
+_AT_PLACES = _NOT_OWN.where(items.c.place.in_(sa.bindparam("places", expanding=True)))
+
+
+def open_assignment(db: sa.Connection, pseudonym: str) -> Any:
+    """Return the row of what an annotator sees and has not answered; None if there is nothing."""
+    return db.execute(_OPEN, {"pseudonym": pseudonym}).first()
 
 
 def add_assignment(db: sa.Connection, study: Study, keys: Keys, me: int, pseudonym: str) -> int | None:
@@ -52,35 +87,34 @@ def add_assignment(db: sa.Connection, study: Study, keys: Keys, me: int, pseudon
 
     Its responses stand in random order, in a repetition in the reverse of the first one.
     """
-    release_expired(db)
     chosen = _choose_item(db, study, me, pseudonym)
     if chosen is None:
         return None
-    item_id, turn = chosen
-    item = db.execute(sa.select(items).where(items.c.id == item_id)).one()
+    item, turn = chosen
     if turn:
-        first = sa.select(assignments.c.shown_order).where(assignments.c.annotator_id == me, assignments.c.item_id == item_id)
+        first = sa.select(assignments.c.shown_order).where(assignments.c.annotator_id == me, assignments.c.item_id == item.id)
         order = json.loads(db.scalars(first).one())[::-1]
     else:
         order = list(range(len(item_of(item, keys).responses)))
-        random.Random(f"{study.seed} {pseudonym} {item_id}").shuffle(order)
-    shown = {"shown_order": json.dumps(order), "ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
-    added = db.execute(assignments.insert().values(item_id=item_id, annotator_id=me, turn=turn, **shown))
-    if turn == 0:
-        db.execute(sa.text(_CHANGE_TALLY), {"who": me, "counted": item.counted, "change": 1})
-    _open(db, me, added.inserted_primary_key[0], item_id, turn, reserve=True)
-    return item_id
+        random.Random(f"{study.seed} {pseudonym} {item.id}").shuffle(order)
+        _recount(db, item.id, 1)
+        db.execute(_CHANGE_TALLY, {"me": me, "count": item.counted + (item.counted != GOLD), "change": 1})
+    now = time.time()
+    shown = {"shown_order": json.dumps(order), "ticket": secrets.token_urlsafe(16), "shown_at": now}
+    added = db.execute(assignments.insert(), {"item_id": item.id, "annotator_id": me, "turn": turn, **shown})
+    _open(db, me, added.inserted_primary_key[0], now if turn == 0 else None)
+    return int(item.id)
 
 
 def close_assignment(db: sa.Connection, me: int, row: Any, skipped: bool) -> None:
-    """Count an answer that was just stored; `row` is what `open_assignment` selects."""
-    db.execute(open_assignments.delete().where(open_assignments.c.annotator_id == me))
-    db.execute(annotators.update().where(annotators.c.id == me).values(answered=annotators.c.answered + 1))
+    """Count an answer that was just stored; `row` is its showing's, with `reserved_at`."""
+    db.execute(_CLOSE, {"me": me})
+    db.execute(_COUNT_ANSWER, {"me": me, "change": 1})
     if row.turn == 0:
         _recount(db, row.item_id, (not skipped) - (row.reserved_at is not None))
 
 
-def reopen_assignment(db: sa.Connection, me: int) -> int | None:
+def reopen_assignment(db: sa.Connection, me: int, pseudonym: str) -> int | None:
     """Take an annotator's last answer back, ask again in place of what is asked now, and return the item's number; None without one."""
     last = db.execute(
         sa.select(assignments.c.id, assignments.c.item_id, assignments.c.turn, answers.c.value.like(SKIPPED).label("skipped"))
@@ -90,20 +124,22 @@ def reopen_assignment(db: sa.Connection, me: int) -> int | None:
     ).first()
     if last is None:
         return None
-    now = db.execute(open_assignment(me)).first()
-    if now is not None:
-        _withdraw(db, me, now)
+    shown = open_assignment(db, pseudonym)
+    if shown is not None:
+        _withdraw(db, me, shown)
     db.execute(answers.delete().where(answers.c.showing_id == last.id))
-    fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
-    db.execute(assignments.update().where(assignments.c.id == last.id).values(**fresh))
-    db.execute(annotators.update().where(annotators.c.id == me).values(answered=annotators.c.answered - 1))
-    _open(db, me, last.id, last.item_id, last.turn, reserve=last.skipped)
+    now = time.time()
+    db.execute(assignments.update().where(assignments.c.id == last.id).values(ticket=secrets.token_urlsafe(16), shown_at=now))
+    db.execute(_COUNT_ANSWER, {"me": me, "change": -1})
+    _open(db, me, last.id, now if last.turn == 0 else None)
+    if last.turn == 0 and last.skipped:
+        _recount(db, last.item_id, 1)
     return int(last.item_id)
 
 
 def release_expired(db: sa.Connection) -> None:
     """Let items that somebody has looked at for too long be asked of others."""
-    late = expired(db)
+    late = db.execute(_EXPIRED, {"before": time.time() - RESERVED}).all()
     for row in late:
         _recount(db, row.item_id, -1)
     if late:
@@ -111,22 +147,9 @@ def release_expired(db: sa.Connection) -> None:
         db.execute(open_assignments.update().where(open_assignments.c.showing_id.in_(ids)).values(reserved_at=None))
 
 
-def expired(db: sa.Connection) -> list[Any]:
-    """Return open showings that still count though their time is over."""
-    late = open_assignments.c.reserved_at <= time.time() - RESERVED
-    return list(db.execute(sa.select(open_assignments.c.showing_id, assignments.c.item_id).join(assignments).where(late)))
-
-
 def items_left(db: sa.Connection, study: Study, me: int) -> dict[int, tuple[int, int]]:
     """Return by count how many items have this count, and how many of them an annotator may be asked about, where any are left."""
-    own = sa.func.sum(sa.case((tallies.c.annotator_id == me, tallies.c.size), else_=0))
-    size = sa.func.sum(sa.case((tallies.c.annotator_id == EVERYBODY, tallies.c.size), else_=0))
-    rows = db.execute(
-        sa.select(tallies.c.counted, size, size - own)
-        .where(tallies.c.annotator_id.in_([EVERYBODY, me]), tallies.c.counted < study.overlap)
-        .group_by(tallies.c.counted)
-    )
-    return {counted: (size, left) for counted, size, left in rows if left}
+    return {row.counted: (row.size, row.left) for row in db.execute(_LEFT, {"me": me, "overlap": study.overlap}) if row.left}
 
 
 def count_anew(db: sa.Connection) -> None:
@@ -165,18 +188,18 @@ def place_items(db: sa.Connection, rows: Iterable[dict[str, Any]]) -> None:
         counted = 0 if row["gold"] is None else GOLD
         row |= {"counted": counted, "place": sizes.get(counted, 0) + new[counted]}
         new[counted] += 1
-    db.execute(sa.text(_CHANGE_TALLY), [{"who": EVERYBODY, "counted": counted, "change": number} for counted, number in new.items()])
+    db.execute(_CHANGE_TALLY, [{"me": EVERYBODY, "count": counted, "change": number} for counted, number in new.items()])
 
 
-def _choose_item(db: sa.Connection, study: Study, me: int, pseudonym: str) -> tuple[int, int] | None:
-    """Return the number of the item to ask about, and 1 if it repeats an answered one, else 0; None if nothing is left."""
+def _choose_item(db: sa.Connection, study: Study, me: int, pseudonym: str) -> tuple[Any, int] | None:
+    """Return the row of the item to ask about, and 1 if it repeats an answered one, else 0; None if nothing is left."""
     answered = db.scalar(sa.select(annotators.c.answered).where(annotators.c.id == me))
     draw = random.Random(f"{study.seed} {pseudonym} {answered}")
     lot = draw.random()
     if lot < study.repeat_share:
         old = _repeatable(db, me)
         if old:
-            return draw.choice(old), 1
+            return db.execute(sa.select(items).where(items.c.id == draw.choice(old))).one(), 1
     left = items_left(db, study, me)
     if study.repeat_share <= lot < study.repeat_share + study.gold_share and GOLD in left:
         return _draw_item(db, me, GOLD, left[GOLD][0], draw), 0
@@ -196,50 +219,39 @@ def _repeatable(db: sa.Connection, me: int) -> list[int]:
     return [row.item_id for row in given[:-REPEAT_AFTER] if row.item_id not in again and not row.skipped]
 
 
-def _draw_item(db: sa.Connection, me: int, counted: int, size: int, draw: random.Random) -> int:
-    """Return one of the `size` items of a count that an annotator was not given, each with the same probability.
+def _draw_item(db: sa.Connection, me: int, counted: int, size: int, draw: random.Random) -> Any:
+    """Return the row of one of the `size` items of a count that an annotator was not given, each with the same probability.
 
     Places are drawn until one holds such an item.  After some draws in vain nearly all items of this count are the annotator's own, and
     the others are listed.
     """
-    own = sa.exists().where(assignments.c.item_id == items.c.id, assignments.c.annotator_id == me)
-    free = sa.select(items.c.place, items.c.id).where(items.c.counted == counted, ~own)
     places = [draw.randrange(size) for _ in range(TRIES)]
-    found = {row.place: row.id for row in db.execute(free.where(items.c.place.in_(places)))}
+    found = {row.place: row for row in db.execute(_AT_PLACES, {"me": me, "count": counted, "places": places})}
     if found:
-        return int(next(found[place] for place in places if place in found))
-    return int(draw.choice([row.id for row in db.execute(free.order_by(items.c.place))]))
+        return next(found[place] for place in places if place in found)
+    return draw.choice(db.execute(_NOT_OWN.order_by(items.c.place), {"me": me, "count": counted}).all())
 
 
-def _open(db: sa.Connection, me: int, showing_id: int, item_id: int, turn: int, reserve: bool) -> None:
-    """Note what an annotator sees now; with `reserve` a first showing begins to count."""
-    reserved_at = time.time() if turn == 0 else None
-    db.execute(open_assignments.insert().values(annotator_id=me, showing_id=showing_id, reserved_at=reserved_at))
-    if turn == 0 and reserve:
-        _recount(db, item_id, 1)
+def _open(db: sa.Connection, me: int, showing_id: int, reserved_at: float | None) -> None:
+    """Note what an annotator sees now, and since when the item counts as answered by them."""
+    db.execute(open_assignments.insert(), {"annotator_id": me, "showing_id": showing_id, "reserved_at": reserved_at})
 
 
 def _withdraw(db: sa.Connection, me: int, row: Any) -> None:
-    """Take an open question back; `row` is what `open_assignment` selects."""
-    if row.turn == 0:
-        _recount(db, row.id, -(row.reserved_at is not None))
-        counted = db.scalar(sa.select(items.c.counted).where(items.c.id == row.id))
-        db.execute(sa.text(_CHANGE_TALLY), {"who": me, "counted": counted, "change": -1})
-    db.execute(open_assignments.delete().where(open_assignments.c.annotator_id == me))
+    """Take an open question back; `row` is what `open_assignment` returns."""
+    db.execute(_CLOSE, {"me": me})
     db.execute(assignments.delete().where(assignments.c.id == row.showing_id))
+    if row.turn == 0:
+        db.execute(_CHANGE_TALLY, {"me": me, "count": row.counted, "change": -1})
+        _recount(db, row.id, -(row.reserved_at is not None))
 
 
 def _recount(db: sa.Connection, item_id: int, change: int) -> None:
     """Add to an item's count: it takes the last place of its new count, and the last item of its old count takes its place."""
-    item = db.execute(sa.select(items.c.counted, items.c.place).where(items.c.id == item_id)).one()
+    item = db.execute(_COUNT_AND_PLACE, {"item": item_id}).one()
     if item.counted == GOLD or change == 0:
         return
     old, new = item.counted, item.counted + change
-    own = db.scalars(sa.select(assignments.c.annotator_id).distinct().where(assignments.c.item_id == item_id)).all()
-    moves = [{"who": who, "counted": counted, "change": by} for who in (EVERYBODY, *own) for counted, by in ((old, -1), (new, 1))]
-    db.execute(sa.text(_CHANGE_TALLY), moves)
-    everybody = sa.select(tallies.c.counted, tallies.c.size).where(tallies.c.annotator_id == EVERYBODY)
-    sizes = dict(db.execute(everybody.where(tallies.c.counted.in_([old, new]))).all())
-    db.execute(items.update().where(items.c.id == item_id).values(counted=new, place=sizes[new] - 1))
-    last = sa.and_(items.c.counted == old, items.c.place == sizes[old])
-    db.execute(items.update().where(last).values(place=item.place))
+    db.execute(_MOVE_TALLIES, {"item": item_id, "old": old, "new": new})
+    db.execute(_TO_LAST_PLACE, {"item": item_id, "count": new})
+    db.execute(_FILL_PLACE, {"count": old, "to": item.place})

@@ -22,9 +22,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "open_showings",
-        sa.Column(
-            "annotator_id", sa.Integer, sa.ForeignKey("annotators.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
-        ),
+        sa.Column("annotator_id", sa.Integer, sa.ForeignKey("annotators.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
         sa.Column("showing_id", sa.Integer, sa.ForeignKey("showings.id", ondelete="CASCADE"), nullable=False, unique=True),
         sa.Column("reserved_at", sa.Float, index=True),
     )
