@@ -32,7 +32,9 @@ SKIPPED = '{"skip"%'
 TRIES = 16  # places drawn before all items of a count are looked at
 
 # Built once: to put these together takes longer than to run them.
-_ME, _ITEM, _COUNTED = sa.bindparam("me"), sa.bindparam("item"), sa.bindparam("count")
+_ME: sa.BindParameter[int] = sa.bindparam("me")
+_ITEM: sa.BindParameter[int] = sa.bindparam("item")
+_COUNTED: sa.BindParameter[int] = sa.bindparam("count")
 _CHANGE_TALLY = sa.text("""
     INSERT INTO tallies (annotator_id, counted, size) VALUES (:me, :count, :change)
     ON CONFLICT (annotator_id, counted) DO UPDATE SET size = tallies.size + excluded.size
@@ -102,7 +104,8 @@ def add_assignment(db: sa.Connection, study: Study, keys: Keys, me: int, pseudon
     now = time.time()
     shown = {"shown_order": json.dumps(order), "ticket": secrets.token_urlsafe(16), "shown_at": now}
     added = db.execute(assignments.insert(), {"item_id": item.id, "annotator_id": me, "turn": turn, **shown})
-    _open(db, me, added.inserted_primary_key[0], now if turn == 0 else None)
+    (showing_id,) = added.inserted_primary_key or ()
+    _open(db, me, showing_id, now if turn == 0 else None)
     return int(item.id)
 
 

@@ -106,6 +106,6 @@ class Keys:
             WrongKeyError: None of the keys fits, or the bytes are damaged.
         """
         try:
-            return self._opened(bytes(sealed)).decode("utf-8", "surrogatepass")  # type: ignore[attr-defined, no-any-return]
+            return self._opened(bytes(sealed)).decode("utf-8", "surrogatepass")  # type: ignore[attr-defined]
         except InvalidToken as error:
             raise WrongKeyError("this was sealed with another key, or is damaged: use the key file the study was created with") from error
