@@ -102,8 +102,9 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Append one token to every text; `infos` of finished texts hold `terminal_observation` and the final info."""
         if self._ahead:
-            step = self._ahead.popleft()
+            step = self._ahead[0]
             result, last = scored(self.task, step.written), step.last
+            self._ahead.popleft()
         else:
             result, last = self._step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
