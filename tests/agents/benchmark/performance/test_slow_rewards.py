@@ -13,4 +13,4 @@ def test_all_ways_are_timed(capsys):
     torch.set_num_threads(threads)
     assert figures["scoring"] >= 0.1 and figures["waiting"] >= 4 * 0.05  # 8 texts by 4; 8 texts, at most 2 ended together
     assert figures["of the longer"] == pytest.approx(figures["overlapped"] / max(figures["writing"], figures["scoring"]))
-    assert "of the longer" in " ".join(capsys.readouterr().out.split())
+    assert f" {figures['of the longer']:.2f} " in capsys.readouterr().out
