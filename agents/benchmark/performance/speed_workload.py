@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -27,20 +28,41 @@ from ...models.loading import switch_off_dropout
 from ...policies.transformer_policy import TransformerPolicy
 from ...training.first_texts import timed
 
+Size = Literal["6M", "45M", "135M"]
+Shape = Literal["16+48", "256+64", "16+256"]
+_SMOLLM = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "max_position_embeddings": 512, "vocab_size": 49152, "tie_word_embeddings": True, "bos_token_id": None,
+    "eos_token_id": 0,
+}  # fmt: skip
+SIZES: dict[Size, dict[str, Any]] = {  # fields of `Speed`
+    "6M": {"layers": 4, "width": 256, "heads": 4, "vocabulary": 4096},
+    "45M": {"layers": 9, "width": 512, "heads": 8, "vocabulary": 4096},
+    "135M": {"model": json.dumps(_SMOLLM), "layers": 30, "width": 576, "heads": 9, "vocabulary": 49152},
+}
+SHAPES: dict[Shape, dict[str, int]] = {
+    "16+48": {"prompt": 16, "new_tokens": 48},
+    "256+64": {"prompt": 256, "new_tokens": 64, "group": 8},
+    "16+256": {"prompt": 16, "new_tokens": 256},
+}
+
 
 @dataclass(frozen=True)
 class Speed:
     """What to measure.
 
     Attributes:
+        size: One of `SIZES`, which says what the next six are; the largest is SmolLM2-135M's architecture.
         architecture: `"llama"` or `"gpt2"`.
         model: Configuration of another model as JSON; architecture, layers, width and heads are not used then.
         vocabulary: Tokens, end-of-text included.
         layers: Transformer blocks.
         width: Hidden size.
         heads: Attention heads.
+        shape: One of `SHAPES`, which says what the next three are.
         prompt: Prompt tokens.
         new_tokens: Response tokens; end-of-text is banned, so that all texts are of one length.
+        group: Texts for each prompt.
         episodes: Texts per iteration.
         epochs: Passes over them.
         batch: Texts per minibatch.
@@ -56,14 +78,17 @@ class Speed:
         out: Folder for `speed.json` and `speed.png`.
     """
 
+    size: Size | None = None
     architecture: Literal["llama", "gpt2"] = "llama"
     model: str | None = None
     vocabulary: int = 4096
     layers: int = 4
     width: int = 256
     heads: int = 4
+    shape: Shape | None = None
     prompt: int = 16
     new_tokens: int = 48
+    group: int = 1
     episodes: int = 32
     epochs: int = 4
     batch: int = 8
@@ -76,6 +101,11 @@ class Speed:
     compile: bool = False
     device: str = "cpu"
     out: Path | None = None
+
+    def spelt_out(self) -> Speed:
+        """Return the same with what size and shape stand for."""
+        chosen = {**(SIZES[self.size] if self.size else {}), **(SHAPES[self.shape] if self.shape else {})}
+        return dataclasses.replace(self, size=None, shape=None, **chosen)
 
 
 def model_config(config: Speed) -> dict[str, Any]:
@@ -151,7 +181,7 @@ class LastHidden(BaseFeaturesExtractor):
 def _env(config: Speed) -> VecMonitor:
     rng = np.random.default_rng(0)
     prompts = [Prompt(" ".join(map(str, rng.integers(1, config.vocabulary, config.prompt)))) for _ in range(256)]
-    task = TextTask(IntegerTokenizer(config.vocabulary), prompts, config.new_tokens)
+    task = TextTask(IntegerTokenizer(config.vocabulary), prompts, config.new_tokens, group_size=config.group)
     return VecMonitor(TextGenerationVecEnv(config.episodes, task=task, reward=_parity))
 
 
