@@ -12,6 +12,7 @@ from .sampler import Sampler
 from .upload import to_device
 
 SPARES = 0.75  # of a batch's positions: from there on a pass for each length costs less than the padding
+_SHORT = 64  # tokens of the longest text up to which nothing is gained
 _FEW = 16  # tokens of padding that are not worth a pass of their own
 
 
@@ -65,11 +66,11 @@ class SequenceBatch(NamedTuple):
         """Cut the batch into parts of like length, for hidden states only; return each with the indices of its actions, shape (n,).
 
         A part holds no text of less than half its width, and all parts together have at most `SPARES` of the batch's positions: else
-        there is one part, the batch.
+        there is one part, the batch, and so if texts are short.
         """
         (ids, predictor, _), lengths = self.on_host(), self.lengths()
         parts = list(of_like_length(lengths, 0.5))
-        if sum(len(texts) * lengths[texts].max() for texts in parts) > SPARES * ids.size:
+        if ids.shape[1] <= _SHORT or sum(len(texts) * lengths[texts].max() for texts in parts) > SPARES * ids.size:
             return [(self, torch.arange(len(predictor), device=self.input_ids.device))]
         rows, columns = np.divmod(predictor, ids.shape[1])  # (N,) each
         return [self._of_texts(texts, rows, columns, lengths[texts].max()) for texts in parts]

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
+from ...algorithms.grpo import GRPO
 from ...algorithms.ppo import TextPPO
 from ...models.loading import switch_off_dropout
 from ...policies.transformer_policy import TransformerPolicy
@@ -69,7 +70,9 @@ class Speed:
         repeats: Rounds, after one of warm-up; in each all contenders do one iteration, so that a machine whose speed drifts favours none.
         stock_minibatches: Minibatches of the updates of SB3's PPO, which is slow, that are timed in each round and stand for all of
             them; 0: all.
+        stock: Whether SB3's PPO is timed, which takes hours with the larger models.
         trl: Python of an environment with TRL 1.12; by default this one, if TRL is installed.
+        trl_newest: Python of another one, from which GRPO and RLOO come.
         trl_trainers: Which of TRL's trainers are timed, see `agents/benchmark/performance/trl_peer.py`.
         threads: Of torch.
         precision: `float32`, or `bfloat16`: ours and TRL train in mixed precision; SB3's PPO always computes in float32.
@@ -94,7 +97,9 @@ class Speed:
     batch: int = 8
     repeats: int = 6
     stock_minibatches: int = 2
+    stock: bool = True
     trl: Path | None = None
+    trl_newest: Path | None = None
     trl_trainers: tuple[str, ...] = ("ppo", "ppo-small-critic", "grpo", "rloo")
     threads: int = 2
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -128,6 +133,14 @@ def make_ours(config: Speed) -> TextPPO:
     """Return a TextPPO that writes and learns as configured, held to a reference."""
     return TextPPO(
         "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs,
+        policy_kwargs={**_policy_kwargs(config, config.precision), "compile": config.compile}, seed=0, device=config.device,
+    )  # fmt: skip
+
+
+def make_grpo(config: Speed) -> GRPO:
+    """Return a GRPO that writes and learns as configured, with TRL's weight of KL in the loss."""
+    return GRPO(
+        "TransformerPolicy", _env(config), n_episodes=config.episodes, batch_size=config.batch, n_epochs=config.epochs, beta=0.05,
         policy_kwargs={**_policy_kwargs(config, config.precision), "compile": config.compile}, seed=0, device=config.device,
     )  # fmt: skip
 
@@ -193,7 +206,7 @@ def _policy_kwargs(config: Speed, precision: str = "float32") -> dict[str, Any]:
     return {"model": model_config(config), "min_new_tokens": config.new_tokens, "precision": precision}
 
 
-def iterate(model: TextPPO) -> dict[str, float]:
+def iterate(model: TextPPO | GRPO) -> dict[str, float]:
     """Time one rollout, one reference pass and one update."""
     total, _ = timed(lambda: model.learn(1, reset_num_timesteps=False), model.device, 1)  # a whole rollout, for one token
     reference, update = model.rollout_buffer.stats.reference_seconds, model.logger.name_to_value["time/update_seconds"]

@@ -80,13 +80,10 @@ class Backbone(ABC):
         """Return how many positions a full pass has, and how many of them hold a token."""
         return batch.input_ids.numel(), int(batch.lengths().sum())
 
-    def _count(self, positions: int, tokens: int) -> None:
-        if torch.is_grad_enabled():
-            self.positions += positions, tokens
-
     def trunk(self, batch: SequenceBatch) -> torch.Tensor:
         """Run a full pass, shape (B, L, D)."""
-        self._count(*self._laid_out(batch))
+        if torch.is_grad_enabled():
+            self.positions += self._laid_out(batch)
         with self.precision():
             if not self._compiles:
                 return self._run_trunk(batch)

@@ -136,7 +136,8 @@ class DecoderOnly(FromTransformers):
             self.autocast = autocast
 
     def _run_joined(self, joined: JoinedTexts) -> torch.Tensor:
-        self._count(joined.ids.numel(), joined.ids.numel())
+        if torch.is_grad_enabled():
+            self.positions += joined.ids.numel()
         with self.precision(), attending(self._trunk.config):
             out = self._trunk(input_ids=joined.ids, position_ids=joined.positions, use_cache=False, joined=joined)
         return out.last_hidden_state[0][joined.predictor].float()  # (1, M, D), (N, D)

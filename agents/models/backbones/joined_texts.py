@@ -44,7 +44,7 @@ class JoinedTexts(NamedTuple):
         ids: Shape (1, M), int64.
         positions: Of each in its text, shape (1, M).
         predictor: Index of the newest token before each action, shape (N,).
-        attended: The prompts, and the responses.
+        attended: The roots, and the branches, in parts of like length.
         outputs: Index of each token among the queries of `attended`, one after another, shape (M,).
     """
 
@@ -104,9 +104,11 @@ def join_texts(batch: SequenceBatch) -> JoinedTexts:
         number += inside.size
 
     rows, columns = np.divmod(predictor, batch.input_ids.shape[1])  # (N,) each
-    there = to_device(batch.input_ids.device, (flat_ids[None], positions[None], where[rows, columns], outputs, *arrays))
-    attended = [Attended(*part[:2], part[2] if part[2].numel() else None) for part in zip(*[iter(there[4:])] * 3, strict=True)]
-    return JoinedTexts(*there[:3], attended, there[3])
+    fixed = (flat_ids[None], positions[None], where[rows, columns], outputs)
+    ids_, positions_, predictor_, outputs_, *parts = to_device(batch.input_ids.device, (*fixed, *arrays))
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    attended = [Attended(queries, keys, seen if seen.numel() else None) for queries, keys, seen in triples]
+    return JoinedTexts(ids_, positions_, predictor_, attended, outputs_)
 
 
 @contextmanager

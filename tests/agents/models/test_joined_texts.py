@@ -152,10 +152,11 @@ def test_the_base_under_adapters_is_joined_too():
 @pytest.mark.parametrize("name", ["llama", "mistral", "mamba", "t5", "bloom"])
 def test_a_length_at_a_time_gives_what_all_at_once_gives(name, monkeypatch):
     rng = np.random.default_rng(0)
-    texts = [TextRecord(rng.integers(VOCAB, size=2), rng.integers(VOCAB, size=n), 0) for n in (50, 3, 9, 48, 30, 2)]
+    texts = [TextRecord(rng.integers(VOCAB, size=2), rng.integers(VOCAB, size=n), 0) for n in (100, 3, 9, 96, 60, 2)]
     backbone, batch = backbone_of(load_lm(MODELS[name])), pack(texts, "cpu")
-    # 51 and 49 tokens, 31, the others: 31 is more than half of 51, but the next is 10, as far from half of 51 as from 31 - 16
-    assert [part.input_ids.shape for part, _ in batch.by_length()] == [(3, 51), (3, 10)]
+    # 101, 97 and 61 tokens, which is more than half of 101; and 10, 4 and 3, which are 16 tokens apart at most
+    assert [part.input_ids.shape for part, _ in batch.by_length()] == [(3, 101), (3, 10)]
+    assert len(batch.split(1)[4][0].by_length()) == len(pack([texts[1], texts[4]], "cpu").by_length()) == 1  # short ones
     backbone.joinable = False
     results = []
     for spares in (0.75, 0.0):
@@ -167,9 +168,9 @@ def test_a_length_at_a_time_gives_what_all_at_once_gives(name, monkeypatch):
     assert (hidden - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert (gradient - plain_gradient).abs().max() <= 1e-5 * plain_gradient.abs().max()
     if name == "t5":  # two prompt tokens, and the start token and all but the last of the response, of each text
-        assert (counted, plain_counted) == ([2 * (3 * 52 + 3 * 11), 2 * 154], [2 * 6 * 52, 2 * 154])
+        assert (counted, plain_counted) == ([2 * (3 * 102 + 3 * 11), 2 * 282], [2 * 6 * 102, 2 * 282])
     else:  # both_ways passes twice
-        assert (counted, plain_counted) == ([2 * (3 * 51 + 3 * 10), 2 * 148], [2 * 6 * 51, 2 * 148])
+        assert (counted, plain_counted) == ([2 * (3 * 101 + 3 * 10), 2 * 276], [2 * 6 * 101, 2 * 276])
 
 
 def test_micro_batches_are_as_wide_as_their_own_texts():

@@ -1,4 +1,4 @@
-"""What joining a batch's texts in one row spares: `python -m agents.benchmark.performance.joined_texts`, and with `--uneven`.
+"""What joining a batch's texts in one row spares: `python -m agents.benchmark.performance.updates.joined_texts`, and with `--uneven`.
 
 Groups of texts with a common prompt, all of one length; or, with `--uneven`, texts without one, whose lengths are log-uniform.  The same
 minibatches go through `agents.models.backbones.joined_texts` and side by side, in turns in one process, and seconds are CPU time, so that a
@@ -19,16 +19,16 @@ import torch
 import tyro
 from rich.console import Console
 
-from ...models import sequences
-from ...models.backbones import backbone_of
-from ...models.loading import load_lm
-from ...models.log_probs import action_log_probs
-from ...models.sampler import Sampler
-from ...models.sequences import SequenceBatch, TextRecord, pack
-from ...reports.tables import terminal_table
-from ...utils.fresh_processes import fresh_pool
-from .hardware import peak_mib, resident_mib
-from .speed_workload import SIZES, Size, Speed, model_config
+from ....models import sequences
+from ....models.backbones import backbone_of
+from ....models.loading import load_lm
+from ....models.log_probs import action_log_probs
+from ....models.sampler import Sampler
+from ....models.sequences import SequenceBatch, TextRecord, pack
+from ....reports.tables import terminal_table
+from ....utils.fresh_processes import fresh_pool
+from ..hardware import peak_mib, resident_mib
+from ..speed_workload import SIZES, Size, Speed, model_config
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Bench:
         source: Any = config.model or model_config(Speed(**SIZES[config.size], prompt=1, new_tokens=longest - 1))
         self.config = config
         self.backbone: Any = backbone_of(load_lm(source).train())
-        self.optimizer = torch.optim.Adam(self.backbone.lm.parameters(), fused=True)
+        self.optimizer = torch.optim.Adam(self.backbone.lm.parameters(), lr=1e-7, fused=True)  # a pretrained model stays what it is
         self.texts = _texts(config, self.backbone.vocab_size)
 
     def measure(self, way: Way) -> Measured:
