@@ -4,6 +4,7 @@ import os
 import pytest
 from filelock import FileLock
 
+gc.disable()  # until everything is imported, see `pytest_collection_finish`
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and one worker a core: more threads only spin
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -40,6 +41,7 @@ def pytest_collection_finish() -> None:
 
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

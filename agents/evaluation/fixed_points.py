@@ -40,7 +40,7 @@ def fixed_point(
     Raises:
         RuntimeError: The search found no rest.
     """
-    policy = list(reference)
+    policy, share, before = list(reference), 0.5, np.inf
     for _ in range(2000):
         rewards, masses = _distribution(tree, policy)
         points, weights = (rewards, masses) if group_size is None else quantised(rewards, masses, _POINTS)
@@ -50,7 +50,9 @@ def fixed_point(
         moved = max(float(np.abs(np.exp(new) - np.exp(old)).max()) for new, old in zip(after, policy, strict=True))
         if moved < 1e-8:
             return after
-        mixed = [0.5 * new + 0.5 * old for new, old in zip(after, policy, strict=True)]  # the whole step would swing
+        share = max(0.9 * share, 0.05) if moved >= before else share  # of the step that is taken: of too large a one, the policy swings
+        before = moved
+        mixed = [share * new + (1 - share) * old for new, old in zip(after, policy, strict=True)]
         policy = [level - np.logaddexp.reduce(level, 1, keepdims=True) for level in mixed]
     raise RuntimeError(f"no policy at rest was found: the last step still moved a probability by {moved:.1g}")
 

@@ -7,9 +7,6 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-_ALGORITHMS = [f"agents.algorithms.{name}" for name in ("ppo", "rloo", "a2c", "dpo")]
-_PRELOAD = ["agents.benchmark.run_job", *_ALGORITHMS, "torch._dynamo"]  # which the first step of an optimizer imports
-
 
 def fresh_processes() -> Any:
     """Return the context of `multiprocessing` that forks them from a server, or spawns them where there is none."""
@@ -18,7 +15,7 @@ def fresh_processes() -> Any:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # the server inherits it; threads that spin would slow the others
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload([f"{__package__}.preloaded"])
     return context
 
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from agents import GRPO
 from agents.algorithms.common.policy_loss import estimated_kl
+from agents.benchmark.studies.sampler_mismatch import texts_of
+from agents.evaluation.exact_optimum import distributions
 from agents.evaluation.fixed_points import fixed_point, mean_advantages, quantised
-from textrl_env.tasks.exact import TokenTree
+from textrl_env.tasks.exact import PROMPTS, TASKS, TokenTree
 
 TEXTS = [(0,), *((a, b) for a in (1, 2) for b in (0, 1, 2))]  # three tokens, at most two: of seven texts
 
@@ -92,3 +95,23 @@ def test_a_distribution_of_few_points_has_the_same_mean():
     assert len(points) <= 16 and weights.sum() == pytest.approx(1) and points @ weights == pytest.approx(rewards @ masses)
     points, weights = quantised(np.array([1.0, 3.0, 1.0]), np.array([0.2, 0.5, 0.3]), 16)
     assert points.tolist() == [1, 3] and weights == pytest.approx([0.5, 0.5])
+
+
+def test_a_policy_that_swings_is_led_to_rest_by_smaller_steps():
+    """On this first policy steps of one half swing for ever; the expected update over all texts vanishes where smaller ones end."""
+    task, beta = TASKS["Smooth"], 0.5
+    table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": task.vocab_size, "length": task.length + 1}
+    agent = GRPO("TransformerPolicy", task.id, seed=2, policy_kwargs={"model": table}, n_episodes=64, batch_size=64)
+    tree = task.tree(1)
+    reference = distributions(agent.rollout_buffer.reference, int(PROMPTS[1]), tree.prefixes, task.vocab_size)
+    nodes, tokens, offsets, scores = texts_of(tree)
+    logits = torch.tensor(np.concatenate(fixed_point(tree, reference, beta, None, True, True)), requires_grad=True)
+    own, ref = logits.log_softmax(-1)[nodes, tokens], torch.tensor(np.concatenate(reference))[nodes, tokens]
+    lengths = torch.tensor(np.diff(offsets))
+    text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    mass = torch.zeros(len(lengths), dtype=own.dtype).index_add(0, text, own.detach()).exp()
+    paid = torch.tensor(scores)
+    advantages = (paid - mass @ paid) / ((mass @ (paid - mass @ paid) ** 2).sqrt() + 1e-4)
+    ratio = (own - own.detach()).exp()
+    loss = (mass / lengths)[text] * (advantages[text] * ratio - beta * estimated_kl("k3", own, ratio, ref))
+    assert torch.autograd.grad(loss.sum(), logits)[0].abs().max() < 1e-6
