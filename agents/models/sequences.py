@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,10 @@ import torch
 
 from .sampler import Sampler
 from .upload import to_device
+
+SPARES = 0.75  # of a batch's positions: from there on a pass for each length costs less than the padding
+_SHORT = 64  # tokens of the longest text up to which nothing is gained
+_FEW = 16  # tokens of padding that are not worth a pass of their own
 
 
 class SequenceBatch(NamedTuple):
@@ -50,22 +54,54 @@ class SequenceBatch(NamedTuple):
         ids, predictor, prompts = (column.cpu().numpy() for column in (self.input_ids, self.predictor, self.prompt_lengths))
         return ids, predictor, prompts
 
+    def lengths(self) -> np.ndarray:
+        """Return the tokens of each text up to the one before its last action, shape (B,); padding and what is never read begin there."""
+        ids, predictor, _ = self.on_host()
+        rows, columns = np.divmod(predictor, ids.shape[1])  # (N,) each
+        lengths = np.zeros(len(ids), np.int64)  # (B,)
+        np.maximum.at(lengths, rows, columns + 1)
+        return lengths
+
+    def by_length(self) -> list[tuple[SequenceBatch, torch.Tensor]]:
+        """Cut the batch into parts of like length, for hidden states only; return each with the indices of its actions, shape (n,).
+
+        A part holds no text of less than half its width, and all parts together have at most `SPARES` of the batch's positions: else
+        there is one part, the batch, and so if texts are short.
+        """
+        (ids, predictor, _), lengths = self.on_host(), self.lengths()
+        parts = list(of_like_length(lengths, 0.5))
+        if ids.shape[1] <= _SHORT or sum(len(texts) * lengths[texts].max() for texts in parts) > SPARES * ids.size:
+            return [(self, torch.arange(len(predictor), device=self.input_ids.device))]
+        rows, columns = np.divmod(predictor, ids.shape[1])  # (N,) each
+        return [self._of_texts(texts, rows, columns, lengths[texts].max()) for texts in parts]
+
+    def _of_texts(self, texts: np.ndarray, rows: np.ndarray, columns: np.ndarray, width: int) -> tuple[SequenceBatch, torch.Tensor]:
+        ids, _, prompts = self.on_host()
+        number = np.full(len(ids), -1)
+        number[texts] = np.arange(len(texts))
+        actions = np.flatnonzero(number[rows] >= 0)  # (n,)
+        host = (ids[texts, :width], number[rows[actions]] * width + columns[actions], prompts[texts])
+        there, predictor, lengths, chosen, which = to_device(self.input_ids.device, (*host, actions, texts))
+        images = None if self.images is None else self.images[which]
+        return SequenceBatch(there, predictor, self.steps[chosen], lengths, host=host, images=images), chosen
+
     def split(self, size: int) -> list[tuple[SequenceBatch, slice]]:
-        """Cut the batch into parts of at most `size` texts; return each with the range of its actions."""
-        ids, predictor, prompts = self.on_host()
+        """Cut the batch into parts of at most `size` texts, each as wide as its longest; return each with the range of its actions."""
+        (ids, predictor, prompts), lengths = self.on_host(), self.lengths()
         edges = list(range(0, len(self.input_ids), size))
         bounds = np.searchsorted(predictor // ids.shape[1], [*edges, len(ids)]).tolist()  # the rows of actions ascend
         parts = []
         for start, first, last in zip(edges, bounds[:-1], bounds[1:], strict=True):
             part = self.only(slice(first, last))
             texts = slice(start, start + size)
-            offset = start * self.input_ids.shape[1]
+            before, width = ids.shape[1], int(lengths[texts].max())
+            moved, there = ((of // before - start) * width + of % before for of in (predictor[first:last], part.predictor))
             part = part._replace(
-                input_ids=self.input_ids[texts],
+                input_ids=self.input_ids[texts, :width],
                 prompt_lengths=self.prompt_lengths[texts],
-                predictor=part.predictor - offset,
+                predictor=there,
                 images=None if self.images is None else self.images[texts],
-                host=(ids[texts], predictor[first:last] - offset, prompts[texts]),
+                host=(ids[texts, :width], moved, prompts[texts]),
             )
             parts.append((part, slice(first, last)))
         return parts
@@ -122,6 +158,20 @@ class TextRecord(NamedTuple):
     first_step: int
     replies: Sequence[tuple[int, np.ndarray]] = ()
     image: np.ndarray | None = None
+
+
+def of_like_length(lengths: np.ndarray, share: float) -> Iterator[np.ndarray]:
+    """Yield the indices of texts of like length, the longest first, without those of length 0.
+
+    Each text has this share of the tokens of the longest beside it, or at most 16 tokens less.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    while len(order):
+        longest = lengths[order[0]]
+        inside = lengths[order] >= min(share * longest, longest - _FEW)
+        yield order[inside]
+        order = order[~inside]
 
 
 def pack(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from stable_baselines3.common.logger import Logger
 
 from ...distributed.ranks import Ranks, combined
+from ...models.backbones import Backbone
 from ...rollouts.rollout_samples import RolloutResult
 
 _NAMES: Mapping[str, str] = {
@@ -88,3 +89,10 @@ def record_rollout(logger: Logger, rollout: RolloutResult, ranks: Ranks) -> None
     record("time/rollout_seconds", writing)
     record("time/reference_tokens_per_second", stats.num_tokens / max(stats.reference_seconds, 1e-9))
     record("time/reference_seconds", stats.reference_seconds)
+
+
+def record_padding(logger: Logger, backbone: Backbone, ranks: Ranks) -> None:
+    """Log which share of the positions that the update's passes computed, on all ranks, held no token."""
+    positions, tokens = ranks.sums(backbone.positions)
+    if positions:
+        logger.record("tokens/padding_share", 1 - tokens / positions)

@@ -44,7 +44,7 @@ from .changed_arguments import changed_attributes, check_whole, vocabulary_hash
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
-from .metric_names import record_rollout, rename
+from .metric_names import record_padding, record_rollout, rename
 from .random_states import generators, restore_generators
 from .training_warnings import RolloutSymptoms, TrainingChecks, trainable_parameters
 
@@ -242,7 +242,9 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         for parameter in waiting:
             parameter.requires_grad_(False)
         try:
+            self.policy.backbone.positions[:] = 0
             self._train()
+            record_padding(self.logger, self.policy.backbone, self.ranks)
             self._average_log()
             rename(self.logger)
         finally:

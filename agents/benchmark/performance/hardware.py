@@ -7,36 +7,50 @@ import platform
 import resource
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModel
+from transformers.pytorch_utils import Conv1D
 
-if TYPE_CHECKING:
-    from .speed_workload import Speed
+from .speed_workload import Speed, model_config
 
 _STATUS = Path("/proc/self/status")
 
 
 def rollout_operations(speed: Speed) -> float:
-    """Return the floating-point operations of a rollout's matrix products, each token read once."""
-    read = speed.prompt + speed.new_tokens - 1  # the last token is never read
-    attention = 2 * speed.layers * speed.width * read * (read + 1)  # scores and sums over the tokens so far, half a square each
-    per_text = 2 * (_weights(speed) * read + speed.width * speed.vocabulary * speed.new_tokens) + attention
-    return float(speed.episodes * per_text)
+    """Return the floating-point operations of a rollout's matrix products, each token read once, and a prompt of a group once."""
+    config = lm_config(speed)
+    response, prompt = speed.new_tokens - 1, speed.prompt  # the last token is never read
+    groups = speed.episodes // speed.group
+    reads = groups * prompt + speed.episodes * response
+    # Scores and sums over the tokens so far
+    looks = groups * prompt * (prompt + 1) / 2 + speed.episodes * response * (prompt + (response + 1) / 2)
+    attention = 4 * config.num_hidden_layers * config.hidden_size * looks
+    return float(2 * (_weights(config) * reads + config.hidden_size * config.vocab_size * speed.new_tokens * speed.episodes) + attention)
 
 
 def update_operations(speed: Speed) -> float:
-    """Return the floating-point operations of an update's matrix products, forward and backward."""
-    length = speed.prompt + speed.new_tokens
-    per_text = _weights(speed) * length + speed.width * speed.vocabulary * speed.new_tokens  # the head reads responses only
-    attention = 2 * speed.layers * speed.width * length * length  # scores and sums
-    return 6.0 * speed.epochs * speed.episodes * (per_text + attention)
+    """Return the floating-point operations of an update's matrix products, forward and backward, a prompt of a group read once an epoch."""
+    config = lm_config(speed)
+    prompt, response, groups = speed.prompt, speed.new_tokens, speed.episodes // speed.group
+    reads = groups * prompt + speed.episodes * response
+    head = config.hidden_size * config.vocab_size * response * speed.episodes  # it reads responses only
+    squares = groups * prompt**2 + speed.episodes * (2 * prompt + response) * response  # scores and sums, whole squares
+    return 6.0 * speed.epochs * (_weights(config) * reads + head + 2 * config.num_hidden_layers * config.hidden_size * squares)
 
 
-def _weights(speed: Speed) -> int:
-    block = 2 if speed.architecture == "gpt2" else 3  # matrices of the block that is four times as wide; Llama's is gated
-    return speed.layers * (4 + block * 4) * speed.width**2
+def lm_config(speed: Speed) -> Any:
+    """Return the model's configuration as transformers has it."""
+    return AutoConfig.for_model(**model_config(speed))
+
+
+def _weights(config: Any) -> int:
+    """Return how many numbers the matrices have that every token goes through."""
+    with torch.device("meta"):
+        trunk = AutoModel.from_config(config)
+    return sum(layer.weight.numel() for layer in trunk.modules() if isinstance(layer, (torch.nn.Linear, Conv1D)))
 
 
 def card(device: str) -> str:

@@ -39,6 +39,7 @@ def main(config: Speed) -> dict[str, Any]:
         ValueError: A number is out of range, or the Python given for TRL is not there.
         RuntimeError: A contender failed; the message ends with what it wrote.
     """
+    config = config.spelt_out()
     _check(config)
     torch.set_num_threads(config.threads)
     with ExitStack() as stack:
@@ -68,6 +69,8 @@ def _check(config: Speed) -> None:
         raise ValueError(f"repeats={config.repeats}: at least 1 iteration must be timed")
     if config.episodes % config.batch:
         raise ValueError(f"episodes={config.episodes} are no multiple of batch={config.batch}: minibatches would differ in size")
+    if config.episodes % config.group:
+        raise ValueError(f"episodes={config.episodes} are no multiple of group={config.group}: the last group would be cut")
 
 
 def _take_turns(config: Speed, all_of_them: list[Contender]) -> list[float]:

@@ -2,8 +2,8 @@
 
 So the time of all is taken in turns and the peak memory of each is its own.  A contender writes a line of JSON when it is ready, one after
 each iteration, and one with its memory and versions at the end; it reads a line before each iteration and before the end.
-`python -m agents.benchmark.performance.speed_contenders ours` is TextPPO, `sb3` is SB3's PPO, `sb3-policy` the same with our policy, and
-`trl_peer.py` beside this file is TRL's trainers.
+`python -m agents.benchmark.performance.speed_contenders ours` is TextPPO, `grpo` GRPO, `sb3` SB3's PPO, `sb3-policy` the same with our
+policy, and `trl_peer.py` beside this file is TRL's trainers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from textrl_env.utils.files import plain
 
 from ...utils.run_folder import versions
 from .hardware import peak_mib, resident_mib
-from .speed_workload import Speed, iterate, iterate_stock, make_ours, make_stock, model_config
+from .speed_workload import Speed, iterate, iterate_stock, make_grpo, make_ours, make_stock, model_config
 
 INSTALL = "python -m venv trl && trl/bin/pip install torch trl==1.12.0 requests, then --trl trl/bin/python"
 _HERE = Path(__file__).parent
@@ -93,18 +93,25 @@ class Contender:
 
 
 def contenders(config: Speed) -> list[tuple[str, list[str]]]:
-    """Return the arguments of `Contender` for ours, SB3's PPO twice, and TRL's trainers if there is an environment that has them."""
+    """Return the arguments of `Contender` for ours, SB3's PPO twice, and TRL's trainers if there is an environment that has them.
+
+    Where texts come in groups, GRPO is timed here too.
+    """
     settings = json.dumps(plain(dataclasses.asdict(config)))
     command = [sys.executable, "-m", "agents.benchmark.performance.speed_contenders"]
-    names = {"ours": "ours", "SB3 PPO": "sb3", "SB3 PPO, our policy": "sb3-policy"}
+    names = {"ours": "ours"}
+    names |= {"ours, GRPO": "grpo"} if config.group > 1 else {}
+    names |= {"SB3 PPO": "sb3", "SB3 PPO, our policy": "sb3-policy"} if config.stock else {}
     commands = [(shown, [*command, name, settings]) for shown, name in names.items()]
     python = trl_python(config.trl)
-    if python is not None:
+    newest = trl_python(config.trl_newest) if config.trl_newest is not None else python
+    if python is not None or newest is not None:
         shared = ("prompt", "new_tokens", "episodes", "epochs", "batch", "threads", "precision", "device")
         work = json.dumps({"model": model_config(config), **{name: getattr(config, name) for name in shared}})
         flags = ["--iterations", str(1 + config.repeats), "--work", work, "--lockstep"]
-        peer = [str(python), "-I", str(_HERE / "trl_peer.py")]
-        commands += [(f"TRL {name}", [*peer, name, *flags]) for name in config.trl_trainers]
+        where = {name: python if name.startswith("ppo") else newest for name in config.trl_trainers}
+        script = str(_HERE / "trl_peer.py")
+        commands += [(f"TRL {name}", [str(of), "-I", script, name, *flags]) for name, of in where.items() if of is not None]
     return commands
 
 
@@ -146,8 +153,8 @@ def _await_word() -> None:
 
 
 def _prepare(name: str, config: Speed) -> Callable[[], dict[str, float]]:
-    if name == "ours":
-        ours = make_ours(config)
+    if name in ("ours", "grpo"):
+        ours = make_ours(config) if name == "ours" else make_grpo(config)
         return lambda: iterate(ours)
     stock = make_stock(config, own_policy=name == "sb3-policy")
     return lambda: iterate_stock(stock, config.stock_minibatches)

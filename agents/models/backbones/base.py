@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..mixed_precision import warn_without_bfloat16
 from ..sequences import PartialTexts, SequenceBatch
@@ -44,6 +45,8 @@ class Backbone(ABC):
         tried: Tokens of the texts up to which that was tried.
         reads_prompt_apart: Whether prompts go through an encoder.
         reads_images: Whether the prompts' pictures do.
+        positions: Of full passes with gradients since this was set to 0, shape (2,): those that went through the trunk, and those of them
+            that held a token.
         graphable: Whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`.
     """
 
@@ -56,6 +59,7 @@ class Backbone(ABC):
         self.autocast: torch.dtype | None = None
         self.cacheable: bool | None = None
         self.tried = 0
+        self.positions = np.zeros(2, np.int64)
         self._compiled: Any = None
         self._compiles = False
 
@@ -72,8 +76,14 @@ class Backbone(ABC):
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         """Return hidden states of all positions, in the trunk's precision."""
 
+    def _laid_out(self, batch: SequenceBatch) -> tuple[int, int]:
+        """Return how many positions a full pass has, and how many of them hold a token."""
+        return batch.input_ids.numel(), int(batch.lengths().sum())
+
     def trunk(self, batch: SequenceBatch) -> torch.Tensor:
         """Run a full pass, shape (B, L, D)."""
+        if torch.is_grad_enabled():
+            self.positions += self._laid_out(batch)
         with self.precision():
             if not self._compiles:
                 return self._run_trunk(batch)
@@ -136,7 +146,20 @@ class Backbone(ABC):
         return (sources >= 0).sum(1)
 
     def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D), float32."""
+        """Return the hidden state that predicts each action, shape (N, D), float32.
+
+        Updates on a CPU read texts of unlike length one length after the other where that spares much padding.  Passes without gradients
+        need not: the texts of reference passes are of like length.
+        """
+        if not torch.is_grad_enabled() or self.device.type != "cpu" or any(isinstance(p, DTensor) for p in self.lm.parameters()):
+            return self._side_by_side(batch)  # ranks that share weights must make as many passes
+        parts = batch.by_length()
+        if len(parts) == 1:
+            return self._side_by_side(batch)
+        order = torch.cat([actions for _, actions in parts]).argsort()
+        return torch.cat([self._side_by_side(part) for part, _ in parts])[order]
+
+    def _side_by_side(self, batch: SequenceBatch) -> torch.Tensor:
         return self.trunk(batch).flatten(0, 1)[batch.predictor].float()  # (B, L, D), (B * L, D), (N, D)
 
     @abstractmethod

@@ -124,7 +124,7 @@ class DecoderOnly(FromTransformers):
         batch = probe(self.vocab_size, longest, self.device)
         autocast, self.autocast = self.autocast, None
         try:
-            plain, alone = (super(DecoderOnly, self).hidden(texts) for texts in (batch, batch.split(1)[0][0]))  # (N, D), (n, D)
+            plain, alone = (self._side_by_side(texts) for texts in (batch, batch.split(1)[0][0]))  # (N, D), (n, D)
             if not torch.isfinite(plain).all():
                 return None
             rounding = float((plain[: len(alone)] - alone).abs().max())  # the same text in a larger batch
@@ -136,6 +136,8 @@ class DecoderOnly(FromTransformers):
             self.autocast = autocast
 
     def _run_joined(self, joined: JoinedTexts) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.positions += joined.ids.numel()
         with self.precision(), attending(self._trunk.config):
             out = self._trunk(input_ids=joined.ids, position_ids=joined.positions, use_cache=False, joined=joined)
         return out.last_hidden_state[0][joined.predictor].float()  # (1, M, D), (N, D)

@@ -42,8 +42,7 @@ class EncoderDecoder(FromTransformers):
         if room is not None and room < max(prompt, response):
             raise ValueError(f"the model reads and writes {room} tokens, the prompt takes {prompt}, the response {response}: shorten them")
 
-    def hidden(self, batch: SequenceBatch) -> torch.Tensor:
-        """Return the hidden state that predicts each action, shape (N, D)."""
+    def _side_by_side(self, batch: SequenceBatch) -> torch.Tensor:
         rows = batch.rows  # (N,)
         return self.trunk(batch)[rows, batch.steps].float()  # (B, T, D), (N, D)
 
@@ -65,6 +64,11 @@ class EncoderDecoder(FromTransformers):
         return self.lm.get_decoder()(
             input_ids=decoder_ids, encoder_hidden_states=encoded, encoder_attention_mask=read, use_cache=False
         ).last_hidden_state
+
+    def _laid_out(self, batch: SequenceBatch) -> tuple[int, int]:
+        lengths, prompts = batch.lengths(), np.maximum(batch.on_host()[2], 1)  # (B,) each; the decoder reads its start token besides
+        written = lengths - prompts + 1
+        return len(lengths) * int(prompts.max() + written.max()), int(lengths.sum() + len(lengths))
 
     @property
     def head(self) -> nn.Linear | None:

@@ -16,10 +16,11 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from ..sequences import SequenceBatch, TextRecord, pack
+from ..sequences import SequenceBatch, TextRecord, of_like_length, pack
 from ..upload import to_device
 
 _NAME = "textrl_joined"
+_ALIKE = 0.75  # of the longest text of a part that attends together, the shortest
 
 
 class Attended(NamedTuple):
@@ -43,7 +44,7 @@ class JoinedTexts(NamedTuple):
         ids: Shape (1, M), int64.
         positions: Of each in its text, shape (1, M).
         predictor: Index of the newest token before each action, shape (N,).
-        attended: The prompts, and the responses.
+        attended: The roots, and the branches, in parts of like length.
         outputs: Index of each token among the queries of `attended`, one after another, shape (M,).
     """
 
@@ -63,37 +64,50 @@ def probe(vocab_size: int, longest: int, device: torch.device) -> SequenceBatch:
 
 
 def join_texts(batch: SequenceBatch) -> JoinedTexts:
-    """Put the tokens of a batch into one row, equal prompts once; tokens that no action comes after are left out."""
+    """Put the tokens of a batch into one row, equal prompts once; tokens that no action comes after are left out.
+
+    Each text consists of a root and a branch: a prompt that several share and its response, or all of it and nothing.
+    """
     # Names: `place` is that of a token in its text, `where` that in the row of all tokens.
     ids, predictor, prompts = batch.on_host()
-    rows, columns = np.divmod(predictor, ids.shape[1])  # (N,) each
-    lengths = np.zeros(len(ids), np.int64)  # (B,)
-    np.maximum.at(lengths, rows, columns + 1)
+    lengths = batch.lengths()  # (B,)
     prompts = np.minimum(prompts, lengths)
     place = np.arange(lengths.max())  # (L,)
-    _, first, twin = np.unique(np.where(place < prompts[:, None], ids[:, : len(place)], -1), axis=0, return_index=True, return_inverse=True)
-    ends = np.cumsum(np.concatenate([prompts[first], lengths - prompts]))  # (U + B,): the prompts, then the responses
+    ids, real = ids[:, : len(place)], place < lengths[:, None]  # (B, L) each
+    opening = np.where(place < prompts[:, None], ids, -1)  # (B, L)
+    _, first, twin, sharing = np.unique(opening, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    twin = twin.ravel()
+    roots = np.where(sharing > 1, prompts[first], lengths[first])  # (U,)
+    split = roots[twin][:, None]  # (B, 1): where the branch begins
+    ends = np.cumsum(np.concatenate([roots, lengths - split[:, 0]]))  # (U + B,): the roots, then the branches
     starts = np.concatenate([[0], ends[:-1]])
-    where = np.where(place < prompts[:, None], starts[twin.ravel(), None], (starts[len(first) :] - prompts)[:, None]) + place  # (B, L)
-    where[place >= lengths[:, None]] = 0
+    where = np.where(place < split, starts[twin, None], starts[len(first) :, None] - split) + place  # (B, L)
+    where[~real] = 0
     flat_ids, positions = np.zeros((2, ends[-1]), np.int64)  # (M,) each
-    real = place < lengths[:, None]  # (B, L)
-    flat_ids[where[real]], positions[where[real]] = ids[:, : len(place)][real], np.broadcast_to(place, real.shape)[real]
-    ahead = where[first][:, : prompts.max()]  # (U, P): the prompts' tokens
-    own = np.arange((lengths - prompts).max()) + prompts[:, None]  # (B, T)
-    behind = np.take_along_axis(where, np.minimum(own, len(place) - 1), 1)  # (B, T): the responses' tokens
-    outputs = np.zeros(ends[-1], np.int64)
-    inside = own < lengths[:, None]
-    outputs[behind[inside]] = ahead.size + np.flatnonzero(inside)
-    inside = place[: ahead.shape[1]] < prompts[first, None]
-    outputs[ahead[inside]] = np.flatnonzero(inside)
+    flat_ids[where[real]], positions[where[real]] = ids[real], np.broadcast_to(place, real.shape)[real]
 
-    seen = place <= own[:, None, :, None]  # (B, 1, T, L)
-    arrays = (flat_ids[None], positions[None], where[rows, columns], outputs, ahead, behind, where, seen)
-    ids_, positions_, predictor_, outputs_, prompts_, responses, texts, attended_to = to_device(batch.input_ids.device, arrays)
-    attended = [Attended(prompts_, prompts_, None)]
-    if behind.size:
-        attended.append(Attended(responses, texts, attended_to))
+    arrays: list[np.ndarray] = []  # of each part: queries, keys, and what is seen
+    outputs, number = np.zeros(ends[-1], np.int64), 0
+    for rows in of_like_length(roots, _ALIKE):
+        own = place[None, : roots[rows].max()]  # (1, q)
+        arrays += [where[first[rows]][:, : own.shape[1]]] * 2 + [np.zeros(0)]  # (b, q) each
+        inside = own < roots[rows, None]
+        outputs[arrays[-2][inside]] = number + np.flatnonzero(inside)
+        number += inside.size
+    for rows in of_like_length(lengths - split[:, 0], _ALIKE):
+        own = np.arange((lengths - split[:, 0])[rows].max()) + split[rows]  # (b, q)
+        keys = where[rows][:, : lengths[rows].max()]  # (b, k)
+        queries = np.take_along_axis(keys, np.minimum(own, keys.shape[1] - 1), 1)
+        arrays += [queries, keys, place[: keys.shape[1]] <= own[:, None, :, None]]  # the last (b, 1, q, k)
+        inside = own < lengths[rows, None]
+        outputs[queries[inside]] = number + np.flatnonzero(inside)
+        number += inside.size
+
+    rows, columns = np.divmod(predictor, batch.input_ids.shape[1])  # (N,) each
+    fixed = (flat_ids[None], positions[None], where[rows, columns], outputs)
+    ids_, positions_, predictor_, outputs_, *parts = to_device(batch.input_ids.device, (*fixed, *arrays))
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    attended = [Attended(queries, keys, seen if seen.numel() else None) for queries, keys, seen in triples]
     return JoinedTexts(ids_, positions_, predictor_, attended, outputs_)
 
 

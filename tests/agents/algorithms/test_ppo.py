@@ -1,6 +1,7 @@
 """TextPPO: what must hold at its first update, what must never change, and what a checkpoint must keep."""
 
 import copy
+import dataclasses
 
 import gymnasium
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.algorithms.ppo import TextPPO
+from agents.models.backbones import decoder_only
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.collect import play_episodes
 
@@ -225,3 +227,19 @@ def test_nan_weights_stop_the_run(make_env):
         model.policy.lm.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="NaN"):
         model.learn(100)
+
+
+def test_the_log_says_what_padding_the_update_computed(make_env, monkeypatch):
+    model = make(make_env(), batch_size=20, n_epochs=2)
+    model.learn(1)
+    buffer, logged = model.rollout_buffer, model.logger.name_to_value
+    lengths = np.array([len(s.context) + s.steps.stop - s.steps.start - 1 for s in buffer.segments])  # the last token is never read
+    assert len(set(lengths)) > 3
+    assert logged["tokens/padding_share"] == pytest.approx(1 - lengths.mean() / lengths.max())
+    model.policy.settings = dataclasses.replace(model.policy.settings, micro_batch_size=1)
+    model.train()
+    assert logged["tokens/padding_share"] == 0  # each as wide as it is long
+    model.policy.settings = dataclasses.replace(model.policy.settings, micro_batch_size=0)
+    monkeypatch.setattr(decoder_only, "_WIDE", 0)
+    model.train()
+    assert logged["tokens/padding_share"] == 0 and model.policy.backbone.joinable

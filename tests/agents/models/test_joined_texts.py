@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agents.benchmark.performance.architectures import WITH_IMAGES, architectures
+from agents.models import sequences
 from agents.models.backbones import backbone_of, decoder_only
 from agents.models.backbones.joined_texts import join_texts
 from agents.models.loading import load_lm
@@ -62,15 +63,26 @@ def test_joined_texts_give_what_texts_side_by_side_give(name):
     assert bool(joins) is (name in JOINS)
 
 
-def test_in_float64_only_the_last_digits_differ(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)  # of `hidden`; GPT-2 itself never asks for float32
-    backbone, batch = backbone_of(load_lm(GPT2).double()), pack(TEXTS, "cpu")
-    backbone.hidden(batch)
-    assert backbone.joinable
-    (hidden, gradient), (plain, plain_gradient) = both_ways(backbone, batch)
-    assert hidden.dtype == torch.float64
-    assert (hidden - plain).abs().max() <= 1e-12 * plain.abs().max()
-    assert (gradient - plain_gradient).abs().max() <= 1e-10 * plain_gradient.abs().max()
+@pytest.mark.parametrize("model", ["gpt2", "llama", "grouped queries"])
+def test_in_float64_only_the_last_digits_differ(monkeypatch, model):
+    to = torch.Tensor.to  # `hidden`, norms and rotary embeddings ask for float32
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, *args, **kwargs: tensor if torch.float32 in args else to(tensor, *args, **kwargs)
+    )
+    models = {"gpt2": GPT2, "llama": LLAMA, "grouped queries": {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}}
+    backbone = backbone_of(load_lm({**models[model], "n_positions": 128, "max_position_embeddings": 128}).double())
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(VOCAB, size=length) for length in (1, 7, 20, 20, 33)]
+    uneven = [TextRecord(prompts[which], rng.integers(VOCAB, size=rng.integers(1, 80)), 0) for which in (0, 1, 1, 1, 2, 3, 3, 4, 4, 4, 4)]
+    for texts in (TEXTS, [uneven[index] for index in rng.permutation(len(uneven))]):
+        batch, backbone.joinable = pack(texts, "cpu"), None
+        backbone.hidden(batch)
+        assert backbone.joinable
+        (hidden, gradient), (plain, plain_gradient) = both_ways(backbone, batch)
+        assert hidden.dtype == torch.float64
+        assert (hidden - plain).abs().max() <= 1e-12 * plain.abs().max()
+        assert (gradient - plain_gradient).abs().max() <= 1e-10 * plain_gradient.abs().max()
 
 
 def test_each_prompt_is_there_once_and_padding_is_not():
@@ -78,14 +90,23 @@ def test_each_prompt_is_there_once_and_padding_is_not():
     # Prompts of 5, 1 and 4 tokens; of each response all but the last token, which is never read: 3 + 0 + 5 + 1, 1 + 1 + 2, 2,
     # 1 + 1 of the text that was begun, 2 + 2 of the dialogue.
     assert joined.ids.shape == (1, 10 + 9 + 4 + 2 + 2 + 4)
-    seen = {}
-    assert [len(part.queries) for part in joined.attended] == [3, len(TEXTS)]
-    for row, text in enumerate(TEXTS):
-        own = joined.attended[1].keys[row][: len(text.context)]
-        assert joined.ids[0, own].tolist() == text.context.tolist()
-        assert joined.positions[0, own].tolist() == list(range(len(text.context)))
-        seen.setdefault(tuple(text.context[: len(text.context) - text.first_step]), set()).add(int(own[0]))
+    seen, batch = {}, pack(TEXTS, "cpu")
+    rows = [row for part in joined.attended for row in part.keys.tolist()]
+    for text, ids, length in zip(TEXTS, batch.input_ids.tolist(), batch.lengths(), strict=True):
+        own = next(row[:length] for row in rows if joined.ids[0, row[:length]].tolist() == ids[:length])
+        assert joined.positions[0, own].tolist() == list(range(length))
+        prompt = tuple(text.context[: len(text.context) - text.first_step])
+        if length > len(prompt):  # or another text may begin like this prompt
+            seen.setdefault(prompt, set()).add(own[0])
     assert all(len(starts) == 1 for starts in seen.values()) and len(seen) == 3
+
+
+def test_texts_of_like_length_attend_together():
+    lengths = [250, 8, 20, 200, 90, 30, 9, 120]
+    joined = join_texts(pack([TextRecord(np.array([row]), np.ones(length, int), 0) for row, length in enumerate(lengths)], "cpu"))
+    assert joined.ids.shape == (1, sum(lengths))
+    assert [part.queries.shape for part in joined.attended] == [(2, 250), (2, 120), (2, 30), (2, 9)]  # from 187.5, 90 and 14 tokens on
+    assert all(part.seen is None for part in joined.attended)  # nobody shares a prompt: each text is attended to from its start
 
 
 def test_what_is_not_sure_to_be_exact_stays_side_by_side(monkeypatch):
@@ -126,3 +147,39 @@ def test_the_base_under_adapters_is_joined_too():
     assert (hidden - before).abs().max() > 1e-2
     assert (hidden - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert (gradient - plain_gradient).abs().max() <= 1e-5 * plain_gradient.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba", "t5", "bloom"])
+def test_a_length_at_a_time_gives_what_all_at_once_gives(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    texts = [TextRecord(rng.integers(VOCAB, size=2), rng.integers(VOCAB, size=n), 0) for n in (100, 3, 9, 96, 60, 2)]
+    backbone, batch = backbone_of(load_lm(MODELS[name])), pack(texts, "cpu")
+    # 101, 97 and 61 tokens, which is more than half of 101; and 10, 4 and 3, which are 16 tokens apart at most
+    assert [part.input_ids.shape for part, _ in batch.by_length()] == [(3, 101), (3, 10)]
+    assert len(batch.split(1)[4][0].by_length()) == len(pack([texts[1], texts[4]], "cpu").by_length()) == 1  # short ones
+    backbone.joinable = False
+    results = []
+    for spares in (0.75, 0.0):
+        monkeypatch.setattr(sequences, "SPARES", spares)
+        backbone.positions[:] = 0
+        ((hidden, gradient), _) = both_ways(backbone, batch)
+        results.append((hidden, gradient, backbone.positions.tolist()))
+    (hidden, gradient, counted), (plain, plain_gradient, plain_counted) = results
+    assert (hidden - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert (gradient - plain_gradient).abs().max() <= 1e-5 * plain_gradient.abs().max()
+    if name == "t5":  # two prompt tokens, and the start token and all but the last of the response, of each text
+        assert (counted, plain_counted) == ([2 * (3 * 102 + 3 * 11), 2 * 282], [2 * 6 * 102, 2 * 282])
+    else:  # both_ways passes twice
+        assert (counted, plain_counted) == ([2 * (3 * 101 + 3 * 10), 2 * 276], [2 * 6 * 101, 2 * 276])
+
+
+def test_micro_batches_are_as_wide_as_their_own_texts():
+    texts = [TextRecord(np.array([5, 6]), np.arange(1, 1 + n), 0) for n in (2, 3, 9, 4)]
+    batch = pack(texts, "cpu")
+    parts = batch.split(2)
+    assert [part.input_ids.shape for part, _ in parts] == [(2, 4), (2, 10)]
+    for (part, actions), pair in zip(parts, (texts[:2], texts[2:]), strict=True):
+        alone = pack(pair, "cpu")
+        assert part.input_ids.tolist() == alone.input_ids.tolist() and part.predictor.tolist() == alone.predictor.tolist()
+        assert part.host[1].tolist() == alone.predictor.tolist() and part.steps.tolist() == alone.steps.tolist()
+        assert actions.stop - actions.start == len(alone.predictor)

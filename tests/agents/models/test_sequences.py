@@ -50,7 +50,7 @@ def test_chunks_change_neither_numbers_nor_gradients(monkeypatch, cut, at_once):
 
 @pytest.mark.slow
 def test_the_memory_benchmark_measures(capsys):
-    from agents.benchmark.performance.large_vocabulary import Memory, main
+    from agents.benchmark.performance.updates.large_vocabulary import Memory, main
 
     main(Memory(vocabulary=65_536, width=16, layers=1, texts=8, new_tokens=64, repeats=1))
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]

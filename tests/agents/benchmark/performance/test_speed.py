@@ -3,6 +3,7 @@
 `TRL_PYTHON=path/to/python pytest tests/agents/benchmark/performance/test_speed.py` takes TRL from another environment.
 """
 
+import dataclasses
 import json
 import mmap
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from agents.benchmark.performance import hardware as machine
 from agents.benchmark.performance import speed_contenders as contest
@@ -123,7 +125,38 @@ def test_where_trl_is_looked_for(monkeypatch):
     assert trl_python(Path(sys.executable)) == Path(sys.executable) and len(contenders(Speed(trl=Path(sys.executable)))) == 7
 
 
-@pytest.mark.parametrize(("change", "message"), [({"repeats": 0}, "repeats=0"), ({"batch": 3}, "episodes=8 are no multiple of batch=3")])
+def test_sizes_and_shapes_name_what_they_say():
+    for name, weights in (("6M", 6.3e6), ("45M", 42.0e6), ("135M", 134.5e6)):
+        speed = Speed(size=name).spelt_out()
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(speed)))
+        assert sum(p.numel() for p in lm.parameters()) == pytest.approx(weights, rel=0.01)
+    speed = Speed(size="6M", shape="256+64").spelt_out()
+    assert (speed.prompt, speed.new_tokens, speed.group, speed.width, speed.size, speed.shape) == (256, 64, 8, 256, None, None)
+    here = Path(sys.executable)
+    both = contenders(dataclasses.replace(speed, stock=False, trl=Path("/bin/true"), trl_newest=here))
+    assert [name for name, _ in both] == ["ours", "ours, GRPO", *(f"TRL {name}" for name in TRAINERS)]
+    assert [command[0] for _, command in both[2:]] == ["/bin/true"] * 2 + [str(here)] * 2
+
+
+def test_of_a_group_the_work_reads_the_prompt_once():
+    groups, texts = (Speed(prompt=256, new_tokens=64, group=group) for group in (8, 1))
+    tokens = (4 * 256 + 32 * 64) / (32 * 320)  # 0.3 of the tokens go through the trunk, all responses through the head
+    head = 6 * 4 * 256 * 4096 * 64 * 32
+    attention = [12 * 4 * 4 * 256 * (number * 256**2 + 32 * (2 * 256 + 64) * 64) for number in (4, 32)]
+    trunk = [update_operations(speed) - head - of for speed, of in zip((groups, texts), attention, strict=True)]
+    assert trunk[0] / trunk[1] == pytest.approx(tokens)
+    assert rollout_operations(groups) < 0.5 * rollout_operations(texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": 3}, "episodes=8 are no multiple of group=3"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"batch": 3}, "episodes=8 are no multiple of batch=3"),
+    ],
+)
 def test_numbers_out_of_range(change, message):
     with pytest.raises(ValueError, match=message):
         main(Speed(**{**TINY, **change}))

@@ -1,4 +1,4 @@
-"""Memory and time of one update with a large vocabulary: `python -m agents.benchmark.performance.large_vocabulary`.
+"""Memory and time of one update with a large vocabulary: `python -m agents.benchmark.performance.updates.large_vocabulary`.
 
 `plain` keeps the logits of all tokens; `chunks` sends tokens through the head in chunks and computes their logits again in the
 backward pass, as for every head that is more than one matrix; `blocks` makes them a block of the vocabulary at a time.  Each is
@@ -16,16 +16,16 @@ import torch
 import tyro
 from rich.console import Console
 
-from ...models import log_probs
-from ...models.backbones import backbone_of
-from ...models.loading import load_lm
-from ...models.log_probs import action_log_probs
-from ...models.sampler import Sampler
-from ...models.sequences import TextRecord, pack
-from ...reports.tables import terminal_table
-from ...utils.fresh_processes import fresh_pool
-from .hardware import peak_mib
-from .speed_workload import Speed, model_config
+from ....models import log_probs
+from ....models.backbones import backbone_of
+from ....models.loading import load_lm
+from ....models.log_probs import action_log_probs
+from ....models.sampler import Sampler
+from ....models.sequences import TextRecord, pack
+from ....reports.tables import terminal_table
+from ....utils.fresh_processes import fresh_pool
+from ..hardware import peak_mib
+from ..speed_workload import Speed, model_config
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What updates cost: long vocabularies, prompts that texts share, and padding."""
