@@ -20,9 +20,9 @@ from ..reports import benchmark_plots
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
-from .aggregate_statistics import improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
+from .aggregate_statistics import difference_interval, improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
 from .flags import BenchReport
-from .results import RunResult, missing, names, read_results, scores_of
+from .results import RunResult, by_seed, missing, names, read_results, scores_of
 from .suites import capability
 
 MIN_SEEDS = 3
@@ -57,13 +57,14 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     total = {a: {name: list(interval(f, scores[a])) for name, f in (("iqm", iqm), ("mean", mean), ("gap", optimality_gap))} for a in agents}
     order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
     better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
+    ahead = {(a, b): difference_interval(by_seed(cells, tasks, a), by_seed(cells, tasks, b)) for a, b in pairwise(order)}
     table = {t: {a: list(mean_interval(scores[a][i])) if len(scores[a][i]) else None for a in order} for i, t in enumerate(tasks)}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, better, len({c.seed for c in cells})),
+        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, ahead, better, len({c.seed for c in cells})),
         "budgets": [budgets[0], budgets[-1]],
         "measures": {a: _measures([c for c in cells if c.agent == a]) for a in order},
         "by_task": {t: {a: _measures([c for c in cells if c.agent == a and c.task == t]) for a in order} for t in tasks},
@@ -84,21 +85,22 @@ def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
     return medians
 
 
-def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
-    """Return a sentence on each agent and the next one in rank: whether their difference is more than noise."""
+def _verdicts(
+    order: Sequence[str], ahead: dict[tuple[str, str], IntervalEstimate], better: dict[str, dict[str, list[float]]], seeds: int
+) -> list[str]:
+    """Return a sentence on each agent and the next one in rank: whether their difference, seed by seed, is more than noise."""
     if seeds < MIN_SEEDS:
         return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     sentences = []
-    for a, b in pairwise(order):
+    for (a, b), by in ahead.items():
         chance = IntervalEstimate(*better[a][b])
-        if chance.low > 0.5:
-            sentences.append(f"{a} does better than {b}: a run of it scores higher with probability {chance}.")
-        elif chance.high < 0.5:
-            sentences.append(
-                f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {chance}."
-            )
+        seen = f"a run of {a} scores higher with probability {chance}"
+        if by.low > 0:
+            sentences.append(f"{a} does better than {b}, by {by} seed by seed; {seen}.")
+        elif by.high < 0:
+            sentences.append(f"{b} does better than {a} in the mean, by {-by.value:.2f} [{-by.high:.2f}, {-by.low:.2f}]; {seen}.")
         else:
-            sentences.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {chance}, which holds 0.50.")
+            sentences.append(f"{a} and {b} cannot be told apart: they differ by {by} seed by seed; {seen}.")
     return sentences
 
 

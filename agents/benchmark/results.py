@@ -86,6 +86,11 @@ def scores_of(cells: Sequence[RunResult]) -> Scores:
     return {agent: [np.array([c.score for c in cells if (c.agent, c.task) == (agent, task)]) for task in tasks] for agent in agents}
 
 
+def by_seed(cells: Sequence[RunResult], tasks: Sequence[str], agent: str) -> list[dict[int, float]]:
+    """Return an agent's scores by seed, task by task."""
+    return [{c.seed: c.score for c in cells if (c.agent, c.task) == (agent, task)} for task in tasks]
+
+
 def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:
     """Return (task, agent, seed) of the cells that a full grid would have besides."""
     tasks, agents = names(cells)
