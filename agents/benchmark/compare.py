@@ -53,9 +53,9 @@ def changes(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[Cha
     rows = []
     for task in tasks:
         for agent in agents:
-            (x,), (y,) = (by_seed(cells, [task], agent) for cells in (before, after))
-            if seeds := sorted(x.keys() & y.keys()):
-                rows.append((task, agent, np.array([x[s] for s in seeds]), np.array([y[s] for s in seeds])))
+            (then,), (now,) = (by_seed(cells, [task], agent) for cells in (before, after))
+            if seeds := sorted(then.keys() & now.keys()):
+                rows.append((task, agent, np.array([then[s] for s in seeds]), np.array([now[s] for s in seeds])))
     adjusted = holm([_paired_p(y - x) for *_, x, y in rows])
     records = []
     for (task, agent, x, y), p in zip(rows, adjusted, strict=True):

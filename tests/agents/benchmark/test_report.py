@@ -98,6 +98,36 @@ def test_csv_has_a_row_for_each_cell(folder, page):
     assert float(row["score"]) == own.score and row["kl_per_sequence"] == "1.5"
 
 
+def test_exact_tasks_are_apart_from_the_means(tmp_path):
+    rows = cells.grid(tasks=4, seeds=5, agents=("ppo", "grpo"))
+    rng = np.random.default_rng(1)
+    at_kl = {agent: rng.normal(0.9, 0.02, 5) for agent in ("ppo", "grpo")}
+    exact = [
+        cells.cell("exact-smooth", agent, seed, closed, measures={"of_best_score": at_kl[agent][seed], "seconds": 1.0})
+        for agent, closed in (("ppo", 1.0), ("grpo", -3.0))
+        for seed in range(5)
+    ]
+    folder = cells.write(tmp_path, rows + exact)
+    page = write_bench_report(folder).read_text(encoding="utf-8")
+    found = json.loads((folder / "summary.json").read_text())
+    own = [row["score"] for row in rows if row["agent"] == "grpo"]
+    assert found["headline"] == [f"task0{t}" for t in range(4)] and found["total"]["grpo"]["mean"][0] == pytest.approx(np.mean(own))
+    assert found["total_all"]["grpo"]["mean"][0] == pytest.approx(np.mean([*own, *[-3.0] * 5]))
+    closed, of_best = found["exact"]["exact-smooth"]["grpo"]
+    assert closed == [-3.0] * 3 and of_best[0] == pytest.approx(at_kl["grpo"].mean())
+    text = (folder / "report.md").read_text()
+    assert "IQM with exact tasks" in text and f"| exact-smooth | grpo | -3.00 [-3.00, -3.00] | {at_kl['grpo'].mean():.2f} [" in text
+    assert "Exact tasks" in page and 'href="#cell-2-1"' in page and 'id="cell-2-1"' in page
+    assert page.count("<polyline") == 5 * 2 * 5  # every seed of every cell; all of these have a curve
+
+
+def test_results_of_two_protocols_are_not_mixed_in_silence(tmp_path):
+    rows = cells.grid(tasks=3, agents=("ppo",))
+    folder = cells.write(tmp_path, [row | {"protocol": 2} for row in rows[1:]] + rows[:1])  # an old one names none
+    page = write_bench_report(folder).read_text(encoding="utf-8")
+    assert json.loads((folder / "summary.json").read_text())["protocols"] == [1, 2] and "Results of protocols 1 and 2 are mixed" in page
+
+
 def test_equal_agents_are_not_ranked(tmp_path):
     rows = cells.grid(agents=("one",)) + [{**row, "agent": "two"} for row in cells.grid(agents=("one",))]
     found = summarise(read_results(cells.write(tmp_path, rows)))
