@@ -75,13 +75,21 @@ _INSIDE = MappingProxyType({  # arguments that are rewards themselves
 })  # fmt: skip
 
 
+DENSE = ("score_steps", "score_turns")  # methods of reward models that also score unfinished texts
+
+
 class RewardError(RuntimeError):
     """A reward model failed or returned something that is not one finite number per episode."""
 
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores finished texts, a batch at a time."""
+    """Scores finished texts, a batch at a time.
+
+    One that waits, as for a server, may also have `begin_scoring(episodes)`: it sends what has to be asked, and returns at once with
+    objects that have `done()` and `cancel()`, such as futures.  `score` is called later with the same episodes, batch after batch in the
+    order in which they were begun; meanwhile our algorithms write on.
+    """
 
     def score(self, episodes: Sequence[Episode]) -> Sequence[float | None]:
         """Return one finite number per episode, in order; None: the reward does not apply to this text, and combinations leave it out."""
@@ -291,10 +299,7 @@ def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = 
     """Do what `checked_scores` does, without the warnings."""
     if not episodes:
         return np.zeros(0)
-    try:
-        scores = getattr(model, method)(episodes)
-    except Exception as error:
-        raise RewardError(f"{model!r} failed on {len(episodes)} episode(s), first {_excerpt(episodes[0])}: {error}") from error
+    scores = _called(model, method, episodes)
     values = scores.tolist() if hasattr(scores, "tolist") else scores
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise RewardError(f"{model!r} returned a {type(scores).__name__}, not a sequence of {len(episodes)} floats")
@@ -316,6 +321,32 @@ def valid_scores(model: RewardModel, episodes: Sequence[Episode], method: str = 
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
+class Begun(Protocol):
+    """Scores that are on their way."""
+
+    def done(self) -> bool:
+        """Return whether `score` need not wait for them."""
+        ...
+
+    def cancel(self) -> object:
+        """Give them up."""
+        ...
+
+
+def can_begin(model: RewardModel) -> bool:
+    """Return whether a model can be asked now for scores that are needed later: it waits for servers, and judges whole texts only."""
+    return hasattr(model, "begin_scoring") and not any(hasattr(model, method) for method in DENSE)
+
+
+def begin_scoring(model: RewardModel, episodes: Sequence[Episode]) -> list[Begun]:
+    """Have a model begin with what `score` will be asked; one that waits for nothing begins nothing.
+
+    Raises:
+        RewardError: The model raised.
+    """
+    return [*_called(model, "begin_scoring", episodes)] if episodes and hasattr(model, "begin_scoring") else []
+
+
 def terms_of(model: Any, num_episodes: int) -> dict[str, np.ndarray]:
     """Return the parts of a reward model's last scores, which it may keep by name in its attribute `last_terms`; NaN: it did not apply.
 
@@ -332,6 +363,13 @@ def terms_of(model: Any, num_episodes: int) -> dict[str, np.ndarray]:
 def scorer_of(model: RewardModel) -> Any:
     """Return the function in a `RewardFunction`, which is made anew wherever the function is passed, or else the model itself."""
     return model.function if isinstance(model, RewardFunction) else model
+
+
+def _called(model: RewardModel, method: str, episodes: Sequence[Episode]) -> Any:
+    try:
+        return getattr(model, method)(episodes)
+    except Exception as error:
+        raise RewardError(f"{model!r} failed on {len(episodes)} episode(s), first {_excerpt(episodes[0])}: {error}") from error
 
 
 def _excerpt(episode: Episode, limit: int = 200) -> str:

@@ -20,18 +20,17 @@ from ..models.loading import frozen, load_lm
 from .agents import TrainedAgent
 
 
-def measures_of(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[str, Any], trained: TrainedAgent) -> dict[str, Any]:
+def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], trained: TrainedAgent) -> dict[str, Any]:
     """Return every measure of a cell; None is what cannot be measured.
 
     Args:
-        task: What was learned.
-        test: The same with the prompts of the test split.
+        test: What was learned, with the prompts of the test split; some tasks know the answers to their own prompts only.
         texts: What the agent wrote on them.
         base: What the preparation of the task found.
         trained: The agent.
     """
-    each, exact, length = score_each(task, texts), exact_name(task), float(texts.lengths.mean())
-    value, kl_exact, of_best_score = judged(task, texts), None, None
+    each, exact, length = score_each(test, texts), exact_name(test), float(texts.lengths.mean())
+    value, kl_exact, of_best_score = judged(test, texts), None, None
     if exact is not None and trained.policy is not None:
         reference = backbone_of(frozen(load_lm(base["base"])).to(trained.policy.device))
         gap = optimality_gap(trained.policy.backbone, reference, exact, BETA)
@@ -40,10 +39,10 @@ def measures_of(task: TextTask, test: TextTask, texts: WrittenTexts, base: dict[
             of_best_score = gap.of_best_score
     elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
         value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)
-    written = _against_references(task, test, texts, each)
+    written = _against_references(test, texts, each)
     return {
         "value": value, "reference_value": base["value"], "optimum": base["optimum"],
-        "reward": float(texts.scores.mean()), "gold": float(each.mean()) if task.gold is not None else None,
+        "reward": float(texts.scores.mean()), "gold": float(each.mean()) if test.gold is not None else None,
         "kl_per_sequence": texts.kl_per_sequence, "kl_per_token": texts.kl_per_sequence / max(length, 1e-9), "kl_exact": kl_exact,
         "of_best_score": of_best_score,
         "wins_reference": win_rate(each, np.array(base["gold"])).rate, "wins_texts": written,
@@ -104,13 +103,13 @@ def normalised(value: float, base: dict[str, Any]) -> float:
     return gained if base["optimum"] is None else gained / (base["optimum"] - base["value"])
 
 
-def _against_references(task: TextTask, test: TextTask, texts: WrittenTexts, each: np.ndarray) -> float | None:
+def _against_references(test: TextTask, texts: WrittenTexts, each: np.ndarray) -> float | None:
     """Return how often the texts win against the first reference of their prompts, if there are any."""
     rows = [test.prompts[i % len(test.prompts)] for i in range(len(texts.prompts))]
     by_text = {row.text: row for row in rows if row.references}
-    if task.gold is None or not all(prompt in by_text for prompt in texts.prompts):
+    if test.gold is None or not all(prompt in by_text for prompt in texts.prompts):
         return None
-    theirs = task.gold(texts.prompts, [f" {by_text[prompt].references[0]}" for prompt in texts.prompts])
+    theirs = test.gold(texts.prompts, [f" {by_text[prompt].references[0]}" for prompt in texts.prompts])
     return win_rate(each, np.asarray(theirs, float)).rate
 
 

@@ -183,7 +183,7 @@ def prepare(job: Job) -> None:
         task, test = (dataclasses.replace(t, reward=reward) for t in (task, test))
     reference = frozen(load_lm(base))
     texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
-    value, optimum = judged(task, texts), task.optimum
+    value, optimum = judged(test, texts), test.optimum
     exact = exact_name(task)
     if exact is not None:
         gap = optimality_gap(backbone_of(reference), backbone_of(reference), exact, BETA)
@@ -193,7 +193,7 @@ def prepare(job: Job) -> None:
     inputs = fingerprint([with_contents(base, "model"), prompts, optimum, with_contents(spec.settings), reward_of_task, job.texts])
     preparation = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
-        "gold": score_each(task, texts).tolist(), "fingerprint": inputs, "reward": reward,
+        "gold": score_each(test, texts).tolist(), "fingerprint": inputs, "reward": reward,
     }  # fmt: skip
     write_json(job.path, preparation)
 
@@ -239,7 +239,7 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     trained = train_agent(job.agent_spec, setup, curve)
     seconds = perf_counter() - began - curve.watched
     texts = trained.write(test, job.texts, 20_000 + job.seed)
-    measures = measures_of(task, test, texts, base, trained)
+    measures = measures_of(test, texts, base, trained)
     spent = dataclasses.asdict(setup.spent)
     measures |= {"learning_seconds": seconds + spent.pop("test_seconds"), **spent}
     if curve.rows:

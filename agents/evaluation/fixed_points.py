@@ -50,7 +50,7 @@ def fixed_point(
         moved = max(float(np.abs(np.exp(new) - np.exp(old)).max()) for new, old in zip(after, policy, strict=True))
         if moved < 1e-8:
             return after
-        share *= 0.9 if moved >= before else 1.0  # of the step that is taken: of too large a one, the policy swings
+        share = max(0.9 * share, 0.05) if moved >= before else share  # of the step that is taken: of too large a one, the policy swings
         before = moved
         mixed = [share * new + (1 - share) * old for new, old in zip(after, policy, strict=True)]
         policy = [level - np.logaddexp.reduce(level, 1, keepdims=True) for level in mixed]

@@ -72,9 +72,10 @@ def play_prompts(
         core.begin_rollout(len(prompts))
         core.restart(range(core.num_rows))
         while core.live.any():
-            ended = core.step(_actions(policy, core, deterministic)).episodes
-            written |= {int(core.prompt_index[row]): (episode, float(core.returns[row])) for row, episode in ended.items()}
-            core.restart(list(ended))
+            result = core.step(_actions(policy, core, deterministic))
+            ended = [(info["prompt_id"], (result.episodes[row], info["return"])) for row, info in result.infos.items()]
+            written |= dict(ended)
+            core.restart(list(result.episodes))
             shown.advance(len(ended))
     return [written[index] for index in range(len(prompts))]
 

@@ -201,7 +201,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     ) -> None:
         """Store one step of all rows; idle rows (an empty prompt) are skipped.
 
-        The arguments are SB3's, and `prompt_ids`, which of the task's prompts each row has, shape (E,), and `infos` after the step.
+        The arguments are SB3's, `prompt_ids`, which of the task's prompts each row has, shape (E,), and `infos` after the step; these and
+        rewards in float32 are kept as they are, so that they can be filled in until the returns are computed.
 
         Raises:
             TypeError: `log_prob` does not come from a `TransformerPolicy`, or lost what the policy attached to it.
@@ -220,9 +221,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         live = prompt[:, 0] >= 0
         self._correction.check_known(acting.drawn, live)
         self._drawn += [] if acting.drawn is None else [acting.drawn]
-        starts = np.asarray(episode_start, bool)
+        starts, lengths, images = np.asarray(episode_start, bool), (response >= 0).sum(1), images_of(obs)  # (E,), (E,), (E, H, W, 3)
         opens = live & (starts | ~self._written)
-        lengths, images = (response >= 0).sum(1), images_of(obs)  # (E,), (E, H, W, 3)
         for row in np.flatnonzero(opens):
             context = np.concatenate([prompt[row][prompt[row] >= 0], response[row][: lengths[row]]])
             image, prompt_id = None if images is None else images[row].copy(), -1 if prompt_ids is None else int(prompt_ids[row])

@@ -39,6 +39,14 @@ def as_text_vec_env(env: GymEnv, monitored: bool) -> VecEnv:
     return VecMonitor(env) if monitored and not is_vecenv_wrapped(env, VecMonitor) else env
 
 
+def can_write_ahead(env: VecEnv) -> bool:
+    """Return whether steps may be written before earlier texts are scored: nobody but SB3's monitor watches them, and scores take time."""
+    texts = env
+    while type(texts) is VecMonitor:
+        texts = texts.venv
+    return type(texts) is TextGenerationVecEnv and texts.can_write_ahead
+
+
 def check_observations(env: VecEnv, obs: dict[str, np.ndarray]) -> None:
     """Insist on observations that no wrapper changed: tokens are trained as they were written.
 

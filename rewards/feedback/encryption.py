@@ -9,6 +9,7 @@ import os
 import secrets
 import unicodedata
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from textrl_env.utils.files import new_file
@@ -18,6 +19,7 @@ with optional_import("feedback", "feedback from people needs the extra"):
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 VARIABLE = "TEXTRL_FEEDBACK_KEYS"
+OPENED = 512  # texts and cookies that are kept as they were decrypted last: one page needs the same ones several times
 
 
 class WrongKeyError(ValueError):
@@ -37,7 +39,9 @@ class Keys:
     seals: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_box", MultiFernet([Fernet(key) for key in self.seals]))
+        box = MultiFernet([Fernet(key) for key in self.seals])
+        object.__setattr__(self, "_box", box)
+        object.__setattr__(self, "_opened", lru_cache(OPENED)(box.decrypt))
 
     def __repr__(self) -> str:
         return f"Keys({len(self.seals)} seals)"  # never the keys: they would end in logs
@@ -102,6 +106,6 @@ class Keys:
             WrongKeyError: None of the keys fits, or the bytes are damaged.
         """
         try:
-            return self._box.decrypt(bytes(sealed)).decode("utf-8", "surrogatepass")  # type: ignore[attr-defined]
+            return self._opened(bytes(sealed)).decode("utf-8", "surrogatepass")  # type: ignore[attr-defined]
         except InvalidToken as error:
             raise WrongKeyError("this was sealed with another key, or is damaged: use the key file the study was created with") from error

@@ -197,10 +197,11 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
     `sources`, `group` and `gold` are taken, other columns kept as metadata.
 
     Raises:
-        ValueError: A row has no prompt, or texts that are no strings.
+        ValueError: A row has no prompt, texts that are no strings, or a picture, which the page does not show.
     """
     items = []
     for number, row in enumerate(rows, 1):
+        _check_no_picture(row, number)
         prompt, group = row.get("prompt"), row.get("group")
         if "responses" in row:
             responses = row["responses"]
@@ -220,14 +221,22 @@ def samples_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Sample]:
     """Read what a policy wrote: rows of `prompt` and `response`, as `textrl generate --out` writes them.
 
     Raises:
-        ValueError: A row lacks one.
+        ValueError: A row lacks one, or has a picture, which the page does not show.
     """
     samples = []
     for number, row in enumerate(rows, 1):
+        _check_no_picture(row, number)
         if not isinstance(row.get("prompt"), str) or not isinstance(row.get("response"), str):
             raise ValueError(f"row {number} of the samples of {source!r} lacks the strings prompt and response")
         samples.append(Sample(row["prompt"], row["response"], source, None if row.get("group") is None else str(row["group"])))
     return samples
+
+
+def _check_no_picture(row: Mapping[str, Any], number: int) -> None:
+    if row.get("image") is not None:
+        raise ValueError(
+            f"row {number} has a picture (`image`): a study shows texts only, so that nobody could judge it; leave such rows out"
+        )
 
 
 def _time(seconds: float) -> str:

@@ -13,7 +13,7 @@ from .items import Answer, Item
 
 with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
-    from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
+    from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
 
 metadata = MetaData()
 
@@ -28,6 +28,9 @@ items = Table(
     Column("group", String),
     Column("gold", String),  # JSON value of the right answer, for gold questions
     Column("created_at", Float, nullable=False),
+    Column("counted", Integer, nullable=False),  # answers it has or will soon have; -1 for gold questions
+    Column("place", Integer, nullable=False),  # 0, 1, ... among the items with this count
+    Index("ix_items_counted_place", "counted", "place", unique=True),
 )  # fmt: skip
 
 annotators = Table(
@@ -35,6 +38,14 @@ annotators = Table(
     Column("id", Integer, primary_key=True),
     Column("pseudonym", String, nullable=False, unique=True),
     Column("created_at", Float, nullable=False),
+    Column("answered", Integer, nullable=False, default=0),  # answers given, skipped questions and repetitions too
+)  # fmt: skip
+
+tallies = Table(
+    "tallies", metadata,
+    Column("annotator_id", Integer, primary_key=True, autoincrement=False),  # 0 for everybody
+    Column("counted", Integer, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),  # how many with this count there are; of an annotator, those shown to them
 )  # fmt: skip
 
 assignments = Table(
@@ -55,6 +66,13 @@ answers = Table(
     Column("value", String, nullable=False),  # JSON; responses by their number in the item, not by their place on the page
     Column("words", LargeBinary),  # sealed JSON: reason, demonstration
     Column("answered_at", Float, nullable=False),
+)  # fmt: skip
+
+open_assignments = Table(
+    "open_showings", metadata,
+    Column("annotator_id", Integer, ForeignKey("annotators.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("showing_id", Integer, ForeignKey("showings.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("reserved_at", Float, index=True),  # since when the item counts as answered; none where it does not
 )  # fmt: skip
 
 log = Table(

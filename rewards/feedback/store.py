@@ -1,8 +1,8 @@
 """Where a study keeps its items and answers: one database, sealed texts, one transaction for every request.
 
-SQLite writes ahead (WAL) with `synchronous=FULL`: what was acknowledged is on the disk, whatever happens to the process.  A transaction
+SQLite writes ahead (WAL): what was acknowledged is on the disk, whatever happens to process and machine.  A transaction
 that writes takes the database's write lock at its beginning (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock), so two annotators
-who ask at once get different items, and two clicks are one answer.
+who ask at once get different items, and two clicks are one answer.  Under the lock nothing looks at all items: see `assignments`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,51 @@ from typing import Any
 
 from textrl_env.utils.optional_imports import optional_import
 
-from .assignments import add_assignment, open_assignments, wanted_items
+from .assignments import (
+    GOLD,
+    add_assignment,
+    close_assignment,
+    count_anew,
+    items_left,
+    open_assignment,
+    place_items,
+    release_expired,
+    reopen_assignment,
+)
 from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
 from .items import Answer, Assignment, Item, check_item, with_texts
 from .personal_data import scrub
-from .schema import annotators, answer_of, answer_row, answers, assignments, digest_of, facts, item_of, item_row, items, log, reseal
+from .schema import (
+    annotators,
+    answer_of,
+    answer_row,
+    answers,
+    assignments,
+    digest_of,
+    facts,
+    item_of,
+    item_row,
+    items,
+    log,
+    open_assignments,
+    reseal,
+)
 from .study import Study, key_file
 
 with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
 
 _MAGIC = "textrl feedback"
+_BY_TICKET = (
+    sa.select(assignments, answers.c.value, open_assignments.c.reserved_at)
+    .select_from(assignments.join(annotators).outerjoin(answers))
+    .outerjoin(open_assignments, open_assignments.c.showing_id == assignments.c.id)
+    .where(assignments.c.ticket == sa.bindparam("ticket"), annotators.c.pseudonym == sa.bindparam("pseudonym"))
+)
+_PROGRESS = sa.select(annotators.c.answered, sa.func.count(open_assignments.c.showing_id)).select_from(
+    annotators.outerjoin(open_assignments)
+).where(annotators.c.id == sa.bindparam("me")).group_by(annotators.c.id)  # fmt: skip
 
 
 class StaleTicketError(ValueError):
@@ -92,6 +125,7 @@ class FeedbackStore:
                 stored.add(digest)
                 rows.append({**item_row(item, self.keys), "created_at": time.time()})
             if rows:  # all at once: a statement for each item costs more than its encryption
+                place_items(db, rows)
                 db.execute(items.insert(), rows)
             add_to_log(db, "owner", "add items", f"{len(rows)} new, {known} known")
         return len(rows), known, scrubbed
@@ -123,11 +157,23 @@ class FeedbackStore:
 
     def progress(self, pseudonym: str) -> tuple[int, int]:
         """Return how many answers an annotator gave, and how many items may still come."""
+        with writing(self.engine) as db:
+            release_expired(db)
+            return self._progress(db, annotator_id(db, pseudonym))
+
+    def _progress(self, db: sa.Connection, me: int) -> tuple[int, int]:
+        given, waiting = db.execute(_PROGRESS, {"me": me}).one()
+        left = items_left(db, self.study, me)
+        return given, waiting + sum(number for counted, (_, number) in left.items() if counted != GOLD)
+
+    def shown(self, pseudonym: str) -> Assignment | None:
+        """Return the question that is open for an annotator; None if none is."""
         with self.engine.connect() as db:
-            me = annotator_id(db, pseudonym)
-            given = db.scalar(sa.select(sa.func.count()).select_from(answers.join(assignments)).where(assignments.c.annotator_id == me))
-            waiting = db.execute(open_assignments(me)).first() is not None
-            return int(given or 0), len(wanted_items(db, self.study, me)) + waiting
+            return self._shown(db, pseudonym)
+
+    def _shown(self, db: sa.Connection, pseudonym: str) -> Assignment | None:
+        row = open_assignment(db, pseudonym)
+        return None if row is None else Assignment(row.ticket, item_of(row, self.keys), tuple(json.loads(row.shown_order)))
 
     def ask(self, pseudonym: str) -> Assignment | None:
         """Return what this annotator should see now: the open question, else a new one; None if nothing is left.
@@ -135,16 +181,24 @@ class FeedbackStore:
         New questions are those with the fewest answers, drawn at random among equals; now and then one is a gold question, or repeats
         an earlier one in reversed order.
         """
+        return self.page(pseudonym)[0]
+
+    def page(self, pseudonym: str) -> tuple[Assignment | None, int, int]:
+        """Return what `ask` and `progress` do, in one transaction.
+
+        Raises:
+            UnknownAnnotatorError: Nobody has this pseudonym.
+        """
         with writing(self.engine) as db:
             me = annotator_id(db, pseudonym)
-            row = db.execute(open_assignments(me)).first()
-            if row is None:
+            release_expired(db)
+            shown = self._shown(db, pseudonym)
+            if shown is None:
                 item_id = add_assignment(db, self.study, self.keys, me, pseudonym)
-                if item_id is None:
-                    return None
-                add_to_log(db, pseudonym, "see", f"item {item_id}")
-                row = db.execute(open_assignments(me)).one()
-            return Assignment(row.ticket, item_of(row, self.keys), tuple(json.loads(row.shown_order)))
+                if item_id is not None:
+                    add_to_log(db, pseudonym, "see", f"item {item_id}")
+                    shown = self._shown(db, pseudonym)
+            return shown, *self._progress(db, me)
 
     def answer(self, pseudonym: str, ticket: str, value: Mapping[str, Any], words: Mapping[str, str] | None = None) -> bool:
         """Store an answer.
@@ -163,17 +217,13 @@ class FeedbackStore:
         """
         clean = {key: self._clean(text) for key, text in (words or {}).items() if text}
         with writing(self.engine) as db:
-            me = annotator_id(db, pseudonym)
-            row = db.execute(
-                sa.select(assignments.c.id, assignments.c.item_id, answers.c.value)
-                .select_from(assignments.outerjoin(answers))
-                .where(assignments.c.ticket == ticket, assignments.c.annotator_id == me)
-            ).first()
+            row = db.execute(_BY_TICKET, {"pseudonym": pseudonym, "ticket": ticket}).first()
             if row is None:
                 raise StaleTicketError("this question is not open for you: it was undone, or the form is not yours")
             if row.value is not None:
                 return False
-            db.execute(answers.insert().values(showing_id=row.id, **answer_row(value, clean, self.keys), answered_at=time.time()))
+            db.execute(answers.insert(), {"showing_id": row.id, **answer_row(value, clean, self.keys), "answered_at": time.time()})
+            close_assignment(db, row.annotator_id, row, "skip" in value)
             add_to_log(db, pseudonym, "answer", f"item {row.item_id}")
             return True
 
@@ -181,19 +231,10 @@ class FeedbackStore:
         """Take an annotator's last answer back and ask again; return whether there was one."""
         with writing(self.engine) as db:
             me = annotator_id(db, pseudonym)
-            last = db.execute(
-                sa.select(assignments.c.id, assignments.c.item_id)
-                .select_from(answers.join(assignments))
-                .where(assignments.c.annotator_id == me)
-                .order_by(answers.c.answered_at.desc(), assignments.c.id.desc())
-            ).first()
-            if last is None:
+            item_id = reopen_assignment(db, me, pseudonym)
+            if item_id is None:
                 return False
-            db.execute(assignments.delete().where(assignments.c.id.in_([row.showing_id for row in db.execute(open_assignments(me))])))
-            db.execute(answers.delete().where(answers.c.showing_id == last.id))
-            fresh = {"ticket": secrets.token_urlsafe(16), "shown_at": time.time()}
-            db.execute(assignments.update().where(assignments.c.id == last.id).values(**fresh))
-            add_to_log(db, pseudonym, "undo", f"item {last.item_id}")
+            add_to_log(db, pseudonym, "undo", f"item {item_id}")
             return True
 
     def items(self) -> list[tuple[int, Item]]:
@@ -234,6 +275,7 @@ class FeedbackStore:
                 row = answer_row(answer.value, words, self.keys)
                 db.execute(answers.insert().values(showing_id=db.scalar(before), **row, answered_at=answer.answered_at))
                 added += 1
+            count_anew(db)
             add_to_log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")
         return added, len(given) - added
 
@@ -260,8 +302,10 @@ class FeedbackStore:
             me = annotator_id(db, pseudonym)
             own = sa.select(assignments.c.id).where(assignments.c.annotator_id == me)
             gone = db.execute(answers.delete().where(answers.c.showing_id.in_(own))).rowcount
+            db.execute(open_assignments.delete().where(open_assignments.c.annotator_id == me))
             db.execute(assignments.delete().where(assignments.c.annotator_id == me))
             db.execute(annotators.delete().where(annotators.c.id == me))
+            count_anew(db)
             db.execute(log.delete().where(log.c.who == pseudonym))
             add_to_log(db, "owner", "forget", "an annotator")
         compact(self.engine)

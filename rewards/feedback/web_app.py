@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from textrl_env.utils.optional_imports import optional_import
 
+from .database import UnknownAnnotatorError
 from .encryption import WrongKeyError
 from .forms import LONGEST_REASON, Form, IncompleteError, first, read_answer, text, word_places
 from .items import Assignment
@@ -27,8 +28,10 @@ with optional_import("feedback", "feedback from people needs the extra"):
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, RedirectResponse, Response
     from starlette.concurrency import run_in_threadpool
+    from starlette.datastructures import MutableHeaders
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.staticfiles import StaticFiles
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 1_000_000  # bytes of a posted form
 _HERE = Path(__file__).parent
@@ -58,13 +61,12 @@ class _Desk:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode())
 
     def who(self, request: Request) -> str | None:
-        """Return the pseudonym in the request's sealed cookie; None if there is none or it was forgotten."""
+        """Return the pseudonym in the request's sealed cookie; None if there is none."""
         try:
             data = json.loads(self.store.keys.open(request.cookies.get("annotator", "").encode("ascii", "replace")))
-            pseudonym = str(data["pseudonym"])
+            return str(data["pseudonym"])
         except (WrongKeyError, ValueError, KeyError, TypeError):
             return None
-        return pseudonym if self.store.knows(pseudonym) else None
 
     def language(self, request: Request) -> str:
         """Return the language asked for in the address or the cookie, else the study's."""
@@ -84,8 +86,7 @@ class _Desk:
 
     def question(self, request: Request, pseudonym: str, note: str = "", status: int = 200, form: Form | None = None) -> Response:
         """Return the page of the open question."""
-        shown = self.store.ask(pseudonym)
-        done, left = self.store.progress(pseudonym)
+        shown, done, left = self.store.page(pseudonym)
         words = WORDS[self.language(request)]
         values: dict[str, Any] = {
             "note": note,
@@ -113,7 +114,8 @@ def make_pages(store: FeedbackStore, token: str | None = None, hosts: tuple[str,
     app = FastAPI(title="textrl feedback", docs_url=None, redoc_url=None, openapi_url=None)
     desk = _Desk(store, token)
 
-    _guard(app, desk)
+    app.add_middleware(_Guard, desk=desk)
+    app.add_exception_handler(UnknownAnnotatorError, lambda request, error: RedirectResponse("/", 303))
     _doors(app, desk)
     _questions(app, desk)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
@@ -121,26 +123,42 @@ def make_pages(store: FeedbackStore, token: str | None = None, hosts: tuple[str,
     return app
 
 
-def _guard(app: FastAPI, desk: _Desk) -> None:
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
+class _Guard:
+    """Lets in who may enter, and adds what every response must carry."""
+
+    def __init__(self, app: ASGIApp, desk: _Desk) -> None:
+        self.app = app
+        self.desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request, desk = Request(scope), self.desk
+        answering, token = self.app, None
         if not desk.may_enter(request):
-            response: Response = desk.page(request, "message.html.j2", 403, message=WORDS[desk.language(request)]["token"])
+            answering = desk.page(request, "message.html.j2", 403, message=WORDS[desk.language(request)]["token"])
         elif request.method == "POST" and not _same_origin(request):
-            response = Response("this form comes from another site", 403)
-        else:
-            response = await call_next(request)
-            given = request.query_params.get("token")
-            if desk.token is not None and given is not None:
-                response.set_cookie("token", given, httponly=True, samesite="strict", max_age=30 * 86400)
-        response.headers.update(_HEADERS)
-        return response
+            answering = Response("this form comes from another site", 403)
+        elif desk.token is not None and request.query_params.get("token") is not None:
+            token = Response()
+            token.set_cookie("token", desk.token, httponly=True, samesite="strict", max_age=30 * 86400)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                if token is not None:
+                    headers.append("Set-Cookie", token.headers["set-cookie"])
+            await send(message)
+
+        await answering(scope, receive, with_headers)
 
 
 def _doors(app: FastAPI, desk: _Desk) -> None:
     @app.get("/")
     def door(request: Request) -> Response:
-        if desk.who(request) is not None:
+        pseudonym = desk.who(request)
+        if pseudonym is not None and desk.store.knows(pseudonym):
             return RedirectResponse("/question", 303)
         return desk.page(request, "door.html.j2", note="")
 
@@ -189,7 +207,7 @@ def _store_answer(desk: _Desk, request: Request, form: Form | None) -> Response:
     if form is None:
         return desk.question(request, pseudonym, words["too_long"].format(most=f"{MAX_BODY:,}"), 413)
     ticket = first(form, "ticket")
-    shown = desk.store.ask(pseudonym)
+    shown = desk.store.shown(pseudonym)
     try:
         if shown is None or not hmac.compare_digest(shown.ticket.encode(), ticket.encode("utf-8", "replace")):
             desk.store.answer(pseudonym, ticket, {"skip": True})  # already answered: nothing happens; else stale

@@ -24,7 +24,7 @@ def backoff(attempt: int) -> float:
 
 
 class Breaker:
-    """Admits the requests of one call to a server.
+    """Admits the requests of a call to a server, or of several that are under way together.
 
     After `LIMIT` failures in a row the circuit is open: nobody calls for a while, then one request at a time probes, at
     growing distances.  The first success closes it.

@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from textrl_env.reward_model import RewardError
 from textrl_env.utils.optional_imports import optional_import
 
 from .circuit_breaker import Breaker, backoff
-from .event_loop import background_loop, run_in_background
+from .event_loop import background_loop
 from .request_headers import checked_headers, checked_url, expanded
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Endpoint:
         url: The address.
         headers: Sent with each request; `${NAME}` stands for an environment variable.
         timeout: Seconds that one request may take in all, above 0.
-        concurrency: Requests under way at once, at least 1.
+        concurrency: Requests under way at once, of all calls together, at least 1.
         patience_seconds: How long a server that fails is waited for, at least 0.
 
     Raises:
@@ -63,29 +64,39 @@ class Endpoint:
         _httpx()
         self.url, self.headers = checked_url(url), checked_headers(headers)
         self.timeout, self.concurrency, self.patience_seconds = timeout, concurrency, patience_seconds
-        self._clients: dict[int, Any] = {}  # by process: connections do not survive a fork
+        self._lines: dict[int, _Line] = {}  # by process: connections do not survive a fork
 
-    def each(self, items: Sequence[T], work: Callable[[Post, T], Awaitable[None]]) -> None:
+    async def each(self, items: Sequence[T], work: Callable[[Post, T], Awaitable[None]]) -> None:
         """Run `await work(post, item)` for every item, `concurrency` at a time, and wait for the last.
 
-        `await post(body)` sends the body as JSON and returns the answer's JSON.  The first error stops the others.
+        `await post(body)` sends the body as JSON and returns the answer's JSON.  The first error stops the others of this call.  Calls that
+        are under way together share `concurrency`, first come, first served, and the patience with the server.
 
         Raises:
             RewardError: The server refused a request, answered with no JSON, or stayed away until patience was over.
         """
-        run_in_background(self._each(items, work))
+        line = self._line()
+        if not line.calls or not line.breaker.left:
+            line.breaker = Breaker(self.url, self.patience_seconds)
+        breaker, failed = line.breaker, False
 
-    async def _each(self, items: Sequence[T], work: Callable[[Post, T], Awaitable[None]]) -> None:
-        breaker, left = Breaker(self.url, self.patience_seconds), iter(items)
+        async def take_turn(item: T) -> None:
+            nonlocal failed
+            async with line.turns:
+                if failed:  # and those who wait are not yet cancelled
+                    return
+                try:
+                    await work(lambda body: self._post(breaker, body), item)
+                except BaseException:
+                    failed = True
+                    raise
 
-        async def worker() -> None:
-            for item in left:
-                await work(lambda body: self._post(breaker, body), item)
-
-        tasks = [asyncio.create_task(worker()) for _ in range(min(self.concurrency, len(items)))]
+        tasks = [asyncio.create_task(take_turn(item)) for item in items]
+        line.calls += 1
         try:
             await asyncio.gather(*tasks)
         finally:
+            line.calls -= 1
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,7 +123,7 @@ class Endpoint:
         httpx = _httpx()
         headers = {"Content-Type": "application/json", **expanded(self.headers)}
         try:
-            response = await asyncio.wait_for(self._client().post(self.url, content=content, headers=headers), self.timeout)
+            response = await asyncio.wait_for(self._line().client.post(self.url, content=content, headers=headers), self.timeout)
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
             raise _Passing(f"no answer within timeout={self.timeout:g} s") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
@@ -130,17 +141,28 @@ class Endpoint:
         except ValueError as error:
             raise _Garbled(f"something that is not JSON ({error}): {quoted(body)}") from error
 
-    def _client(self) -> Any:
+    def _line(self) -> _Line:
         process = os.getpid()
-        if process not in self._clients:
+        if process not in self._lines:
             httpx = _httpx()
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency, keepalive_expiry=_IDLE)
-            self._clients[process] = client = httpx.AsyncClient(timeout=None, limits=limits)
+            client = httpx.AsyncClient(timeout=None, limits=limits)
+            self._lines[process] = _Line(client, asyncio.Semaphore(self.concurrency), Breaker(self.url, self.patience_seconds))
             weakref.finalize(self, _close, client, process)
-        return self._clients[process]
+        return self._lines[process]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_clients": {}}  # another process opens its own connections
+        return {**self.__dict__, "_lines": {}}  # another process opens its own connections
+
+
+@dataclass
+class _Line:
+    """What the calls of one process share; a breaker lasts from the first call to the last that is under way with it."""
+
+    client: Any
+    turns: asyncio.Semaphore
+    breaker: Breaker
+    calls: int = 0  # under way
 
 
 class _Passing(Exception):

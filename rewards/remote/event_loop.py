@@ -9,18 +9,23 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def run_in_background(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the background loop and return its result.
+def in_background(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine on the background loop."""
+    return asyncio.run_coroutine_threadsafe(coroutine, background_loop())
+
+
+def wait_for(future: Future[T]) -> T:
+    """Return what came of a coroutine in the background.
 
     Whatever interrupts the wait, Ctrl-C above all, cancels the coroutine too.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, background_loop())
     try:
         return future.result()
     except BaseException:

@@ -26,7 +26,7 @@ from textrl_env.reward_model import RewardError
 
 from ..utils.base_reward import BaseReward
 from .endpoint import Endpoint, Post, is_finite, quoted
-from .score_cache import Add, ScoreCache, content_key
+from .score_cache import Add, Ask, BegunScores, ScoreCache, content_key
 
 
 class HttpReward(BaseReward):
@@ -76,22 +76,30 @@ class HttpReward(BaseReward):
             RewardError: The server refused an episode, gave something else than one finite number or null for each, or stayed
                 away until patience was over; the message holds the text, or the address and the last error.
         """
+        return [None if math.isnan(score) else score for score in self._cache.complete(*self._questions(episodes))]
+
+    def begin_scoring(self, episodes: Sequence[Episode]) -> list[BegunScores]:
+        """Send the requests; `score` of the same episodes waits for their answers."""
+        return [self._cache.begin(*self._questions(episodes))]
+
+    def _questions(self, episodes: Sequence[Episode]) -> tuple[list[bytes], Ask]:
+        """Return a key for each episode, and how the scores of keys are asked for."""
         rows = [as_json(episode) for episode in episodes]
         try:
             keys = [content_key("http", self._endpoint.url, row) for row in rows]
         except (TypeError, ValueError) as error:
             raise RewardError(f"the metadata of an episode cannot be written as JSON ({error}): give plain data") from error
 
-        def ask(missing: list[int], add: Add) -> None:
+        async def ask(missing: list[int], add: Add) -> None:
             batches = [missing[i : i + self.batch_size] for i in range(0, len(missing), self.batch_size)]
-            self._endpoint.each(batches, lambda post, batch: work(post, batch, add))
+            await self._endpoint.each(batches, lambda post, batch: work(post, batch, add))
 
         async def work(post: Post, batch: list[int], add: Add) -> None:
             answer = await post({"episodes": [rows[i] for i in batch]})
             for i, score in zip(batch, self._scores(answer, [rows[i] for i in batch]), strict=True):
                 add(keys[i], score)
 
-        return [None if math.isnan(score) else score for score in self._cache.complete(keys, ask)]
+        return keys, ask
 
     def _scores(self, answer: Any, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return what a server answered, NaN for null."""

@@ -16,7 +16,7 @@ from textrl_env.utils.row_files import JsonRows, RowError
 from ..utils.base_reward import BaseReward
 from . import judge_prompts as verdict
 from .endpoint import Endpoint, Post, quoted
-from .score_cache import Add, ScoreCache, content_key
+from .score_cache import Add, Ask, BegunScores, ScoreCache, content_key
 
 _TRIES = 3  # answers that are asked for until one holds a verdict
 
@@ -119,6 +119,10 @@ class JudgeReward(BaseReward):
         """
         return self._means([question for episode in episodes for question in self._questions(episode)], len(episodes))
 
+    def begin_scoring(self, episodes: Sequence[Episode]) -> list[BegunScores]:
+        """Send the questions; `score` of the same episodes waits for the answers."""
+        return [self._cache.begin(*self._asked([question for episode in episodes for question in self._questions(episode)]))]
+
     def compare(self, firsts: Sequence[Episode], seconds: Sequence[Episode]) -> list[float]:
         """Return the share of verdicts that the first of each two responses to a prompt wins, in [0, 1], a tie counting one half.
 
@@ -133,13 +137,17 @@ class JudgeReward(BaseReward):
 
     def _means(self, questions: Sequence[_Question], number: int) -> list[float]:
         """Ask, and return the mean of the verdicts on each of a number of subjects, which have equally many questions."""
-
-        def ask(missing: list[int], add: Add) -> None:
-            self._endpoint.each([questions[i] for i in missing], lambda post, question: self._ask(post, question, add))
-
-        values = self._cache.complete([question.key for question in questions], ask)
+        values = self._cache.complete(*self._asked(questions))
         n = len(questions) // number if number else 1
         return [sum(values[i : i + n]) / n for i in range(0, len(values), n)]
+
+    def _asked(self, questions: Sequence[_Question]) -> tuple[list[bytes], Ask]:
+        """Return the questions' keys, and how the verdicts of keys are asked for."""
+
+        async def ask(missing: list[int], add: Add) -> None:
+            await self._endpoint.each([questions[i] for i in missing], lambda post, question: self._ask(post, question, add))
+
+        return [question.key for question in questions], ask
 
     def _questions(self, episode: Episode) -> list[_Question]:
         """Return what is asked about an episode: `votes` questions, or as many in each order."""

@@ -12,7 +12,7 @@ import itertools
 import math
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,10 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
 from textrl_env.prompts.reward_needs import see_prompts
-from textrl_env.reward_model import RewardModel, as_reward_model, checked_scores, terms_of, valid_scores
+from textrl_env.reward_model import DENSE, Begun, RewardModel, as_reward_model, begin_scoring, checked_scores, terms_of, valid_scores
 from textrl_env.reward_warnings import EVIDENCE, RewardWarning
 
 from ..utils.base_reward import BaseReward
-
-DENSE = ("score_steps", "score_turns")
 
 Weight = float | Sequence[Sequence[float]]
 
@@ -57,6 +55,7 @@ class Combination(BaseReward):
         self.terms: dict[str, RewardModel] = {name: as_reward_model(reward) for name, reward in terms.items()}
         self.last_terms: dict[str, np.ndarray] = {}
         self._unapplied = dict.fromkeys(self.terms, 0)  # texts seen of each term that did not apply to any yet
+        pass_on_begin(self, self.terms.values())
         if not self.dense:
             for model in self.terms.values():
                 refuse_dense(model, self.name)
@@ -231,6 +230,17 @@ def refuse_dense(model: RewardModel, name: str) -> None:
     for method in DENSE:
         if hasattr(model, method):
             raise ValueError(f"{name} judges finished texts only, and {model!r} has {method}: only 'sum' passes that on")
+
+
+def pass_on_begin(model: Any, parts: Iterable[RewardModel]) -> None:
+    """Give a model `begin_scoring`, see `RewardModel`, if one of its parts has it."""
+    waiting = [part for part in parts if hasattr(part, "begin_scoring")]
+    if waiting:
+        model.begin_scoring = partial(_begin_each, waiting)
+
+
+def _begin_each(models: Sequence[RewardModel], episodes: Sequence[Episode]) -> list[Begun]:
+    return [begun for model in models for begun in begin_scoring(model, episodes)]
 
 
 def state_of(model: Any) -> Any:

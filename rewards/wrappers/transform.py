@@ -16,7 +16,7 @@ from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import as_reward_model, terms_of, valid_scores
 
 from ..utils.base_reward import BaseReward
-from .combine import refuse_dense, state_of
+from .combine import pass_on_begin, refuse_dense, state_of
 
 Reference = str | Path | Sequence[Episode]
 
@@ -37,6 +37,7 @@ class Transform(BaseReward):
         self.reward = as_reward_model(reward)
         self.last_terms: dict[str, np.ndarray] = {}
         refuse_dense(self.reward, self.name)
+        pass_on_begin(self, [self.reward])
 
     def see_prompts(self, prompts: Sequence[Prompt], num_rows: int | None = None) -> None:
         """Raise ValueError if the reward model inside cannot score texts of these prompts."""

@@ -120,19 +120,18 @@ class BatchMixin(TextEnvMixin):
         """Return which tokens are legal now, shape (B, V), bool; all of them in idle rows."""
         return self.core.action_masks()
 
-    def _step(self, actions: np.ndarray) -> tuple[StepResult, dict[int, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
-        """Append a token to every text, and start a new one in each row that ended.
-
-        Returns:
-            What the step did; and the last observation and info of each text that ended, by row.
-        """
+    def _step(self, actions: np.ndarray) -> tuple[StepResult, dict[int, dict[str, np.ndarray]]]:
+        """Append a token to every text, and start a new one in each row that ended; return what the step did, and `_restart`'s."""
         result = self._advance(actions)
-        if not result.episodes:
-            return result, {}
+        return result, self._restart(list(result.episodes))
+
+    def _restart(self, rows: list[int]) -> dict[int, dict[str, np.ndarray]]:
+        """Start a new text in each of these rows, and return the last observation of the one before, by row."""
+        if not rows:
+            return {}
         last = self.core.observe()  # (B, P), (B, T)
-        ends = {row: ({key: value[row] for key, value in last.items()}, self.core.final_info(row, result)) for row in result.episodes}
-        self.core.restart(list(ends))
-        return result, ends
+        self.core.restart(rows)
+        return {row: {key: value[row] for key, value in last.items()} for row in rows}
 
 
 def refuse_options(options: dict[str, Any] | None) -> None:

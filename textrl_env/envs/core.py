@@ -14,12 +14,12 @@ from ..episode import Episode
 from ..prompts.prompt import Prompt
 from ..prompts.reward_needs import see_prompts
 from ..prompts.sampler import PromptSampler
-from ..reward_model import RewardModel, as_reward_model, checked_scores, terms_of
+from ..reward_model import RewardModel, as_reward_model, checked_scores
 from ..task import TextTask
 from .dialogue import next_replies
-from .ending_penalties import shaped
 from .rank_share import RankShare
-from .step_result import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, StepResult
+from .scoring import scored
+from .step_result import EOS, GOES_ON, ILLEGAL, LENGTH, REASONS, STOP, TASK, TURNS, StepResult, WrittenStep
 
 PAD = -1  # fills unused positions of observations; no token has this id, so padding never collides with end-of-text
 
@@ -55,7 +55,7 @@ class TextCore:
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
         self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
-        self.returns = np.zeros(num_rows)  # rewards of the text so far
+        self.returns = np.zeros(num_rows)  # rewards of the text so far, without its score
         self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
         self.live = np.zeros(num_rows, bool)  # (B,)
@@ -160,6 +160,10 @@ class TextCore:
             RuntimeError: No row is live: `restart` first.
             RewardError: The reward model failed.
         """
+        return scored(self.task, self.write(actions))
+
+    def write(self, actions: np.ndarray) -> WrittenStep:
+        """Do what `step` does before the texts that end are scored; `scored` does the rest."""
         tokens = _checked(actions, self.live, self.task.tokenizer.vocab_size)  # (B,)
         rows = np.flatnonzero(self.live)  # the live ones
         reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
@@ -177,16 +181,9 @@ class TextCore:
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
-        scores = np.zeros(self.num_rows)  # (B,)
-        episodes = self._episodes(ended, reason, cuts) if len(ended) else []
-        if episodes:
-            scores[ended] = _scores(self.task, self.reward_model, episodes)
-            rewards[ended] += shaped(self.task, episodes, scores[ended])
         self.returns += rewards
-        if not episodes:
-            return StepResult(rewards, scores, terminated, {})
-        finished = dict(zip(ended.tolist(), episodes, strict=True))
-        return StepResult(rewards, scores, terminated, finished, _terms(self.reward_model, ended, episodes))
+        episodes = self._episodes(ended, reason, cuts) if len(ended) else []
+        return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation.
@@ -203,20 +200,6 @@ class TextCore:
         if not self.live[row] or prompt is None:
             return {}
         return {"prompt": prompt.text, "prompt_id": int(self.prompt_index[row])}
-
-    def final_info(self, row: int, result: StepResult) -> dict[str, Any]:
-        """Return the info of a text that just ended."""
-        episode = result.episodes[row]
-        terms = {"reward_terms": result.terms[row]} if row in result.terms else {}
-        return {
-            "prompt": episode.prompt,
-            "prompt_id": int(self.prompt_index[row]),
-            "response": episode.response,
-            "finish_reason": episode.finish_reason,
-            "score": float(result.scores[row]),
-            "return": float(self.returns[row]),
-            **terms,
-        }
 
     def text(self, row: int) -> tuple[str, str]:
         """Return prompt and response so far, as text."""
@@ -344,19 +327,3 @@ def _checked(actions: np.ndarray, live: np.ndarray, vocab_size: int) -> np.ndarr
         row = int(np.argmax(bad))
         raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
     return tokens
-
-
-def _scores(task: TextTask, reward_model: RewardModel, episodes: list[Episode]) -> np.ndarray:
-    """Return the score of each text; the reward model is not asked about texts that ended with an illegal token."""
-    scores = np.full(len(episodes), float(task.illegal_score))  # (n,)
-    legal = [i for i, episode in enumerate(episodes) if episode.finish_reason != "illegal"]
-    scores[legal] = checked_scores(reward_model, [episodes[i] for i in legal])
-    return scores
-
-
-def _terms(reward_model: RewardModel, rows: np.ndarray, episodes: list[Episode]) -> dict[int, dict[str, float | None]]:
-    """Return the parts of the scores just given, by row, None where one did not apply; texts that no reward model saw have none."""
-    seen = [int(row) for row, episode in zip(rows, episodes, strict=True) if episode.finish_reason != "illegal"]
-    terms = terms_of(reward_model, len(seen)) if seen else {}
-    parts = {name: [None if np.isnan(value) else float(value) for value in values] for name, values in terms.items()}
-    return {row: {name: values[i] for name, values in parts.items()} for i, row in enumerate(seen) if parts}

@@ -106,7 +106,7 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
             RewardError: The reward model failed.
         """
         result = self._advance(np.asarray(action).reshape(1))
-        info = self.core.final_info(0, result) if 0 in result.episodes else {}
+        info = result.infos.get(0, {})
         if self.render_mode == "human":
             self.render()
         return self._observation(), float(result.rewards[0]), bool(result.terminated[0]), False, info

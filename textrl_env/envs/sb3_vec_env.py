@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -11,8 +12,19 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from ..reward_model import Begun, begin_scoring, can_begin
 from .base import BatchMixin, refuse_options
+from .scoring import scored
+from .step_result import WrittenStep
 from .transcript import transcript
+
+
+class _StepAhead(NamedTuple):
+    """A step, the last observations of the texts that it ended, by row, and their scores that are on their way."""
+
+    written: WrittenStep
+    last: dict[int, dict[str, np.ndarray]]
+    begun: list[Begun]
 
 
 class TextGenerationVecEnv(BatchMixin, VecEnv):
@@ -27,14 +39,18 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
 
     def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
         VecEnv.__init__(self, self.num_envs, observation, action)
+        self._ahead: deque[_StepAhead] = deque()  # steps that were written and not waited for, oldest first
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts from the next `reset()` on."""
         self.core.begin_rollout(num_episodes)
 
     def end_rollout(self) -> None:
-        """Deal texts without end again."""
+        """Deal texts without end again, and give up the scores of steps that nobody waited for."""
         self.core.end_rollout()
+        while self._ahead:  # newest first: those that wait must not take the place of those that are asked for
+            for begun in reversed(self._ahead.pop().begun):
+                begun.cancel()
 
     def reset(self) -> VecEnvObs:
         """Start a new text in every row, with the seeds given to `seed()` since the last reset.
@@ -52,18 +68,55 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
         self._reset_options()
         return self.core.observe()
 
+    @property
+    def can_write_ahead(self) -> bool:
+        """Whether `write_ahead` saves time, and nothing that is shown would lag behind."""
+        return can_begin(self.reward_model) and self.render_mode is None
+
+    def write_ahead(self, actions: np.ndarray) -> tuple[VecEnvObs, np.ndarray]:
+        """Append one token to every text, and begin to score those that end without waiting for it; for loops of our own.
+
+        Each `step_wait`, one's own or a wrapper's, then returns what the oldest of these steps did, but for the observation, which is the
+        latest.  `end_rollout` gives up the rest.
+
+        Returns:
+            The observation, and where texts ended, shape (B,), bool.
+
+        Raises:
+            RewardError: The reward model could not begin.
+        """
+        written = self.core.write(actions)
+        last = self._restart(written.rows.tolist())
+        self._ahead.append(_StepAhead(written, last, begin_scoring(written.reward_model, written.judged)))
+        return self.core.observe(), written.terminated
+
+    @property
+    def oldest_is_scored(self) -> bool:
+        """Whether `step_wait` need not wait for scores of the oldest step that was written ahead; there is one."""
+        return all(begun.done() for begun in self._ahead[0].begun)
+
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions, shape (B,), for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Append one token to every text; `infos` of finished texts hold `terminal_observation` and the final info."""
-        result, ends = self._step(self._actions)
+        if self._ahead:
+            step = self._ahead[0]
+            result, last = scored(self.task, step.written), step.last
+            self._ahead.popleft()
+        else:
+            result, last = self._step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row, (observation, info) in ends.items():
-            infos[row] = {**info, "terminal_observation": observation, "TimeLimit.truncated": False}
-            self.reset_infos[row] = self.core.start_info(row)
+        for row, observation in last.items():
+            infos[row] = {**result.infos[row], "terminal_observation": observation, "TimeLimit.truncated": False}
         return self.core.observe(), result.rewards.astype(np.float32), result.terminated, infos
+
+    def _restart(self, rows: list[int]) -> dict[int, dict[str, np.ndarray]]:
+        last = super()._restart(rows)
+        for row in rows:
+            self.reset_infos[row] = self.core.start_info(row)
+        return last
 
     def close(self) -> None:
         """Nothing to release."""

@@ -15,6 +15,7 @@ from .core import TextCore
 from .step_result import StepResult
 
 WIDTH, HEIGHT, MARGIN, FONT_SIZE, LINE = 640, 272, 12, 15, 21  # pixels; videos are made of squares of 16
+SIDE = 216  # pixels of the longer side of a prompt's picture
 INK, FADED, REPLY, PAPER, GAIN, LOSS, SURPRISE = "#1a1a1a", "#7a7a7a", "#2458a6", "#ffffff", "#4fb06d", "#e06c6c", "#f5a04c"
 END = "¶"  # a token without text, such as the end of it, has a place too
 
@@ -52,7 +53,8 @@ class Transcripts:
         """Draw a text: the prompt grey, what the environment replied blue, each token of the agent on the colour of its worth.
 
         That is orange the less probable the token was to the agent, if it gave its log-probabilities; or else green or red by the
-        reward of its step, relative to the largest one of the text.  Of a text that is too long the end is shown.
+        reward of its step, relative to the largest one of the text.  Of a text that is too long the end is shown.  A picture of the prompt
+        stands to the right.
 
         Returns:
             Shape (272, 640, 3), uint8.
@@ -64,7 +66,8 @@ class Transcripts:
             return draw([], "", "")
         own = ~self.core.by_env[row, : self.core.length[row]]  # (t,) tokens that the agent wrote
         known = np.isfinite(self.log_probs[row, : len(own)][own]).any()
-        return draw(self._pieces(row, own), outcome, "orange: improbable tokens" if known else "green, red: reward")
+        legend = "orange: improbable tokens" if known else "green, red: reward"
+        return draw(self._pieces(row, own), outcome, legend, None if self.core.image is None else self.core.image[row])
 
     def _pieces(self, row: int, own: np.ndarray) -> list[Piece]:
         rewards, log_probs = self.rewards[row, : len(own)], self.log_probs[row, : len(own)]
@@ -150,15 +153,26 @@ def mixed(colour: str, share: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def draw(pieces: Sequence[Piece], outcome: str, legend: str) -> np.ndarray:
-    """Return an image of the end of a text, over a line with the outcome and what the colours mean; shape (272, 640, 3), uint8."""
+def draw(pieces: Sequence[Piece], outcome: str, legend: str, picture: np.ndarray | None = None) -> np.ndarray:
+    """Return an image of the end of a text, over a line with the outcome and what the colours mean; shape (272, 640, 3), uint8.
+
+    Args:
+        pieces: The text.
+        outcome: Stands below on the left.
+        legend: Stands below on the right.
+        picture: Stands right of the text, enlarged or made smaller; (H, W, 3), uint8.
+    """
     Image, ImageDraw, font = _pillow()
-    image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    image, width = Image.new("RGB", (WIDTH, HEIGHT), PAPER), WIDTH - 2 * MARGIN  # of the text
+    if picture is not None:
+        high, wide = (max(1, round(SIDE * of / max(picture.shape[:2]))) for of in picture.shape[:2])
+        image.paste(Image.fromarray(picture).resize((wide, high), Image.Resampling.NEAREST), (WIDTH - MARGIN - wide, MARGIN))
+        width -= wide + MARGIN
     pen, cell = ImageDraw.Draw(image), font.getlength("m")
     text = printable("".join(piece.text for piece in pieces))
     styles = [piece for piece in pieces for _ in piece.text]
     room = (HEIGHT - 2 * MARGIN) // LINE - 1
-    for number, (begin, end) in enumerate(wrapped(text, int((WIDTH - 2 * MARGIN) / cell))[-room:]):
+    for number, (begin, end) in enumerate(wrapped(text, int(width / cell))[-room:]):
         for column, at in enumerate(range(begin, end)):
             x, y = MARGIN + column * cell, MARGIN + number * LINE
             pen.rectangle((x, y, x + cell - 1, y + LINE - 3), fill=styles[at].paper)

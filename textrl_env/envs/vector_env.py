@@ -89,11 +89,11 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         return self.core.observe(), result.rewards, result.terminated, truncated, infos
 
     def _step_and_restart(self, actions: np.ndarray) -> tuple[StepResult, dict[str, Any]]:
-        result, ends = self._step(actions)
+        result, last = self._step(actions)
         infos: dict[str, Any] = {}
-        for row, (observation, info) in ends.items():
-            infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, row)
-        for row in ends:
+        for row, observation in last.items():
+            infos = self._add_info(infos, {"final_obs": observation, "final_info": result.infos[row]}, row)
+        for row in last:
             infos = self._add_info(infos, self.core.start_info(row), row)
         return result, infos
 
@@ -108,7 +108,7 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         result = self._advance(actions) if len(restarted) < self.num_envs else StepResult(none, none, none > 0, {})
         self.core.restart(restarted)
         self._ended = result.terminated.copy()
-        given = {row: self.core.final_info(row, result) for row in result.episodes}
+        given = dict(result.infos)
         given.update((row, self.core.start_info(row)) for row in restarted.tolist())
         infos: dict[str, Any] = {}
         for row, info in sorted(given.items()):

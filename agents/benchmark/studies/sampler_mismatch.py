@@ -39,6 +39,7 @@ from .study import side_by_side
 
 Setting = Literal["k1", "full"]
 UNCAPPED = 1e9
+TINY = np.finfo(float).tiny  # of what is never drawn any more, the update is 0 too
 CORRECTIONS = {
     "none": ImportanceSampling(),
     "token_truncate": ImportanceSampling("token_truncate"),
@@ -156,7 +157,8 @@ def fixed_point(references: Sequence[np.ndarray], texts: Sequence[Texts], arm: A
         told = [expected_update(own, reference, of, arm, beta) for own, reference, of in zip(logits, references, texts, strict=True)]
         # As large where the texts seldom come, and for tokens that are seldom written: where it is 0 stays the same
         often = [np.exp(np.maximum(log_softmax(own), log_softmax(own / arm.temperature))) for own in logits]
-        steps = [update / (visits[:, None] * tokens) for (update, visits), tokens in zip(told, often, strict=True)]
+        weights = [np.maximum(visits[:, None] * tokens, TINY) for (_, visits), tokens in zip(told, often, strict=True)]
+        steps = [update / weight for (update, _), weight in zip(told, weights, strict=True)]
         logits = [own + 0.5 * step for own, step in zip(logits, steps, strict=True)]
         moved = max(np.abs(np.exp(log_softmax(own)) * step).max() for own, step in zip(logits, steps, strict=True))
         if moved < 1e-7:  # weights are float32

@@ -12,6 +12,7 @@ from agents.benchmark import compare, leaderboard
 from agents.benchmark.report import draw, summarise, write_bench_report
 from agents.benchmark.results import missing, read_results
 from agents.cli.main import main
+from agents.reports.benchmark_plots import _short
 from tests.figures import bars_of, check_labels, legend_texts, lines_of, tick_labels
 
 from . import cells
@@ -207,3 +208,10 @@ def test_leaderboard_repeats_each_row(tmp_path, capsys):
     assert {row["version"] for row in leaderboard.rows_of(cells.write(tmp_path / "old", old))} == {"0.0.9"}  # named so at first
     with pytest.raises(ValueError, match="lacks 1 runs"):
         leaderboard.rows_of(cells.write(tmp_path / "hole", cells.grid()[1:]))
+
+
+def test_names_of_tasks_in_plots():
+    assert _short(["recall", "lock"]) == ["recall", "lock"] and _short(["review"]) == ["review"]
+    assert _short(["reasoning:dataset=gcd:size=8", "reasoning:dataset=sum:size=8"]) == ["gcd", "sum"]
+    assert _short(["corpus:path=a:n=1", "corpus:path=a:n=2", "lock"]) == ["corpus:1", "corpus:2", "lock"]
+    assert _short(["reasoning:dataset=gcd:size=8"]) == ["gcd:8"]

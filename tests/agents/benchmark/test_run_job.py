@@ -6,7 +6,9 @@ import os
 import pytest
 import torch
 
-from agents.benchmark.run_job import Job, prepare, run
+from agents import SFT
+from agents.benchmark.run_job import Job, prepare, run, task_of
+from agents.benchmark.spec import parse
 from agents.models.loading import load_lm, save_lm
 from textrl_env import make_task
 
@@ -39,3 +41,20 @@ def test_a_cell_depends_on_the_contents_of_its_files(tmp_path, monkeypatch):
     os.utime(tmp_path / "lm" / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
     prepare(jobs[0].preparation)
     assert not jobs[0].done()
+
+
+def test_a_task_that_knows_answers_to_its_own_prompts_only(tmp_path, monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 2), *args, **kwargs))
+    job = Job(str(tmp_path / "out"), "reasoning:dataset=count_bits:max_n=200:size=16:max_new_tokens=4", "best-of-n:n=2", tokens=8, texts=20)
+    prepare(job.preparation)
+    run(job)
+    prepared, cell = (json.loads(one.path.read_text()) for one in (job.preparation, job))
+    assert cell["error"] is None and cell["status"] == "done"
+    assert len(prepared["gold"]) == 20 and prepared["value"] == pytest.approx(sum(prepared["gold"]) / 20)
+    asked = {row["prompt"] for row in cell["samples"]}
+    assert asked <= {prompt.text for prompt in task_of(parse(job.task), "test").prompts}
+    assert not asked & {prompt.text for prompt in task_of(parse(job.task)).prompts}
+    assert cell["measures"]["wins_texts"] <= 0.5  # nothing is better than a right answer

@@ -184,15 +184,16 @@ def test_gaps_and_sizes():
 @pytest.mark.reports("A generator, in this process or another, ends its texts at every end of the task")
 @pytest.mark.parametrize("generator", [LocalDecoder, lambda: ServedGenerator("local", sys.executable)])
 def test_generators_stop_at_each_end(generator):
+    generator = generator()
     for end in (0, 4):
         env = TextGenerationVecEnv(4, task=task_of(), reward="length")
         model = TextPPO("TransformerPolicy", env, n_episodes=4, batch_size=4, policy_kwargs={"model": LLAMA, "min_new_tokens": 2})
         favour(model.policy, end)
-        model.generator = generator()
+        model.generator = generator
         model.learn(4)
         assert model.num_timesteps == 4 * 3  # two other tokens first, and then the end
-        if isinstance(model.generator, ServedGenerator):
-            model.generator.close()
+    if isinstance(generator, ServedGenerator):
+        generator.close()
 
 
 @pytest.mark.reports("A reference wrapper's sampler must withhold the environment's own ends")

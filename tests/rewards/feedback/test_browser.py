@@ -48,16 +48,25 @@ class Server:
         self.process.wait()
 
 
+@pytest.fixture(scope="module")
+def drivers():
+    drivers = [browser(1280, 900), browser(400, 860)]
+    yield drivers
+    for driver in drivers:
+        driver.quit()
+
+
 @pytest.fixture
-def world(make_store, tmp_path):
+def world(make_store, tmp_path, drivers):
     store = make_store(pairs(ITEMS), overlap=2, guideline="Prefer the response that helps.", criteria=("fluent",), name="Films")
     server = Server(store.folder, tmp_path / "server.log")
     (tmp_path / "server.log").touch()
     server.start()
-    drivers = [browser(1280, 900), browser(400, 860)]
-    yield store, server, drivers
     for driver in drivers:
-        driver.quit()
+        driver.execute_cdp_cmd("Network.clearBrowserCookies", {})  # a cookie knows no ports, so that of the last server would be sent
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        driver.get_log("browser")
+    yield store, server, drivers
     server.kill()
 
 

@@ -186,6 +186,9 @@ def test_items_and_samples_of_rows():
     assert samples_of([{"prompt": "p", "response": "r"}], "s") == [Sample("p", "r", "s")]
     with pytest.raises(ValueError, match="row 1 of the samples of 's'"):
         samples_of([{"prompt": "p"}], "s")
+    for read in (items_of, lambda rows: samples_of(rows, "s")):
+        with pytest.raises(ValueError, match="row 1 has a picture"):
+            read([{"prompt": "p", "response": "r", "image": "data:image/png;base64,"}])
 
 
 def test_pairs_are_chosen_as_asked():

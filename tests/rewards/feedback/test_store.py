@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections import Counter
@@ -282,8 +283,37 @@ def test_migrations_make_the_schema(tmp_path):
     migrate(engine)  # nothing to do
     with engine.connect() as db:
         assert compare_metadata(MigrationContext.configure(db), metadata) == []
-        assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2 and db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 1 and db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     engine.dispose()
+
+
+def test_whoever_writes_waits_for_the_disk_together_with_others_but_never_for_less(make_store, monkeypatch):
+    store = make_store(pairs(1))
+    log, begun, go_on = store.folder / "feedback.db-wal", threading.Event(), threading.Event()
+    synced = []
+
+    def slow_fsync(number, fsync=os.fsync):
+        size, first = log.stat().st_size, not synced
+        synced.append(size)
+        fsync(number)
+        if first:
+            begun.set()
+            assert go_on.wait(10)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    done = []
+    threads = [threading.Thread(target=lambda i=i: (store.note(f"who {i}", "did"), done.append(i))) for i in range(4)]
+    threads[0].start()
+    assert begun.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while len(store.access_log()) < 5:  # committed: seen by others
+        time.sleep(0.001)
+    assert done == []  # but not acknowledged
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 4 and len(synced) == 2  # the three that came while the first was at it waited for one call
 
 
 def test_settings(tmp_path):

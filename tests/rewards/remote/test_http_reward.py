@@ -185,6 +185,81 @@ HttpReward({server.url!r}, batch_size=1, concurrency=1, timeout=60, cache={str(p
         assert sorted(len(body["episodes"][0]["response"]) for body in server.bodies[3:]) == [2, 3, 4]
 
 
+def test_begun_batches_share_the_requests_in_their_order():
+    batches = [episodes(2 + i % 2, prompt=str(i)) for i in range(6)]
+    with FaultyServer(lengths, delay=0.02) as server:
+        model = HttpReward(server.url, batch_size=1, concurrency=1)
+        begun = [model.begin_scoring(batch) for batch in batches]
+        assert [model.score(batch) for batch in batches] == [[float(i) for i in range(len(batch))] for batch in batches]
+        assert all(one.done() for (one,) in begun)
+        asked = [(body["episodes"][0]["prompt"], len(body["episodes"][0]["response"])) for body in server.bodies]
+        assert asked == [(str(i), j) for i in range(6) for j in range(2 + i % 2)]
+    with FaultyServer(lengths, delay=0.05) as server:
+        model = HttpReward(server.url, batch_size=1, concurrency=3)
+        for batch in batches:
+            model.begin_scoring(batch)
+        assert [len(model.score(batch)) for batch in batches] == [2, 3] * 3 and server.most == 3 and len(server.bodies) == 15
+
+
+def test_what_was_begun_fails_where_it_is_needed_and_once():
+    with FaultyServer(lengths, [None, 422]) as server:
+        model = HttpReward(server.url, concurrency=1)
+        first, second = [episodes(2, prompt) for prompt in "ab"]
+        for batch in (first, second):
+            model.begin_scoring(batch)
+        assert model.score(first) == [0.0, 1.0]
+        with pytest.raises(RewardError, match=r"422.*no luck.*what is sent"):
+            model.score(second)
+        assert model.score(second) == [0.0, 1.0] and len(server.bodies) == 3
+
+
+def test_what_is_cancelled_is_asked_anew():
+    with FaultyServer(lengths, [("stall", 5)], delay=0.01) as server:
+        model = HttpReward(server.url, batch_size=1, concurrency=1)
+        begun = [*model.begin_scoring(episodes(3)), *model.begin_scoring(episodes(4))]
+        while not server.bodies:
+            time.sleep(0.005)
+        started = time.monotonic()
+        for one in begun:
+            one.cancel()
+        assert model.score(episodes(4)) == [0.0, 1.0, 2.0, 3.0] and time.monotonic() - started < 4
+        assert len(server.bodies) == 5
+
+
+def test_patience_is_that_with_the_server_not_with_each_batch():
+    with FaultyServer(lengths, [500] * 1000) as server:
+        model = HttpReward(server.url, batch_size=1, concurrency=2, patience_seconds=0.6)
+        started = time.monotonic()
+        for i in range(5):
+            model.begin_scoring(episodes(1, str(i)))
+        for i in range(5):
+            with pytest.raises(RewardError, match=f"{server.url} has given no answer for 0.6 s"):
+                model.score(episodes(1, str(i)))
+        assert time.monotonic() - started < 3 * 0.6 + 1
+
+
+@pytest.mark.parametrize(("cached", "asked"), [(False, 4), (True, 2)])
+def test_equal_texts_under_way_are_asked_for_once_if_there_is_a_file(tmp_path, cached, asked):
+    with FaultyServer(lengths, delay=0.05) as server:
+        model = HttpReward(server.url, batch_size=1, cache=tmp_path / "scores.db" if cached else None)
+        for _ in range(2):
+            model.begin_scoring(episodes(2))
+        assert [model.score(episodes(2)) for _ in range(2)] == [[0.0, 1.0]] * 2 and len(server.bodies) == asked
+
+
+def test_combinations_pass_on_what_can_begin():
+    with FaultyServer(lengths) as server:
+        served, local = HttpReward(server.url), rewards.make("length")
+        both = rewards.SumReward({"local": local, "served": rewards.ClipReward(served, 0, 1)})
+        assert not hasattr(rewards.SumReward({"local": local}), "begin_scoring") and not hasattr(rewards.ClipReward(local), "begin_scoring")
+        assert len(both.begin_scoring(episodes(3))) == 1
+        assert len(pickle.loads(pickle.dumps(both)).begin_scoring(episodes(2))) == 1
+        assert both.score(episodes(3)) == [local.score([e])[0] + min(i, 1) for i, e in enumerate(episodes(3))]
+        broken = [Episode.from_text("p", "r", metadata={"x": object()})]
+        with pytest.raises(RewardError, match=r"HttpReward.*failed on 1 episode\(s\), first 'pr'.*plain data"):
+            both.begin_scoring(broken)
+
+
 def test_secrets_come_from_the_environment(monkeypatch):
     with FaultyServer(lengths) as server:
         model = HttpReward(server.url, headers={"Authorization": "Bearer ${MY_TOKEN}"})

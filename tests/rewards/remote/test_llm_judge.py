@@ -120,6 +120,13 @@ def test_a_token_budget_is_kept_and_what_was_judged_too():
         judge_at(server, token_budget=25).score(texts("a"))
 
 
+def test_questions_may_be_begun():
+    with FaultyServer(chat(counts_good, tokens=10)) as server:
+        judge = judge_at(server, votes=2, temperature=0.5)
+        judge.begin_scoring(texts("good", "bad"))
+        assert judge.score(texts("good", "bad")) == [2.0, 1.0] and len(server.bodies) == 4 and judge.spent_tokens == 40
+
+
 def test_a_cache_makes_a_second_run_free(tmp_path):
     with FaultyServer(chat(counts_good)) as server:
         judge_at(server, cache=tmp_path / "verdicts.db").score(texts("good", "bad"))

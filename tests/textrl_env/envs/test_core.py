@@ -35,7 +35,7 @@ def test_the_record_of_a_text_that_ends_itself():
     assert episode.response_ids.tolist() == [7, 0]
     assert episode.action_mask.tolist() == [True, True]
     assert (episode.references, episode.metadata) == (("5",), {"label": "x"})
-    assert core.final_info(0, result) == {
+    assert result.infos[0] == {
         "prompt": "1 2",
         "prompt_id": 0,
         "response": " 7",

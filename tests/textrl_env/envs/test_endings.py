@@ -75,13 +75,13 @@ def test_a_task_ends_texts_itself():
     ],
 )
 def test_penalties(settings, tokens, reward):
-    core, results = play(tokens, max_new_tokens=4, **settings)
+    _, results = play(tokens, max_new_tokens=4, **settings)
     if reward is None:
         assert results[-1].rewards[0] == 0 and not results[-1].terminated[0]
         return
     assert results[-1].rewards[0] == reward
     assert results[-1].scores[0] == tokens.count(7)
-    assert core.final_info(0, results[-1])["score"] == tokens.count(7)
+    assert results[-1].infos[0]["score"] == tokens.count(7)
 
 
 def test_an_illegal_action_ends_the_text_without_asking_the_reward_model():

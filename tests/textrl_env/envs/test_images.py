@@ -9,6 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from textrl_env import GeneratedPrompts, IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVectorEnv, TextTask
+from textrl_env.envs import transcript
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 SHAPE = (6, 5, 3)
@@ -109,3 +110,14 @@ def test_pickling_keeps_the_picture():
     env = pickle.loads(pickle.dumps(TextGenerationEnv(task_of())))
     obs, info = env.reset(seed=0)
     np.testing.assert_array_equal(obs["image"], picture(int(info["prompt"])))
+
+
+def test_a_drawn_text_has_the_picture_beside_it():
+    env = TextGenerationEnv(task_of(), render_mode="rgb_array")
+    env.reset(seed=0)
+    drawn, seen = env.render(), env.core.image[0]
+    side = transcript.SIDE // 6  # of the square that a pixel becomes
+    middle = side // 2 + side * np.arange(6)
+    left = transcript.WIDTH - transcript.MARGIN - 5 * side
+    np.testing.assert_array_equal(drawn[transcript.MARGIN + middle][:, left + middle[:5]], seen)
+    assert (drawn[: transcript.MARGIN + transcript.SIDE, left - transcript.MARGIN : left] == 255).all()  # text ends before it

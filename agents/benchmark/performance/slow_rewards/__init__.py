@@ -1,0 +1,1 @@
+"""What it costs that texts are scored by a slow server."""
