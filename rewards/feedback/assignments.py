@@ -104,8 +104,8 @@ def add_assignment(db: sa.Connection, study: Study, keys: Keys, me: int, pseudon
     now = time.time()
     shown = {"shown_order": json.dumps(order), "ticket": secrets.token_urlsafe(16), "shown_at": now}
     added = db.execute(assignments.insert(), {"item_id": item.id, "annotator_id": me, "turn": turn, **shown})
-    (showing_id,) = added.inserted_primary_key or ()
-    _open(db, me, showing_id, now if turn == 0 else None)
+    assert added.inserted_primary_key is not None
+    _open(db, me, added.inserted_primary_key[0], now if turn == 0 else None)
     return int(item.id)
 
 
