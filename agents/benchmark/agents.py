@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from time import perf_counter
@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rewards.utils.devices import get_device, seeded
-from textrl_env import TextTask
+from textrl_env import Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.utils.suggestions import did_you_mean
 from textrl_env.utils.user_code import named_object
@@ -43,10 +44,37 @@ from ..training.offline_training import supervised
 from ..training.policy_training import Linear
 from ..training.settings import FROM_PAIRS, OPTIONS
 from ..utils.contents import contents_hash
+from .protocol import BEST_OF, OFFLINE_EPOCHS, OFFLINE_RATE, ON_POLICY, SFT_RATE
 from .spec import Spec
 
 Writer = Callable[[TextTask, int, int], WrittenTexts]  # writes texts for (task, number, seed)
 Watch = Callable[[int, list[dict[str, Any]], float], None]  # sees tokens so far, a rollout's infos, and KL per text
+
+
+@dataclass
+class Spent:
+    """What an agent has used while it learned, and what its test texts cost beyond being written once.
+
+    Attributes:
+        tokens_written: Response tokens that were drawn.
+        tokens_trained: Response tokens that went through a step, a token of each pass counted again; None where that is not known.
+        reward_calls: Texts that the reward scored.
+        test_seconds: Seconds of choosing among test texts.
+    """
+
+    tokens_written: int = 0
+    tokens_trained: int | None = 0
+    reward_calls: int = 0
+    test_seconds: float = 0.0
+
+    def wrote(self, lengths: np.ndarray) -> None:
+        """Count texts that were written and scored, given their response tokens, shape (n,)."""
+        self.tokens_written += int(lengths.sum())
+        self.reward_calls += len(lengths)
+
+    def trained(self, tokens: float) -> None:
+        """Count tokens that went through steps."""
+        self.tokens_trained = (self.tokens_trained or 0) + round(tokens)
 
 
 @dataclass(frozen=True)
@@ -61,6 +89,7 @@ class LearningSetup:
         beta: Coefficient of the KL penalty.
         length: Mean tokens of a text of the base policy.
         name: Of the task.
+        spent: Counts what the agent uses.
     """
 
     task: TextTask
@@ -70,6 +99,7 @@ class LearningSetup:
     beta: float
     length: float
     name: str = ""
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -155,15 +185,22 @@ class _Watcher(BaseCallback):
 
 def _on_policy(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
     algorithm = ALGORITHMS[spec.name]
-    settings: dict[str, Any] = {"n_episodes": 64, "learning_rate": 1e-3, "beta": setup.beta}
-    if algorithm.minibatches:
-        settings["batch_size"] = 32
+    settings: dict[str, Any] = {**ON_POLICY, "beta": setup.beta}
+    if not algorithm.minibatches:
+        del settings["batch_size"]
     settings |= {**algorithm.settings, **spec.settings}
     settings["learning_rate"] = Linear(settings["learning_rate"])
     group = settings.pop("group_size", algorithm.group_size)
     env = TextGenerationVecEnv(settings["n_episodes"], task=dataclasses.replace(setup.task, group_size=group))
     agent = algorithm.made(algorithm.policy, env, policy_kwargs={"model": setup.base}, seed=setup.seed, **settings)
-    agent.learn(setup.tokens, _Watcher(watch))
+
+    def counted(tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
+        setup.spent.reward_calls += len(finished)
+        watch(tokens, finished, kl)
+
+    agent.learn(setup.tokens, _Watcher(counted))
+    setup.spent.tokens_written = agent.num_timesteps
+    setup.spent.trained(agent.num_timesteps * getattr(agent, "n_epochs", 1))
     return _of_policy(agent.policy, setup)
 
 
@@ -187,12 +224,16 @@ def _random(setup: LearningSetup) -> TrainedAgent:
     )
 
 
-def _best_of_n(setup: LearningSetup, n: int = 8) -> TrainedAgent:
+def _best_of_n(setup: LearningSetup, n: int = BEST_OF) -> TrainedAgent:
     """The best of n texts of the base policy by the reward; it does not learn, and pays when it writes."""
     policy, reference = make_policy(setup.task, setup.base), frozen(load_lm(setup.base))
 
     def write(task: TextTask, number: int, seed: int) -> WrittenTexts:
+        began = perf_counter()
         tries = [_write(policy, reference, task, number, seed * 1000 + i) for i in range(n)]
+        setup.spent.test_seconds += perf_counter() - began
+        for texts in tries:
+            setup.spent.wrote(texts.lengths)
         returns = np.array([t.returns for t in tries])  # (n, texts)
         chosen = returns.argmax(0)
 
@@ -219,6 +260,8 @@ def compared_pairs(setup: LearningSetup) -> list[tuple[Pair, float]]:
     task = dataclasses.replace(setup.task, prompt_order="sequential")
     policy = make_policy(setup.task, setup.base)
     one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
+    setup.spent.wrote(one.lengths)
+    setup.spent.wrote(two.lengths)
     rows = zip(one.records, two.records, one.returns, two.returns, strict=True)
     return [(Pair(*((a, b) if x > y else (b, a))), abs(x - y)) for a, b, x, y in rows if x != y]
 
@@ -227,8 +270,8 @@ def _offline(
     algo: str,
     setup: LearningSetup,
     beta: float | None = None,
-    learning_rate: float = 1e-4,
-    epochs: int = 3,
+    learning_rate: float = OFFLINE_RATE,
+    epochs: int = OFFLINE_EPOCHS,
     label_smoothing: float | None = None,
     gamma: float | None = None,
 ) -> TrainedAgent:
@@ -241,28 +284,41 @@ def _offline(
     pairs = [pair for pair, _ in compared_pairs(setup)]
     if not pairs:
         return _reference(setup)  # the reward likes all texts alike: nothing can be learned from it
-    # Of 1e-4, 2e-4 and 5e-4 the least is best on Recall, Lock and Dialogue: DPO drifts far from the base policy otherwise
     trainer = supervised(algo, setup.base, setup.task, learning_rate, setup.seed, **{k: v for k, v in options.items() if v is not None})
     data: Any = [pair.chosen for pair in pairs] if algo == "sft" else pairs
     if algo == "kto":
         data = [JudgedText(text, good) for pair in pairs for text, good in ((pair.chosen, 1.0), (pair.rejected, 0.0))]
-    trainer.learn(data, max(1, epochs * len(data) // trainer.batch_size))
+    steps = max(1, epochs * len(data) // trainer.batch_size)
+    trainer.learn(data, steps)
+    learned = [len(text.actions) for pair in pairs for text in (pair.chosen, *(() if algo == "sft" else (pair.rejected,)))]
+    setup.spent.trained(steps * trainer.batch_size / len(data) * sum(learned))
     policy = make_policy(setup.task, setup.base)
     policy.lm.load_state_dict(trainer.lm.state_dict())
     return _of_policy(policy, setup)
 
 
 def _expert_iteration(setup: LearningSetup, n: int = 4, n_prompts: int = 64, learning_rate: float = 5e-4) -> TrainedAgent:
-    agent = ExpertIteration(setup.task, setup.base, n=n, n_prompts=n_prompts, learning_rate=learning_rate, seed=setup.seed)
+    agent = _CountedExpertIteration(setup.task, setup.base, n=n, n_prompts=n_prompts, learning_rate=learning_rate, seed=setup.seed)
+    agent.spent = setup.spent
     agent.learn(max(1, round(setup.tokens / (n * n_prompts * setup.length))))
     return _of_policy(agent.policy, setup)
+
+
+class _CountedExpertIteration(ExpertIteration):
+    spent: Spent
+
+    def _write(self, prompts: list[Prompt], seed: int) -> WrittenTexts:
+        texts = super()._write(prompts, seed)
+        self.spent.wrote(texts.lengths)
+        self.spent.trained(self.steps * self.trainer.batch_size * texts.lengths.mean())  # of the best texts, taken to be as long as all
+        return texts
 
 
 _OTHERS: Mapping[str, Callable[..., TrainedAgent]] = {
     "reference": _reference,
     "random": _random,
     "best-of-n": _best_of_n,
-    "sft": partial(_offline, "sft", learning_rate=1e-3),
+    "sft": partial(_offline, "sft", learning_rate=SFT_RATE),
     **{name: partial(_offline, name) for name in (*FROM_PAIRS, "kto")},
     "expert-iteration": _expert_iteration,
 }
@@ -289,10 +345,21 @@ def own_source(spec: Spec) -> str | None:
 
 
 def _own(spec: Spec, setup: LearningSetup) -> TrainedAgent:
-    env = TextGenerationVecEnv(64, task=setup.task)
+    env = _CountedVecEnv(64, task=setup.task)
+    env.spent, setup.spent.tokens_trained = setup.spent, None
     agent = _own_class(spec.name)(env, base=setup.base, seed=setup.seed, **spec.settings)
     agent.learn(setup.tokens)
     return TrainedAgent(partial(_write_by_predict, agent))
+
+
+class _CountedVecEnv(TextGenerationVecEnv):
+    spent: Spent
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = super().step_wait()
+        ended = [infos[row]["terminal_observation"]["response"] for row in np.flatnonzero(dones)]
+        self.spent.wrote(np.array([int((response >= 0).sum()) for response in ended], int))
+        return obs, rewards, dones, infos
 
 
 def _write_by_predict(agent: Any, task: TextTask, number: int, seed: int) -> WrittenTexts:

@@ -2,15 +2,18 @@
 
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 
-The scores of an agent are a list with one array for each task, its runs.  Percentiles of a bootstrap, which that paper takes, hold the
-truth of 3 runs in 76 of 100 cases and of 5 in 84, so intervals here are Student's: the standard error is that of a bootstrap that draws
-runs anew within each task, widened for what a bootstrap of few runs leaves out; the degrees of freedom are Welch's.  Shares of runs have
-Wilson's intervals.  Statistics reduce the last axis of the arrays, and so take all bootstrap samples at once, as arrays of shape (R, n).
+The scores of an agent are a list with one array for each task, its runs: a run, so a seed, is the unit.  Its score is a mean over texts,
+and how texts differ is in how seeds differ; texts of several seeds are never pooled.  Percentiles of a bootstrap, which that paper takes,
+hold the truth of 3 runs in 76 of 100 cases and of 5 in 84, so intervals here are Student's: the standard error is that of a bootstrap that
+draws runs anew within each task, widened by sqrt(n / (n - 1)) for what a bootstrap of few runs leaves out (Efron 1982, "The Jackknife, the
+Bootstrap and Other Resampling Plans", section 5.3); the degrees of freedom are those of Satterthwaite 1946 and Welch 1947.  Shares of
+runs have Wilson's intervals.  Two agents are compared by the differences of their runs with the same seed.  Statistics reduce the last
+axis of the arrays, and so take all bootstrap samples at once, as arrays of shape (R, n).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +90,38 @@ def interval(statistic: Callable[..., Any], runs: Runs, resamples: int = RESAMPL
         return IntervalEstimate(value, float("nan"), float("nan"))
     drawn = statistic(_samples(runs, resamples, seed))  # (R,)
     half = float(drawn.std()) * stats.t.ppf(0.975, _freedom(runs))
+    return IntervalEstimate(value, value - half, value + half)
+
+
+def differences(ours: Sequence[Mapping[int, float]], theirs: Sequence[Mapping[int, float]]) -> list[np.ndarray]:
+    """Return ours - theirs of the seeds that both have, task by task; a task without any is an empty array.
+
+    Args:
+        ours: For each task, scores by seed.
+        theirs: Likewise, of the same tasks.
+    """
+    return [np.array([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]) for a, b in zip(ours, theirs, strict=True)]
+
+
+def difference_interval(ours: Sequence[Mapping[int, float]], theirs: Sequence[Mapping[int, float]]) -> IntervalEstimate:
+    """Return the mean of `differences` and its 95% interval: each task counts the same, however many of its seeds are shared.
+
+    That of a mean needs no bootstrap: its variance is the sum of those of the tasks' means, with Satterthwaite's degrees of freedom.
+
+    Raises:
+        ValueError: They share no seed of any task.
+    """
+    runs = [task for task in differences(ours, theirs) if len(task)]
+    if not runs:
+        raise ValueError("the two share no seed of any task: nothing can be compared seed by seed")
+    value = float(np.mean([task.mean() for task in runs]))
+    if min(map(len, runs)) < 2:
+        return IntervalEstimate(value, float("nan"), float("nan"))
+    parts = np.array([task.var(ddof=1) / len(task) for task in runs])
+    if not parts.any():
+        return IntervalEstimate(value, value, value)
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(task) - 1) for part, task in zip(parts, runs, strict=True))
+    half = float(np.sqrt(parts.sum()) / len(runs) * stats.t.ppf(0.975, freedom))
     return IntervalEstimate(value, value - half, value + half)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from rewards.utils.devices import get_device
+from textrl_env.utils.files import read_json
 
 from ..utils.limits import check_fields
 from ..utils.progress import bar
@@ -17,13 +20,13 @@ from ..utils.run_folder import write_yaml
 from .agents import check
 from .flags import Bench
 from .process_pool import run_jobs
+from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
 from .run_job import Job, task_of
-from .spec import parse_all
-from .suites import PRESETS, budget, tasks_of
+from .spec import Spec, parse_all
+from .suites import PRESETS, budget, family, tasks_of
 
-QUICK = ("random", "best-of-n", "dpo", "ppo", "rloo", "grpo")
-FULL = ("random", "best-of-n", "sft", "dpo", "ppo", "a2c", "rloo", "grpo", "reinforce++")
+Winners = dict[str, dict[str, dict[str, Any]]]  # of each agent, by family of tasks: settings and provenance
 
 
 def run_bench(config: Bench) -> None:
@@ -62,7 +65,7 @@ def jobs_of(config: Bench) -> list[Job]:
     """
     agents = parse_all(config.agents) or parse_all(QUICK if config.preset == "quick" else FULL)
     tasks = parse_all(config.tasks) or tasks_of(config.suite)
-    seeds = config.seeds if config.seeds is not None else 3 if config.preset == "quick" else 5
+    seeds = config.seeds or SEEDS[config.preset]
     check_fields(config)
     if config.tasks and config.suite != Bench.suite:
         raise ValueError(f"--suite {config.suite} and --tasks {' '.join(config.tasks)}: tasks are run instead of a suite; leave one out")
@@ -70,13 +73,50 @@ def jobs_of(config: Bench) -> list[Job]:
         check(agent)
     for task in tasks:
         task_of(task)
+    winners = {} if config.tuned is None else read_winners(config.tuned)
     facts = (("git", _git_revision()),)
     jobs = []
     for seed in range(seeds):
         for task in tasks:
             tokens = round(PRESETS[config.preset] * budget(task.name)) if config.total_tokens is None else config.total_tokens
-            jobs += [Job(str(config.out), task.text, agent.text, seed, tokens, config.texts, facts, config.device) for agent in agents]
+            jobs += [
+                Job(str(config.out), task.text, agent, seed, tokens, config.texts, facts, config.device, tuple(sorted(settings.items())))
+                for agent, settings in with_winners(agents, task, winners)
+            ]
     return jobs
+
+
+def read_winners(path: Path) -> Winners:
+    """Read winners of `textrl bench tune`.
+
+    Raises:
+        ValueError: The file does not hold any, or they were found under another protocol, so that the budgets of the searches differ.
+    """
+    try:
+        found = read_json(path)
+        protocol, winners = found["protocol"], found["winners"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no winners of textrl bench tune ({error!r})") from error
+    if protocol != PROTOCOL_VERSION:
+        raise ValueError(
+            f"{path} was found under protocol {protocol}, this is {PROTOCOL_VERSION}: run textrl bench tune with another --save"
+        )
+    return dict(winners)
+
+
+def with_winners(agents: list[Spec], task: Spec, winners: Winners) -> list[tuple[str, dict[str, Any]]]:
+    """Return what runs on a task: each agent as it is, and once more with what was found for it, if anything was.
+
+    Returns:
+        The agent's text in tables, `ppo:tuned=true` where it is tuned, and the settings found.
+    """
+    both: list[tuple[str, dict[str, Any]]] = []
+    for agent in agents:
+        both.append((agent.text, {}))
+        found = winners.get(agent.text, {}).get(family(task.name))
+        if found is not None:
+            both.append((f"{agent.text}:tuned=true", found["settings"]))
+    return both
 
 
 def _git_revision() -> str | None:

@@ -19,7 +19,7 @@ class Bench(OnDevice):
     Attributes:
         suite: `diagnostic`: every capability at its default size; `ladders`: at all sizes; `exact`: those whose optimum is enumerated;
             `reasoning`: verified questions of reasoning-gym.
-        preset: `quick`: half the budgets, 3 seeds, 6 agents; `full`: 5 seeds, 9 agents.
+        preset: `quick`: half the budgets, 3 seeds, 6 agents; `full`: 10 seeds, 9 agents.
         agents: Names, settings and import strings, separated by commas or spaces: `ppo,ppo:beta=0.1,my_package.agents:Mine`; by default the
             preset's.
         tasks: Likewise, instead of a suite: `recall-64,textrl/Lock-v0`.
@@ -30,6 +30,7 @@ class Bench(OnDevice):
         ray: Address of a Ray cluster to run on, such as `auto`; `local` starts one with as many cores as `processes`. All its nodes must
             see the folder `out`.
         limit: Seconds after which a cell counts as hanging.
+        tuned: A file of `textrl bench tune`: agents that have settings there are run with them too, beside their defaults.
         out: Folder of the results.
     """
 
@@ -43,6 +44,7 @@ class Bench(OnDevice):
     processes: Count = 2
     ray: str | None = None
     limit: Above0 = 1800.0
+    tuned: Path | None = None
     out: Path = Path("runs/bench")
 
 

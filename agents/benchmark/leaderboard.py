@@ -15,7 +15,7 @@ from ..reports.html_page import write_page
 from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
 from .flags import Leaderboard
-from .results import RunResult, missing, names, read_results, scores_of
+from .results import RunResult, headline, missing, names, read_results, scores_of
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -30,16 +30,23 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder} lacks {len(gone)} runs, {' '.join(map(str, gone[0]))} among them: finish it with textrl bench first")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     tasks, agents = names(cells)
-    scores = scores_of(cells)
+    counted = headline(tasks)
+    scores = scores_of(cells, counted)
     return [
         {
             "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
-            "failed": sum(c.status != "done" for c in own), "suite": f"{len(tasks)} tasks: {config['suite']}, {config['preset']}",
+            "failed": sum(c.status != "done" for c in own), "suite": _suite(config, tasks, counted, own),
             "date": min(c.manifest["began"] for c in own)[:10], "version": _version(own[0]),
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
         for agent in agents if (own := [c for c in cells if c.agent == agent])
     ]  # fmt: skip
+
+
+def _suite(config: dict[str, Any], tasks: Sequence[str], counted: Sequence[str], cells: Sequence[RunResult]) -> str:
+    protocols = ", ".join(str(version) for version in sorted({cell.protocol for cell in cells}))
+    which = f"{len(tasks)} tasks" if len(counted) == len(tasks) else f"{len(counted)} tasks, {len(tasks) - len(counted)} exact ones apart"
+    return f"{which}: {config['suite']}, {config['preset']}, protocol {protocols}"
 
 
 def run_leaderboard(config: Leaderboard) -> None:
@@ -61,9 +68,14 @@ def _version(cell: RunResult) -> str:
 
 def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:
     """Return the command that repeats the rows of one agent."""
-    parts = ["textrl", "bench", "--preset", config["preset"], "--agents", agent, "--seeds", str(len({c.seed for c in cells}))]
+    plain = agent.replace(":tuned=true", "") if config.get("tuned") else agent
+    parts = ["textrl", "bench", "--preset", config["preset"], "--agents", plain, "--seeds", str(len({c.seed for c in cells}))]
     parts += ["--tasks", ",".join(",".join(config["tasks"]).split(","))] if config.get("tasks") else ["--suite", config["suite"]]
-    for name, value in {"total-tokens": config.get("total_tokens", config.get("tokens")), "texts": config.get("texts")}.items():
+    for name, value in {
+        "tuned": config["tuned"] if plain != agent else None,
+        "total-tokens": config.get("total_tokens", config.get("tokens")),
+        "texts": config.get("texts"),
+    }.items():
         if value is not None:
             parts += [f"--{name}", str(value)]
     return shlex.join(parts)

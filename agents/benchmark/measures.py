@@ -30,11 +30,13 @@ def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], train
         trained: The agent.
     """
     each, exact, length = score_each(test, texts), exact_name(test), float(texts.lengths.mean())
-    value, kl_exact = judged(test, texts), None
+    value, kl_exact, of_best_score = judged(test, texts), None, None
     if exact is not None and trained.policy is not None:
         reference = backbone_of(frozen(load_lm(base["base"])).to(trained.policy.device))
-        achieved = optimality_gap(trained.policy.backbone, reference, exact, BETA).achieved
-        value, kl_exact = achieved.objective, achieved.kl
+        gap = optimality_gap(trained.policy.backbone, reference, exact, BETA)
+        value, kl_exact = gap.achieved.objective, gap.achieved.kl
+        if gap.best_score - gap.reference > 1e-6:  # at no KL at all nothing can be gained
+            of_best_score = gap.of_best_score
     elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
         value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)
     written = _against_references(test, texts, each)
@@ -42,6 +44,7 @@ def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], train
         "value": value, "reference_value": base["value"], "optimum": base["optimum"],
         "reward": float(texts.scores.mean()), "gold": float(each.mean()) if test.gold is not None else None,
         "kl_per_sequence": texts.kl_per_sequence, "kl_per_token": texts.kl_per_sequence / max(length, 1e-9), "kl_exact": kl_exact,
+        "of_best_score": of_best_score,
         "wins_reference": win_rate(each, np.array(base["gold"])).rate, "wins_texts": written,
         "distinct_1": distinct_n(texts.responses, 1), "distinct_2": distinct_n(texts.responses, 2),
         "self_bleu": _self_bleu(texts), "entropy": texts.entropy, "perplexity": texts.perplexity, "length": length,

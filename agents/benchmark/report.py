@@ -20,15 +20,21 @@ from ..reports import benchmark_plots
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
-from .aggregate_statistics import improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
+from .aggregate_statistics import difference_interval, improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
 from .flags import BenchReport
-from .results import RunResult, missing, names, read_results, scores_of
-from .suites import capability
+from .results import RunResult, Scores, by_seed, headline, missing, names, read_results, scores_of
+from .suites import capability, is_exact
 
 MIN_SEEDS = 3
+EXACT = (
+    "the share of the possible gain in KL-regularised return, and the share of the gain in score that is possible at the policy's own KL, "
+    "which asks nothing of how far an agent wants to go; best-of-n's distribution is not enumerated"
+)
+BUDGET = ("tokens_written", "tokens_trained", "reward_calls", "learning_seconds")
 _SHOWN_MEASURES = (
     "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
-    "distinct_2", "self_bleu", "length", "tokens_to_threshold", "seconds_to_threshold", "tokens_per_second", "peak_memory_mib", "seconds",
+    "distinct_2", "self_bleu", "length",
+    *BUDGET, "tokens_to_threshold", "seconds_to_threshold", "tokens_per_second", "peak_memory_mib", "seconds",
 )  # fmt: skip
 
 
@@ -47,23 +53,29 @@ def write_bench_report(folder: Path) -> Path:
     write_text(folder / "scores.csv", _csv(cells))
     write_text(folder / "report.md", _markdown(summary))
     images = {name: data_uri(figure) for name, figure in draw(cells, summary).items()}
-    return write_page(folder / "report.html", "bench_report", s=summary, images=images, samples=_samples(cells), config=config)
+    return write_page(folder / "report.html", "bench_report", s=summary, images=images, details=_details(cells), exact=EXACT, config=config)
 
 
 def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     """Return every number of the report as plain data."""
     tasks, agents = names(cells)
-    scores = scores_of(cells)
-    total = {a: {name: list(interval(f, scores[a])) for name, f in (("iqm", iqm), ("mean", mean), ("gap", optimality_gap))} for a in agents}
+    counted = headline(tasks)
+    scores, exact = scores_of(cells, counted), [t for t in tasks if is_exact(t)]
+    total, total_all = _totals(scores), _totals(scores_of(cells))
     order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
     better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
-    table = {t: {a: list(mean_interval(scores[a][i])) if len(scores[a][i]) else None for a in order} for i, t in enumerate(tasks)}
+    ahead = {(a, b): difference_interval(by_seed(cells, counted, a), by_seed(cells, counted, b)) for a, b in pairwise(order)}
+    table = {t: {a: _mean(cells, t, a) for a in order} for t in tasks}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "total": total, "better": better, "table": table, "verdicts": _verdicts(order, better, len({c.seed for c in cells})),
+        "untuned": {a: other for a in order if (other := untuned_of(a, order))},
+        "protocols": sorted({cell.protocol for cell in cells}), "headline": counted,
+        "exact": {t: {a: (table[t][a], _mean(cells, t, a, "of_best_score")) for a in order} for t in exact},
+        "total": total, "total_all": total_all, "better": better, "table": table,
+        "verdicts": _verdicts(order, ahead, better, len({c.seed for c in cells})),
         "budgets": [budgets[0], budgets[-1]],
         "measures": {a: _measures([c for c in cells if c.agent == a]) for a in order},
         "by_task": {t: {a: _measures([c for c in cells if c.agent == a and c.task == t]) for a in order} for t in tasks},
@@ -75,6 +87,19 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _totals(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Return interquartile mean, mean and optimality gap of each agent that has played, with their intervals."""
+    statistics = {"iqm": iqm, "mean": mean, "gap": optimality_gap}
+    return {a: {name: list(interval(f, runs)) for name, f in statistics.items()} for a, runs in scores.items() if any(map(len, runs))}
+
+
+def _mean(cells: Sequence[RunResult], task: str, agent: str, measure: str | None = None) -> list[float] | None:
+    """Return the mean over seeds of the score, or of a measure, with its interval; None without any."""
+    own = [c.score if measure is None else c.measure(measure) for c in cells if (c.task, c.agent) == (task, agent)]
+    known = np.array([value for value in own if np.isfinite(value)])
+    return list(mean_interval(known)) if len(known) else None
+
+
 def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
     """Return the median of each measure over cells that have it."""
     medians = {}
@@ -84,28 +109,29 @@ def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
     return medians
 
 
-def _verdicts(order: Sequence[str], better: dict[str, dict[str, list[float]]], seeds: int) -> list[str]:
-    """Return a sentence on each agent and the next one in rank: whether their difference is more than noise."""
+def _verdicts(
+    order: Sequence[str], ahead: dict[tuple[str, str], IntervalEstimate], better: dict[str, dict[str, list[float]]], seeds: int
+) -> list[str]:
+    """Return a sentence on each agent and the next one in rank: whether their difference, seed by seed, is more than noise."""
     if seeds < MIN_SEEDS:
         return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     sentences = []
-    for a, b in pairwise(order):
+    for (a, b), by in ahead.items():
         chance = IntervalEstimate(*better[a][b])
-        if chance.low > 0.5:
-            sentences.append(f"{a} does better than {b}: a run of it scores higher with probability {chance}.")
-        elif chance.high < 0.5:
-            sentences.append(
-                f"{b} is more often ahead of {a} than behind, {a} by more where it is: it scores higher with probability {chance}."
-            )
+        seen = f"a run of {a} scores higher with probability {chance}"
+        if by.low > 0:
+            sentences.append(f"{a} does better than {b}, by {by} seed by seed; {seen}.")
+        elif by.high < 0:
+            sentences.append(f"{b} does better than {a} in the mean, by {-by.value:.2f} [{-by.high:.2f}, {-by.low:.2f}]; {seen}.")
         else:
-            sentences.append(f"{a} and {b} cannot be told apart: a run of {a} scores higher with probability {chance}, which holds 0.50.")
+            sentences.append(f"{a} and {b} cannot be told apart: they differ by {by} seed by seed; {seen}.")
     return sentences
 
 
 def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figure]:
     """Draw every plot of the report, by the name that the page has for it."""
     tasks, agents = summary["tasks"], summary["agents"]
-    scores = scores_of(cells)
+    scores = scores_of(cells, summary["headline"])
     thresholds = np.linspace(-0.25, 1.0, 51)
     titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
     bands = {a: (profile(scores[a], thresholds), *profile_band(scores[a], thresholds)) for a in agents}
@@ -114,7 +140,7 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
         "profiles": benchmark_plots.profiles(thresholds, bands),
     }
     if len(tasks) > 2:
-        means = {a: np.array([runs.mean() if len(runs) else np.nan for runs in scores[a]]) for a in agents}
+        means = {a: np.array([np.nan if (x := summary["table"][t][a]) is None else x[0] for t in tasks]) for a in agents}
         figures["radar"] = benchmark_plots.radar([_short(t) for t in tasks], means)
     if len(agents) > 1:
         pairs = {(a, b): estimate for a, row in summary["better"].items() for b, estimate in row.items()}
@@ -144,13 +170,20 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _samples(cells: Sequence[RunResult]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return the first two texts of the first seed, for each task and agent."""
-    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
+def _details(cells: Sequence[RunResult]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what a number of the table links to, for each task and agent: the first two texts of the first seed, and a line for each seed.
+
+    Lines are points of 200 by 40 units: tokens to the right, score up, from -0.25 to 1.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in cells:
-        if cell.samples and cell.agent not in samples.get(cell.task, {}):
-            samples.setdefault(cell.task, {})[cell.agent] = cell.samples[:2]
-    return samples
+        own = found.setdefault(cell.task, {}).setdefault(cell.agent, {"texts": [], "lines": []})
+        own["texts"] = own["texts"] or cell.samples[:2]
+        if cell.curve and cell.curve[0]["score"] is not None:
+            height = np.clip(_smooth([row["score"] for row in cell.curve]), -0.25, 1)
+            across = [200 * row["tokens"] / cell.curve[-1]["tokens"] for row in cell.curve]
+            own["lines"].append(" ".join(f"{x:.0f},{40 * (1 - y) / 1.25:.1f}" for x, y in zip(across, height, strict=True)))
+    return found
 
 
 def _csv(cells: Sequence[RunResult]) -> str:
@@ -165,21 +198,61 @@ def _csv(cells: Sequence[RunResult]) -> str:
 
 def _markdown(summary: dict[str, Any]) -> str:
     agents = summary["agents"]
-    head = ["agent", "IQM", "mean", "optimality gap", "failures"]
-    failed = [f["agent"] for f in summary["failures"]]
-    rows = [
-        [a, *(str(IntervalEstimate(*summary["total"][a][key])) for key in ("iqm", "mean", "gap")), str(failed.count(a))] for a in agents
+    apart = len(summary["headline"]) < len(summary["tasks"])
+    untuned = any(untuned_of(a, agents) for a in agents)
+    head = [
+        "agent",
+        "IQM",
+        *(["IQM, untuned"] if untuned else []),
+        "mean",
+        "optimality gap",
+        *(["IQM with exact tasks"] if apart else []),
+        "failures",
+        *map(_words, BUDGET),
     ]
+    failed = [f["agent"] for f in summary["failures"]]
+    rows = []
+    for a in agents:
+        totals = [summary["total"][a][key] for key in ("iqm", "mean", "gap")] + ([summary["total_all"][a]["iqm"]] if apart else [])
+        if untuned:
+            other = untuned_of(a, agents)
+            totals.insert(1, summary["total"][other or a]["iqm"])
+        spent = ("-" if (x := summary["measures"][a][name]) is None else f"{x:,.0f}" for name in BUDGET)
+        rows.append([a, *(str(IntervalEstimate(*x)) for x in totals), str(failed.count(a)), *spent])
     tasks = [[t, *("-" if cell is None else f"{cell[0]:.2f}" for cell in summary["table"][t].values())] for t in summary["tasks"]]
     parts = [
-        f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds. "
-        "Scores are 0 for the base policy and 1 for the optimum; brackets hold 95% intervals.",
+        f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds; "
+        f"protocol {' and '.join(map(str, summary['protocols']))}. Scores are 0 for the base policy and 1 for the optimum; brackets hold "
+        f"95% intervals over seeds{', exact tasks are left out of IQM, mean and gap' if apart else ''}. What was used: the median of runs.",
         markdown_table(head, rows),
         "Mean score by task:",
         markdown_table(["task", *agents], tasks),
+        *_exact_markdown(summary),
         *(f"- {line}" for line in summary["verdicts"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _exact_markdown(summary: dict[str, Any]) -> list[str]:
+    """Return the table of exact tasks, if there are any: for each agent the mean over seeds of two measures."""
+    if not summary["exact"]:
+        return []
+    rows = [
+        [t, a, *("-" if x is None else str(IntervalEstimate(*x)) for x in cell)]
+        for t, by_agent in summary["exact"].items()
+        for a, cell in by_agent.items()
+    ]
+    return [f"Exact tasks: {EXACT}.", markdown_table(["task", "agent", "share of KL-regularised return", "share of score at its KL"], rows)]
+
+
+def untuned_of(agent: str, agents: Sequence[str]) -> str | None:
+    """Return the agent of the same name and settings with its defaults, for one that is tuned; None where there is none."""
+    plain = agent.replace(":tuned=true", "")
+    return plain if plain != agent and plain in agents else None
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _short(task: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .suites import is_exact
 
 Scores = dict[str, list[np.ndarray]]  # of each agent: for each task, the normalised scores of its seeds
 
@@ -31,6 +33,7 @@ class RunResult:
         curve: Rows of tokens, seconds, reward, score and KL while learning.
         samples: The first test texts.
         manifest: Versions, configuration, hardware.
+        protocol: Version of what every agent was given; results of different ones do not compare.
     """
 
     task: str
@@ -46,6 +49,7 @@ class RunResult:
     curve: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     manifest: dict[str, Any]
+    protocol: int = 1  # of results that say nothing of it
 
     def measure(self, name: str) -> float:
         """Return a measure, NaN if there is none."""
@@ -64,12 +68,12 @@ def read_results(folder: str | Path) -> list[RunResult]:
     paths = sorted((folder / "cells").glob("*.json"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no results (cells/*.json): run textrl bench --out {folder} first")
-    known = [field.name for field in fields(RunResult)]
+    known = [field.name for field in fields(RunResult) if field.default is MISSING]
     cells = []
     for path in paths:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            cells.append(RunResult(**{name: row[name] for name in known}))
+            cells.append(RunResult(**{name: row[name] for name in known}, protocol=row.get("protocol", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error
     return sorted(cells, key=lambda cell: (cell.task, cell.agent, cell.seed))
@@ -80,10 +84,24 @@ def names(cells: Sequence[RunResult]) -> tuple[list[str], list[str]]:
     return sorted({cell.task for cell in cells}), sorted({cell.agent for cell in cells})
 
 
-def scores_of(cells: Sequence[RunResult]) -> Scores:
-    """Return the scores of each agent, task by task in the order of `names`; a task without runs is an empty array."""
-    tasks, agents = names(cells)
+def headline(tasks: Sequence[str]) -> list[str]:
+    """Return the tasks of the headline mean: all but exact ones, unless there are no others.
+
+    Exact tasks judge by a KL-regularised return, which not every agent maximises.
+    """
+    return [task for task in tasks if not is_exact(task)] or list(tasks)
+
+
+def scores_of(cells: Sequence[RunResult], tasks: Sequence[str] | None = None) -> Scores:
+    """Return the scores of each agent, task by task, of those given or of all in the order of `names`; without runs, an empty array."""
+    every, agents = names(cells)
+    tasks = every if tasks is None else tasks
     return {agent: [np.array([c.score for c in cells if (c.agent, c.task) == (agent, task)]) for task in tasks] for agent in agents}
+
+
+def by_seed(cells: Sequence[RunResult], tasks: Sequence[str], agent: str) -> list[dict[int, float]]:
+    """Return an agent's scores by seed, task by task."""
+    return [{c.seed: c.score for c in cells if (c.agent, c.task) == (agent, task)} for task in tasks]
 
 
 def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:

@@ -32,16 +32,15 @@ from ..evaluation.policy_texts import make_policy, write_texts
 from ..models.backbones import backbone_of
 from ..models.loading import frozen, load_lm
 from ..training.base_policies import base_policy
+from ..training.review_reward import learned_reward
 from ..utils.columns import columns_of
 from ..utils.contents import with_contents
 from ..utils.run_folder import fingerprint, safe_name, versions
 from .agents import LearningSetup, own_source, train_agent
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
-from .review_reward import learned_reward
+from .protocol import BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
 from .spec import Spec, parse
 
-BETA_ELSEWHERE = 0.05  # of rewards that mostly lie between 0 and 1
-THRESHOLD = 0.5  # normalised score; how long training takes to reach it is measured
 SHOWN = 4  # texts of each cell that are kept
 DONE, BUSY = 0, 3  # exit statuses of a cell's process
 
@@ -59,6 +58,7 @@ class Job:
         texts: Test texts by which an agent is judged.
         facts: For the manifest: git revision and configuration.
         device: Where its models compute, see `rewards.utils.devices.get_device`.
+        found: Settings that were found for the agent, which its spec calls `tuned=true`.
     """
 
     out: str
@@ -66,9 +66,19 @@ class Job:
     agent: str = ""
     seed: int = 0
     tokens: int = 0
-    texts: int = 256
+    texts: int = TEXTS
     facts: tuple[tuple[str, Any], ...] = ()
     device: str = "auto"
+    found: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def agent_spec(self) -> Spec:
+        """The agent, with the settings that were found for it in place of `tuned=true`."""
+        spec = parse(self.agent)
+        if not self.found:
+            return spec
+        own = {key: value for key, value in spec.settings.items() if key != "tuned"}
+        return dataclasses.replace(spec, settings=dict(self.found) | own)
 
     @property
     def name(self) -> str:
@@ -82,14 +92,14 @@ class Job:
 
     def fingerprint(self) -> str:
         """Return a hash of what the result depends on."""
-        own = [self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"]]
-        agent = parse(self.agent)
+        own = [PROTOCOL_VERSION, self.task, self.agent, self.seed, self.tokens, self.texts, versions()["textrl-env"]]
+        agent = self.agent_spec
         return fingerprint([*own, with_contents(agent.settings), own_source(agent), shared(self)["fingerprint"]])
 
     @property
     def preparation(self) -> Job:
         """The job that prepares this one's task."""
-        return dataclasses.replace(self, agent="", seed=0, tokens=0)
+        return dataclasses.replace(self, agent="", seed=0, tokens=0, found=())
 
     def done(self) -> bool:
         """Return whether the result is there and its inputs are still the same.
@@ -214,6 +224,7 @@ def _blank(job: Job) -> dict[str, Any]:
     """Return the result of a cell before anything is measured."""
     return {
         "task": job.task, "agent": job.agent, "seed": job.seed, "budget": job.tokens, "fingerprint": job.fingerprint(),
+        "protocol": PROTOCOL_VERSION,
         "status": "done", "error": None, "score": 0.0, "measures": {}, "finish_reasons": {}, "curve": [], "samples": [],
         "manifest": _manifest(job, datetime.now(timezone.utc).isoformat(timespec="seconds")),
     }  # fmt: skip
@@ -225,10 +236,12 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     curve = LearningCurve(task, base)
     setup = LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name)
     began = perf_counter()
-    trained = train_agent(parse(job.agent), setup, curve)
+    trained = train_agent(job.agent_spec, setup, curve)
     seconds = perf_counter() - began - curve.watched
     texts = trained.write(test, job.texts, 20_000 + job.seed)
     measures = measures_of(test, texts, base, trained)
+    spent = dataclasses.asdict(setup.spent)
+    measures |= {"learning_seconds": seconds + spent.pop("test_seconds"), **spent}
     if curve.rows:
         measures["tokens_per_second"] = curve.rows[-1]["tokens"] / seconds
         reached = next((row for row in curve.rows if row["score"] is not None and row["score"] >= THRESHOLD), None)
@@ -263,7 +276,14 @@ def _manifest(job: Job, when: str) -> dict[str, Any]:
     device = get_device()
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     hardware = {"device": str(device), "cpu": _processor(), "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
-    config = {"task": job.task, "agent": job.agent, "tokens": job.tokens, "texts": job.texts, "device": job.device}
+    config = {
+        "task": job.task,
+        "agent": job.agent,
+        "tokens": job.tokens,
+        "texts": job.texts,
+        "device": job.device,
+        "found": dict(job.found),
+    }
     return {"versions": versions(), "config": config, "seed": job.seed, **dict(job.facts), "hardware": hardware, "began": when}
 
 

@@ -43,6 +43,18 @@ def budget(task: str) -> int:
     return tokens.get(task.rpartition("-")[0], tokens.get(task, STEP_TOKENS))
 
 
+def is_exact(task: str) -> bool:
+    """Return whether a task, by its spec, is one whose optimum is enumerated."""
+    return task.lower().removeprefix("textrl/").startswith("exact-")
+
+
+def family(task: str) -> str:
+    """Return the name of a ladder for a task of any size on it, and of any other task its own name: what is tuned together."""
+    name = task.lower().removeprefix("textrl/").removesuffix("-v0")
+    stem = name.rpartition("-")[0]
+    return stem if stem in {ladder.name.lower() for ladder in LADDERS} else name
+
+
 def capability(task: str) -> str:
     """Return what a task probes, in a few words."""
     if task.startswith("exact-"):

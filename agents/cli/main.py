@@ -35,6 +35,10 @@ COMMANDS = {
         "a page of the best agents, and how to repeat each row",
     ),
     "bench report": ("benchmark.flags:BenchReport", "benchmark.report:run_report", "write the report of a benchmark anew"),
+    "bench tune": (
+        "hyperparameter_search.flags:TuneAgents", "hyperparameter_search.tune_agents:run_tune_agents",
+        "the same search for good settings for every agent on every task",
+    ),
     "demo": ("pipelines.flags:Demo", "pipelines.demo:run_demo", "pretrain, sample, compare, fit a reward model, train by PPO, judge"),
     "train": ("cli.train_flags:Train", "cli.train:run_train", "train one policy on a task or on text files"),
     "loop": (

@@ -46,3 +46,28 @@ class Tune(OnDevice):
     seed: Seed = 0
     out: Path = Path("runs/tune")
     save: Path | None = None
+
+
+@dataclass(frozen=True)
+class TuneAgents(OnDevice):
+    """Give every agent the same number of trials of the same sampler on the validation prompts of each task; running again goes on.
+
+    Attributes:
+        suite: As `textrl bench` has it.
+        agents: Names; by default those of the preset `full` that have settings to search for.
+        tasks: Instead of a suite. What is found for `recall` is used on all its sizes.
+        trials: Settings to try for each agent on each task, failed ones included; the protocol's number by default.
+        total_tokens: Tokens that each run may write; by default half of each task's budget, as the protocol says.
+        ray: Address of a Ray cluster whose workers try settings side by side; `local` starts one.
+        out: Folder of the searches.
+        save: The winners, with trials and search spaces.
+    """
+
+    suite: str = "diagnostic"
+    agents: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    trials: Count = 8
+    total_tokens: Annotated[Count | None, tyro.conf.arg(aliases=("--tokens",))] = None
+    ray: str | None = None
+    out: Path = Path("runs/tune-agents")
+    save: Path = Path("runs/tune-agents/tuned.json")

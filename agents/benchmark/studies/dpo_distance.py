@@ -31,9 +31,9 @@ from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
 from ...reports.tables import markdown_table
 from ...training.base_policies import base_policy
+from ...training.review_reward import learned_reward
 from ...utils.fresh_processes import fresh_pool
 from ..agents import LearningSetup, compared_pairs
-from ..review_reward import learned_reward
 from .study import Study, side_by_side
 
 _LENGTH = 20.0  # mean tokens of a text of the base policy

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from agents.benchmark.agents import LearningSetup, _best_of_n, check, compared_pairs, train_agent
+from agents.benchmark.agents import LearningSetup, Spent, _best_of_n, _CountedVecEnv, check, compared_pairs, train_agent
 from agents.benchmark.spec import parse
 from agents.evaluation.policy_texts import make_policy
 from agents.models.loading import load_lm, save_lm
@@ -47,3 +48,43 @@ def test_who_learns_from_pairs_is_an_agent(setup, agent, tmp_path):
     assert not all(torch.equal(weights, start[name]) for name, weights in policy.lm.state_dict().items())
     with pytest.raises(ValueError, match="width"):
         check(parse(f"{agent}:width=3"))
+
+
+def spent_by(agent, setup, calls=None):
+    found = train_agent(parse(agent), setup, lambda tokens, infos, kl: calls is not None and calls.append(infos))
+    return setup.spent, found
+
+
+def test_what_an_agent_spends_is_counted(setup, tmp_path):
+    """Texts that the reward scored and their tokens, counted a second time by the reward itself."""
+    seen = []
+
+    class Counting:
+        def score(self, episodes):
+            seen.extend(len(episode.response_ids) for episode in episodes)
+            return sevens(None, [episode.response for episode in episodes])
+
+    save_lm(load_lm(LLAMA), tmp_path)
+    own = replace(setup, base=str(tmp_path), task=replace(setup.task, reward=Counting()))
+    rollouts = []
+    spent, _ = spent_by("rloo:n_episodes=8:n_epochs=3", replace(own, spent=Spent()), rollouts)
+    assert spent.reward_calls == sum(map(len, rollouts)) == len(seen)
+    assert spent.tokens_written == sum(seen) and spent.tokens_trained == 3 * sum(seen) and spent.test_seconds == 0
+    seen.clear()
+    spent, _ = spent_by("sft:epochs=2", replace(own, spent=Spent()))
+    assert (spent.reward_calls, spent.tokens_written) == (len(seen), sum(seen)) and 0 < spent.tokens_trained < 2 * sum(seen)
+    seen.clear()
+    spent, trained = spent_by("best-of-n:n=4", replace(own, spent=Spent()))
+    assert (spent.reward_calls, spent.tokens_written) == (0, 0)
+    trained.write(own.task, 6, 0)  # it pays for its test texts: four for each
+    assert spent.reward_calls == len(seen) == 24 and spent.tokens_written == sum(seen) and spent.test_seconds > 0
+
+
+def test_an_agent_of_ones_own_is_counted_through_its_environment(setup):
+    spent = Spent()
+    env = _CountedVecEnv(2, task=setup.task)
+    env.spent = spent
+    env.reset()
+    for _ in range(9):  # no text ends before its limit of 9 tokens
+        env.step(np.full(2, 7))
+    assert (spent.reward_calls, spent.tokens_written) == (2, 18)

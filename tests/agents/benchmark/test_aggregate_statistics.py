@@ -1,5 +1,7 @@
 """Statistics of the benchmark against scipy, loops, hand-worked numbers and a known distribution."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -85,3 +87,40 @@ def test_profile_band_is_wilsons():
     for threshold, at, to in zip(thresholds, low, high, strict=True):
         rate = stats.binomtest(int((np.concatenate(A) > threshold).sum()), 20).proportion_ci(method="wilson")
         assert (at, to) == pytest.approx((rate.low, rate.high))
+
+
+@pytest.mark.parametrize("statistic", ["iqm", "mean", "optimality_gap"])
+def test_the_standard_error_is_that_of_all_stratified_resamples(statistic):
+    """As rliable's bootstrap draws: within each task, with replacement; here every sample that can be drawn, one by one."""
+    runs = [np.array([0.1, 0.5, 0.9]), np.array([0.3, 1.2, 0.4, 0.8])]
+    wide = [x.mean() + (x - x.mean()) * np.sqrt(len(x) / (len(x) - 1)) for x in runs]
+    f = {
+        "iqm": lambda x: np.mean(sorted(x)[1:-1]), "mean": np.mean, "optimality_gap": lambda x: np.mean([max(0.0, 1 - one) for one in x])
+    }[statistic]  # fmt: skip
+    all_samples = [f([*one, *two]) for one in product(wide[0], repeat=3) for two in product(wide[1], repeat=4)]
+    spread = [len(x) * x.var(ddof=1) for x in runs]
+    freedom = sum(spread) ** 2 / (spread[0] ** 2 / 2 + spread[1] ** 2 / 3)
+    found = ours.interval(getattr(ours, statistic), runs, resamples=20_000)
+    assert found.value == pytest.approx(f(np.concatenate(runs)))
+    assert found.high - found.value == pytest.approx(np.std(all_samples) * stats.t.ppf(0.975, freedom), rel=0.02)
+
+
+def test_differences_are_of_the_same_seeds():
+    one, two = [{0: 1.0, 1: 2.0, 2: 4.0}, {5: 1.0}], [{1: 1.0, 2: 1.5, 3: 9.0}, {}]
+    found = ours.differences(one, two)
+    assert found[0].tolist() == [1.0, 2.5] and not len(found[1])
+    assert tuple(ours.difference_interval(one, two)) == pytest.approx(tuple(mean_interval(np.array([1.0, 2.5]))))
+    with pytest.raises(ValueError, match="share no seed"):
+        ours.difference_interval([{0: 1.0}], [{1: 1.0}])
+
+
+def test_difference_interval_is_a_paired_t_test_on_each_task_put_together():
+    a, b = RNG.normal(0, 1, (2, 3, 5))
+    shared = RNG.normal(0, 10, (3, 5))  # what a seed has in common does not widen the interval
+    seeds = [[dict(enumerate(row)) for row in shared + x] for x in (a, b)]
+    alone = ours.difference_interval(seeds[0][:1], seeds[1][:1])
+    low, high = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95)
+    assert tuple(alone) == pytest.approx(((a[0] - b[0]).mean(), low, high))
+    parts = (a - b).var(1, ddof=1) / 5
+    half = stats.t.ppf(0.975, sum(parts) ** 2 / (sum(parts**2) / 4)) * np.sqrt(sum(parts)) / 3
+    assert tuple(ours.difference_interval(*seeds)) == pytest.approx(((a - b).mean(), (a - b).mean() - half, (a - b).mean() + half))

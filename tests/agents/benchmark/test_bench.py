@@ -11,8 +11,9 @@ import pytest
 
 from agents.algorithms.registry import ALGORITHMS
 from agents.benchmark.agents import NAMES, check
-from agents.benchmark.bench import FULL, QUICK, jobs_of
+from agents.benchmark.bench import jobs_of
 from agents.benchmark.flags import Bench
+from agents.benchmark.protocol import FULL, QUICK
 from agents.benchmark.results import read_results
 from agents.benchmark.run_job import Job, task_of
 from agents.benchmark.spec import parse, parse_all
@@ -53,7 +54,7 @@ def test_the_reasoning_suite_has_tasks_with_base_policies():
 def test_presets_cover_all_tasks():
     quick, full = jobs_of(Bench()), jobs_of(Bench(preset="full"))
     assert len(quick) == len(SUITES["diagnostic"]) * 6 * 3 and len(QUICK) == 6
-    assert len(full) == len(SUITES["diagnostic"]) * len(FULL) * 5 and len(FULL) >= 8
+    assert len(full) == len(SUITES["diagnostic"]) * len(FULL) * 10 and len(FULL) >= 8
     assert {j.task for j in quick} >= {ladder.name.lower() for ladder in LADDERS} | {"review", "exact-needle"}
     assert all(2 * q.tokens == f.tokens for q in quick for f in full if (q.task, q.agent, q.seed) == (f.task, f.agent, f.seed))
     assert budget("recall-64") == budget("recall") == 40_000

@@ -47,7 +47,8 @@ def test_summary_is_what_the_cells_say(folder, page):
     assert found["total"]["rloo"]["gap"][0] == pytest.approx(np.maximum(1 - np.array(own), 0).mean())
     assert found["agents"] == list(cells.AGENTS)  # 0.12 apart, with noise of 0.03
     assert found["better"]["ppo"]["random"] == pytest.approx([59 / 60, 0.9114, 0.9970], abs=1e-4)
-    assert "ppo does better than rloo" in found["verdicts"][0]
+    # A run of ppo crashed: its mean is uncertain, however often its other runs are ahead
+    assert "ppo and rloo cannot be told apart" in found["verdicts"][0] and "rloo does better than grpo" in found["verdicts"][1]
     assert found["failures"][0]["error"] == "ValueError: <boom>" and len(found["missing"]) == 1
 
 
@@ -98,6 +99,36 @@ def test_csv_has_a_row_for_each_cell(folder, page):
     assert float(row["score"]) == own.score and row["kl_per_sequence"] == "1.5"
 
 
+def test_exact_tasks_are_apart_from_the_means(tmp_path):
+    rows = cells.grid(tasks=4, seeds=5, agents=("ppo", "grpo"))
+    rng = np.random.default_rng(1)
+    at_kl = {agent: rng.normal(0.9, 0.02, 5) for agent in ("ppo", "grpo")}
+    exact = [
+        cells.cell("exact-smooth", agent, seed, closed, measures={"of_best_score": at_kl[agent][seed], "seconds": 1.0})
+        for agent, closed in (("ppo", 1.0), ("grpo", -3.0))
+        for seed in range(5)
+    ]
+    folder = cells.write(tmp_path, rows + exact)
+    page = write_bench_report(folder).read_text(encoding="utf-8")
+    found = json.loads((folder / "summary.json").read_text())
+    own = [row["score"] for row in rows if row["agent"] == "grpo"]
+    assert found["headline"] == [f"task0{t}" for t in range(4)] and found["total"]["grpo"]["mean"][0] == pytest.approx(np.mean(own))
+    assert found["total_all"]["grpo"]["mean"][0] == pytest.approx(np.mean([*own, *[-3.0] * 5]))
+    closed, of_best = found["exact"]["exact-smooth"]["grpo"]
+    assert closed == [-3.0] * 3 and of_best[0] == pytest.approx(at_kl["grpo"].mean())
+    text = (folder / "report.md").read_text()
+    assert "IQM with exact tasks" in text and f"| exact-smooth | grpo | -3.00 [-3.00, -3.00] | {at_kl['grpo'].mean():.2f} [" in text
+    assert "Exact tasks" in page and 'href="#cell-2-1"' in page and 'id="cell-2-1"' in page
+    assert page.count("<polyline") == 5 * 2 * 5  # every seed of every cell; all of these have a curve
+
+
+def test_results_of_two_protocols_are_not_mixed_in_silence(tmp_path):
+    rows = cells.grid(tasks=3, agents=("ppo",))
+    folder = cells.write(tmp_path, [row | {"protocol": 2} for row in rows[1:]] + rows[:1])  # an old one names none
+    page = write_bench_report(folder).read_text(encoding="utf-8")
+    assert json.loads((folder / "summary.json").read_text())["protocols"] == [1, 2] and "Results of protocols 1 and 2 are mixed" in page
+
+
 def test_equal_agents_are_not_ranked(tmp_path):
     rows = cells.grid(agents=("one",)) + [{**row, "agent": "two"} for row in cells.grid(agents=("one",))]
     found = summarise(read_results(cells.write(tmp_path, rows)))
@@ -131,17 +162,31 @@ def test_holm_by_hand():
 
 def test_compare_finds_what_changed_and_only_that(tmp_path, capsys):
     before = cells.grid(tasks=6, seeds=5)
-    after = [row | {"score": row["score"] + (0.3 if (row["task"], row["agent"]) == ("task02", "dpo") else 0.0)} for row in before]
+    gains = [0.29, 0.3, 0.31, 0.3, 0.3]  # by seed; scores of the same seed differ less than seeds do
+    after = [row | {"score": row["score"] + gains[row["seed"]] * ((row["task"], row["agent"]) == ("task02", "dpo"))} for row in before]
     a, b = (cells.write(tmp_path / name, rows) for name, rows in (("a", before), ("b", after)))
     (changed,) = (c for c in compare.changes(read_results(a), read_results(b)) if c.is_change)
     assert (changed.task, changed.agent) == ("task02", "dpo")
     x, y = ([r["score"] for r in rows if (r["task"], r["agent"]) == ("task02", "dpo")] for rows in (before, after))
-    assert changed.p == pytest.approx(42 * stats.ttest_ind(x, y, equal_var=False).pvalue)
-    assert changed.low < 0.3 < changed.high
+    assert changed.p == pytest.approx(min(1, 42 * stats.ttest_rel(y, x).pvalue))
+    low, high = stats.ttest_rel(y, x).confidence_interval(0.95)
+    assert (changed.low, changed.high) == pytest.approx((low, high))
+    total = compare.totals(read_results(a), read_results(b))
+    half = stats.t.ppf(0.975, 4) * np.std(gains, ddof=1) / np.sqrt(5) / 6  # of six tasks one changed
+    assert tuple(total["dpo"]) == pytest.approx((0.05, 0.05 - half, 0.05 + half)) and tuple(total["ppo"]) == (0, 0, 0)
     assert main(["bench", "compare", str(a), str(b)]) == 0
     assert "1 of 42 comparisons changed" in capsys.readouterr().out
     assert main(["bench", "compare", str(a), str(a)]) == 0
     assert "No change beyond noise" in capsys.readouterr().out
+
+
+def test_compare_leaves_out_runs_without_a_partner(tmp_path, capsys):
+    rows = cells.grid(tasks=1, seeds=3, agents=("ppo",))
+    a = cells.write(tmp_path / "a", rows)
+    b = cells.write(tmp_path / "b", [row | {"score": row["score"] + 1} for row in rows[1:]])
+    assert main(["bench", "compare", str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert "1 runs have no partner with the same seed" in out and "ppo, all tasks, seed by seed: +1.000 [+1.000, +1.000]" in out
 
 
 def test_compare_names_what_differs_besides(tmp_path, capsys):
