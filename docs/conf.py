@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import zlib
@@ -93,5 +94,6 @@ def plain_docstring(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def setup(app: Any) -> None:
-    """Connect the hook before napoleon's."""
+    """Connect the hook before napoleon's, and leave garbage alone: to look for it takes 40% of the time."""
+    gc.disable()
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)
