@@ -89,7 +89,8 @@ def interval(statistic: Callable[..., Any], runs: Runs, resamples: int = RESAMPL
     if min(map(len, runs)) < 2:
         return IntervalEstimate(value, float("nan"), float("nan"))
     drawn = statistic(_samples(runs, resamples, seed))  # (R,)
-    half = float(drawn.std()) * stats.t.ppf(0.975, _freedom(runs))
+    freedom = _freedom(np.array([len(task) * task.var(ddof=1) for task in runs]), runs)  # of the sum of all runs
+    half = float(drawn.std()) * stats.t.ppf(0.975, freedom)
     return IntervalEstimate(value, value - half, value + half)
 
 
@@ -118,19 +119,15 @@ def difference_interval(ours: Sequence[Mapping[int, float]], theirs: Sequence[Ma
     if min(map(len, runs)) < 2:
         return IntervalEstimate(value, float("nan"), float("nan"))
     parts = np.array([task.var(ddof=1) / len(task) for task in runs])
-    if not parts.any():
-        return IntervalEstimate(value, value, value)
-    freedom = parts.sum() ** 2 / sum(part**2 / (len(task) - 1) for part, task in zip(parts, runs, strict=True))
-    half = float(np.sqrt(parts.sum()) / len(runs) * stats.t.ppf(0.975, freedom))
+    half = float(np.sqrt(parts.sum()) / len(runs) * stats.t.ppf(0.975, _freedom(parts, runs)))
     return IntervalEstimate(value, value - half, value + half)
 
 
-def _freedom(runs: Runs) -> float:
-    """Return Welch and Satterthwaite's degrees of freedom of the sum of all runs."""
-    spread = np.array([len(task) * task.var(ddof=1) for task in runs])
-    if not spread.any():
+def _freedom(variances: np.ndarray, runs: Runs) -> float:
+    """Return Welch and Satterthwaite's degrees of freedom of a sum over tasks, given the variance of each term, shape (n,)."""
+    if not variances.any():
         return float(sum(len(task) - 1 for task in runs))
-    return float(spread.sum() ** 2 / sum(s**2 / (len(task) - 1) for s, task in zip(spread, runs, strict=True)))
+    return float(variances.sum() ** 2 / sum(own**2 / (len(task) - 1) for own, task in zip(variances, runs, strict=True)))
 
 
 def profile_band(runs: Runs, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from .process_pool import run_jobs
 from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
 from .run_job import Job, task_of
-from .spec import Spec, parse_all
+from .spec import TUNED, Spec, parse_all
 from .suites import PRESETS, budget, family, tasks_of
 
 Winners = dict[str, dict[str, dict[str, Any]]]  # of each agent, by family of tasks: settings and provenance
@@ -115,7 +115,7 @@ def with_winners(agents: list[Spec], task: Spec, winners: Winners) -> list[tuple
         both.append((agent.text, {}))
         found = winners.get(agent.text, {}).get(family(task.name))
         if found is not None:
-            both.append((f"{agent.text}:tuned=true", found["settings"]))
+            both.append((f"{agent.text}{TUNED}", found["settings"]))
     return both
 
 

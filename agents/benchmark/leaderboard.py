@@ -16,6 +16,7 @@ from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
 from .flags import Leaderboard
 from .results import RunResult, headline, missing, names, read_results, scores_of
+from .spec import untuned
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def _version(cell: RunResult) -> str:
 
 def _command(config: dict[str, Any], agent: str, cells: Sequence[RunResult]) -> str:
     """Return the command that repeats the rows of one agent."""
-    plain = agent.replace(":tuned=true", "") if config.get("tuned") else agent
+    plain = untuned(agent) if config.get("tuned") else agent
     parts = ["textrl", "bench", "--preset", config["preset"], "--agents", plain, "--seeds", str(len({c.seed for c in cells}))]
     parts += ["--tasks", ",".join(",".join(config["tasks"]).split(","))] if config.get("tasks") else ["--suite", config["suite"]]
     for name, value in {

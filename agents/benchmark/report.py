@@ -23,6 +23,7 @@ from ..reports.tables import markdown_table
 from .aggregate_statistics import difference_interval, improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
 from .flags import BenchReport
 from .results import RunResult, Scores, by_seed, headline, missing, names, read_results, scores_of
+from .spec import parse, untuned
 from .suites import capability, is_exact
 
 MIN_SEEDS = 3
@@ -53,7 +54,9 @@ def write_bench_report(folder: Path) -> Path:
     write_text(folder / "scores.csv", _csv(cells))
     write_text(folder / "report.md", _markdown(summary))
     images = {name: data_uri(figure) for name, figure in draw(cells, summary).items()}
-    return write_page(folder / "report.html", "bench_report", s=summary, images=images, details=_details(cells), exact=EXACT, config=config)
+    return write_page(
+        folder / "report.html", "bench_report", s=summary, images=images, details=_details(cells), exact=EXACT, budget=BUDGET, config=config
+    )
 
 
 def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
     }
     if len(tasks) > 2:
         means = {a: np.array([np.nan if (x := summary["table"][t][a]) is None else x[0] for t in tasks]) for a in agents}
-        figures["radar"] = benchmark_plots.radar([_short(t) for t in tasks], means)
+        figures["radar"] = benchmark_plots.radar(short_names(tasks), means)
     if len(agents) > 1:
         pairs = {(a, b): estimate for a, row in summary["better"].items() for b, estimate in row.items()}
         figures["comparisons"] = benchmark_plots.comparisons(agents, pairs, decides=len(summary["seeds"]) >= MIN_SEEDS)
@@ -154,13 +157,13 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
 def _curves(cells: Sequence[RunResult], tasks: Sequence[str], agents: Sequence[str]) -> dict[str, Any]:
     """Return for each task and agent: tokens, and mean, lowest and highest score of the seeds."""
     lines: dict[str, Any] = {}
-    for task in tasks:
+    for task, name in zip(tasks, short_names(tasks), strict=True):
         for agent in agents:
             runs = [c.curve for c in cells if (c.task, c.agent) == (task, agent) and c.curve and c.curve[0]["score"] is not None]
             if runs:
                 grid = np.linspace(max(r[0]["tokens"] for r in runs), min(r[-1]["tokens"] for r in runs), 40)
                 scores = np.array([np.interp(grid, [p["tokens"] for p in r], _smooth([p["score"] for p in r])) for r in runs])  # (S, 40)
-                lines.setdefault(_short(task), {})[agent] = (grid, scores.mean(0), scores.min(0), scores.max(0))
+                lines.setdefault(name, {})[agent] = (grid, scores.mean(0), scores.min(0), scores.max(0))
     return lines
 
 
@@ -199,11 +202,11 @@ def _csv(cells: Sequence[RunResult]) -> str:
 def _markdown(summary: dict[str, Any]) -> str:
     agents = summary["agents"]
     apart = len(summary["headline"]) < len(summary["tasks"])
-    untuned = any(untuned_of(a, agents) for a in agents)
+    defaults = summary["untuned"]  # of each tuned agent
     head = [
         "agent",
         "IQM",
-        *(["IQM, untuned"] if untuned else []),
+        *(["IQM, untuned"] if defaults else []),
         "mean",
         "optimality gap",
         *(["IQM with exact tasks"] if apart else []),
@@ -214,9 +217,8 @@ def _markdown(summary: dict[str, Any]) -> str:
     rows = []
     for a in agents:
         totals = [summary["total"][a][key] for key in ("iqm", "mean", "gap")] + ([summary["total_all"][a]["iqm"]] if apart else [])
-        if untuned:
-            other = untuned_of(a, agents)
-            totals.insert(1, summary["total"][other or a]["iqm"])
+        if defaults:
+            totals.insert(1, summary["total"][defaults.get(a, a)]["iqm"])
         spent = ("-" if (x := summary["measures"][a][name]) is None else f"{x:,.0f}" for name in BUDGET)
         rows.append([a, *(str(IntervalEstimate(*x)) for x in totals), str(failed.count(a)), *spent])
     tasks = [[t, *("-" if cell is None else f"{cell[0]:.2f}" for cell in summary["table"][t].values())] for t in summary["tasks"]]
@@ -247,7 +249,7 @@ def _exact_markdown(summary: dict[str, Any]) -> list[str]:
 
 def untuned_of(agent: str, agents: Sequence[str]) -> str | None:
     """Return the agent of the same name and settings with its defaults, for one that is tuned; None where there is none."""
-    plain = agent.replace(":tuned=true", "")
+    plain = untuned(agent)
     return plain if plain != agent and plain in agents else None
 
 
@@ -255,5 +257,17 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _short(task: str) -> str:
-    return task.removeprefix("textrl/").removesuffix("-v0").lower()
+def short_names(tasks: Sequence[str]) -> list[str]:
+    """Return names for tasks in plots, all different.
+
+    They have no prefix, no version, no settings that all tasks of their kind share, no names of the other settings, and no kind that all
+    have.
+    """
+    specs = [parse(task) for task in tasks]
+    kinds = [spec.name.removeprefix("textrl/").removesuffix("-v0").lower() for spec in specs]
+    settings = [{key: str(value) for key, value in spec.settings.items()} for spec in specs]
+    kin = {kind: [own.items() for other, own in zip(kinds, settings, strict=True) if other == kind] for kind in kinds}
+    shared = {kind: set.intersection(*map(set, own)) if len(own) > 1 else set() for kind, own in kin.items()}
+    differ = [[item[1] for item in own.items() if item not in shared[kind]] for kind, own in zip(kinds, settings, strict=True)]
+    names = [":".join(own if own and len(kin) == 1 else [kind, *own]) for kind, own in zip(kinds, differ, strict=True)]
+    return names if len(set(names)) == len(names) else list(tasks)

@@ -10,6 +10,8 @@ import yaml
 
 from textrl_env.utils.user_code import names_code
 
+TUNED = ":tuned=true"  # behind an agent's name in tables: with the settings that were found for it
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -59,6 +61,11 @@ def parse_all(texts: tuple[str, ...]) -> list[Spec]:
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))}: named more than once")
     return specs
+
+
+def untuned(agent: str) -> str:
+    """Return the text of an agent without the mark of one that is tuned."""
+    return agent.replace(TUNED, "")
 
 
 def _number(value: str) -> Any:

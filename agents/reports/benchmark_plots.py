@@ -17,15 +17,6 @@ def _label(agent: str) -> str:
     return agent if len(agent) <= _LONGEST else f"{agent[: _LONGEST - 9]}...{agent[-6:]}"
 
 
-def _short(tasks: Sequence[str]) -> list[str]:
-    """Return names for tasks without the settings that all tasks of a kind share, nor the names of the others, nor a kind that all have."""
-    parts = [task.split(":") for task in tasks]
-    kin = {kind: [set(settings) for other, *settings in parts if other == kind] for kind, *_ in parts}
-    shared = {kind: set.intersection(*settings) if len(settings) > 1 else set[str]() for kind, settings in kin.items()}
-    own = [[s.rpartition("=")[2] for s in settings if s not in shared[kind]] for kind, *settings in parts]
-    return [":".join(rest if rest and len(kin) == 1 else [kind, *rest]) for (kind, *_), rest in zip(parts, own, strict=True)]
-
-
 def intervals(rows: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Draw one panel for each statistic, with a marker and a bar for each agent, the first agent on top.
 
@@ -75,7 +66,7 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
     figure = new_figure(4.2 * rows, 4.2 * columns)
-    tasks, angles = _short(tasks), np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
     ring = np.append(angles, angles[0])
     best = np.nanmax([np.clip(values, 0, 1) for values in scores.values()], axis=0)
     for index, (agent, values) in enumerate(scores.items()):
@@ -135,7 +126,7 @@ def curves(agents: Sequence[str], lines: Mapping[str, Mapping[str, tuple[Values,
     """
     figure, panels = panel_grid(len(lines), 4, 3.1, 2.45)
     drawn = {}
-    for axes, task, own_lines in zip(panels, _short([*lines]), lines.values(), strict=True):
+    for axes, (task, own_lines) in zip(panels, lines.items(), strict=True):
         for agent, (tokens, value, low, high) in own_lines.items():
             own = look(agents.index(agent)) | {"marker": ""}
             (drawn[agent],) = axes.plot(tokens / 1000, value, **own, linewidth=1.6)
