@@ -18,10 +18,10 @@ def scored(task: TextTask, written: WrittenStep) -> StepResult:
     Raises:
         RewardError: The reward model failed.
     """
-    rewards, scores = written.rewards.copy(), np.zeros(len(written.rewards))  # (B,)
-    rows, episodes = written.rows.tolist(), written.episodes
+    scores, episodes = np.zeros(len(written.rewards)), written.episodes  # (B,)
     if not episodes:
-        return StepResult(rewards, scores, written.terminated, {})
+        return StepResult(written.rewards, scores, written.terminated, {})
+    rewards, rows = written.rewards.copy(), written.rows.tolist()  # (B,)
     scores[rows] = _scores(task, written)
     rewards[rows] += shaped(task, episodes, scores[rows])
     infos: list[dict[str, Any]] = [

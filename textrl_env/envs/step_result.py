@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ REASONS = ("", "eos", "stop", "length", "task", "turns", "illegal")
 GOES_ON, EOS, STOP, LENGTH, TASK, TURNS, ILLEGAL = range(len(REASONS))
 
 
-@dataclass(frozen=True)
-class WrittenStep:
+class WrittenStep(NamedTuple):
     """What one step did to the B rows before the n texts that it ended are scored.
 
     Attributes:
