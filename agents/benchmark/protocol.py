@@ -23,7 +23,7 @@ ON_POLICY = {"n_episodes": 64, "learning_rate": 1e-3, "batch_size": 32}  # of ag
 OFFLINE_RATE, SFT_RATE, OFFLINE_EPOCHS = 1e-4, 1e-3, 3
 BEST_OF = 8
 # The same for every agent; `tokens` is a share of the task's budget
-TUNING: dict[str, Any] = {"sampler": "tpe", "trials": 8, "seeds": 1, "texts": 256, "split": "validation", "tokens": 0.5}
+TUNING: dict[str, Any] = {"sampler": "random", "trials": 8, "seeds": 1, "texts": 256, "split": "validation", "tokens": 0.5}
 
 
 def settings() -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _run(argv: list[str]) -> int:
     flags, run, _ = COMMANDS[command]
     try:
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as after Ctrl-C
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as after Ctrl-C, which a job in the background ignores
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         config = resolve(resolve_name(f"agents.{flags}"), argv[words:], f"textrl {command}")
         work = resolve_name(f"agents.{run}")

@@ -25,7 +25,7 @@ class Tune(OnDevice):
         total_tokens: Tokens that each run may write; by default the task's budget.
         seeds: Runs of each setting; their mean counts.
         texts: Validation texts by which a run is judged.
-        sampler: `tpe` learns from earlier trials, `random` does not.
+        sampler: `tpe` learns from earlier trials once there are ten, `random` does not.
         pruner: `median` ends a run that is worse than half of the others were at that point.
         ray: Address of a Ray cluster whose workers try settings side by side, such as `auto`; `local` starts one with the cores of this
             machine.
@@ -50,7 +50,7 @@ class Tune(OnDevice):
 
 @dataclass(frozen=True)
 class TuneAgents(OnDevice):
-    """Give every agent the same number of trials of the same sampler on the validation prompts of each task; running again goes on.
+    """Give every agent the same number of settings, drawn at random, on the validation prompts of each task; running again goes on.
 
     Attributes:
         suite: As `textrl bench` has it.

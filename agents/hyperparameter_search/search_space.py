@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .flags import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
@@ -30,8 +32,23 @@ def _space(config: Tune) -> list[tuple[Any, ...]]:
     return [row for row in SPACE[config.algo] if not (row[0] == "beta" and config.task.startswith("exact-"))]
 
 
+def sampler(config: Tune, number: int) -> Any:
+    """Return the sampler of a trial, given its number in the search.
+
+    Each trial draws from its own stream: one that went on from the seed of the search would draw its first settings again.
+    """
+    import optuna
+
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
 def suggest(config: Tune, trial: Any) -> dict[str, Any]:
-    """Return the settings that a trial tries."""
+    """Return the settings that an Optuna trial tries."""
+    trial.study.sampler = sampler(config, trial.number)
     return {name: _suggest(trial, name, kind, values) for name, kind, *values in _space(config)}
 
 

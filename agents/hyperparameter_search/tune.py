@@ -7,7 +7,6 @@ import dataclasses
 import io
 import shlex
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from ..utils.device_flag import on_device
 from ..utils.limits import check_fields
 from ..utils.run_folder import fingerprint, versions, write_yaml
 from .flags import Tune
-from .search_space import SPACE, _space, suggest
+from .search_space import SPACE, _space, sampler, suggest
 from .trial import Trial, _tokens, ended
 
 
@@ -50,15 +49,13 @@ def run_tune(config: Tune) -> None:
     others = optuna.study.get_all_study_names(storage)
     if others and name not in others:
         raise ValueError(f"{config.out} holds another search ({'; '.join(others)}), not {name}: pass another --out")
-    # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.
-    samplers = {"tpe": partial(optuna.samplers.TPESampler, constant_liar=True), "random": optuna.samplers.RandomSampler}
     pruners = {
         "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=_tokens(config) // 4),
         "none": optuna.pruners.NopPruner(),
     }
     study = optuna.create_study(
         storage=storage, study_name=name, load_if_exists=True, direction="maximize",
-        sampler=samplers[config.sampler](seed=config.seed), pruner=pruners[config.pruner],
+        sampler=sampler(config, 0), pruner=pruners[config.pruner],
     )  # fmt: skip
     if len(ended(study)) < config.trials:
         contest = Trial(config)  # before the workers begin: it builds the base policy

@@ -60,8 +60,10 @@ def test_one_search_a_folder(tmp_path, capsys):
     assert tune(tmp_path, "--trials", "1") == 0
 
 
-def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path, number, status):
     command = [sys.executable, "-m", "agents.cli", "tune", *FLAGS, "--out", str(tmp_path), "--trials", "30", "--pruner", "none"]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's `&` starts it: deaf to Ctrl-C
     runner = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     import sqlite3
 
@@ -79,13 +81,23 @@ def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path):
     while complete() < 2:
         assert runner.poll() is None
         time.sleep(0.2)
-    os.kill(runner.pid, signal.SIGKILL)
-    runner.wait()
+    os.kill(runner.pid, number)
+    assert runner.wait(timeout=30) == status
     had = complete()
     assert 2 <= had < 30
     assert tune(tmp_path, "--trials", str(had + 1), "--pruner", "none") == 0
     done = [row for row in trials(tmp_path) if row["state"] == "complete"]
     assert len(done) == had + 1
+    rates = [row["learning_rate"] for row in done]
+    assert len(set(rates)) == len(rates)  # nothing was tried twice
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_goes_on_tries_what_one_without_a_break_does(tmp_path, sampler):
+    for trials_so_far in ("2", "4"):
+        assert tune(tmp_path / "two", "--trials", trials_so_far, "--sampler", sampler, "--total-tokens", "400") == 0
+    assert tune(tmp_path / "one", "--trials", "4", "--sampler", sampler, "--total-tokens", "400") == 0
+    assert trials(tmp_path / "one") == trials(tmp_path / "two")
 
 
 def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
