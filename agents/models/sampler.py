@@ -245,7 +245,8 @@ def invert(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         return torch.searchsorted(mass, u * mass[:, -1:], right=True).clamp_(max=columns - 1)
     whole = columns // _BLOCK
     blocks, rest = p[:, : whole * _BLOCK].unflatten(1, (whole, _BLOCK)), p[:, None, whole * _BLOCK :]  # (N, blocks, columns) each
-    sums = [part.sum(-1, dtype=torch.float64) for part in (blocks, rest)]
+    # The numbers of one block may be added up in float32, whose rounding they have; as float64 torch would copy all of them first
+    sums = [part.sum(-1).double() for part in (blocks, rest)]
     mass = torch.cat(sums, 1).cumsum(-1)  # (N, V / block)
     u = u * mass[:, -1:]
     block = torch.searchsorted(mass, u, right=True).clamp_(max=whole)  # (N, 1)

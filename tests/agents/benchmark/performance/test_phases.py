@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.benchmark.performance.phases import PHASES, Phases, main, make
+from agents.benchmark.performance.phases import PHASES, Phases, main, make, operations
 from agents.models.loading import load_lm, save_lm
 from textrl_env import IntegerTokenizer
 
@@ -23,7 +23,22 @@ def test_phases_add_up_to_the_iteration(folder, algo, capsys):
     figures = main(Phases(folder, algo, '{"r": 2}', prompt=4, new_tokens=5, episodes=8, group_size=4, batch=4, repeats=1))
     torch.set_num_threads(threads)
     assert sum(figures[phase] for phase in PHASES[:-1]) == pytest.approx(figures["iteration"])
-    assert all(figures[phase] > 0 for phase in PHASES) and "CPU seconds of an iteration" in capsys.readouterr().out
+    assert all(figures[phase] > 0 for phase in PHASES) and 0 < figures["matrix_products"] < 1
+    assert "CPU seconds of an iteration" in capsys.readouterr().out
+
+
+def test_shares_of_operations():
+    """Of work that is known: products of 2 x 300^3 operations beside sums of 300 x 300 numbers."""
+
+    class Multiplies:
+        def learn(self, tokens, reset_num_timesteps):
+            a = torch.ones(300, 300)
+            for layer in (lambda x: x @ a, torch.nn.Linear(300, 300), lambda x: torch.bmm(x[None], a[None])[0]):
+                layer(a) + a
+
+    shares = operations(Multiplies())
+    assert sum(shares.values()) == pytest.approx(1) and list(shares)[0] == "matrix products" and shares["matrix products"] > 0.5
+    assert "aten::add" in shares and not any(name.endswith(("mm", "linear")) and share > 0.1 for name, share in shares.items())
 
 
 def test_the_work_is_what_was_asked_for(folder):
