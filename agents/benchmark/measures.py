@@ -13,7 +13,7 @@ from rewards.utils.intervals import win_rate
 from textrl_env import Episode, TextTask
 from textrl_env.tasks.exact import BETA, ExactReward
 
-from ..evaluation.exact_optimum import optimality_gap
+from ..evaluation.exact_optimum import Gap, optimality_gap
 from ..evaluation.policy_texts import WrittenTexts
 from ..models.backbones import backbone_of
 from ..models.loading import frozen, load_lm
@@ -29,16 +29,11 @@ def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], train
         base: What the preparation of the task found.
         trained: The agent.
     """
-    each, exact, length = score_each(test, texts), exact_name(test), float(texts.lengths.mean())
-    value, kl_exact, of_best_score = judged(test, texts), None, None
-    if exact is not None and trained.policy is not None:
-        reference = backbone_of(frozen(load_lm(base["base"])).to(trained.policy.device))
-        gap = optimality_gap(trained.policy.backbone, reference, exact, BETA)
-        value, kl_exact = gap.achieved.objective, gap.achieved.kl
-        if gap.best_score - gap.reference > 1e-6:  # at no KL at all nothing can be gained
-            of_best_score = gap.of_best_score
-    elif exact is not None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
-        value -= BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence)
+    each, length = score_each(test, texts), float(texts.lengths.mean())
+    value, gap = value_of(test, texts, base["base"], trained)
+    kl_exact, of_best_score = None if gap is None else gap.achieved.kl, None
+    if gap is not None and gap.best_score - gap.reference > 1e-6:  # at no KL at all nothing can be gained
+        of_best_score = gap.of_best_score
     written = _against_references(test, texts, each)
     return {
         "value": value, "reference_value": base["value"], "optimum": base["optimum"],
@@ -50,6 +45,25 @@ def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], train
         "self_bleu": _self_bleu(texts), "entropy": texts.entropy, "perplexity": texts.perplexity, "length": length,
         "write_tokens_per_second": texts.tokens_per_second,
     }  # fmt: skip
+
+
+def value_of(test: TextTask, texts: WrittenTexts, base: str, trained: TrainedAgent) -> tuple[float, Gap | None]:
+    """Return the value by which an agent is judged, and on an exact task what enumeration finds of a policy.
+
+    Args:
+        test: What was learned, with the prompts that it is judged on.
+        texts: What the agent wrote on them.
+        base: Folder of the base policy, which on exact tasks KL is measured against.
+        trained: The agent.
+    """
+    value, exact = judged(test, texts), exact_name(test)
+    if exact is None:
+        return value, None
+    if trained.policy is None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
+        return value - BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence), None
+    reference = backbone_of(frozen(load_lm(base)).to(trained.policy.device))
+    gap = optimality_gap(trained.policy.backbone, reference, exact, BETA)
+    return gap.achieved.objective, gap
 
 
 class LearningCurve:

@@ -40,6 +40,7 @@ from .agents import LearningSetup, own_source, train_agent
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
 from .protocol import BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
 from .spec import Spec, parse
+from .suites import family
 
 SHOWN = 4  # texts of each cell that are kept
 DONE, BUSY = 0, 3  # exit statuses of a cell's process
@@ -172,15 +173,25 @@ def work(job: Job) -> int:
     return DONE
 
 
+def given(spec: Spec, split: str) -> tuple[TextTask, TextTask, str, dict[str, Any] | None]:
+    """Return what agents are given.
+
+    Returns:
+        The task to learn; the same with the prompts of a split, in their order; the base policy's folder; and the reward model that was
+        fitted for the task, None if it has another reward.
+    """
+    task, judge = task_of(spec), task_of(spec, split, prompt_order="sequential")
+    base = str(spec.settings.get("model") or base_policy(task))
+    if family(spec.name) != "review" or "reward" in spec.settings:
+        return task, judge, base, None
+    reward = {"name": "preference", "path": str(learned_reward(task, base))}
+    return dataclasses.replace(task, reward=reward), dataclasses.replace(judge, reward=reward), base, reward
+
+
 def prepare(job: Job) -> None:
     """Build base policy and reward of a task, and measure the base policy."""
     spec = parse(job.task)
-    task, test = task_of(spec), task_of(spec, "test", prompt_order="sequential")
-    base = str(spec.settings.get("model") or base_policy(task))
-    reward = None
-    if spec.name == "review" and "reward" not in spec.settings:
-        reward = {"name": "preference", "path": str(learned_reward(task, base))}
-        task, test = (dataclasses.replace(t, reward=reward) for t in (task, test))
+    task, test, base, reward = given(spec, "test")
     reference = frozen(load_lm(base))
     texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
     value, optimum = judged(test, texts), test.optimum

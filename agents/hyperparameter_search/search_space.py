@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..benchmark.suites import family
 from .flags import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
@@ -35,11 +37,13 @@ def _space(config: Tune) -> list[tuple[Any, ...]]:
 def sampler(config: Tune, number: int) -> Any:
     """Return the sampler of a trial, given its number in the search.
 
-    Each trial draws from its own stream: one that went on from the seed of the search would draw its first settings again.
+    Each trial draws from its own stream: one that went on from the seed of the search would draw its first settings again, and all
+    tasks would try the same.
     """
     import optuna
 
-    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    task = zlib.crc32(family(config.task).encode())
+    seed = int(np.random.SeedSequence([config.seed, task, number]).generate_state(1)[0])
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     # Constant liar: settings that are being tried elsewhere count as bad, so that no two workers try the same.

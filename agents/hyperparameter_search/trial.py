@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..benchmark.agents import LearningSetup, train_agent
-from ..benchmark.measures import judged
-from ..benchmark.run_job import beta_of, task_of
+from ..benchmark.measures import value_of
+from ..benchmark.run_job import beta_of, given
 from ..benchmark.spec import Spec, parse
 from ..benchmark.suites import budget
 from ..evaluation.policy_texts import make_policy, write_texts
-from ..training.base_policies import base_policy
 from .flags import Tune
 
 
@@ -23,9 +22,7 @@ class Trial:
     def __init__(self, config: Tune) -> None:
         self.config = config
         spec = parse(config.task)
-        self.task = task_of(spec)
-        self.judge = task_of(spec, "validation", prompt_order="sequential")
-        self.base = str(base_policy(self.task))
+        self.task, self.judge, self.base, _ = given(spec, "validation")
         self.length = float(write_texts(make_policy(self.judge, self.base), self.judge, 64, seed=1).lengths.mean())
 
     def values(self, settings: dict[str, Any], report: Callable[[int, float], None]) -> list[float]:
@@ -44,7 +41,8 @@ class Trial:
                     report(tokens, float(np.mean([info["score"] for info in finished])))
 
             trained = train_agent(Spec(self.config.algo, self.config.algo, settings), ground, watch)
-            values.append(judged(self.judge, trained.write(self.judge, self.config.texts, 30_000 + seed)))
+            texts = trained.write(self.judge, self.config.texts, 30_000 + seed)
+            values.append(value_of(self.judge, texts, self.base, trained)[0])
         return values
 
 
@@ -53,5 +51,6 @@ def _tokens(config: Tune) -> int:
 
 
 def ended(study: Any) -> list[Any]:
-    """Return the trials that are complete, pruned or failed."""
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    """Return the trials that are complete, pruned or failed; not those that Ctrl-C broke off."""
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return [trial for trial in finished if trial.state.name != "FAIL" or "error" in trial.user_attrs]

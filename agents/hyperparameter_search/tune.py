@@ -85,9 +85,12 @@ def _one_by_one(config: Tune, study: Any, contest: Trial, optuna: Any) -> None:
         trial.set_user_attr("values", values)
         return float(np.mean(values))
 
-    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
-    limit = optuna.study.MaxTrialsCallback(config.trials, states=states)  # whoever else works here counts too
-    study.optimize(objective, config.trials - len(ended(study)), callbacks=[limit], catch=(Exception,), show_progress_bar=True)
+    def enough(study: Any, _: Any) -> None:
+        if len(ended(study)) >= config.trials:  # whoever else works here counts too
+            study.stop()
+
+    missing = config.trials - len(ended(study))
+    study.optimize(objective, missing, callbacks=[enough], catch=(Exception,), show_progress_bar=True)
 
 
 def _optuna() -> Any:
@@ -99,7 +102,7 @@ def _optuna() -> Any:
 
 def _write(config: Tune, study: Any) -> None:
     """Write every trial, and the best one with where it comes from."""
-    trials = ended(study)
+    trials = ended(study)[: config.trials]  # processes that share a search may end with some more
     names = [name for name, *_ in _space(config)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .backbones import Backbone
-from .backbones.base import Fed
+from .backbones.base import Fed, example_ids
 from .backbones.kv_cache import BLOCK, Plan, States
 from .cuda_graphs import GraphedSteps
 from .decoding_weights import DecodingWeights
@@ -95,7 +95,7 @@ class CachedDecoder:
             self._states = backbone.new_states()
             self._ids, self._known = np.full_like(ids, -1), np.zeros(len(ids), np.int64)
         states = self._states
-        start = self._common(states, ids, lengths, sources)
+        start = _before_pictures(backbone, ids, self._common(states, ids, lengths, sources))
         make_room = self._seat(backbone, states, live, lengths, sources, upload)
         self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
         passes = list(self._passes(backbone, states, ids, lengths, start, sources, upload))
@@ -291,6 +291,14 @@ def _some(hidden: Callable[[], torch.Tensor], rows: Callable[[], torch.Tensor]) 
     return lambda: hidden()[rows()]
 
 
+def _before_pictures(backbone: Backbone, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return 0 instead of how many tokens are known where a part of the picture is still to come: it is read with its text."""
+    for token in backbone.placeholders:
+        ahead = (ids == token) & (np.arange(ids.shape[1]) >= known[:, None])  # (B, W)
+        known = np.where(ahead.any(1), 0, known)
+    return known
+
+
 def _same_rows(now: np.ndarray, before: np.ndarray | None) -> np.ndarray:
     """Return which rows hold the same ids, -1 beyond them, or the same picture, shape (B,)."""
     if before is None:
@@ -320,7 +328,7 @@ def check_cache(backbone: Backbone, longest: int, weights: DecodingWeights | Non
     if longest > _SHORT:
         nearly = np.array([longest - 1, longest // 2, _PROMPTS[2]])
         courses.append([nearly, nearly + 1])
-    tokens = np.random.default_rng(0).integers(backbone.vocab_size, size=(3, max(longest, _SHORT)))
+    tokens = example_ids(backbone, (3, max(longest, _SHORT)))
     autocast, backbone.autocast = backbone.autocast, None
     try:
         for course in courses:

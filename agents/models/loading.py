@@ -32,6 +32,7 @@ from textrl_env.utils.model_files import model_folder
 from textrl_env.utils.suggestions import insist_on_path, near_path
 
 from .backbones import backbone_of
+from .backbones.image_text import is_image_text
 from .lora import merged
 from .model_checks import check_model
 from .sampler import ids_of
@@ -154,7 +155,7 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
         _read_processor(config, Path(source) / _PROCESSOR)
         if not weights:
             return _auto(config).from_config(config, dtype=torch.float32)
-        scaled = {"config": config} if config.model_type == _WITH_IMAGES else {}
+        scaled = {"config": config} if _reads_pictures(config) else {}
         return _auto(config).from_pretrained(str(source), dtype=torch.float32, use_safetensors=True, **scaled)
     except OSError as error:
         if Path(source).exists():
@@ -164,13 +165,17 @@ def _build(source: LMSource, weights: bool = True) -> nn.Module:
         ) from error
 
 
+def _reads_pictures(config: Any) -> bool:
+    return config.model_type == _WITH_IMAGES or is_image_text(config)
+
+
 def _read_processor(config: Any, path: Path) -> None:
     """Take how pixels are scaled from the file of an image processor, if a model that reads pictures has one beside it.
 
     Raises:
         ValueError: It does something else than divide by 255, take off a mean, and divide by a deviation.
     """
-    if config.model_type != _WITH_IMAGES or not path.is_file():
+    if not _reads_pictures(config) or not path.is_file():
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
@@ -195,12 +200,9 @@ def _auto(config: Any) -> Any:
     if config.model_type == _WITH_IMAGES:
         config.decoder.is_decoder = config.decoder.add_cross_attention = True
         return AutoModelForImageTextToText
+    if is_image_text(config):
+        return AutoModelForImageTextToText
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if type(config) in AutoModelForImageTextToText._model_mapping and type(config) not in auto._model_mapping:
-        raise ValueError(
-            f"model_type {config.model_type!r} puts pictures among the prompt's tokens, which is not supported: pictures are read by "
-            f"models of model_type {_WITH_IMAGES!r}"
-        )
     return auto
 
 
@@ -368,7 +370,7 @@ def save_lm(
         whole = merged(lm)
         if isinstance(whole, PreTrainedModel):
             whole.save_pretrained(made, safe_serialization=True)
-            if whole.config.model_type == _WITH_IMAGES:
+            if _reads_pictures(whole.config):
                 (made / _PROCESSOR).write_text(_processor(whole), encoding="utf-8")
         else:
             save_model(whole, str(made / "model.safetensors"))

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .backbones import Backbone
+from .backbones.base import example_ids
 from .sequences import SequenceBatch, TextRecord, pack
 
 _ROUNDING = 1e-3  # of the largest number; what is computed in another order differs by 1e-6 to 1e-5 of it, on a GPU by more
@@ -85,7 +86,7 @@ def check_lengths(backbone: Backbone, prompt: int, response: int) -> None:
         prompt, response = min(prompt, _BEGINNING), response + prompt - min(prompt, _BEGINNING)
     if response <= _BEGINNING:
         return
-    ids = np.random.default_rng(0).integers(backbone.vocab_size, size=prompt + response)
+    ids = example_ids(backbone, prompt + response)
     one, two = (pack([_text(backbone, ids[:prompt], ids[prompt : prompt + n])], backbone.device) for n in (_BEGINNING, response))
     short, long = backbone.hidden(one), backbone.hidden(two)[:_BEGINNING]  # (4, D) each
     if torch.isfinite(short).all() and not _same(long, short, backbone):

@@ -114,7 +114,8 @@ class TransformerPolicy(ActorCriticPolicy):
         self._check_fit()
         ends = agreed_ends(self.lm, self._source, getattr(self.action_space, "eos_token_ids", None), ids_of(settings.eos_token_id))
         set_ends(self.lm, ends)
-        self.sampler = settings.sampler(ends, getattr(self.action_space, "unused_ids", ()))
+        pictures = [token for token in self.backbone.placeholders if token < self.vocab_size]
+        self.sampler = settings.sampler(ends, (*getattr(self.action_space, "unused_ids", ()), *pictures))
         if max(self.sampler.banned_tokens, default=0) >= self.vocab_size:
             raise ValueError(f"banned_tokens={self.sampler.banned_tokens}: ids go up to {self.vocab_size - 1}")
         # Built before the adapters: a critic of its own trains all its weights.

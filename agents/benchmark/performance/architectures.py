@@ -8,7 +8,7 @@ import numpy as np
 
 EOS = 0
 ENCODER_DECODERS = ("t5", "bart")
-WITH_IMAGES = "vision-encoder-decoder"  # reads square pictures of IMAGE_SIDE pixels a side
+WITH_IMAGES = ("vision-encoder-decoder", "llava")  # read square pictures of IMAGE_SIDE pixels a side
 IMAGE_SIDE = 12
 
 
@@ -35,9 +35,10 @@ def architectures(vocabulary: int, width: int = 16, room: int = 64) -> dict[str,
     )  # fmt: skip
     gpt2 = dict(model_type="gpt2", **tokens, n_embd=width, n_layer=2, n_head=2, n_positions=room, initializer_range=scale)
     vit = dict(
-        model_type="vit", image_size=IMAGE_SIDE, patch_size=6, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=2, initializer_range=scale,
+        image_size=IMAGE_SIDE, patch_size=6, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=2,
+        initializer_range=scale,
     )  # fmt: skip
+    clip = dict(model_type="clip_vision_model", **vit, initializer_factor=4.0, projection_dim=width)
     return {
         "gpt2": gpt2,
         "llama": dict(model_type="llama", **rotary),
@@ -67,10 +68,14 @@ def architectures(vocabulary: int, width: int = 16, room: int = 64) -> dict[str,
             decoder_attention_heads=2, encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width, max_position_embeddings=room,
             pad_token_id=1, bos_token_id=2, eos_token_id=EOS, decoder_start_token_id=0, forced_eos_token_id=None, init_std=scale,
         ),
-        WITH_IMAGES: dict(model_type=WITH_IMAGES, encoder=vit, decoder=gpt2),
+        "vision-encoder-decoder": dict(model_type="vision-encoder-decoder", encoder=dict(model_type="vit", **vit), decoder=gpt2),
+        "llava": dict(  # its token for a picture is no token of the text
+            model_type="llava", vision_config=clip, text_config=dict(model_type="llama", **{**rotary, "vocab_size": vocabulary + 1}),
+            image_token_index=vocabulary, eos_token_id=EOS,
+        ),
     }  # fmt: skip
 
 
 def example_images(number: int) -> np.ndarray:
-    """Return pictures of noise that the family with pictures reads, each another one, shape (number, IMAGE_SIDE, IMAGE_SIDE, 3), uint8."""
+    """Return pictures of noise that the families with pictures read, each another one, shape (number, IMAGE_SIDE, IMAGE_SIDE, 3), uint8."""
     return np.random.default_rng(0).integers(256, size=(number, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)

@@ -86,7 +86,7 @@ def main(config: Families) -> list[tuple[Any, ...]]:
 def measure(model: dict[str, Any], config: Families) -> tuple[float, float, float, bool, float, float, float]:
     """Return the columns of the table after the name."""
     torch.manual_seed(0)
-    images = example_images(4) if model.get("model_type") == WITH_IMAGES else [None] * 4
+    images = example_images(4) if model.get("model_type") in WITH_IMAGES else [None] * 4
     prompts = [Prompt(" ".join(str(7 * n + i) for i in range(3 + 5 * n)), image=images[n]) for n in range(4)]
     task = TextTask(IntegerTokenizer(config.vocabulary, 0), prompts, config.new_tokens)
     env = TextGenerationVecEnv(config.rows, task=task, reward=lambda completions: [float(len(c)) for c in completions])

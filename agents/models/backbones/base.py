@@ -45,6 +45,7 @@ class Backbone(ABC):
         tried: Tokens of the texts up to which that was tried.
         reads_prompt_apart: Whether prompts go through an encoder.
         reads_images: Whether the prompts' pictures do.
+        placeholders: Tokens that stand for a picture, which no policy writes.
         positions: Of full passes with gradients since this was set to 0, shape (2,): those that went through the trunk, and those of them
             that held a token.
         graphable: Whether a decoding step is one fixed list of kernels, see `agents.models.cuda_graphs`.
@@ -52,6 +53,7 @@ class Backbone(ABC):
 
     reads_prompt_apart = False
     reads_images = False
+    placeholders: tuple[int, ...] = ()
     graphable = False
 
     def __init__(self, lm: nn.Module) -> None:
@@ -132,9 +134,8 @@ class Backbone(ABC):
         """
         if shape is not None:
             raise ValueError(
-                f"the task's prompts have pictures of shape {shape}, and {type(self.lm).__name__} reads text only here: take a "
-                "vision-encoder-decoder model (model_type 'vision-encoder-decoder'); image-text models whose prompts hold tokens for the "
-                "picture are not read"
+                f"the task's prompts have pictures of shape {shape}, and {type(self.lm).__name__} reads text only here: take a model that "
+                "reads pictures, such as model_type 'vision-encoder-decoder' or 'llava'"
             )
 
     def example_images(self, number: int) -> np.ndarray | None:
@@ -230,3 +231,11 @@ class Backbone(ABC):
 def full_precision(device: torch.device) -> Any:
     """Return a context without autocast: heads, softmax and ratios stay float32."""
     return torch.autocast(device.type, enabled=False)
+
+
+def example_ids(backbone: Backbone, size: int | tuple[int, ...]) -> np.ndarray:
+    """Return tokens to try a model with, none of which stands for a picture; the same in every call."""
+    ids = np.random.default_rng(0).integers(backbone.vocab_size, size=size)
+    for token in backbone.placeholders:
+        ids[ids == token] = (token + 1) % backbone.vocab_size
+    return ids

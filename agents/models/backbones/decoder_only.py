@@ -145,7 +145,7 @@ class DecoderOnly(FromTransformers):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return raw logits, shape (N, V)."""
         with full_precision(hidden.device):
-            return finish_logits(self.lm, self.lm.get_output_embeddings()(hidden))
+            return finish_logits(self._writer, self.lm.get_output_embeddings()(hidden))
 
     def new_states(self) -> States:
         """Return an empty cache."""
@@ -158,10 +158,14 @@ class DecoderOnly(FromTransformers):
         if self._takes_positions:
             kwargs["position_ids"] = fed.positions
         if not plan.fresh and not (self._recurrent and all(self._recurrent)):
-            kwargs["attention_mask"] = attention_mask(self.lm.config, fed.positions, plan.width, self._trunk.dtype)
+            kwargs["attention_mask"] = attention_mask(self._writer.config, fed.positions, plan.width, self._trunk.dtype)
         with self.precision():
-            out = self._trunk(input_ids=fed.ids, use_cache=True, **kwargs)
+            out = self._trunk(**self._inputs(fed), use_cache=True, **kwargs)
         return out.last_hidden_state.float()
+
+    def _inputs(self, fed: Fed) -> dict[str, torch.Tensor]:
+        """Return the tokens as the trunk takes them."""
+        return {"input_ids": fed.ids}
 
 
 def finish_logits(lm: Any, logits: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,11 @@ from .base import Backbone
 from .custom import Custom
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
+from .image_text import ImageText
 from .vision_encoder_decoder import VisionEncoderDecoder
 
 # The first one that `reads` a module takes it
-BACKBONES: tuple[type[Backbone], ...] = (VisionEncoderDecoder, EncoderDecoder, DecoderOnly, Custom)
+BACKBONES: tuple[type[Backbone], ...] = (VisionEncoderDecoder, ImageText, EncoderDecoder, DecoderOnly, Custom)
 
 
 def backbone_of(lm: nn.Module, head: bool = True) -> Backbone:

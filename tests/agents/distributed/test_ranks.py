@@ -298,6 +298,14 @@ def rows_of(out):
     return list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
 
 
+def written(out):
+    """Return when the curve was written last; 0: there is none."""
+    try:
+        return (out / "ppo" / "curve.csv").stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
 def started(command, out, rows, log):
     """Start a run; return it once its curve has that many rows."""
     with log.open("w") as file:
@@ -359,10 +367,9 @@ def test_killed_at_ten_random_moments(tiny, tmp_path, shard):
     out, log, random = tmp_path / "run", tmp_path / "log", np.random.default_rng(0)
     command, saved = torchrun("agents.cli", "train", *flags(tiny, out, 10**6), *shard), 0
     for _ in range(10):
-        curve = out / "ppo" / "curve.csv"
-        before = curve.stat().st_mtime if curve.exists() else 0
+        before = written(out)
         process = started(command, out, saved + 1, log)
-        while curve.stat().st_mtime == before:  # rows beyond the checkpoint are from the run before
+        while written(out) in (before, 0):  # rows beyond the checkpoint are from the run before; without one the curve begins anew
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         time.sleep(random.uniform(0, 4))

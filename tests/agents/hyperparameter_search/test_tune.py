@@ -9,15 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from agents.benchmark.agents import check, tuned
+from agents.benchmark import run_job
+from agents.benchmark.agents import TrainedAgent, check, tuned
 from agents.benchmark.spec import parse
 from agents.cli.main import main
+from agents.evaluation.exact_optimum import optimality_gap
+from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.hyperparameter_search import trial
 from agents.hyperparameter_search.flags import Tune
-from agents.hyperparameter_search.search_space import SPACE
+from agents.hyperparameter_search.search_space import SPACE, sampler
 from agents.hyperparameter_search.tune import run_tune
+from agents.models.backbones import backbone_of
+from agents.models.loading import load_lm
 
 FLAGS = ["--task", "exact-smooth", "--algo", "a2c", "--total-tokens", "800", "--texts", "32", "--seeds", "1"]
 ROOT = Path(__file__).parents[3]
@@ -47,6 +53,50 @@ def test_best_is_the_largest_of_the_trials_and_is_kept(tmp_path):
     assert both["exact-smooth"] == best and both["other"]["settings"] == {"learning_rate": 0.5}
     assert tune(tmp_path / "two", "--trials", "4") == 0
     assert trials(tmp_path / "two") == rows  # the seed decides everything
+
+
+def test_trials_beyond_the_number_do_not_count(tmp_path):
+    assert tune(tmp_path, "--trials", "3", "--total-tokens", "400") == 0
+    three = trials(tmp_path)
+    assert tune(tmp_path, "--trials", "2", "--total-tokens", "400") == 0
+    assert trials(tmp_path) == three[:2]
+    best = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
+    assert best["trials"] == 2 and best["value"] == max(float(row["value"]) for row in three[:2])
+
+
+def test_other_tasks_try_other_settings():
+    rates = {
+        task: [sampler(Tune(task, "a2c"), number)._rng.rng.uniform() for number in range(3)]
+        for task in ("recall", "recall-64", "textrl/Recall-64-v0", "lock", "exact-wide")
+    }
+    assert rates["recall"] == rates["recall-64"] == rates["textrl/Recall-64-v0"]  # one family
+    assert len({rate for task in ("recall", "lock", "exact-wide") for rate in rates[task]}) == 9
+
+
+def test_a_search_maximises_what_the_benchmark_judges(monkeypatch):
+    """On an exact task the KL-regularised return, by enumeration, not the score alone."""
+    contest = trial.Trial(Tune("exact-needle", "a2c", total_tokens=400, texts=32, seeds=1))
+    policy = make_policy(contest.judge, contest.base)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.lm.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    trained = TrainedAgent(lambda task, number, seed: write_texts(policy, task, number, seed=seed), policy)
+    monkeypatch.setattr(trial, "train_agent", lambda *_: trained)
+    (value,) = contest.values({}, lambda *_: None)
+    gap = optimality_gap(policy.backbone, backbone_of(load_lm(contest.base)), "Needle", 0.5)
+    assert value == pytest.approx(gap.achieved.score - 0.5 * gap.achieved.kl) and gap.achieved.kl > 0.1
+
+
+def test_a_search_on_review_learns_from_the_fitted_reward(monkeypatch, tmp_path):
+    monkeypatch.setattr(run_job, "base_policy", lambda task: tmp_path / "base")
+    monkeypatch.setattr(run_job, "learned_reward", lambda task, base: tmp_path / "reward")
+    for name in ("review", "textrl/Review-v0"):
+        task, judge, base, reward = run_job.given(parse(name), "validation")
+        assert task.reward == judge.reward == reward == {"name": "preference", "path": str(tmp_path / "reward")}
+        assert base == str(tmp_path / "base") and judge.prompt_order == "sequential"
+    assert run_job.given(parse("review:reward=length"), "test")[3] is None
+    assert run_job.given(parse("recall:model=mine"), "test")[2] == "mine"
 
 
 @pytest.mark.reports("textrl tune refuses a folder that holds another search, instead of replacing its best settings")

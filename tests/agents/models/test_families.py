@@ -48,13 +48,13 @@ def backbones():
 def env_for(make_env, task):
     def make(name, num_envs):
         shown = [replace(p, image=i) for p, i in zip(task.prompts, example_images(len(task.prompts)), strict=True)]
-        return make_env(num_envs, task=replace(task, prompts=shown) if name == WITH_IMAGES else task)
+        return make_env(num_envs, task=replace(task, prompts=shown) if name in WITH_IMAGES else task)
 
     return make
 
 
 def images_of(name, number):
-    return example_images(number) if name == WITH_IMAGES else None
+    return example_images(number) if name in WITH_IMAGES else None
 
 
 # What happens to a row between two calls: a token is added, or several (the environment wrote), the text is cut back, it ends
@@ -238,5 +238,5 @@ def test_save_and_load(env_for, tmp_path, name):
             load_lm(tmp_path / "folder")
     else:
         auto = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModelForCausalLM
-        auto = AutoModelForImageTextToText if name == WITH_IMAGES else auto
+        auto = AutoModelForImageTextToText if name in WITH_IMAGES else auto
         assert auto.from_pretrained(tmp_path / "folder").config.model_type == name

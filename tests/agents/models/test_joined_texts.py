@@ -16,7 +16,7 @@ from rewards.models.lora import add_adapters
 from ..conftest import GPT2, LLAMA, VOCAB
 
 MODELS = {
-    **{name: model for name, model in architectures(VOCAB).items() if name != WITH_IMAGES},
+    **{name: model for name, model in architectures(VOCAB).items() if name not in WITH_IMAGES},
     "bloom": {"model_type": "bloom", "hidden_size": 16, "n_layer": 2, "n_head": 2, "vocab_size": VOCAB, "initializer_range": 0.3},
     "lfm2": {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
 }
