@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..benchmark.suites import is_exact
 from .flags import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
@@ -29,7 +30,7 @@ SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
 
 def _space(config: Tune) -> list[tuple[Any, ...]]:
     """Return what is tried; on exact tasks beta belongs to the task."""
-    return [row for row in SPACE[config.algo] if not (row[0] == "beta" and config.task.startswith("exact-"))]
+    return [row for row in SPACE[config.algo] if not (row[0] == "beta" and is_exact(config.task))]
 
 
 def sampler(config: Tune, number: int) -> Any:
