@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import tyro
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import GymWrapper, SerialEnv
@@ -55,6 +56,22 @@ def sevens(prompts: list[str], completions: list[str]) -> list[float]:
     return [text.split().count("7") / 6 for text in completions]
 
 
+def take_step(actor: ProbabilisticActor, optimizer: torch.optim.Optimizer, played: TensorDictBase) -> None:
+    """Take a step of REINFORCE on a rollout, shape (B, S), with the mean return as the baseline."""
+    reward, done = played["next", "reward"].squeeze(-1), played["next", "done"].squeeze(-1)  # (B, S)
+    to_go, running = torch.zeros_like(reward), torch.zeros_like(reward[:, 0])
+    for step in reversed(range(reward.shape[1])):  # gamma 1: a text is scored once, at its end
+        running = torch.where(done[:, step], reward[:, step], running)
+        to_go[:, step] = running
+    whole = done.flip(1).cumsum(1).flip(1) > 0  # tokens of texts that ended inside the rollout
+    log_prob = actor.get_dist(played).log_prob(played["action"])
+    advantage = to_go - to_go[whole].mean()
+    loss = -(log_prob * advantage)[whole].mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def main(config: Config) -> list[float]:
     """Train, and return the mean score of each rollout."""
     torch.manual_seed(config.seed)
@@ -68,19 +85,8 @@ def main(config: Config) -> list[float]:
     for update in range(config.updates):
         with torch.no_grad():
             played = env.rollout(12, actor, break_when_any_done=False)  # texts end and restart inside
-        reward, done = played["next", "reward"].squeeze(-1), played["next", "done"].squeeze(-1)  # (B, S)
-        to_go, running = torch.zeros_like(reward), torch.zeros_like(reward[:, 0])
-        for step in reversed(range(reward.shape[1])):  # gamma 1: a text is scored once, at its end
-            running = torch.where(done[:, step], reward[:, step], running)
-            to_go[:, step] = running
-        whole = done.flip(1).cumsum(1).flip(1) > 0  # tokens of texts that ended inside the rollout
-        log_prob = actor.get_dist(played).log_prob(played["action"])
-        advantage = to_go - to_go[whole].mean()
-        loss = -(log_prob * advantage)[whole].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        curve.append(float(reward[done].mean()))
+        take_step(actor, optimizer, played)
+        curve.append(float(played["next", "reward"][played["next", "done"]].mean()))
         if update % 10 == 9:
             print(f"update {update + 1:3}  score {curve[-1]:.3f} " + "#" * round(40 * curve[-1]))
     env.close()

@@ -24,7 +24,7 @@ from .aggregate_statistics import difference_interval, improvement_interval, int
 from .flags import BenchReport
 from .results import RunResult, Scores, by_seed, headline, missing, names, read_results, scores_of
 from .spec import parse, untuned
-from .suites import capability, is_exact
+from .suites import capability, is_exact, plain_name
 
 MIN_SEEDS = 3
 EXACT = (
@@ -264,7 +264,7 @@ def short_names(tasks: Sequence[str]) -> list[str]:
     have.
     """
     specs = [parse(task) for task in tasks]
-    kinds = [spec.name.removeprefix("textrl/").removesuffix("-v0").lower() for spec in specs]
+    kinds = [plain_name(spec.name) for spec in specs]
     settings = [{key: str(value) for key, value in spec.settings.items()} for spec in specs]
     kin = {kind: [own.items() for other, own in zip(kinds, settings, strict=True) if other == kind] for kind in kinds}
     shared = {kind: set.intersection(*map(set, own)) if len(own) > 1 else set() for kind, own in kin.items()}

@@ -40,7 +40,7 @@ from .agents import LearningSetup, own_source, train_agent
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
 from .protocol import BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
 from .spec import Spec, parse
-from .suites import family
+from .suites import plain_name
 
 SHOWN = 4  # texts of each cell that are kept
 DONE, BUSY = 0, 3  # exit statuses of a cell's process
@@ -142,7 +142,7 @@ def task_of(spec: Spec, split: str = "train", **settings: Any) -> TextTask:
         own.setdefault("tokenizer", spec.settings["model"])
     if spec.name in (*CORPORA, "prompts", "reasoning"):
         return make_task({"name": spec.name, **own}, split=split, **settings)
-    return make_task(spec.name.removeprefix("textrl/").removesuffix("-v0").lower(), split=split, **(own | settings))
+    return make_task(plain_name(spec.name), split=split, **(own | settings))
 
 
 def beta_of(task: TextTask) -> float:
@@ -182,7 +182,7 @@ def given(spec: Spec, split: str) -> tuple[TextTask, TextTask, str, dict[str, An
     """
     task, judge = task_of(spec), task_of(spec, split, prompt_order="sequential")
     base = str(spec.settings.get("model") or base_policy(task))
-    if family(spec.name) != "review" or "reward" in spec.settings:
+    if plain_name(spec.name) != "review" or "reward" in spec.settings:
         return task, judge, base, None
     reward = {"name": "preference", "path": str(learned_reward(task, base))}
     return dataclasses.replace(task, reward=reward), dataclasses.replace(judge, reward=reward), base, reward

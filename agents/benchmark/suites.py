@@ -34,32 +34,39 @@ def tasks_of(suite: str) -> list[Spec]:
 
 
 def budget(task: str) -> int:
-    """Return the tokens that an agent may write on a task while it learns."""
-    if task.startswith("exact-"):
+    """Return the tokens that an agent may write on a task, by its name, while it learns."""
+    name = plain_name(task)
+    if is_exact(name):
         return EXACT_TOKENS
-    if task == "review":
+    if name == "review":
         return REVIEW_TOKENS
     tokens = {ladder.name.lower(): ladder.tokens for ladder in LADDERS}
-    return tokens.get(task.rpartition("-")[0], tokens.get(task, STEP_TOKENS))
+    return tokens.get(name.rpartition("-")[0], tokens.get(name, STEP_TOKENS))
+
+
+def plain_name(task: str) -> str:
+    """Return the name of a task for any way to write it: `recall-64` for `textrl/Recall-64-v0`."""
+    return task.lower().removeprefix("textrl/").removesuffix("-v0")
 
 
 def is_exact(task: str) -> bool:
     """Return whether a task, by its spec, is one whose optimum is enumerated."""
-    return task.lower().removeprefix("textrl/").startswith("exact-")
+    return plain_name(task).startswith("exact-")
 
 
 def family(task: str) -> str:
     """Return the name of a ladder for a task of any size on it, and of any other task its own name: what is tuned together."""
-    name = task.lower().removeprefix("textrl/").removesuffix("-v0")
+    name = plain_name(task)
     stem = name.rpartition("-")[0]
     return stem if stem in {ladder.name.lower() for ladder in LADDERS} else name
 
 
 def capability(task: str) -> str:
-    """Return what a task probes, in a few words."""
-    if task.startswith("exact-"):
+    """Return what a task, by its name, probes, in a few words."""
+    name = plain_name(task)
+    if is_exact(name):
         return "known optimum"
-    if task == "review":
+    if name == "review":
         return "sentiment of film reviews"
     probes = {ladder.name.lower(): ladder.probes for ladder in LADDERS}
-    return probes.get(task, probes.get(task.rpartition("-")[0], task))
+    return probes.get(name, probes.get(name.rpartition("-")[0], task))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark.suites import family
+from ..benchmark.suites import family, is_exact
 from .flags import Tune
 
 _RATE = ("learning_rate", "log", 1e-4, 5e-3)
@@ -31,7 +31,7 @@ SPACE: Mapping[str, tuple[tuple[Any, ...], ...]] = {
 
 def _space(config: Tune) -> list[tuple[Any, ...]]:
     """Return what is tried; on exact tasks beta belongs to the task."""
-    return [row for row in SPACE[config.algo] if not (row[0] == "beta" and config.task.startswith("exact-"))]
+    return [row for row in SPACE[config.algo] if not (row[0] == "beta" and is_exact(config.task))]
 
 
 def sampler(config: Tune, number: int) -> Any:

@@ -135,8 +135,12 @@ def curves(agents: Sequence[str], lines: Mapping[str, Mapping[str, tuple[Values,
         dress(axes, title=task)
         axes.tick_params(labelsize=8)
     figure.supxlabel("thousand tokens written", fontsize=FONT)
-    figure.supylabel("normalised score of the texts written", fontsize=FONT)
-    figure.legend(drawn.values(), map(_label, drawn), loc="outside upper center", ncols=min(6, len(drawn)), frameon=False)
+    figure.supylabel("normalised score\nof the texts written", fontsize=FONT)  # a line each: one row of panels is not high
+    names = list(map(_label, drawn))
+    fit = int(figure.get_figwidth() / (0.5 + 0.1 * max(map(len, names))))  # inches: a line and its gap, and a letter
+    columns = min(6, max(1, fit), len(drawn))
+    figure.set_figheight(figure.get_figheight() + 0.22 * (-(-len(drawn) // columns) - 1))  # the panels stay as high
+    figure.legend(drawn.values(), names, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

@@ -17,7 +17,7 @@ from agents.benchmark.protocol import FULL, QUICK
 from agents.benchmark.results import read_results
 from agents.benchmark.run_job import Job, task_of
 from agents.benchmark.spec import parse, parse_all
-from agents.benchmark.suites import SUITES, budget
+from agents.benchmark.suites import SUITES, budget, capability, is_exact
 from agents.cli.main import main
 from agents.evaluation.best_of import kl_bound, kl_of_best
 from textrl_env import LADDERS
@@ -58,6 +58,8 @@ def test_presets_cover_all_tasks():
     assert {j.task for j in quick} >= {ladder.name.lower() for ladder in LADDERS} | {"review", "exact-needle"}
     assert all(2 * q.tokens == f.tokens for q in quick for f in full if (q.task, q.agent, q.seed) == (f.task, f.agent, f.seed))
     assert budget("recall-64") == budget("recall") == 40_000
+    for name, written in (("exact-smooth", "textrl/Exact-Smooth-v0"), ("recall-64", "textrl/Recall-64-v0"), ("review", "textrl/Review-v0")):
+        assert budget(written) == budget(name) and capability(written) == capability(name) and is_exact(written) == is_exact(name)
     assert set(ALGORITHMS) < set(NAMES)
 
 

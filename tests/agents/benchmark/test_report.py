@@ -12,6 +12,7 @@ from agents.benchmark import compare, leaderboard
 from agents.benchmark.report import draw, short_names, summarise, write_bench_report
 from agents.benchmark.results import missing, read_results
 from agents.cli.main import main
+from agents.reports import benchmark_plots
 from tests.figures import bars_of, check_labels, legend_texts, lines_of, tick_labels
 
 from . import cells
@@ -88,6 +89,15 @@ def test_plots_show_the_summary(folder):
     assert panel.get_title() == "task03" and lines_of(panel)[1][-1] == pytest.approx([0.5, last])
     low, high = figures["curves"].axes[3].collections[1].get_paths()[0].get_extents().intervaly
     assert low < lines_of(panel)[1][0, 1] and lines_of(panel)[1][-1, 1] < high
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4, 5])
+@pytest.mark.parametrize("agents", [("ppo",), cells.AGENTS, tuple(f"my_package.agents:Mine{i}:width=64" for i in range(6))])
+def test_labels_of_learning_curves_are_whole(tasks, agents):
+    line = tuple(np.linspace(low, 1, 9) * scale for low, scale in ((0.1, 40_000), (0, 0.8), (0, 0.6), (0, 1)))
+    figure = benchmark_plots.curves(agents, {f"task{t}": dict.fromkeys(agents, line) for t in range(tasks)})
+    check_labels(figure)
+    assert figure.get_supylabel() == "normalised score\nof the texts written" and len(legend_texts(figure)) == len(agents)
 
 
 def test_csv_has_a_row_for_each_cell(folder, page):

@@ -58,3 +58,30 @@ def test_a_task_that_knows_answers_to_its_own_prompts_only(tmp_path, monkeypatch
     assert asked <= {prompt.text for prompt in task_of(parse(job.task), "test").prompts}
     assert not asked & {prompt.text for prompt in task_of(parse(job.task)).prompts}
     assert cell["measures"]["wins_texts"] <= 0.5  # nothing is better than a right answer
+
+
+@pytest.mark.reports("Cells of textrl bench that another machine has run are done here too, wherever their folders are")
+def test_cells_of_another_machine_are_done(tmp_path, monkeypatch):
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 2), *args, **kwargs))
+    jobs = {}
+    for machine in ("one", "two"):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / machine / "cache"))
+        monkeypatch.setattr("agents.benchmark.run_job._processor", lambda machine=machine: machine)
+        jobs[machine] = Job(str(tmp_path / machine / "out"), "lock-4", "reference", tokens=100, texts=8, facts=(("git", machine),))
+        prepare(jobs[machine].preparation)
+    here = jobs["two"]
+    run(jobs["one"])
+    here.path.parent.mkdir()
+    here.path.write_bytes(jobs["one"].path.read_bytes())
+    assert here.done() and json.loads(here.path.read_text())["manifest"]["git"] == "one"
+    # Where the processor rounds otherwise, the base policy has other weights, and the cell is another one
+    (weights,) = (tmp_path / "two").rglob("model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    prepare(here.preparation)
+    assert not here.done()
+    weights.write_bytes(next((tmp_path / "one").rglob("model.safetensors")).read_bytes())
+    prepare(here.preparation)
+    assert here.done()

@@ -20,7 +20,7 @@ from agents.evaluation.exact_optimum import optimality_gap
 from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.hyperparameter_search import trial
 from agents.hyperparameter_search.flags import Tune
-from agents.hyperparameter_search.search_space import SPACE, sampler
+from agents.hyperparameter_search.search_space import SPACE, _space, sampler
 from agents.hyperparameter_search.tune import run_tune
 from agents.models.backbones import backbone_of
 from agents.models.loading import load_lm
@@ -181,6 +181,11 @@ def test_settings_out_of_range(tmp_path):
 def test_every_space_belongs_to_an_agent():
     for name in SPACE:
         check(parse(name))
+
+
+def test_beta_belongs_to_exact_tasks_however_they_are_written():
+    tried = [[row[0] for row in _space(Tune(task, "ppo"))] for task in ("exact-smooth", "textrl/Exact-Smooth-v0", "lock")]
+    assert tried[0] == tried[1] == [name for name in tried[2] if name != "beta"] and "beta" in tried[2]
 
 
 def test_tuned_settings_come_with_the_package():
