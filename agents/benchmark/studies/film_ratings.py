@@ -185,7 +185,7 @@ def agreement(fresh: Sequence[RatedText], judge: PeoplesJudge, reward: Any, seed
         by_text = dict(zip([it.text for it in fresh], scores, strict=True))
         found[f"{name}, correlation"] = float(np.corrcoef(scores, means)[0, 1])
         found[f"{name}, pairs"] = _ordered(pairs, by_text)
-    found["slope"] = float(np.polyfit(by_judge, means, 1)[0])
+    found["people's points for a point of the judge's"] = float(np.polyfit(by_judge, means, 1)[0])
     found |= {"halves of the people, correlation": most.half, "people and as many others, correlation": most.panel}
     return found | {"ceiling, correlation": most.correlation, "ceiling, pairs": most.pairs, "one person, pairs": ceiling.rater}
 
@@ -262,7 +262,7 @@ def tables(config: FilmRatings, results: Sequence[dict[str, Any]]) -> list[tuple
 
     def mean(agent: str, key: str, form: str) -> str:
         value = by_seed(agent, key).mean()
-        return "" if np.isnan(value) else format(value, form)
+        return "" if np.isnan(value) else format(round(value, 4) + 0.0, form)  # no -0.0
 
     counted = ("sentences", "comparisons")
     agree = [[key, str(mean_interval(by_seed("agreement", key)))] for key in results[0]["agreement"] if key not in counted]
