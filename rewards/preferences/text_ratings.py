@@ -46,6 +46,24 @@ class NoiseCeiling:
     comparisons: int
 
 
+@dataclass(frozen=True)
+class RatingReliability:
+    """How far mean ratings of texts are repeatable, and so the most that any judge can agree with them.
+
+    Attributes:
+        half: Correlation of the mean ratings by a random half of each text's raters with those by the other half.
+        panel: The same of all raters with as many others, 2 half / (1 + half) (Spearman 1910, Brown 1910).
+        correlation: The most that a judge can correlate with the mean ratings, the square root of `panel` (Spearman 1904).
+        pairs: Share of pairs of texts that this judge orders as the mean ratings do, 1/2 + arcsin(correlation) / pi (Sheppard 1899); exact
+            where ratings and errors are normal.
+    """
+
+    half: float
+    panel: float
+    correlation: float
+    pairs: float
+
+
 def has_text_ratings(row: Row) -> bool:
     """Return whether a row holds one text and people's ratings of it."""
     return "text" in row and "ratings" in row and not {"chosen", "responses"} & row.keys()
@@ -152,3 +170,28 @@ def noise_ceiling(pairs: Sequence[tuple[np.ndarray, np.ndarray]], draws: int = 2
 
 def _agreement(differences: np.ndarray, preferred: np.ndarray | float) -> float:
     return float(0.5 + (np.sign(differences) * preferred).mean() / 2)
+
+
+def rating_reliability(ratings: Sequence[np.ndarray], draws: int = 20, seed: int = 0) -> RatingReliability:
+    """Return how far one half of the people predicts the other, and what follows for all of them.
+
+    Args:
+        ratings: Of each text, shape (R,); R may differ, and texts with one rating are left out.  Of an odd number one is not used.
+        draws: Ways of dealing each text's raters into halves; the mean of their correlations is taken.
+        seed: Of the halves.
+
+    Raises:
+        ValueError: Fewer than 3 texts have two ratings, or halves do not agree better than by chance.
+    """
+    several = [given for given in ratings if len(given) > 1]
+    if len(several) < 3:
+        raise ValueError(f"{len(several)} texts have two ratings or more: 3 are the least that a correlation says something of")
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(draws):
+        dealt = [rng.permutation(given)[: len(given) // 2 * 2].reshape(2, -1).mean(1) for given in several]  # (2,) each
+        found.append(np.corrcoef(np.array(dealt).T)[0, 1])
+    half = float(np.mean(found))
+    if not half > 0:
+        raise ValueError(f"the halves correlate by {half:.2f}: these people do not agree, and there is nothing to predict")
+    panel = 2 * half / (1 + half)
+    return RatingReliability(half, panel, math.sqrt(panel), 0.5 + math.asin(math.sqrt(panel)) / math.pi)

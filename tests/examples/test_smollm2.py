@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import re
 import sys
-import tarfile
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rewards.preferences.rated_sentences import deal
 from tests.examples.test_examples import load
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'textrl-env[judge]'")
@@ -29,34 +28,6 @@ def rows(number):
     words = ["the", "film", "was", "long", "and", "it", "good", "bad"]
     texts = [" ".join(rng.choice(words, 9)) + f" {i}" for i in range(number)]
     return [{"text": t, "ratings": [t.count("good") - t.count("bad") + d for d in (-1, 0, 0, 1)]} for t in texts]
-
-
-def test_no_sentence_is_in_two_parts(example):
-    planted = rows(200)
-    planted += [{"text": f" {row['text'].upper().replace(' ', '  ')} !", "ratings": [4]} for row in planted[:60]]
-    parts = example.split(planted, 0)
-    seen = [{" ".join(re.findall(r"\w+", row["text"].lower())) for row in part} for part in parts]
-    assert seen[0].isdisjoint(seen[1]) and seen[0].isdisjoint(seen[2]) and seen[1].isdisjoint(seen[2])
-    assert [len(part) for part in seen] == [90, 90, 20] and sum(map(len, parts)) == 260
-    assert example.split(planted, 0) == parts != example.split(planted, 1)
-
-
-def test_ratings_are_read_from_the_archive_in_the_package(example, tmp_path):
-    files = {
-        "GroundTruth": "1\t1.5\tClich\u00e9s, but good.\r\n2\t-2.0\tDull.\r\n",
-        "anonDataRatings": "2\t-2\t0\t[-2, -2]\n1\t1.5\t.5\t[1, 2]\n",
-    }
-    inner, outer = tmp_path / "hutto_ICWSM_2014.tar.gz", tmp_path / "vaderSentiment-3.3.2.tar.gz"
-    with tarfile.open(inner, "w:gz") as archive:
-        for name, text in files.items():
-            (tmp_path / name).write_bytes(text.encode())
-            archive.add(tmp_path / name, f"hutto_ICWSM_2014/movieReviewSnippets_{name}.txt")
-    with tarfile.open(outer, "w:gz") as package:
-        package.add(inner, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
-    expected = [{"text": "Clich\u00e9s, but good.", "ratings": [1, 2]}, {"text": "Dull.", "ratings": [-2, -2]}]
-    assert example.read_ratings(outer) == expected
-    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps({"id": 7, **row}) + "\n" for row in expected))
-    assert example.read_ratings(tmp_path / "ratings.jsonl") == expected
 
 
 def test_who_has_no_model_is_told_how_to_get_one(example, monkeypatch, tmp_path):
@@ -119,7 +90,7 @@ def test_from_ratings_to_table_and_picture(example, model, tmp_path, capsys):
     texts = [json.loads(line) for line in (tmp_path / "out" / "seed-0" / "texts.jsonl").read_text().splitlines()]
     assert len(texts) == 12 and list(texts[0]) == ["prompt", "base", "rloo", "ppo"]
     assert measures["base"]["kl_per_sequence"] == pytest.approx(0, abs=1e-4) != measures["rloo"]["kl_per_sequence"]
-    opened = {" ".join(row["text"].split()[:4]) for part in example.split(rows(300), 0)[:2] for row in part}
+    opened = {" ".join(row["text"].split()[:4]) for part in deal(rows(300), (0.45, 0.45), 0)[:2] for row in part}
     assert not [text["prompt"] for text in texts if text["prompt"] in opened]
     report = (tmp_path / "out" / "report.md").read_text()
     rise = np.array([text["rloo"]["gold"] - text["base"]["gold"] for text in texts])

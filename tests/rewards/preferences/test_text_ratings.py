@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewards import read_preference_file
-from rewards.preferences.text_ratings import comparisons_of_ratings, has_text_ratings, noise_ceiling, rated_text
+from rewards.preferences.text_ratings import comparisons_of_ratings, has_text_ratings, noise_ceiling, rated_text, rating_reliability
 from textrl_env.utils.row_files import RowError
 
 
@@ -93,3 +93,34 @@ def test_which_rows_are_ratings_of_texts():
     for ratings in ([], [1, None], [float("nan")], 3):
         with pytest.raises(RowError, match="one a person"):
             rated_text({"text": "a", "ratings": ratings})
+
+
+def test_the_most_that_a_judge_can_agree_equals_a_simulation():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 1.3, 4000)  # what a perfect judge would say
+
+    def panel(people):
+        return truth[:, None] + rng.normal(0, 2.0, (4000, people))
+
+    people, others = panel(12), panel(12)
+    found = rating_reliability(list(people))
+    means = people.mean(1)
+    assert found.half == pytest.approx(np.corrcoef(panel(6).mean(1), panel(6).mean(1))[0, 1], abs=0.015)
+    assert found.panel == pytest.approx(np.corrcoef(means, others.mean(1))[0, 1], abs=0.01)
+    assert found.panel == pytest.approx(1.3**2 / (1.3**2 + 2.0**2 / 12), abs=0.01)
+    assert found.correlation == pytest.approx(np.corrcoef(truth, means)[0, 1], abs=0.01)
+    order = np.sign(truth[:2000] - truth[2000:]) == np.sign(means[:2000] - means[2000:])
+    assert found.pairs == pytest.approx(order.mean(), abs=0.02)
+
+
+def test_reliability_by_hand():
+    certain = rating_reliability([np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([4.0, 4.0, 4.0]), np.array([9.0])])
+    assert (certain.half, certain.panel, certain.correlation, certain.pairs) == pytest.approx((1, 1, 1, 1))
+    # However the three are dealt, the halves are (0, 0, 4) and (0, 4, 4), which correlate by .5
+    half = rating_reliability([np.array([0.0, 0.0]), np.array([0.0, 4.0]), np.array([4.0, 4.0])])
+    assert half.half == pytest.approx(0.5) and half.panel == pytest.approx(2 / 3)
+    assert half.correlation == pytest.approx((2 / 3) ** 0.5) and half.pairs == pytest.approx(0.5 + np.arcsin((2 / 3) ** 0.5) / np.pi)
+    with pytest.raises(ValueError, match="1 texts have two ratings or more: 3 are the least"):
+        rating_reliability([np.array([1.0, 2.0]), np.array([1.0]), np.array([2.0])])
+    with pytest.raises(ValueError, match="these people do not agree"):
+        rating_reliability([np.array([0.0, 4.0]), np.array([4.0, 0.0]), np.array([0.0, 4.0])] * 3)
