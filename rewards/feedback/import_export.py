@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from ..preferences.row_formats import KNOWN
 from .items import Answer, Item
 from .pair_selection import Sample
 from .study import Study
@@ -29,7 +30,7 @@ def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, A
         return _compared_ratings(asked)
     rows = []
     for a in asked:
-        shared = {**a.item.metadata, "prompt": a.item.prompt}
+        shared = {**_further(a.item), "prompt": a.item.prompt}
         if study.kind == "pair":
             choice = a.value["choice"]
             x, y = a.item.responses if choice != "b" else a.item.responses[::-1]
@@ -57,11 +58,16 @@ def rating_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]
     for a in _asked(answers):
         response = a.item.responses[0]
         group = {} if a.item.group is None else {"group": a.item.group}
-        blank = {**a.item.metadata, "prompt": a.item.prompt, "text": response, "ratings": [], "annotators": [], **group}
+        blank = {**_further(a.item), "prompt": a.item.prompt, "text": response, "ratings": [], "annotators": [], **group}
         row = rows.setdefault((a.item.prompt, response), blank)
         row["ratings"].append(a.value["rating"])
         row["annotators"].append(a.annotator)
     return list(rows.values())
+
+
+def _further(item: Item) -> dict[str, Any]:
+    """Return an item's metadata without what an earlier judgement of it said: the annotator's answer stands in its place."""
+    return {key: value for key, value in item.metadata.items() if key not in KNOWN and key != "text"}
 
 
 def _asked(answers: Sequence[Answer]) -> list[Answer]:

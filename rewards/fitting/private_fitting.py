@@ -12,16 +12,19 @@ Neighbouring data sets differ by adding or removing one unit.
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.optimize import brentq
+from scipy.special import ndtri
 from scipy.stats import norm
 from torch import Tensor, nn
 
@@ -197,6 +200,24 @@ class _Differences(nn.Module):
         return self.linear(differences).squeeze(-1)
 
 
+def system_normals(number: int) -> np.ndarray:
+    """Return independent standard normals made of the operating system's random bytes, shape (number,), float64.
+
+    Torch's generator on a CPU is a Mersenne Twister that 32 bits of its seed decide: whoever tries them all takes the noise away again.
+    """
+    words = np.frombuffer(os.urandom(8 * number), np.uint64)
+    return ndtri(((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)  # uniform in (0, 1), and never rounded to an end
+
+
+def _add_system_noise(private: Any) -> None:
+    """Do what Opacus's `DPOptimizer.add_noise` does, with noise that nobody can guess."""
+    for parameter in private.params:
+        gradient = parameter.summed_grad
+        noise = torch.from_numpy(system_normals(gradient.numel())).view_as(gradient).to(gradient)
+        parameter.grad = (gradient + private.noise_multiplier * private.max_grad_norm * noise).view_as(parameter)
+        gradient._processed = True  # as Opacus marks it, so that nothing is added twice
+
+
 def _descend(
     differences: Tensor,
     labels: Tensor,
@@ -213,11 +234,11 @@ def _descend(
     optimizer = torch.optim.SGD(module.parameters(), lr=speed, momentum=0.9)
     most = max(map(len, groups))
     expected = max(1, round(rate * len(groups)))
-    noise_source = torch.Generator().manual_seed(secrets.randbits(63))
     wrapped = opacus.GradSampleModule(module, batch_first=True, loss_reduction="sum")
     private = opacus.optimizers.DPOptimizer(
-        optimizer, noise_multiplier=noise, max_grad_norm=clip, expected_batch_size=expected, loss_reduction="mean", generator=noise_source
+        optimizer, noise_multiplier=noise, max_grad_norm=clip, expected_batch_size=expected, loss_reduction="mean"
     )
+    private.add_noise = partial(_add_system_noise, private)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     lots = np.random.default_rng(secrets.randbits(128))
     for _ in range(steps):

@@ -13,6 +13,7 @@ from torch import Tensor
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
 from textrl_env.prompts.reward_needs import check_no_pictures
+from textrl_env.reward_model import RewardError
 
 from ..utils.base_reward import BaseReward
 from .pretrained import Checkpoint, Reading, Typed
@@ -34,7 +35,8 @@ class LikelihoodReward(BaseReward):
         path: Folder, or name on the hub.
         output: `"mean"`, log-probability per token in nats; `"sum"`, of the whole response; or `"perplexity"`, -exp(-mean), so
             that more is better here too.
-        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.
+        reading: How texts are read: `device`, `dtype`, `batch_size` and `max_tokens` of `Checkpoint`.  Of a text that is longer the
+            beginning of the prompt is left out; a response that does not fit alone raises `RewardError`.
 
     Raises:
         OSError: There is no such model, or it has no safetensors weights.
@@ -80,8 +82,16 @@ class LikelihoodReward(BaseReward):
         if ended and eos is not None:
             ids, n = [*ids, eos], n + 1
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        ids = ids if start is None or (typed is not None and ids[:1] == [start]) else [start, *ids]
-        ids = ids[-self.checkpoint.max_tokens :] or [0]
+        front = [] if start is None else [start]
+        if front and typed is not None and ids[:1] == front:
+            ids = ids[1:]
+        room = self.checkpoint.max_tokens - len(front)
+        if n > room:
+            raise RewardError(
+                f"likelihood: a response has {n} tokens with its end, and the model reads {room}: the rest would not count; lower "
+                "max_new_tokens, or raise max_tokens if the model reads more"
+            )
+        ids = [*front, *ids[max(0, len(ids) - room) :]] or [0]  # what does not fit is the beginning of the prompt
         return ids, min(n, len(ids) - 1)
 
     def _value(self, logits: Tensor, row: list[int], n: int) -> float:

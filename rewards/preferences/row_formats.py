@@ -14,7 +14,7 @@ from .text_ratings import has_text_ratings
 from .transcripts import has_turns, invite, split_transcripts
 
 _WORDS = {"tie": 0.5, "tied": 0.5, "equal": 0.5, "same": 0.5, "both": 0.5, "neither": 0.5, "chosen": 1.0, "rejected": 0.0}
-_KNOWN = {
+KNOWN = {  # columns that say something; all others are metadata
     "prompt", "chosen", "rejected", "responses", "ranks", "ratings", "label", "preference", "margin", "annotator", "group"
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ def _number(row: Row, key: str, default: float, low: float, high: float, other: 
 
 def _shared_columns(row: Row) -> dict[str, Any]:
     names = {key: None if row.get(key) in (None, "") else str(row[key]) for key in ("annotator", "group")}
-    return {**names, "metadata": {key: value for key, value in row.items() if key not in _KNOWN}}
+    return {**names, "metadata": {key: value for key, value in row.items() if key not in KNOWN}}
 
 
 def _is_number(value: Any) -> bool:

@@ -26,6 +26,13 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _FRAC = re.compile(r"(?P<before>\d)?\\[dt]?frac(?:\{(?P<a>[^{}]*)\}\{(?P<b>[^{}]*)\}|(?P<c>\d)(?P<d>\d))")
+# what may stand beside the number in a box: units, in words or as \text, with a power; `x =`; degrees; spaces of TeX
+_POWER = r"\^\{?\d\}?"
+_UNIT = re.compile(rf"\\(?:text|textbf|mathrm|mbox)\s*\{{[^{{}}\d]*\}}(?:{_POWER})?|(?<![A-Za-z\\])(?:[A-Za-z]{{2,}}|m){_POWER}(?![\w{{])")
+_STYLED = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{([-\d.,\s]*)\}")
+_VARIABLE = re.compile(r"(?![msghLNJWVAKCF])[A-Za-z](?![A-Za-z])")  # directly behind a number, as in 2x
+_COMMAND = r"\\(?:(?:circ|degree|left|right|quad|approx)(?![A-Za-z])|[,!;: $%])|\^\{?(?=\\circ)"
+_BESIDE = re.compile(rf"(?:{_COMMAND}|[A-Za-z\s{{}}=~.,:;$%\u00b0\u20ac\u00a3\u00a5])*")
 _LONGEST = 1000  # digits of a number, and of its exponent 3: exact arithmetic on what lies beyond takes for ever
 
 
@@ -49,11 +56,12 @@ class NumericReward(ReferenceRule):
     r"""1.0 where the number that the response gives as its answer is that of a reference, else 0.0.
 
     The answer is, of the first of these marks that the text holds: what follows the last `####` (the first number of it), what
-    stands in the last `\boxed{...}` (the last number in it), or the last number of the text.  A mark without a number is no answer:
-    it scores 0.  Signs, decimals, exponents, fractions (`3/4`, `1 1/2`, `\frac{3}{4}`), currency signs and separators of thousands
-    (comma, underscore, narrow space) are understood; a comma is never a decimal point.  Where only one of the two has a percent
-    sign, 50% is equal to 50 and to 0.5.  References are read in the same way, so that GSM8K's worked solutions serve as they are.
-    Arithmetic is exact, in numbers of up to 1,000 digits; a longer one scores 0.
+    stands in the last `\boxed{...}` (one number, with a unit or `x =` at most), or the last number of the text.  A mark without a number
+    is no answer: it scores 0, and so does a box with more than a number, such as a root, a power or a pair.  Signs, decimals,
+    exponents, fractions (`3/4`, `1 1/2`, `\frac{3}{4}`), currency signs and separators of thousands (comma, underscore, narrow space)
+    are understood; a comma is never a decimal point.  Where only one of the two has a percent sign, 50% is equal to 50 and to 0.5.
+    References are read in the same way, so that GSM8K's worked solutions serve as they are.  Arithmetic is exact, in numbers of up
+    to 1,000 digits; a longer one scores 0.
 
     Args:
         tolerance: Largest absolute difference that counts as equal.
@@ -88,7 +96,7 @@ def find_answer(text: str) -> Number | None:
     if "####" in text:
         return _pick(text.rpartition("####")[2], 0)
     boxed = last_boxed(text)
-    return _pick(text if boxed is None else boxed, -1)
+    return _pick(text, -1) if boxed is None else _only(boxed)
 
 
 def last_boxed(text: str) -> str | None:
@@ -108,6 +116,18 @@ def last_boxed(text: str) -> str | None:
 def _pick(text: str, which: int) -> Number | None:
     matches = list(_NUMBER.finditer(_FRAC.sub(_plain_fraction, text)))
     return _value(matches[which]) if matches else None
+
+
+def _only(boxed: str) -> Number | None:
+    """Return the number that a box holds, None if it holds anything else that counts."""
+    plain = _UNIT.sub(" ", _FRAC.sub(_plain_fraction, _STYLED.sub(r"\1", boxed)))
+    matches = list(_NUMBER.finditer(plain))
+    if len(matches) != 1:
+        return None
+    before, behind = plain[: matches[0].start()], plain[matches[0].end() :]
+    if _VARIABLE.match(behind) or not _BESIDE.fullmatch(f"{before} {behind}"):
+        return None
+    return _value(matches[0])
 
 
 def _plain_fraction(match: re.Match[str]) -> str:

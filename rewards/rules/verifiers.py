@@ -57,8 +57,9 @@ class ChoiceReward(ReferenceRule):
     r"""1.0 where the letter that the response chooses is that of a reference, else 0.0.
 
     The chosen letter is, by the first of these rules that finds one: the one in the last `\boxed{...}`; the one after the last
-    "answer is", "answer:" or "answer =" ("option" and "choice" too); the whole response, or its beginning as in "(b)" or "B. Paris";
-    the last capital letter that stands alone, where "A dog" and "I think" are words.  References are read in the same way.
+    "answer is", "answer:" or "answer ="; the same after "option" or "choice"; the whole response, or its beginning as in "(b)" or
+    "B. Paris"; the last capital letter that stands alone, where "A dog" and "I think" are words.  A letter behind "not", or of which
+    the text goes on to say that it is wrong, is not chosen.  References are read in the same way.
 
     Args:
         letters: The letters to choose from.
@@ -76,10 +77,12 @@ class ChoiceReward(ReferenceRule):
         either, capital = f"[{self.letters}{self.letters.lower()}]", f"[{self.letters}]"
         open_, close, word = r"[\s({\[*\"']*", r"(?![\w'])", r"(?!(?<=[AI])\s+[a-z])"  # word: not an article or pronoun
         self._boxed = re.compile(rf"(?:\\text\w*)?{open_}({either}){close}")
-        said = r"(?i:\b(?:answer|option|choice)\b[*\"']*(?:\s+is\b|\s*[:=])*(?:\s+(?:option|choice)\b)?:?)"
-        self._said = re.compile(rf"{said}{open_}({capital}{close}{word}|{either}(?=[)\].]|\W*\Z))")
+        wrong = r"(?!\W*(?i:(?:is|was|are|seems|looks)\s+(?:clearly\s+)?(?:wrong|incorrect|false|not|out)\b|isn't))"
+        is_ = r"\b[*\"']*(?:\s+is\b|\s*[:=])*(?:\s+(?:option|choice)\b)?:?)"
+        letter = rf"{open_}({capital}{close}{word}|{either}(?=[)\].]|\W*\Z)){wrong}"
+        self._said = [re.compile(rf"(?i:\b(?:{of}){is_}{letter}") for of in ("answer", "option|choice")]
         self._first = re.compile(rf"\W*({either})\W*\Z|{open_}({either})[\])}}*\"']*[.:)]|\W*[(\[]({either})[)\]]")
-        self._alone = re.compile(rf"(?<![\w'])({capital}){close}{word}")
+        self._alone = re.compile(rf"(?<![\w'])(?<!(?i:\bnot) )(?<!(?i:n't) )({capital}){close}{word}{wrong}")
 
     def _compare(self, response: str, references: tuple[str, ...]) -> float:
         wanted = {self._required(reference) for reference in references}
@@ -91,7 +94,8 @@ class ChoiceReward(ReferenceRule):
         if boxed is not None:
             match = self._boxed.match(boxed)
         else:
-            match = _last(self._said, text) or self._first.match(text) or _last(self._alone, text)
+            answer, option = (_last(said, text) for said in self._said)
+            match = answer or option or self._first.match(text) or _last(self._alone, text)
         return None if match is None else next(group for group in match.groups() if group).upper()
 
     def _required(self, reference: str) -> str:

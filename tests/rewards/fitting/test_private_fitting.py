@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from rewards import Preference, fit_preference_model
+from rewards.fitting import private_fitting
 from rewards.fitting.private_fitting import (
     _Differences,
     _opacus,
@@ -121,6 +122,25 @@ def test_it_is_saved_like_any_other(tmp_path):
     model.save(tmp_path / "m")
     episode = [Episode.from_text("the plot", " was dull .")]
     assert type(model).load(tmp_path / "m").score(episode) == model.score(episode)
+
+
+def test_noise_comes_from_the_operating_system(monkeypatch):
+    """Torch's generator on a CPU would be decided by 32 bits: seeds 2^32 apart gave the same noise."""
+    normals = private_fitting.system_normals(200_000)
+    assert abs(normals.mean()) < 4 / np.sqrt(len(normals)) and abs(normals.std() - 1) < 4 / np.sqrt(2 * len(normals))
+    assert kstest(normals, "norm").pvalue > 1e-4 and np.isfinite(normals).all()
+    monkeypatch.setattr(private_fitting.os, "urandom", lambda n: b"\xff" * (n // 2) + b"\x00" * (n // 2))
+    high, low = private_fitting.system_normals(2)
+    assert high == -low == pytest.approx(norm.isf(2.0**-53), rel=1e-6)  # the largest there are
+    monkeypatch.undo()
+    tokenizer, pairs = world(40)
+    weights = []
+    for seed in (5, 5 + 2**32):
+        monkeypatch.setattr(private_fitting.secrets, "randbits", lambda bits, seed=seed: seed)
+        torch.manual_seed(0)
+        model, _ = fit_private_model(pairs, tokenizer=tokenizer, epsilon=1.0, steps=2, ngram_buckets=64)
+        weights.append(model.network.parts["ngrams"].weight)
+    assert not torch.allclose(*weights)
 
 
 def test_the_noise_has_the_promised_size():

@@ -116,6 +116,21 @@ def test_likelihood(lm):
         np.testing.assert_allclose(rewards.make("likelihood", path=path, output=output, batch_size=5).score(batch), values, rtol=1e-4)
 
 
+def test_likelihood_leaves_out_the_beginning_of_a_prompt_and_nothing_of_a_response(lm):
+    """Of a window of 8 tokens the first is what opens the text; a response of 7 with its end fits alone, one of 8 does not."""
+    path, model = lm
+    reward = rewards.make("likelihood", path=path, output="sum", max_tokens=8)
+    row = [4, *ids(" film" * 6), 4]
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
+    whole = sum(float(log_probs[i - 1, row[i]]) for i in range(1, len(row)))
+    assert reward.score([Episode.from_text("the good the", " film" * 6)])[0] == pytest.approx(whole, rel=1e-4)
+    cut = rewards.make("likelihood", path=path, max_tokens=8)._ids("the good film the", " film" * 4, True, None)
+    assert cut == ([4, *ids(" film the"), *ids(" film" * 4), 4], 5)
+    with pytest.raises(RewardError, match="a response has 8 tokens with its end, and the model reads 7"):
+        reward.score([Episode.from_text("the", " film" * 7)])
+
+
 def test_a_response_without_tokens_is_as_likely_as_chance(lm):
     empty = Episode.from_text("the", "")
     cut = Episode("the", "", empty.prompt_ids, empty.response_ids, empty.action_mask, "length")

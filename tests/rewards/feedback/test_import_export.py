@@ -1,0 +1,37 @@
+"""Answers as files: what an item's own columns said before does not override what people answered."""
+
+import pytest
+
+from rewards import Preference, read_preferences
+from rewards.feedback.import_export import items_of, preference_rows, rating_rows
+from rewards.feedback.items import Answer
+from rewards.feedback.study import Study
+from textrl_env.utils.files import write_jsonl
+
+
+def answered(row, value, **more):
+    (item,) = items_of([row])
+    return Answer(0, item, "ann", 0, tuple(range(len(item.responses))), value, {}, 0.0, 0.0, **more)
+
+
+@pytest.mark.parametrize("said", [{"label": 0.2, "margin": 3.0}, {"label": 0.5}, {"preference": "rejected"}])
+def test_an_answer_stands_above_the_columns_of_its_item(tmp_path, said):
+    """A file of preferences that is judged anew reads back as people judged it."""
+    row = {"prompt": "p", "chosen": " good", "rejected": " bad", "place": "here", **said}
+    write_jsonl(tmp_path / "out.jsonl", preference_rows([answered(row, {"choice": "a"})], Study()))
+    (read,) = read_preferences(tmp_path / "out.jsonl")
+    assert (read.prompt, read.chosen, read.rejected, read.label, read.margin) == ("p", " good", " bad", 1.0, 0.0)
+    assert isinstance(read, Preference) and read.metadata["place"] == "here"
+
+
+def test_a_ranking_stands_above_earlier_ratings(tmp_path):
+    row = {"prompt": "p", "responses": [" x", " y", " z"], "ratings": [3, 1, 2]}
+    write_jsonl(tmp_path / "out.jsonl", preference_rows([answered(row, {"ranking": [2, 0, 1]})], Study(kind="ranking")))
+    read = read_preferences(tmp_path / "out.jsonl")
+    assert {(pair.chosen, pair.rejected) for pair in read} == {(" z", " x"), (" z", " y"), (" x", " y")}
+
+
+def test_ratings_of_a_response_are_those_of_this_study():
+    row = {"prompt": "p", "response": " x", "label": 0.1, "ratings": [1, 1]}
+    (made,) = rating_rows([answered(row, {"rating": 5})], Study(kind="rating"))
+    assert made["ratings"] == [5] and "label" not in made
