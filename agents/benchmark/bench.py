@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from rewards.utils.devices import get_device
-from textrl_env.utils.files import read_json
+from textrl_env.utils.files import read_json, write_json
 
 from ..utils.limits import check_fields
 from ..utils.progress import bar
@@ -22,6 +22,7 @@ from .flags import Bench
 from .process_pool import run_jobs
 from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
+from .results import CURRENT
 from .run_job import Job, task_of
 from .spec import TUNED, Spec, parse_all
 from .suites import PRESETS, budget, family, tasks_of
@@ -44,6 +45,8 @@ def run_bench(config: Bench) -> None:
             console.print(f"{title}: {len(stage) - len(missing)} of {len(stage)} are there already")
         with bar(title, len(missing), True) as shown:
             _run(config, missing, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
+        if title == "prepare":  # on which fingerprints depend
+            write_json(config.out / CURRENT, {job.name: job.fingerprint() for job in jobs})
     report = write_bench_report(config.out)
     console.print((config.out / "report.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: [bold]{report}[/bold]")

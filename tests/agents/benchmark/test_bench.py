@@ -116,6 +116,8 @@ def test_what_is_done_is_not_run_again_unless_its_inputs_change(tmp_path):
     assert len(log.read_text().splitlines()) == 3
     assert bench(tmp_path / "out", **settings | {"tokens": 600}) == 0
     assert len(log.read_text().splitlines()) == 5
+    assert [c.budget for c in read_results(tmp_path / "out")] == [600, 600]  # the third seed learned with 500
+    assert "1 results of other inputs left out" in (tmp_path / "out" / "report.md").read_text()
     (tmp_path / "out" / "cells").joinpath(next((tmp_path / "out" / "cells").glob("*--0.json")).name).write_text("{half a fi")
     assert bench(tmp_path / "out", **settings | {"tokens": 600}) == 0
     assert len(log.read_text().splitlines()) == 6  # the damaged one
