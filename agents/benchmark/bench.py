@@ -23,7 +23,7 @@ from .process_pool import run_jobs
 from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
 from .results import CURRENT
-from .run_job import Job, task_of
+from .run_job import Job, forget_failure, task_of
 from .spec import TUNED, Spec, parse_all
 from .suites import PRESETS, budget, family, tasks_of
 
@@ -38,6 +38,8 @@ def run_bench(config: Bench) -> None:
     jobs = jobs_of(config)
     config.out.mkdir(parents=True, exist_ok=True)
     write_yaml(config.out / "config.yaml", dataclasses.asdict(config))
+    for job in jobs:
+        forget_failure(job, config.limit)
     tasks = list(dict.fromkeys(job.preparation for job in jobs))
     for title, stage in (("prepare", tasks), ("run", jobs)):
         missing = [job for job in stage if not job.done()]
