@@ -243,11 +243,17 @@ def _best_of_n(setup: LearningSetup, n: int = BEST_OF) -> TrainedAgent:
         return dataclasses.replace(
             tries[0],
             responses=pick("responses"), scores=np.array(pick("scores")), returns=returns.max(0), lengths=np.array(pick("lengths")),
-            finish_reasons=pick("finish_reasons"), records=pick("records"), kl_per_sequence=kl_of_best(returns.T, n),
+            finish_reasons=pick("finish_reasons"), records=pick("records"), kl_per_sequence=_kl(tries[0].prompts, returns, n),
             entropy=float("nan"), perplexity=float("nan"), tokens_per_second=tries[0].tokens_per_second / n,
         )  # fmt: skip
 
     return TrainedAgent(write)
+
+
+def _kl(prompts: list[str], returns: np.ndarray, n: int) -> float:
+    """Return the KL of best-of-n, given returns, shape (n, texts): a prompt that was written to more than once has all its texts pooled."""
+    pools = [returns[:, [i for i, own in enumerate(prompts) if own == prompt]].ravel() for prompt in dict.fromkeys(prompts)]
+    return sum(len(pool) * kl_of_best(pool[None], n) for pool in pools) / returns.size
 
 
 def compared_pairs(setup: LearningSetup) -> list[tuple[Pair, float]]:

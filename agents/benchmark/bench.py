@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from rewards.utils.devices import get_device
-from textrl_env.utils.files import read_json
+from textrl_env.utils.files import read_json, write_json
 
 from ..utils.limits import check_fields
 from ..utils.progress import bar
@@ -22,7 +22,8 @@ from .flags import Bench
 from .process_pool import run_jobs
 from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
-from .run_job import Job, task_of
+from .results import CURRENT
+from .run_job import Job, forget_failure, task_of
 from .spec import TUNED, Spec, parse_all
 from .suites import PRESETS, budget, family, tasks_of
 
@@ -37,6 +38,8 @@ def run_bench(config: Bench) -> None:
     jobs = jobs_of(config)
     config.out.mkdir(parents=True, exist_ok=True)
     write_yaml(config.out / "config.yaml", dataclasses.asdict(config))
+    for job in jobs:
+        forget_failure(job, config.limit)
     tasks = list(dict.fromkeys(job.preparation for job in jobs))
     for title, stage in (("prepare", tasks), ("run", jobs)):
         missing = [job for job in stage if not job.done()]
@@ -44,6 +47,8 @@ def run_bench(config: Bench) -> None:
             console.print(f"{title}: {len(stage) - len(missing)} of {len(stage)} are there already")
         with bar(title, len(missing), True) as shown:
             _run(config, missing, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
+        if title == "prepare":  # on which fingerprints depend
+            write_json(config.out / CURRENT, {job.name: job.fingerprint() for job in jobs})
     report = write_bench_report(config.out)
     console.print((config.out / "report.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: [bold]{report}[/bold]")

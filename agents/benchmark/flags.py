@@ -29,7 +29,7 @@ class Bench(OnDevice):
         processes: Cells at a time, one thread each.
         ray: Address of a Ray cluster to run on, such as `auto`; `local` starts one with as many cores as `processes`. All its nodes must
             see the folder `out`.
-        limit: Seconds after which a cell counts as hanging.
+        limit: Seconds after which a cell counts as hanging; a higher one runs those again that reached a lower one.
         tuned: A file of `textrl bench tune`: agents that have settings there are run with them too, beside their defaults.
         out: Folder of the results.
     """

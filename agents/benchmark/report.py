@@ -22,7 +22,7 @@ from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
 from .aggregate_statistics import difference_interval, improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
 from .flags import BenchReport
-from .results import RunResult, Scores, by_seed, headline, missing, names, read_results, scores_of
+from .results import RunResult, Scores, by_seed, headline, missing, names, read_cells, scores_of
 from .spec import parse, untuned
 from .suites import capability, is_exact, plain_name
 
@@ -46,10 +46,10 @@ def run_report(config: BenchReport) -> None:
 
 def write_bench_report(folder: Path) -> Path:
     """Write the report of a results folder, and return the page's path."""
-    cells = read_results(folder)
+    cells, left_out = read_cells(folder)
     settings = folder / "config.yaml"
     config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    summary = summarise(cells)
+    summary = summarise(cells) | {"left_out": left_out}
     write_json(folder / "summary.json", summary)
     write_text(folder / "scores.csv", _csv(cells))
     write_text(folder / "report.md", _markdown(summary))
@@ -231,6 +231,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         markdown_table(["task", *agents], tasks),
         *_exact_markdown(summary),
         *(f"- {line}" for line in summary["verdicts"]),
+        *([f"{summary['left_out']} results of other inputs left out."] if summary["left_out"] else []),
     ]
     return "\n\n".join(parts) + "\n"
 

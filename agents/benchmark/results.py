@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from textrl_env.utils.files import read_json
+
 from .suites import is_exact
 
+CURRENT = "current.json"  # of the last command: the fingerprint of each cell by the name of its file
 Scores = dict[str, list[np.ndarray]]  # of each agent: for each task, the normalised scores of its seeds
 
 
@@ -58,14 +61,22 @@ class RunResult:
 
 
 def read_results(folder: str | Path) -> list[RunResult]:
-    """Read all cells of a results folder, in the order of tasks, agents and seeds.
+    """Read the cells of a results folder, in the order of tasks, agents and seeds.
+
+    Those that the folder's last `textrl bench` did not ask for, or that have other inputs than it would give them, are left out.
 
     Raises:
         FileNotFoundError: The folder holds none.
         ValueError: A file does not hold a cell; the message names it.
     """
+    return read_cells(folder)[0]
+
+
+def read_cells(folder: str | Path) -> tuple[list[RunResult], int]:
+    """Return what `read_results` does, and how many cells it leaves out."""
     folder = Path(folder)
     paths = sorted((folder / "cells").glob("*.json"))
+    current = read_json(folder / CURRENT) if (folder / CURRENT).is_file() else None
     if not paths:
         raise FileNotFoundError(f"{folder} holds no results (cells/*.json): run textrl bench --out {folder} first")
     known = [field.name for field in fields(RunResult) if field.default is MISSING]
@@ -73,10 +84,15 @@ def read_results(folder: str | Path) -> list[RunResult]:
     for path in paths:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            cells.append(RunResult(**{name: row[name] for name in known}, protocol=row.get("protocol", 1)))
+            if current is None or current.get(path.stem) == row["fingerprint"]:
+                cells.append(RunResult(**{name: row[name] for name in known}, protocol=row.get("protocol", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error
-    return sorted(cells, key=lambda cell: (cell.task, cell.agent, cell.seed))
+    if not cells:
+        raise FileNotFoundError(
+            f"{folder} holds results of other inputs than its last command's only: run textrl bench --out {folder} again"
+        )
+    return sorted(cells, key=lambda cell: (cell.task, cell.agent, cell.seed)), len(paths) - len(cells)
 
 
 def names(cells: Sequence[RunResult]) -> tuple[list[str], list[str]]:

@@ -227,8 +227,19 @@ def run(job: Job) -> None:
 
 
 def record_failure(job: Job, status: str, error: str, seconds: float) -> None:
-    """Write the file of a cell whose process died before it could."""
-    write_json(job.path, _blank(job) | {"status": status, "error": error, "measures": {"seconds": seconds}})
+    """Write the file of a cell whose process died before it could, or was killed at its limit of seconds."""
+    limit = seconds if status == "timeout" else 0.0
+    write_json(job.path, _blank(job) | {"status": status, "error": error, "measures": {"seconds": seconds}, "limit": limit})
+
+
+def forget_failure(job: Job, limit: float) -> None:
+    """Delete the result of a cell whose process died, or was killed at a lower limit than this one, so that it is run again."""
+    try:
+        again = json.loads(job.path.read_text(encoding="utf-8")).get("limit", limit) < limit
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if again:
+        job.path.unlink(missing_ok=True)
 
 
 def _blank(job: Job) -> dict[str, Any]:

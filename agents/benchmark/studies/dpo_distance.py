@@ -10,7 +10,6 @@ small, the gradient of every pair is beta / 2 whatever h is, and Adam's steps do
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,7 @@ from rich.console import Console
 
 from rewards.utils.intervals import mean_interval
 from textrl_env import make_task
-from textrl_env.utils.files import write_json, write_text
+from textrl_env.utils.files import read_json, write_json, write_text
 
 from ...algorithms.dpo import DPO, Pair
 from ...evaluation.policy_texts import make_policy, write_texts
@@ -34,7 +33,7 @@ from ...training.base_policies import base_policy
 from ...training.review_reward import learned_reward
 from ...utils.fresh_processes import fresh_pool
 from ..agents import LearningSetup, compared_pairs
-from .study import Study, side_by_side
+from .study import side_by_side
 
 _LENGTH = 20.0  # mean tokens of a text of the base policy
 
@@ -62,15 +61,23 @@ ARMS: Mapping[str, Arm] = {
 
 
 @dataclass(frozen=True)
-class Distance(Study):
+class Distance:
     """What to run.
 
     Attributes:
+        seeds: Runs of each arm and beta.
+        texts: Texts of each policy that are judged.
+        processes: Runs side by side, one thread each.
+        markdown: A file for the table; none without.
         betas: Strengths of the KL term.
         arms: Names of what is changed.
         out: Folder of the results; the same command goes on from there.
     """
 
+    seeds: int = 3
+    texts: int = 500
+    processes: int = 2
+    markdown: Path | None = None
     betas: tuple[float, ...] = (0.03, 0.3)
     arms: tuple[str, ...] = field(default_factory=lambda: tuple(ARMS))
     out: Path = Path("runs/dpo-distance")
@@ -81,8 +88,8 @@ def main(config: Distance) -> dict[tuple[str, float], dict[str, np.ndarray]]:
     learned_reward(make_task("review"), str(base_policy(make_task("review"), progress_bar=True)))  # once, before the processes ask for it
     jobs = [(arm, beta, seed) for seed in range(config.seeds) for beta in config.betas for arm in config.arms]
     with fresh_pool(config.processes) as pool:
-        list(side_by_side(pool, "train", [partial(run_one, config, *job) for job in jobs if not _path(config, *job).is_file()]))
-    found = {job: json.loads(_path(config, *job).read_text(encoding="utf-8")) for job in jobs}
+        list(side_by_side(pool, "train", [partial(run_one, config, *job) for job in jobs if not _done(config, *job)]))
+    found = {job: {name: value for name, value in read_json(_path(config, *job)).items() if name != "of"} for job in jobs}
     rows = {
         (arm, beta): {name: np.array([found[arm, beta, seed][name] for seed in range(config.seeds)]) for name in found[arm, beta, 0]}
         for arm in config.arms
@@ -118,7 +125,7 @@ def run_one(config: Distance, name: str, beta: float, seed: int) -> None:
     result = {
         "steps": len(agent.losses), "kl": texts.kl_per_sequence, "gold": float(test.gold(texts.prompts, texts.responses).mean()),
         "reward": float(texts.scores.mean()), "right": float((differences > 0).mean()), "h": float(beta * differences.mean()),
-        "loss": float(np.mean(agent.losses[-20:])),
+        "loss": float(np.mean(agent.losses[-20:])), "of": _inputs(config, name),
     }  # fmt: skip
     write_json(_path(config, name, beta, seed), result)
 
@@ -129,6 +136,16 @@ def _kept(pairs: list[tuple[Pair, float]], keep: str) -> list[tuple[Pair, float]
         return pairs
     by = [-gap if keep == "margin" else abs(len(pair.chosen.actions) - len(pair.rejected.actions)) for pair, gap in pairs]
     return [pairs[i] for i in sorted(np.argsort(by, kind="stable")[: len(pairs) // 2])]
+
+
+def _inputs(config: Distance, arm: str) -> dict[str, Any]:
+    """Return what a result depends on besides what its file is named after."""
+    return {"texts": config.texts, **dataclasses.asdict(ARMS[arm])}
+
+
+def _done(config: Distance, arm: str, beta: float, seed: int) -> bool:
+    path = _path(config, arm, beta, seed)
+    return path.is_file() and read_json(path).get("of") == _inputs(config, arm)
 
 
 def _path(config: Distance, arm: str, beta: float, seed: int) -> Path:

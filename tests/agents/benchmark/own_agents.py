@@ -55,3 +55,10 @@ class DiesOnce(Plays):
         if not os.path.exists(self.log):
             open(self.log, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Sleeps(Plays):
+    """Learns in three seconds."""
+
+    def learn(self, total_timesteps):
+        time.sleep(3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.benchmark.agents import LearningSetup, Spent, _best_of_n, _CountedVecEnv, check, compared_pairs, train_agent
+from agents.benchmark.agents import LearningSetup, Spent, _best_of_n, _CountedVecEnv, _kl, check, compared_pairs, train_agent
 from agents.benchmark.spec import parse
 from agents.evaluation.policy_texts import make_policy
 from agents.models.loading import load_lm, save_lm
@@ -36,6 +36,15 @@ def test_chosen_by_what_is_paid(setup):
     assert [paid(record) for record in texts.records] == texts.returns.tolist()
     assert set(texts.finish_reasons) == {"eos"} and texts.scores.tolist() == texts.returns.tolist()
     assert [len(record.actions) for record in texts.records] == texts.lengths.tolist()
+
+
+@pytest.mark.reports("The benchmark's best-of-n is paid for half of its KL where prompts are repeated")
+def test_the_kl_of_best_of_n_is_of_all_texts_to_a_prompt():
+    truth = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)  # n = 2, scores 0 and 1 with probability 1/2
+    returns = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]).T  # (n, texts)
+    assert truth == pytest.approx(0.1308, abs=1e-4) and _kl(["a"] * 4, returns, 2) == pytest.approx(truth)
+    assert _kl(list("abcd"), returns, 2) == pytest.approx(truth / 2)
+    assert _kl(list("baab"), returns, 2) == pytest.approx(truth)  # each prompt has two texts of 0 and two of 1
 
 
 @pytest.mark.parametrize("agent", ["robust-dpo:label_smoothing=0.2", "simpo:gamma=0.5", "kto", "online-dpo:n_episodes=16:batch_size=8"])

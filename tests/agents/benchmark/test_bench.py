@@ -106,6 +106,10 @@ def test_a_hanging_cell_is_killed(tmp_path, monkeypatch):
     assert bench(tmp_path, tasks="exact-smooth", agents=f"{OWN}:Hangs", seeds=1, limit=2) == 0
     cell = next(cell for cell in read_results(tmp_path) if cell.agent.endswith("Hangs"))
     assert cell.status == "timeout" and "2 s" in cell.error
+    monkeypatch.undo()
+    for limit, status in ((2, "timeout"), (60, "done")):
+        assert bench(tmp_path, tasks="exact-smooth", agents=f"{OWN}:Sleeps", seeds=1, limit=limit) == 0
+        assert [cell.status for cell in read_results(tmp_path)] == [status]
 
 
 def test_what_is_done_is_not_run_again_unless_its_inputs_change(tmp_path):
@@ -118,6 +122,8 @@ def test_what_is_done_is_not_run_again_unless_its_inputs_change(tmp_path):
     assert len(log.read_text().splitlines()) == 3
     assert bench(tmp_path / "out", **settings | {"tokens": 600}) == 0
     assert len(log.read_text().splitlines()) == 5
+    assert [c.budget for c in read_results(tmp_path / "out")] == [600, 600]  # the third seed learned with 500
+    assert "1 results of other inputs left out" in (tmp_path / "out" / "report.md").read_text()
     (tmp_path / "out" / "cells").joinpath(next((tmp_path / "out" / "cells").glob("*--0.json")).name).write_text("{half a fi")
     assert bench(tmp_path / "out", **settings | {"tokens": 600}) == 0
     assert len(log.read_text().splitlines()) == 6  # the damaged one

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import SFT
-from agents.benchmark.run_job import Job, prepare, run, task_of
+from agents.benchmark.run_job import Job, forget_failure, prepare, record_failure, run, task_of
 from agents.benchmark.spec import parse
 from agents.models.loading import load_lm, save_lm
 from textrl_env import make_task
@@ -41,6 +41,21 @@ def test_a_cell_depends_on_the_contents_of_its_files(tmp_path, monkeypatch):
     os.utime(tmp_path / "lm" / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
     prepare(jobs[0].preparation)
     assert not jobs[0].done()
+
+
+@pytest.mark.reports("A cell of textrl bench that reached --limit counts 0 for good, however long the limit is later")
+def test_a_failure_from_outside_is_not_for_good(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model(tmp_path / "lm", 1)
+    job = Job(str(tmp_path / "out"), "recall:model=lm", "reference", tokens=100, texts=8)
+    prepare(job.preparation)
+    for status, seconds, limit, again in (("timeout", 2.0, 2.0, False), ("timeout", 2.0, 60.0, True), ("crashed", 9.0, 2.0, True)):
+        record_failure(job, status, "what happened", seconds)
+        forget_failure(job, limit)
+        assert job.done() is not again
+    run(job)
+    forget_failure(job, 1e9)
+    assert job.done()  # what an agent itself came to stays
 
 
 def test_a_task_that_knows_answers_to_its_own_prompts_only(tmp_path, monkeypatch):
