@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Of a task, what the environment does and a trainer that only writes texts and scores them does not
 _PLAYED = ("stop_tokens", "stop_strings", "ends", "min_new_tokens", "constraint", "reply", "missing_eos_penalty", "soft_max_tokens")
+_DENSE = ("score_steps", "score_turns")
 
 
 def trl(task: str | Mapping[str, Any] | TextTask, reward: Any = None) -> tuple[Dataset, list[Callable[..., list[float]]]]:
@@ -36,7 +37,8 @@ def trl(task: str | Mapping[str, Any] | TextTask, reward: Any = None) -> tuple[D
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: The task has turns, constraints, endings, penalties or pictures, which TRL would leave out in silence.
+        ValueError: The task has turns, constraints, endings, penalties, pictures, weights of prompts, or a reward that also scores steps or
+            turns, which TRL would leave out in silence.
     """
     try:
         from datasets import Dataset
@@ -46,10 +48,12 @@ def trl(task: str | Mapping[str, Any] | TextTask, reward: Any = None) -> tuple[D
     usual = {field.name: field.default for field in fields(TextTask)}
     lost = [name for name in _PLAYED if getattr(task, name) not in (usual[name], [])]
     lost += [] if task.image_shape is None else ["pictures"]
+    lost += [] if task.prompt_weights is None else ["prompt_weights"]
+    model = as_reward_model(task.reward if reward is None else reward)
+    lost += [f"a reward with {name}" for name in _DENSE if hasattr(model, name)]
     if lost:
         raise ValueError(f"the task has {', '.join(lost)}, which only our environment follows: TRL would train on another task")
     prompts = [task.start_of(index)[0] for index in range(len(task.prompts))]
-    model = as_reward_model(task.reward if reward is None else reward)
     see_prompts(model, prompts)
 
     def score(completions: Sequence[str], prompt_id: Sequence[int], **columns: Any) -> list[float]:

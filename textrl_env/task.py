@@ -84,7 +84,7 @@ class TextTask(NeverCopied):
         group_size: Deal each prompt this many times in a row, so that neighbouring rows share it.
         stop_tokens: Ids or spellings of tokens that end the text like end-of-text does (`finish_reason` `"stop"`).
         stop_strings: Texts that end the text wherever they appear in it, across token borders too (`"stop"`); the
-            response is cut before them, the ids are kept.
+            response is cut before them, the ids are kept.  Special tokens are not in texts: they are `stop_tokens`.
         ends: Given all unfinished texts after each step, says which end there (`"task"`): one bool each.
         min_new_tokens: End-of-text and stop tokens are illegal before the agent wrote this many tokens of its turn.
         constraint: What the agent may write: a `Constraint`, plain data, or a list of them; see `as_constraint`.
@@ -146,11 +146,13 @@ class TextTask(NeverCopied):
         self._check_limits()
         if not len(self.prompts):
             raise ValueError("a task needs at least one prompt; got none")
+        if isinstance(self.prompts, list):
+            object.__setattr__(self, "prompts", tuple(self.prompts))  # the caller's list may change
         object.__setattr__(self, "stop_ids", tuple(self._stop_id(token) for token in self.stop_tokens))
         object.__setattr__(self, "prompt_ids", None)
         object.__setattr__(self, "_starts", ())
         object.__setattr__(self, "image_shape", shape_of(self.prompts[0]))
-        if isinstance(self.prompts, (list, tuple)):
+        if isinstance(self.prompts, tuple):
             self._encode_all()
         elif self.max_prompt_tokens is None:
             raise ValueError("prompts are read one by one, so their longest is not known: pass max_prompt_tokens")
@@ -243,8 +245,16 @@ class TextTask(NeverCopied):
             if getattr(self, name) not in known:
                 close = did_you_mean(str(getattr(self, name)), known)
                 raise ValueError(f"{name}={getattr(self, name)!r}{close}: choose {', '.join(map(repr, known))}")
+        self._check_stops()
+
+    def _check_stops(self) -> None:
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
             raise ValueError(f"stop_strings={self.stop_strings!r}: pass a list of texts, none of them empty")
+        if self.stop_strings and isinstance(self.tokenizer, FileTokenizer):
+            special = self.tokenizer.special_ids.difference(self.tokenizer.eos_token_ids)  # texts end with those of the end anyway
+            for token in map(self.tokenizer.backend.id_to_token, special):
+                if any(token in stop for stop in self.stop_strings):
+                    raise ValueError(f"stop_strings={self.stop_strings!r}: {token!r} is a special token, not in texts; use stop_tokens")
         if isinstance(self.stop_tokens, (str, int)):
             raise ValueError(f"stop_tokens={self.stop_tokens!r}: pass a list of ids or spellings")
 

@@ -29,7 +29,7 @@ model.policy.save_pretrained("runs/example/grpo")  # a folder for transformers, 
 
 # %%
 # The other way round: a task's prompts and reward for TRL's own trainer, `GRPOTrainer(..., train_dataset=data, reward_funcs=rewards)`.
-# Tasks whose turns, constraints or endings TRL would leave out are refused.
+# Tasks whose turns, constraints, endings, weights or dense rewards TRL would leave out are refused.
 data, rewards = export.trl(make_task("recall"))
 print(data.column_names, rewards[0](["a completion"], prompt_id=[0]))
 

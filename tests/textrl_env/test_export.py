@@ -39,6 +39,13 @@ def test_trl_refuses_what_its_trainer_would_leave_out():
     }.items():
         with pytest.raises(ValueError, match=f"the task has {name}, which only our environment follows"):
             export.trl(of(**{name: value}))
+    with pytest.raises(ValueError, match="the task has prompt_weights, which"):
+        export.trl(of(prompt_order="weighted", prompt_weights=[1, 3]))
+    for name in ("score_steps", "score_turns"):
+        dense = type("Dense", (), {"score": lambda self, episodes: [0.0], name: lambda self, episodes: [0.0]})()
+        for task, reward in ((of(reward=dense), None), (of(), dense)):
+            with pytest.raises(ValueError, match=f"the task has a reward with {name}, which"):
+                export.trl(task, reward)
     with pytest.raises(ValueError, match="reply"):
         export.trl(make_task("calculator-1"))
     with pytest.raises(ValueError, match="pictures"):

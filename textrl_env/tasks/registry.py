@@ -41,7 +41,8 @@ def make_task(task: str | Mapping[str, Any] | TextTask, *, split: str = "train",
         **overrides: Fields of `TextTask` to replace; None leaves the task's own value.
 
     Raises:
-        ValueError: The name is unknown, there is no such split, or the prompts lack what the task's reward needs.
+        ValueError: The name is unknown, there is no such split, the task's data names another one than `split`, or the prompts lack what
+            the task's reward needs.
         TypeError: `task` is neither, or an override is no field of a task.
     """
     made = unchecked_task(task, split, overrides)
@@ -59,6 +60,8 @@ def unchecked_task(task: str | Mapping[str, Any] | TextTask, split: str, overrid
         task = _built(task, split)
     elif isinstance(task, Mapping):
         own = {"split": split, **task}
+        if split not in ("train", own["split"]):
+            raise ValueError(f"split={split!r}: the task itself says split={own['split']!r}; leave one of them out")
         task = _WITH_SETTINGS.get(str(own.get("name")), real_task)(**own)
     if not isinstance(task, TextTask):
         raise TypeError(f"task={task!r} is a {type(task).__name__}: pass the name of a task, a public corpus, or a TextTask")

@@ -52,6 +52,16 @@ def test_lines_of_text(tmp_path, folder):
     assert prompts_of(folder, tmp_path / "p.txt", eos_token="</s>").eos_token_ids == (258,)
 
 
+def test_a_split_in_the_data_and_another_beside_it(tmp_path, folder):
+    (tmp_path / "p.txt").write_text("\n".join("abcdefghijklmnopqrstuvwxyz"))
+    spec = {"name": "prompts", "path": str(tmp_path / "p.txt"), "tokenizer": folder}
+    own = {split: texts_of(make_task({**spec, "split": split})) for split in ("train", "validation", "test")}
+    assert own == {split: texts_of(make_task(spec, split=split)) for split in own}
+    assert texts_of(make_task({**spec, "split": "test"}, split="test")) == own["test"]
+    with pytest.raises(ValueError, match="split='test': the task itself says split='train'"):
+        make_task({**spec, "split": "train"}, split="test")
+
+
 def test_tables_with_references(tmp_path, folder):
     rows = [{"question": f"{i} + 1 =", "answer": str(i + 1), "kind": "sum"} for i in range(40)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

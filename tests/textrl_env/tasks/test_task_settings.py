@@ -3,8 +3,10 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
-from textrl_env import IntegerTokenizer, Prompt, TextGenerationVecEnv, TextTask, make_task
+from textrl_env import FileTokenizer, IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVecEnv, TextTask, make_task
+from textrl_env.utils.train_tokenizer import train_tokenizer
 
 REFUSED = pytest.mark.reports("An argument of make_task or gym.make that cannot be, or would not be used, is refused by name.")
 
@@ -78,3 +80,24 @@ def test_words_for_an_integer_tokenizer():
         IntegerTokenizer(9).encode_batch(["1 2", "3 be"])
     with pytest.raises(ValueError, match="holds '-1'"):
         IntegerTokenizer(9).encode_batch(["-1"])
+
+
+@REFUSED
+@pytest.mark.parametrize("stop", ["<|im_end|>", "x<|im_end|>\n"])
+def test_a_stop_string_that_no_text_holds(stop):
+    backend = train_tokenizer((), 258)
+    backend.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    tokenizer, prompts = FileTokenizer(backend), [Prompt("a")]
+    with pytest.raises(ValueError, match=r"'<\|im_end\|>' is a special token, not in texts; use stop_tokens"):
+        TextTask(tokenizer, prompts, 4, stop_strings=[stop])
+    task = TextTask(tokenizer, prompts, 4, stop_tokens=["<|im_end|>"], stop_strings=["<", "im_end"])
+    assert task.stop_ids == (tokenizer.token_id("<|im_end|>"),)
+
+
+def test_a_list_of_prompts_that_changes_later():
+    rows = [Prompt(str(i)) for i in range(1, 5)]
+    env = TextGenerationEnv(TextTask(IntegerTokenizer(9), rows, 2, prompt_order="sequential"), reward="length")
+    rows.reverse()
+    observation, info = env.reset(seed=0)
+    assert env.task.prompts[info["prompt_id"]].text == info["prompt"] == "1"
+    assert observation["prompt"].tolist() == [1]

@@ -26,6 +26,7 @@ def calculator(expression: str) -> str:
     """Compute an arithmetic expression of numbers, + - * / // % ** and brackets.
 
     The expression is parsed and never run: anything but these is refused, and so is a number of more than 30 digits on the way.
+    Fractions have 15 digits.
 
     Args:
         expression: Such as "3 * (4 + 5)", at most 200 characters.
@@ -41,7 +42,7 @@ def calculator(expression: str) -> str:
     except (SyntaxError, MemoryError) as error:
         raise ValueError(f"{expression!r} is no arithmetic") from error
     value = _value(tree.body)
-    return str(value) if isinstance(value, int) else f"{value:.10g}"
+    return str(int(value)) if isinstance(value, int) or (value.is_integer() and abs(value) < 2**53) else f"{value:.15g}"
 
 
 def _value(node: ast.expr) -> float:
