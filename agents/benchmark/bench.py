@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,29 @@ def run_bench(config: Bench) -> None:
         with bar(title, len(missing), True) as shown:
             _run(config, missing, lambda job, shown=shown: shown.advance(note=job.name))  # type: ignore[misc]
         if title == "prepare":  # on which fingerprints depend
-            write_json(config.out / CURRENT, {job.name: job.fingerprint() for job in jobs})
+            write_json(config.out / CURRENT, kept_beside(jobs, config.out / CURRENT))
     report = write_bench_report(config.out)
     console.print((config.out / "report.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Report: [bold]{report}[/bold]")
+
+
+def kept_beside(jobs: Sequence[Job], path: Path) -> dict[str, dict[str, str]]:
+    """Return what results of a folder depend on by name: of these jobs, and of earlier commands' where what they share is the same still.
+
+    Other agents stay beside these on a task with the same inputs and budget, other seeds of an agent if its settings are the same too, and
+    other tasks always.
+    """
+    now = {job.name: job.record() for job in jobs}
+    given = {(record["task"], record["agent"]): record["settings"] for record in now.values()}
+    grounds = {record["task"]: record["given"] for record in now.values()}
+
+    def stays(before: dict[str, str]) -> bool:
+        task, agent = before["task"], before["agent"]
+        same = grounds.get(task, before["given"]) == before["given"]
+        return same and given.get((task, agent), before["settings"]) == before["settings"]
+
+    earlier = read_json(path) if path.is_file() else {}
+    return {**{name: record for name, record in earlier.items() if stays(record)}, **now}
 
 
 def _run(config: Bench, jobs: list[Job], on_done: Callable[[Job], None]) -> None:

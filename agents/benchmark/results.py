@@ -14,7 +14,7 @@ from textrl_env.utils.files import read_json
 
 from .suites import is_exact
 
-CURRENT = "current.json"  # of the last command: the fingerprint of each cell by the name of its file
+CURRENT = "current.json"  # what each cell that counts depends on, see `Job.record`, by the name of its file
 Scores = dict[str, list[np.ndarray]]  # of each agent: for each task, the normalised scores of its seeds
 
 
@@ -63,7 +63,7 @@ class RunResult:
 def read_results(folder: str | Path) -> list[RunResult]:
     """Read the cells of a results folder, in the order of tasks, agents and seeds.
 
-    Those that the folder's last `textrl bench` did not ask for, or that have other inputs than it would give them, are left out.
+    Those that have other inputs than the folder's last `textrl bench` on the task gave are left out.
 
     Raises:
         FileNotFoundError: The folder holds none.
@@ -84,7 +84,7 @@ def read_cells(folder: str | Path) -> tuple[list[RunResult], int]:
     for path in paths:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
-            if current is None or current.get(path.stem) == row["fingerprint"]:
+            if current is None or current.get(path.stem, {}).get("fingerprint") == row["fingerprint"]:
                 cells.append(RunResult(**{name: row[name] for name in known}, protocol=row.get("protocol", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error

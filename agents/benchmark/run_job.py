@@ -97,6 +97,12 @@ class Job:
         agent = self.agent_spec
         return fingerprint([*own, with_contents(agent.settings), own_source(agent), shared(self)["fingerprint"]])
 
+    def record(self) -> dict[str, str]:
+        """Return what decides whether the result stands beside others: hashes of all inputs, of those of all seeds, and of all agents."""
+        given = fingerprint([PROTOCOL_VERSION, self.tokens, self.texts, versions()["textrl-env"], shared(self)["fingerprint"]])
+        settings = dataclasses.replace(self, seed=0).fingerprint()
+        return {"task": self.task, "agent": self.agent, "fingerprint": self.fingerprint(), "settings": settings, "given": given}
+
     @property
     def preparation(self) -> Job:
         """The job that prepares this one's task."""

@@ -11,7 +11,7 @@ import pytest
 
 from agents.algorithms.registry import ALGORITHMS
 from agents.benchmark.agents import NAMES, check
-from agents.benchmark.bench import jobs_of
+from agents.benchmark.bench import jobs_of, kept_beside
 from agents.benchmark.flags import Bench
 from agents.benchmark.protocol import FULL, QUICK
 from agents.benchmark.results import read_results
@@ -174,3 +174,37 @@ def test_kl_of_best_by_hand_and_against_the_bound():
     assert kl_of_best(np.array([[0.0, 0.0, 1.0, 1.0]]), 2) == pytest.approx(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
     assert kl_of_best(np.ones((3, 8)), 8) == 0
     assert kl_of_best(np.arange(4096.0)[None], 8) == pytest.approx(kl_bound(8), abs=1e-3)
+
+
+def test_what_stays_beside_new_results(tmp_path):
+    """Other agents and other tasks stay; what had another budget, other texts or other settings does not."""
+    path = tmp_path / "current.json"
+
+    class Made:
+        def __init__(self, task, agent, seed, settings="s", given="g"):
+            self.name = f"{task}--{agent}--{seed}"
+            self.row = {
+                "task": task,
+                "agent": agent,
+                "fingerprint": f"{settings}{given}{seed}",
+                "settings": settings + given,
+                "given": given,
+            }
+
+        def record(self):
+            return self.row
+
+    def after(*jobs):
+        kept = kept_beside(jobs, path)
+        path.write_text(json.dumps(kept))
+        return sorted(kept)
+
+    assert after(Made("lock", "ppo", 0), Made("lock", "ppo", 1)) == ["lock--ppo--0", "lock--ppo--1"]
+    assert after(Made("lock", "dpo", 0)) == ["lock--dpo--0", "lock--ppo--0", "lock--ppo--1"]  # agents are collected
+    assert after(Made("hack", "ppo", 0, given="h")) == ["hack--ppo--0", "lock--dpo--0", "lock--ppo--0", "lock--ppo--1"]
+    assert after(Made("lock", "ppo", 0, settings="t")) == [
+        "hack--ppo--0",
+        "lock--dpo--0",
+        "lock--ppo--0",
+    ]  # its other seed had other settings
+    assert after(Made("lock", "dpo", 1, given="h")) == ["hack--ppo--0", "lock--dpo--1"]  # a new budget, for all

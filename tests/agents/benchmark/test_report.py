@@ -232,7 +232,7 @@ def test_results_of_other_inputs_are_left_out(tmp_path):
     rows = [cells.cell("recall", "ppo", seed, 0.9 if seed < 3 else 0.1, fingerprint="new" if seed < 3 else "old") for seed in range(10)]
     folder = cells.write(tmp_path, rows)
     assert np.mean([c.score for c in read_results(folder)]) == pytest.approx((3 * 0.9 + 7 * 0.1) / 10)  # nothing says what is current
-    (folder / "current.json").write_text(json.dumps({f"recall--ppo--{seed}": "new" for seed in range(3)}))
+    (folder / "current.json").write_text(json.dumps({f"recall--ppo--{seed}": {"fingerprint": "new"} for seed in range(3)}))
     page = write_bench_report(folder).read_text(encoding="utf-8")
     assert json.loads((folder / "summary.json").read_text())["table"]["recall"]["ppo"] == pytest.approx([0.9] * 3)
     assert "7 results of other inputs left out" in page and "7 results of other inputs left out" in (folder / "report.md").read_text()
