@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..preferences.label_consensus import lot
 from ..preferences.rater_agreement import Label, LabelEstimate, Level, dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
 from ..utils.intervals import Rate, wilson
 from .forms import word_places
@@ -103,19 +104,22 @@ def quality_report(answers: Sequence[Answer], study: Study) -> QualityReport:
 def labels_of(answers: Sequence[Answer], study: Study) -> tuple[list[Label], int, Level]:
     """Return answers as labels, how many labels there are, and what a difference between them is.
 
-    Pairs: a, b, neither.  Ratings: 1 to 5.  Rankings: which of each two responses is better.  Spans: whether each word is flagged.
-    Demonstrations have no labels.
+    Pairs: which response, or neither.  Ratings: 1 to 5.  Rankings: which of each two responses is better.  Spans: whether each word is
+    flagged.  Demonstrations have no labels.  Responses are numbered as `rewards.preferences.agreement` numbers them, by hash: many an item
+    has its better response first, which chance agreement must not know.
     """
     labels: list[Label] = []
     for a in answers:
         who = a.annotator
+        lots = [lot(a.item.prompt, response) for response in a.item.responses]
+        drawn = sorted(range(len(lots)), key=lots.__getitem__)
         if study.kind == "pair":
-            labels.append((a.item_id, who, {"a": 0, "b": 1}.get(a.value["choice"], 2)))
+            labels.append((a.item_id, who, {"a": drawn.index(0), "b": drawn.index(1)}.get(a.value["choice"], 2)))
         elif study.kind == "rating":
             labels.append((a.item_id, who, a.value["rating"] - 1))
         elif study.kind == "ranking":
             rank = {response: i for i, response in enumerate(a.value["ranking"])}
-            labels += [((a.item_id, i, j), who, int(rank[i] > rank[j])) for i, j in combinations(sorted(rank), 2)]
+            labels += [((a.item_id, i, j), who, int(rank[i] > rank[j])) for i, j in combinations(drawn, 2)]
         elif study.kind == "spans":
             for number, (start, end) in enumerate(word_places(a.item.responses[0])):
                 marked = any(span["start"] < end and start < span["end"] for span in a.value["spans"])

@@ -28,13 +28,14 @@ def votes(preferences: Sequence[Preference]) -> list[tuple[Pair, str, int]]:
     known: dict[tuple[str, frozenset[str]], Pair] = {}
     for p in preferences:
         same = words_of if words_of(p.chosen) != words_of(p.rejected) else str
-        first, second = sorted((p.chosen, p.rejected), key=partial(_lot, p.prompt))
+        first, second = sorted((p.chosen, p.rejected), key=partial(lot, p.prompt))
         pair = known.setdefault((words_of(p.prompt), frozenset(map(same, (first, second)))), (p.prompt, first, second))
         answers.append((pair, p.annotator or "", 2 if p.is_tie else int(same(p.chosen) == same(pair[2]))))
     return answers
 
 
-def _lot(prompt: str, response: str) -> bytes:
+def lot(prompt: str, response: str) -> bytes:
+    """Return what the responses to a prompt are sorted by, so that their order tells nothing of which is better."""
     return hashlib.sha256(f"{prompt}\0{response}".encode("utf-8", "surrogatepass")).digest()
 
 

@@ -22,7 +22,9 @@ from rewards.feedback.items import Answer, Item
 from rewards.feedback.pair_selection import Sample, choose_pairs, disagreement
 from rewards.feedback.quality_report import labels_of, quality_report
 from rewards.feedback.study import Study
+from rewards.preferences import agreement
 from rewards.preferences.policy_ranking import games_of, tournament
+from rewards.preferences.row_formats import preferences_of
 from textrl_env.reward_model import as_reward_model
 
 PAIR = Item("the film", (" was good", " was bad"), ("new", "old"), "x")
@@ -94,9 +96,62 @@ def test_one_voice_has_no_agreement():
     assert math.isnan(trust.alpha) and trust.agreement is None and math.isnan(trust.people[0].accuracy) and trust.people[0].skipped == 1
 
 
+def turned(answer):
+    """The same answer to the same item, written the other way round."""
+    item, value = answer.item, dict(answer.value)
+    flip = {"a": "b", "b": "a"}
+    if "ranking" in value:
+        value["ranking"] = [len(item.responses) - 1 - i for i in value["ranking"]]
+    if "choice" in value:
+        value["choice"] = flip.get(value["choice"], value["choice"])
+    other = replace(item, responses=item.responses[::-1], sources=item.sources[::-1], gold=flip.get(item.gold, item.gold))
+    return replace(answer, item=other, value=value, order=tuple(len(item.responses) - 1 - i for i in answer.order))
+
+
+@pytest.mark.reports(
+    "Items written with the better response first: alpha below 0 for annotators who agree, and a bot that clicks `a` rated best"
+)
+def test_the_column_of_a_response_does_not_count():
+    # ann and bob take the better response nine times in ten and err on different items
+    wrong = {("ann", 0), ("bob", 1)}
+    given = [
+        answered(i, who, {"choice": "b" if (who, i) in wrong else "a"}, Item(f"p{i}", (f"good{i}", f"bad{i}")), at=1.0 + i)
+        for i in range(10)
+        for who in ("ann", "bob")
+    ]
+    report = quality_report(given, Study())
+    read = [p for row in preference_rows(given, Study()) for p in preferences_of(row)]
+    # 20 answers, of which the hash numbers n one way: 1 - 19 * 4 / (2 * n * (20 - n)); by column n is 18, and alpha is -.056
+    ones = sum(label for *_, label in labels_of(given, Study())[0])
+    assert (
+        report.alpha
+        == pytest.approx(1 - 19 * 4 / (2 * ones * (20 - ones)))
+        == pytest.approx(agreement(read))
+        == pytest.approx(0.604, abs=5e-4)
+    )
+    bot = [answered(i, "bot", {"choice": "a"}, Item(f"p{i}", (f"good{i}", f"bad{i}")), at=1.0 + i) for i in range(10)]
+    for answers in ([*given, *bot], study_of(60)):
+        mixed = [turned(a) if a.item_id % 3 else a for a in answers]
+        assert replace(quality_report(mixed, Study()), contested=()) == replace(quality_report(answers, Study()), contested=())
+
+
+def test_rankings_do_not_know_columns_either():
+    items = [Item(f"p{i}", (f"best{i}", f"middle{i}", f"worst{i}")) for i in range(30)]
+    said = {"ann": [0, 1, 2], "bob": [0, 2, 1]}  # they agree on two of three pairs
+    given = [answered(i, who, {"ranking": ranking}, item) for i, item in enumerate(items) for who, ranking in said.items()]
+    study = Study(kind="ranking")
+    alpha = quality_report(
+        given, study
+    ).alpha  # by column -.193: 150 of 180 labels are equal; half of them would give 1 - 179 / 180 * 2 / 3
+    assert (
+        alpha == pytest.approx(1 / 3, abs=0.03) and quality_report([turned(a) if a.item_id % 2 else a for a in given], study).alpha == alpha
+    )
+
+
 def test_labels_of_every_kind():
     rank = answered(1, "w", {"ranking": [2, 0, 1]}, Item("p", ("a", "b", "c")))
-    assert labels_of([rank], Study(kind="ranking"))[0] == [((1, 0, 1), "w", 0), ((1, 0, 2), "w", 1), ((1, 1, 2), "w", 1)]
+    better = {frozenset((i, j)): (j if label else i) for (_, i, j), _, label in labels_of([rank], Study(kind="ranking"))[0]}
+    assert better == {frozenset((0, 1)): 0, frozenset((0, 2)): 2, frozenset((1, 2)): 2}
     rate = answered(1, "w", {"rating": 4}, Item("p", ("a",)))
     assert labels_of([rate], Study(kind="rating")) == ([(1, "w", 3)], 5, "ordinal")
     span = answered(1, "w", {"spans": [{"flag": "rude", "start": 4, "end": 7}]}, Item("p", ("the bad dog",)))
