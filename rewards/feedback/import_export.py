@@ -8,10 +8,12 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from ..preferences.row_formats import KNOWN
+from ..preferences.preference import KNOWN
 from .items import Answer, Item
 from .pair_selection import Sample
 from .study import Study
+
+_ANSWERS_OWN = KNOWN | {"text", "annotators", "choice", "time", "seconds", "order", "ratings_by_criterion", "reason"}
 
 
 def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def rating_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]
 
 def _further(item: Item) -> dict[str, Any]:
     """Return an item's metadata without what an earlier judgement of it said: the annotator's answer stands in its place."""
-    return {key: value for key, value in item.metadata.items() if key not in KNOWN and key != "text"}
+    return {key: value for key, value in item.metadata.items() if key not in _ANSWERS_OWN}
 
 
 def _asked(answers: Sequence[Answer]) -> list[Answer]:

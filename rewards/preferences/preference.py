@@ -14,6 +14,9 @@ from typing import Any
 
 from textrl_env.utils.files import new_file
 
+KNOWN = {  # columns that say something; all others are metadata
+    "prompt", "chosen", "rejected", "responses", "ranks", "ratings", "label", "preference", "margin", "annotator", "group"
+}  # fmt: skip
 _DECIDED = 0.51
 
 
@@ -123,4 +126,5 @@ def _as_row(preference: Preference) -> dict[str, Any]:
         "annotator": preference.annotator,
         "group": preference.group,
     }
-    return {**preference.metadata, **row, **{key: value for key, value in said.items() if value is not None}}
+    metadata = {key: value for key, value in preference.metadata.items() if key not in KNOWN}
+    return {**metadata, **row, **{key: value for key, value in said.items() if value is not None}}

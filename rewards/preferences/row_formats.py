@@ -9,15 +9,11 @@ from typing import Any, NoReturn
 
 from textrl_env.utils.row_files import RowError
 
-from .preference import Preference, Ranking
+from .preference import KNOWN, Preference, Ranking
 from .text_ratings import has_text_ratings
 from .transcripts import has_turns, invite, split_transcripts
 
 _WORDS = {"tie": 0.5, "tied": 0.5, "equal": 0.5, "same": 0.5, "both": 0.5, "neither": 0.5, "chosen": 1.0, "rejected": 0.0}
-KNOWN = {  # columns that say something; all others are metadata
-    "prompt", "chosen", "rejected", "responses", "ranks", "ratings", "label", "preference", "margin", "annotator", "group"
-}  # fmt: skip
-
 Row = Mapping[str, Any]
 
 

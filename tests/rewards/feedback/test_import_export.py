@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards import Preference, read_preferences
+from rewards import Preference, read_preferences, write_preferences
 from rewards.feedback.import_export import items_of, preference_rows, rating_rows
 from rewards.feedback.items import Answer
 from rewards.feedback.study import Study
@@ -35,3 +35,15 @@ def test_ratings_of_a_response_are_those_of_this_study():
     row = {"prompt": "p", "response": " x", "label": 0.1, "ratings": [1, 1]}
     (made,) = rating_rows([answered(row, {"rating": 5})], Study(kind="rating"))
     assert made["ratings"] == [5] and "label" not in made
+
+
+def test_what_nobody_said_of_an_answer_is_not_taken_from_its_item():
+    odd = {"choice": "tie", "reason": "none", "time": "now", "seconds": 3, "ratings_by_criterion": {}, "annotators": ["x"]}
+    (made,) = preference_rows([answered({"prompt": "p", "responses": [" x", " y"], **odd}, {"choice": "b"})], Study())
+    assert made == {"prompt": "p", "chosen": " y", "rejected": " x", "annotator": "ann", "order": [0, 1]}
+
+
+def test_metadata_of_a_comparison_does_not_say_its_label(tmp_path):
+    odd = Preference("p", " good", " bad", metadata={"label": 0.2, "margin": 3.0, "annotator": "x", "topic": "y"})
+    write_preferences(tmp_path / "p.jsonl", [odd])
+    assert read_preferences(tmp_path / "p.jsonl") == [Preference("p", " good", " bad", metadata={"topic": "y"})]
