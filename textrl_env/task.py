@@ -89,8 +89,8 @@ class TextTask(NeverCopied):
         min_new_tokens: End-of-text and stop tokens are illegal before the agent wrote this many tokens of its turn.
         constraint: What the agent may write: a `Constraint`, plain data, or a list of them; see `as_constraint`.
         reply: Makes the task a dialogue.  Given the unfinished texts whose turn just ended with end-of-text or a stop,
-            it returns what the environment says next, a text, ids, or a `Prompt` that a template wrote each (`typed=()` where nothing
-            in it was typed); None ends the episode (`"task"`).
+            which are cut behind a stop string, it returns what the environment says next, a text, ids, or a `Prompt` that a template wrote
+            each (`typed=()` where nothing in it was typed); None ends the episode (`"task"`).
         max_turns: The episode ends (`"turns"`) with the agent's turn of this number.
         missing_eos_penalty: For texts that ran into the length limit.
         missing_eos: `"subtract"` the penalty from the score, or `"replace"` the score by minus the penalty.

@@ -176,13 +176,15 @@ class TextCore:
         reason[illegal] = ILLEGAL
         rewards = np.zeros(self.num_rows)  # (B,)
         if self.task.reply is not None:
-            self._take_turns(np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards)
+            self._take_turns(
+                np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards, {row: end for row, (_, end) in cuts.items()}
+            )
         terminated = reason > GOES_ON  # (B,)
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.live[ended] = False
         self.returns += rewards
-        episodes = self._episodes(ended, reason, cuts) if len(ended) else []
+        episodes = self._episodes(ended, reason, {row: begin for row, (begin, _) in cuts.items()}) if len(ended) else []
         return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
 
     def observe(self) -> dict[str, np.ndarray]:
@@ -240,12 +242,13 @@ class TextCore:
         if self.constraint is not None and prompt is not None:
             self.states[row], self._masks[row] = self.constraint.start(prompt), None
 
-    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, int]:
-        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings begin in the response, by row."""
-        cuts: dict[int, int] = {}
+    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, tuple[int, int]]:
+        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings lie in the response, by row."""
+        cuts: dict[int, tuple[int, int]] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
-                stops = [at for at in (text.find(stop, self.said[row]) for stop in self.task.stop_strings) if at >= 0]
+                found = ((text.find(stop, self.said[row]), len(stop)) for stop in self.task.stop_strings)
+                stops = [(at, at + length) for at, length in found if at >= 0]
                 if stops:
                     cuts[row] = min(stops)
                     reason[row] = STOP
@@ -257,8 +260,8 @@ class TextCore:
             reason[open_rows[np.asarray(ends, bool)]] = TASK
         return cuts
 
-    def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray) -> None:
-        """Let the environment answer in rows whose turn is over; `reason` says afterwards which texts go on."""
+    def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray, cuts: dict[int, int]) -> None:
+        """Let the environment answer in rows whose turn is over, cut behind its stop string; `reason` says afterwards which texts go on."""
         self.turns[rows] += 1
         limit = self.task.max_turns
         last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
@@ -266,7 +269,7 @@ class TextCore:
         rows = np.setdiff1d(rows, last)
         if not len(rows):
             return
-        episodes = self._episodes(rows, np.zeros_like(reason), {})
+        episodes = self._episodes(rows, np.zeros_like(reason), cuts)
         for row, ids in zip(rows, next_replies(self.task, episodes), strict=True):
             room = self.task.max_new_tokens - self.length[row]
             reason[row] = TASK if ids is None else LENGTH if len(ids) >= room else GOES_ON

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from textrl_env import ChatTemplate, Episode, FileTokenizer, Prompt, TextCore, TextTask, WordTokenizer, make_task
 from textrl_env.tasks.diagnostic import calculator as task_module
@@ -180,6 +181,19 @@ class TestInAnEnvironment:
         assert shown == turn
         environments = episode.response_ids[~episode.action_mask].tolist()
         assert environments.count(tokenizer.eos_token_id) == 1  # the template's; the one in the result is letters
+
+    @pytest.mark.parametrize("close", [3, 4])
+    def test_a_token_that_closes_a_call_may_hold_more(self, close):
+        words = {"<eos>": 0, "[calculator": 1, "Ġ6*7": 2, "]": 3, "].": 4, "q": 5, "Ċ": 6, "4": 7, "2": 8}
+        backend = Backend(models.BPE(vocab=words, merges=[], ignore_merges=True))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        task = TextTask(FileTokenizer(backend), [Prompt("q")], 30, reply=Tools([calculator]), stop_strings=["]"], max_turns=3)
+        core = TextCore(task, 1, "length")
+        core.restart([0])
+        for token in (1, 2, close):
+            result = core.step(np.array([token]))
+        assert not result.terminated[0]
+        assert core.text(0)[1] == f"[calculator 6*7{list(words)[close]}\n42\n"
 
 
 class TestCalculator:
