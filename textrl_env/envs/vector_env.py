@@ -18,7 +18,8 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
     """`num_envs` texts written side by side; arguments, spaces and rewards as in `TextGenerationEnv`, and one more.
 
     All texts that end in one step are scored in one call of the reward model.  Row i seeded with s writes the same texts as the
-    scalar environment seeded with s + i.  Observations, rewards and infos are those of gymnasium's `SyncVectorEnv` in the same mode.
+    scalar environment seeded with s + i, where prompts are drawn at random one by one (`prompt_order="random"`, `group_size=1`); then
+    observations, rewards and infos are those of gymnasium's `SyncVectorEnv` in the same mode.  Other orders are shared among the rows.
 
     Args:
         autoreset_mode: When a row whose text ended starts the next one, a `gymnasium.vector.AutoresetMode` or its value.
