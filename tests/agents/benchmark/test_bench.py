@@ -106,7 +106,10 @@ def test_a_hanging_cell_is_killed(tmp_path, monkeypatch):
     assert bench(tmp_path, tasks="exact-smooth", agents=f"{OWN}:Hangs", seeds=1, limit=2) == 0
     cell = next(cell for cell in read_results(tmp_path) if cell.agent.endswith("Hangs"))
     assert cell.status == "timeout" and "2 s" in cell.error
-    monkeypatch.undo()
+
+
+@pytest.mark.slow
+def test_a_higher_limit_runs_a_cell_again(tmp_path):
     for limit, status in ((2, "timeout"), (60, "done")):
         assert bench(tmp_path, tasks="exact-smooth", agents=f"{OWN}:Sleeps", seeds=1, limit=limit) == 0
         assert [cell.status for cell in read_results(tmp_path)] == [status]

@@ -110,7 +110,9 @@ def test_one_search_a_folder(tmp_path, capsys):
     assert tune(tmp_path, "--trials", "1") == 0
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow)], ids=["kill", "terminate"]
+)
 def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path, number, status):
     command = [sys.executable, "-m", "agents.cli", "tune", *FLAGS, "--out", str(tmp_path), "--trials", "30", "--pruner", "none"]
     command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's `&` starts it: deaf to Ctrl-C
@@ -142,7 +144,7 @@ def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path, number, status):
     assert len(set(rates)) == len(rates)  # nothing was tried twice
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
 def test_a_search_that_goes_on_tries_what_one_without_a_break_does(tmp_path, sampler):
     for trials_so_far in ("2", "4"):
         assert tune(tmp_path / "two", "--trials", trials_so_far, "--sampler", sampler, "--total-tokens", "400") == 0

@@ -30,7 +30,7 @@ def config(tmp_path):
         kind(sizes).save_pretrained(tmp_path / name)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / name)
     names = {name: str(tmp_path / name) for name in ("model", "classifier")} | {"model": str(tmp_path / "policy")}
-    return PublishedImdb(str(tmp_path / "aclImdb"), **names, tokens=1500, texts=12, seeds=2, device="cpu", out=tmp_path / "out.json")
+    return PublishedImdb(str(tmp_path / "aclImdb"), **names, tokens=1500, texts=12, seeds=1, device="cpu", out=tmp_path / "out.json")
 
 
 def test_the_task_is_theirs(config):
@@ -47,7 +47,7 @@ def test_all_seeds_are_run_and_judged(config, capsys, monkeypatch):
     scores = main(config)
     assert "0.602" in capsys.readouterr().out
     kept = json.loads(config.out.read_text())
-    assert kept["scores"] == scores and [len(texts) for texts in kept["samples"]] == [8, 8]
+    assert kept["scores"] == scores and [len(texts) for texts in kept["samples"]] == [8]
     for agent, kl in zip(made, scores["kl"], strict=True):
         assert agent.n_epochs == 5 and agent.learning_rate == 1e-6 and agent.num_timesteps >= 1500
         # Two rollouts of 27 texts whose KL is far below the target: each lowers the coefficient by 2%, as theirs does
