@@ -126,6 +126,7 @@ def test_other_algorithms_take_the_same_flags(model, prompts, tmp_path, capsys, 
     assert main(["generate", str(out), "film"]) == 0
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_larger_teacher(model, prompts, tmp_path, capsys):
     """From the command line: the plan, the outcome by KL to the teacher, more tokens, evaluation, and what is refused."""
     torch.manual_seed(1)

@@ -394,6 +394,7 @@ def test_free_memory_is_what_system_and_groups_leave(tmp_path):
     assert available(cpu, tmp_path) == 3_300_000
 
 
+@pytest.mark.slow
 def test_paper_counts_known_models():
     small = paper.paper("124M")
     assert small.parameters == 124_439_808 and small.column == 12 * 2 * 768 * 2
