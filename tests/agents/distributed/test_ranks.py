@@ -89,9 +89,10 @@ def test_two_ranks_are_one_process_on_the_joined_batch(exact, case, shard):
         assert all(torch.equal(first[name], second[name]) for name in first)
     assert logged == pytest.approx(second_logged)
     if alone.__class__ in (TextPolicyGradient, OnlineDPO):  # of SB3's own numbers, the mean over ranks is logged
-        # the largest ratio, here e^3, has the differences of all updates in its exponent
-        assert logged.pop("policy/ratio_max") == pytest.approx(alone_logged["policy/ratio_max"], rel=1e-4)
-        assert logged == pytest.approx({name: alone_logged[name] for name in logged}, abs=1e-6, rel=1e-5)
+        assert logged.keys() == alone_logged.keys()
+        for name, value in logged.items():  # the largest ratio, here e^3, has the differences of all updates in its exponent
+            near = 1e-4 if name == "policy/ratio_max" else 1e-5
+            assert value == pytest.approx(alone_logged[name], abs=1e-6, rel=near), name
         assert alone_logged["policy/grad_norm"] > alone.max_grad_norm
     lengths = {len(text.context) + text.steps.stop - text.steps.start for rank in recorded for text in rank[0]["segments"]}
     assert len(lengths) > 3
