@@ -202,8 +202,7 @@ def _auto(config: Any) -> Any:
         return AutoModelForImageTextToText
     if is_image_text(config):
         return AutoModelForImageTextToText
-    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return auto
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _own_model(source: Mapping[str, Any]) -> nn.Module:

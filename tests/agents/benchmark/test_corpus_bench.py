@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.benchmark.run_job import task_of
 from agents.benchmark.spec import parse
 from textrl_env.__main__ import main
+
+from ...byte_tokenizer import byte_tokenizer
 
 DOCS = Path(__file__).parents[3] / "docs" / "real-data.md"
 
@@ -24,11 +25,7 @@ def folder(tmp_path, monkeypatch):
             for i in range(20):
                 text = f"the film {i} was {'good' if kind == 'pos' else 'bad'} and {split} " + "word " * (i + 3)
                 (tmp_path / "aclImdb" / split / kind / f"{i}_7.txt").write_text(text, encoding="utf-8")
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE({**letters, "<|endoftext|>": 256}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer = byte_tokenizer()
     model = GPT2Config(vocab_size=257, n_positions=128, n_embd=32, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256)
     GPT2LMHeadModel(model).save_pretrained(tmp_path / "gpt2-folder")
     tokenizer.save(str(tmp_path / "gpt2-folder" / "tokenizer.json"))

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents.benchmark.studies import published_imdb
 from agents.benchmark.studies.published_imdb import PublishedImdb, main, reviews
+
+from ....byte_tokenizer import byte_tokenizer
 
 
 @pytest.fixture
@@ -19,11 +20,7 @@ def config(tmp_path):
             for i in range(20):
                 text = f"{split} film {i} " + "word " * (i + 30) + kind
                 (tmp_path / "aclImdb" / split / kind / f"{i}_7.txt").write_text(text, encoding="utf-8")
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE({**letters, "<|endoftext|>": 256}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     sizes = GPT2Config(vocab_size=257, n_positions=512, n_embd=32, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256, num_labels=2)
     for name, kind in (("policy", GPT2LMHeadModel), ("classifier", GPT2ForSequenceClassification)):
