@@ -30,7 +30,8 @@ from ...evaluation.policy_texts import make_policy, write_texts
 from ...models.loading import frozen, load_lm
 from ...reports.tables import terminal_table
 
-PUBLISHED = {"before": 0.489, "after": 0.602}  # sentiment of GPT-2 and of PPO in the table of their appendix, means over seeds
+# Sentiment of GPT-2 and of PPO in the table of their appendix, means over seeds; from memory, see docs/real-data.md
+PUBLISHED = {"before": 0.489, "after": 0.602}
 ROLLOUT, LENGTH, REVIEWS = 1280, 48, 2000
 KEPT = 8  # texts of each seed
 TARGET = 0.5  # nats a token, mean over a rollout

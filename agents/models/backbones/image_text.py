@@ -133,17 +133,12 @@ class ImageText(ReadsPictures, DecoderOnly):
         embedded = self.lm.get_input_embeddings()(ids.masked_fill(held, 0))  # (B, L, D)
         return embedded.masked_scatter(held[:, :, None], self._encode(images).to(embedded.dtype))
 
-    def _laid_out(self, batch: SequenceBatch) -> tuple[int, int]:
-        return super()._laid_out(self._wide_batch(batch))
-
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
-        wide = self._wide_batch(batch)
-        embedded = self._embedded(wide.input_ids, self._there(batch.images))
+        embedded = self._embedded(batch.input_ids, self._there(batch.images))
         return self._trunk(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
     def _side_by_side(self, batch: SequenceBatch) -> torch.Tensor:
-        hidden = self.trunk(batch).flatten(0, 1)  # (B, L, D), (B * L, D)
-        return hidden[self._wide_batch(batch).predictor].float()  # (N, D)
+        return super()._side_by_side(self._wide_batch(batch))
 
     def model_logits(self, prompts: torch.Tensor) -> torch.Tensor:
         """Return the module's own logits behind each prompt, shape (B, V)."""
