@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Python compiles what it imports: of all that is installed, little
+# Python compiles what it imports: of all that is installed, little.  Without what it keeps of that, each process compiles torch and
+# transformers again, which takes longer than most tests
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: install demo test test-slow docs gpu-check lint types format wheel clean
