@@ -137,7 +137,7 @@ def with_winners(agents: list[Spec], task: Spec, winners: Winners) -> list[tuple
     both: list[tuple[str, dict[str, Any]]] = []
     for agent in agents:
         both.append((agent.text, {}))
-        found = winners.get(agent.text, {}).get(family(task.name))
+        found = winners.get(agent.text, {}).get(family(task.text))
         if found is not None:
             both.append((f"{agent.text}{TUNED}", found["settings"]))
     return both

@@ -55,10 +55,12 @@ def is_exact(task: str) -> bool:
 
 
 def family(task: str) -> str:
-    """Return the name of a ladder for a task of any size on it, and of any other task its own name: what is tuned together."""
-    name = plain_name(task)
+    """Return what is tuned together, by a task's spec: a ladder whatever the size, else the task alone; with settings, in their order."""
+    spec = parse(task)
+    name = plain_name(spec.name)
     stem = name.rpartition("-")[0]
-    return stem if stem in {ladder.name.lower() for ladder in LADDERS} else name
+    settings = (f"{key}={value}" for key, value in sorted(spec.settings.items()))
+    return ":".join([stem if stem in {ladder.name.lower() for ladder in LADDERS} else name, *settings])
 
 
 def capability(task: str) -> str:

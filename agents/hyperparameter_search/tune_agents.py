@@ -15,6 +15,7 @@ from ..benchmark.protocol import FULL, PROTOCOL_VERSION, TUNING
 from ..benchmark.spec import parse_all
 from ..benchmark.suites import budget, family, tasks_of
 from ..utils.limits import check_fields
+from ..utils.run_folder import safe_name
 from .flags import Tune, TuneAgents
 from .search_space import SPACE
 from .tune import run_tune
@@ -42,7 +43,7 @@ def run_tune_agents(config: TuneAgents) -> None:
             search = Tune(
                 task=task.text, algo=agent, trials=config.trials, seeds=TUNING["seeds"], texts=TUNING["texts"], sampler=TUNING["sampler"],
                 pruner="none", total_tokens=config.total_tokens or round(TUNING["tokens"] * budget(task.name)), ray=config.ray,
-                out=config.out / f"{agent}--{family(task.name)}", device=config.device,
+                out=config.out / f"{agent}--{safe_name(family(task.text))}", device=config.device,
             )  # fmt: skip
             console.rule(f"{agent} on {task.text}")
             run_tune(search)
@@ -51,7 +52,7 @@ def run_tune_agents(config: TuneAgents) -> None:
             found["tried"] = (search.out / "trials.csv").read_text(encoding="utf-8").splitlines()
             with FileLock(f"{config.save}.lock"):  # others may search elsewhere, and enter what they find here
                 winners = read_winners(config.save) if config.save.is_file() else {}
-                winners.setdefault(agent, {})[family(task.name)] = found
+                winners.setdefault(agent, {})[family(task.text)] = found
                 write_winners(config.save, winners)
     console.print(f"Winners: [bold]{config.save}[/bold]; textrl bench --tuned {config.save} runs them beside the defaults")
 

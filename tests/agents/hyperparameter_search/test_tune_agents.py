@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from agents.benchmark.bench import jobs_of, read_winners
+from agents import SFT
+from agents.benchmark.bench import jobs_of, read_winners, with_winners
 from agents.benchmark.flags import Bench
 from agents.benchmark.protocol import PROTOCOL_VERSION
+from agents.benchmark.spec import parse
 from agents.benchmark.suites import SUITES, family
 from agents.cli.main import main
 
@@ -55,4 +57,29 @@ def test_who_cannot_be_searched_for_is_named(capsys):
 def test_families_are_ladders_and_single_tasks():
     assert (family("recall-64"), family("textrl/Recall-16-v0"), family("recall")) == ("recall",) * 3
     assert (family("exact-smooth"), family("review")) == ("exact-smooth", "review")
-    assert len({family(task) for task in SUITES["diagnostic"]}) == len(SUITES["diagnostic"])
+    assert all(family(task) == task for task in SUITES["diagnostic"])  # as files of winners have them
+
+
+def test_a_task_with_other_settings_is_another_family():
+    """What was found with one file of prompts is not what was found with another."""
+    assert family("prompts:path=A:n=1") == family("prompts:n=1:path=A") == "prompts:n=1:path=A"
+    assert family("prompts:path=b") != family("prompts:path=B")  # files may differ by case alone
+    assert family("textrl/Recall-64-v0:reward=length") == family("recall:reward=length") != family("recall")
+    winners = {"ppo": {family("prompts:path=a"): {"settings": {"beta": 0.3}}, "recall": {"settings": {"beta": 0.2}}}}
+    runs = {task: with_winners([parse("ppo")], parse(task), winners)[1:] for task in ("prompts:path=a", "prompts:path=b", "recall-64")}
+    assert runs == {
+        "prompts:path=a": [("ppo:tuned=true", {"beta": 0.3})], "prompts:path=b": [], "recall-64": [("ppo:tuned=true", {"beta": 0.2})]
+    }  # fmt: skip
+
+
+@pytest.mark.reports("textrl bench tune --suite reasoning stops at its second dataset")
+def test_every_task_with_settings_has_a_search_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
+    learn = SFT.learn
+    monkeypatch.setattr(SFT, "learn", lambda self, texts, steps, *args, **kwargs: learn(self, texts, min(steps, 2), *args, **kwargs))
+    tasks = [f"reasoning:dataset={name}:size=16:max_new_tokens=4" for name in ("count_bits:max_n=200", "gcd")]
+    flags = ["--agents", "sft", "--tasks", ",".join(tasks), "--trials", "1", "--total-tokens", "8", "--out", str(tmp_path / "searches")]
+    assert main(["bench", "tune", *flags, "--save", str(tmp_path / "tuned.json")]) == 0
+    assert set(json.loads((tmp_path / "tuned.json").read_text())["winners"]["sft"]) == set(map(family, tasks))
+    assert len(list((tmp_path / "searches").glob("sft--reasoning*/best.yaml"))) == 2
