@@ -88,7 +88,6 @@ class LearningSetup:
         seed: Of everything that is drawn.
         beta: Coefficient of the KL penalty.
         length: Mean tokens of a text of the base policy.
-        name: Of the task.
         spent: Counts what the agent uses.
     """
 
@@ -98,7 +97,6 @@ class LearningSetup:
     seed: int
     beta: float
     length: float
-    name: str = ""
     spent: Spent = field(default_factory=Spent)
 
 
@@ -116,19 +114,33 @@ class TrainedAgent:
 
 
 def train_agent(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
-    """Let an agent learn, and return it; the setting `tuned=true` stands for what `textrl tune` found for this task.
+    """Let an agent learn, and return it.
 
     Raises:
         ValueError: No agent has this name, or it has no such setting.
     """
-    if spec.settings.get("tuned"):
-        own = {key: value for key, value in spec.settings.items() if key != "tuned"}
-        spec = dataclasses.replace(spec, settings=tuned(spec.name, setup.name) | own)
     if spec.name in ALGORITHMS:
         return _on_policy(spec, setup, watch)
     if spec.name in _OTHERS:
         return _OTHERS[spec.name](setup, **spec.settings)
     return _own(spec, setup)
+
+
+def with_tuned(spec: Spec, task: str, found: Mapping[str, Any] | None = None) -> Spec:
+    """Return an agent with what was found for it in place of its setting `tuned=true`; settings of its own come before.
+
+    Args:
+        spec: The agent.
+        task: Spec of the task.
+        found: By default what `textrl tune` found and comes with the package.
+
+    Raises:
+        ValueError: Nothing was found for the agent on this task.
+    """
+    if not spec.settings.get("tuned"):
+        return spec
+    own = {key: value for key, value in spec.settings.items() if key != "tuned"}
+    return dataclasses.replace(spec, settings=dict(found or tuned(spec.name, task)) | own)
 
 
 def tuned(algo: str, task: str) -> dict[str, Any]:
@@ -152,14 +164,14 @@ def check(spec: Spec) -> None:
     Raises:
         ValueError: No agent has this name, or it has no such setting, or not with such a value.
     """
-    settings = {name: value for name, value in spec.settings.items() if name not in ("tuned", "group_size")}
+    settings = {name: value for name, value in spec.settings.items() if name != "group_size"}
     if spec.name not in ALGORITHMS:
         made = _OTHERS[spec.name] if spec.name in _OTHERS else _own_class(spec.name)
         takes = {
             name: one for name, one in inspect.signature(made).parameters.items() if name not in ("setup", "algo", "env", "base", "seed")
         }
         open_ended = any(one.kind is one.VAR_KEYWORD for one in takes.values())
-        for name in () if open_ended else spec.settings.keys() - takes.keys() - {"tuned"}:
+        for name in () if open_ended else spec.settings.keys() - takes.keys():
             raise ValueError(
                 f"agent {spec.text!r}: there is no setting {name!r}{did_you_mean(name, takes)}; it takes {', '.join(takes) or 'none'}"
             )

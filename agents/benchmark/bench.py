@@ -17,7 +17,7 @@ from textrl_env.utils.files import read_json, write_json
 from ..utils.limits import check_fields
 from ..utils.progress import bar
 from ..utils.run_folder import write_yaml
-from .agents import check
+from .agents import check, with_tuned
 from .flags import Bench
 from .process_pool import run_jobs
 from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
@@ -85,7 +85,7 @@ def jobs_of(config: Bench) -> list[Job]:
     """Return one job for each cell, seed by seed, so that an early look shows all agents.
 
     Raises:
-        ValueError: An agent or a task is unknown, or a number is out of range.
+        ValueError: An agent or a task is unknown, nothing was found for an agent that shall be tuned, or a number is out of range.
     """
     agents = parse_all(config.agents) or parse_all(QUICK if config.preset == "quick" else FULL)
     tasks = parse_all(config.tasks) or tasks_of(config.suite)
@@ -94,7 +94,10 @@ def jobs_of(config: Bench) -> list[Job]:
     if config.tasks and config.suite != Bench.suite:
         raise ValueError(f"--suite {config.suite} and --tasks {' '.join(config.tasks)}: tasks are run instead of a suite; leave one out")
     for agent in agents:
-        check(agent)
+        if config.tuned is not None and "tuned" in agent.settings:
+            raise ValueError(f"--agents {agent.text} --tuned {config.tuned}: tuned agents run beside their defaults; leave tuned=... out")
+        for task in tasks:
+            check(with_tuned(agent, task.text))
     for task in tasks:
         task_of(task)
     winners = {} if config.tuned is None else read_winners(config.tuned)

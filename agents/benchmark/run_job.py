@@ -36,7 +36,7 @@ from ..training.review_reward import learned_reward
 from ..utils.columns import columns_of
 from ..utils.contents import with_contents
 from ..utils.run_folder import fingerprint, safe_name, versions
-from .agents import LearningSetup, own_source, train_agent
+from .agents import LearningSetup, own_source, train_agent, with_tuned
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
 from .protocol import BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
 from .spec import Spec, parse
@@ -75,11 +75,7 @@ class Job:
     @property
     def agent_spec(self) -> Spec:
         """The agent, with the settings that were found for it in place of `tuned=true`."""
-        spec = parse(self.agent)
-        if not self.found:
-            return spec
-        own = {key: value for key, value in spec.settings.items() if key != "tuned"}
-        return dataclasses.replace(spec, settings=dict(self.found) | own)
+        return with_tuned(parse(self.agent), self.task, dict(self.found))
 
     @property
     def name(self) -> str:
@@ -262,7 +258,7 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
     task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
     curve = LearningCurve(task, base)
-    setup = LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"], spec.name)
+    setup = LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"])
     began = perf_counter()
     trained = train_agent(job.agent_spec, setup, curve)
     seconds = perf_counter() - began - curve.watched

@@ -146,7 +146,7 @@ class SeedParts:
     def setup(self) -> LearningSetup:
         """Return what an agent is given."""
         task, length = replace(self.unpaid, reward=self.reward), float(self.sample.lengths.mean())
-        return LearningSetup(task, self.base, self.config.tokens, self.seed, BETA_ELSEWHERE, length, "film-ratings")
+        return LearningSetup(task, self.base, self.config.tokens, self.seed, BETA_ELSEWHERE, length)
 
     def peoples_own(self) -> tuple[list[str], list[str]]:
         """Return openings, and how people went on with them, cut to the length that policies have."""

@@ -60,7 +60,7 @@ def measured(config: RightAnswers) -> dict[str, list[tuple[float, float, float]]
     for seed in range(config.seeds):
         texts = write_texts(make_policy(test, base), test, config.texts, reference=reference, seed=10_000 + seed)
         found["base"].append(_figures(texts))
-        setup = LearningSetup(task, base, config.tokens, seed, beta_of(task), float(texts.lengths.mean()), spec.name)
+        setup = LearningSetup(task, base, config.tokens, seed, beta_of(task), float(texts.lengths.mean()))
         for agent in config.agents:
             trained = train_agent(parse(agent), setup, _watch)
             found[agent].append(_figures(trained.write(test, config.texts, 20_000 + seed)))

@@ -21,7 +21,7 @@ def setup():
     task = TextTask(
         IntegerTokenizer(VOCAB, 0), prompts, max_new_tokens=9, reward=sevens, missing_eos_penalty=50.0, prompt_order="sequential"
     )
-    return LearningSetup(task, LLAMA, 400, 0, 0.05, 5.0, parse("recall").name)
+    return LearningSetup(task, LLAMA, 400, 0, 0.05, 5.0)
 
 
 def paid(record):

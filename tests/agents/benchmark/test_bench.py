@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents.algorithms.registry import ALGORITHMS
-from agents.benchmark.agents import NAMES, check
+from agents.benchmark.agents import NAMES, check, tuned
 from agents.benchmark.bench import jobs_of, kept_beside
 from agents.benchmark.flags import Bench
 from agents.benchmark.protocol import FULL, QUICK
@@ -72,11 +72,25 @@ def test_presets_cover_all_tasks():
         ({"agents": ("no.module:Agent",)}, "cannot be imported"),
         ({"agents": (f"{OWN}:CannotPredict",)}, "no method predict"),
         ({"seeds": 0}, "seeds=0"),
+        ({"agents": ("ppo:tuned=true",), "tasks": ("lock",)}, "no tuned settings of ppo for task 'lock'"),
+        ({"agents": ("ppo,ppo:tuned=true",), "tasks": ("recall",), "tuned": Path("f.json")}, "ppo:tuned=true --tuned f.json: tuned agents"),
     ],
 )
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         jobs_of(Bench(**settings))
+
+
+def test_cells_of_a_tuned_agent_depend_on_what_was_found_for_it(tmp_path, monkeypatch):
+    jobs = jobs_of(Bench(agents=("ppo", "ppo:tuned=true:n_epochs=3"), tasks=("recall",), seeds=1, out=tmp_path))
+    found = tuned("ppo", "recall")
+    assert [job.agent_spec.settings for job in jobs] == [{}, found | {"n_epochs": 3}]
+    jobs[0].preparation.path.parent.mkdir()
+    jobs[0].preparation.path.write_text('{"fingerprint": ""}')
+    before = [job.fingerprint() for job in jobs]
+    monkeypatch.setattr("agents.benchmark.agents.tuned", lambda algo, task: found | {"learning_rate": 1e-5})
+    after = [job.fingerprint() for job in jobs]
+    assert after[0] == before[0] and after[1] != before[1]
 
 
 def test_every_agent_has_a_name_that_is_known():
