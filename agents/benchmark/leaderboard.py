@@ -40,7 +40,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
             "date": min(c.manifest["began"] for c in own)[:10], "version": _version(own[0]),
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
-        for agent in agents if (own := [c for c in cells if c.agent == agent])
+        for agent in agents if any(map(len, scores[agent])) and (own := [c for c in cells if c.agent == agent])
     ]  # fmt: skip
 
 

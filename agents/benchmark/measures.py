@@ -47,8 +47,10 @@ def measures_of(test: TextTask, texts: WrittenTexts, base: dict[str, Any], train
     }  # fmt: skip
 
 
-def value_of(test: TextTask, texts: WrittenTexts, base: str, trained: TrainedAgent) -> tuple[float, Gap | None]:
+def value_of(test: TextTask, texts: WrittenTexts, base: str, trained: TrainedAgent) -> tuple[float | None, Gap | None]:
     """Return the value by which an agent is judged, and on an exact task what enumeration finds of a policy.
+
+    An agent of one's own has no value on exact tasks, since its KL is not known.
 
     Args:
         test: What was learned, with the prompts that it is judged on.
@@ -59,8 +61,8 @@ def value_of(test: TextTask, texts: WrittenTexts, base: str, trained: TrainedAge
     value, exact = judged(test, texts), exact_name(test)
     if exact is None:
         return value, None
-    if trained.policy is None:  # the KL of best-of-n is estimated, that of an agent of one's own is not known
-        return value - BETA * (0.0 if math.isnan(texts.kl_per_sequence) else texts.kl_per_sequence), None
+    if trained.policy is None:  # the KL of best-of-n is estimated
+        return (None if math.isnan(texts.kl_per_sequence) else value - BETA * texts.kl_per_sequence), None
     reference = backbone_of(frozen(load_lm(base)).to(trained.policy.device))
     gap = optimality_gap(trained.policy.backbone, reference, exact, BETA)
     return gap.achieved.objective, gap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,26 @@ from ..reports import benchmark_plots
 from ..reports.html_page import write_page
 from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
-from .aggregate_statistics import difference_interval, improvement_interval, interval, iqm, mean, optimality_gap, profile, profile_band
+from .aggregate_statistics import (
+    difference_interval,
+    differences,
+    improvement_interval,
+    interval,
+    iqm,
+    mean,
+    optimality_gap,
+    profile,
+    profile_band,
+)
 from .flags import BenchReport
 from .results import RunResult, Scores, by_seed, headline, missing, names, read_cells, scores_of
 from .spec import parse, untuned
 from .suites import capability, is_exact, plain_name
 
 MIN_SEEDS = 3
+UNSCORED = "have no score, since the KL of an agent of one's own is not known, and are left out"
+NONE = [float("nan")] * 3  # where there is nothing to estimate
+NO_TOTALS = dict.fromkeys(("iqm", "mean", "gap"), NONE)
 EXACT = (
     "the share of the possible gain in KL-regularised return, and the share of the gain in score that is possible at the policy's own KL, "
     "which asks nothing of how far an agent wants to go; best-of-n's distribution is not enumerated"
@@ -55,7 +68,15 @@ def write_bench_report(folder: Path) -> Path:
     write_text(folder / "report.md", _markdown(summary))
     images = {name: data_uri(figure) for name, figure in draw(cells, summary).items()}
     return write_page(
-        folder / "report.html", "bench_report", s=summary, images=images, details=_details(cells), exact=EXACT, budget=BUDGET, config=config
+        folder / "report.html",
+        "bench_report",
+        s=summary,
+        images=images,
+        details=_details(cells),
+        exact=EXACT,
+        unscored=UNSCORED,
+        budget=BUDGET,
+        config=config,
     )
 
 
@@ -65,16 +86,21 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     counted = headline(tasks)
     scores, exact = scores_of(cells, counted), [t for t in tasks if is_exact(t)]
     total, total_all = _totals(scores), _totals(scores_of(cells))
-    order = sorted(agents, key=lambda a: -total[a]["iqm"][0])
-    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in order if b != a} for a in order}
-    ahead = {(a, b): difference_interval(by_seed(cells, counted, a), by_seed(cells, counted, b)) for a, b in pairwise(order)}
+    unscored = {a: num for a in agents if (num := len([c for c in cells if c.agent == a and np.isnan(c.score)]))}
+    total_all |= dict.fromkeys(unscored, NO_TOTALS)  # not of the same tasks as the others'
+    order = sorted(agents, key=lambda a: -np.nan_to_num(total[a]["iqm"][0], nan=-np.inf))
+    runs = {a: own for a in order if any(own := by_seed(cells, counted, a))}
+    met = {(a, b) for a, b in permutations(runs, 2) if any(x and y for x, y in zip(runs[a], runs[b], strict=True))}
+    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in runs if (a, b) in met} for a in runs}
+    pairs = [(a, b) for a, b in pairwise(runs) if any(map(len, differences(runs[a], runs[b])))]
+    ahead = {(a, b): difference_interval(runs[a], runs[b]) for a, b in pairs}
     table = {t: {a: _mean(cells, t, a) for a in order} for t in tasks}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "untuned": {a: other for a in order if (other := untuned_of(a, order))},
+        "unscored": unscored, "untuned": {a: other for a in order if (other := untuned_of(a, order))},
         "protocols": sorted({cell.protocol for cell in cells}), "headline": counted,
         "exact": {t: {a: (table[t][a], _mean(cells, t, a, "of_best_score")) for a in order} for t in exact},
         "total": total, "total_all": total_all, "better": better, "table": table,
@@ -91,9 +117,12 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _totals(scores: Scores) -> dict[str, dict[str, list[float]]]:
-    """Return interquartile mean, mean and optimality gap of each agent that has played, with their intervals."""
+    """Return interquartile mean, mean and optimality gap of each agent, with their intervals; NaN without scores."""
     statistics = {"iqm": iqm, "mean": mean, "gap": optimality_gap}
-    return {a: {name: list(interval(f, runs)) for name, f in statistics.items()} for a, runs in scores.items() if any(map(len, runs))}
+    return {
+        a: {name: list(interval(f, runs)) for name, f in statistics.items()} if any(map(len, runs)) else NO_TOTALS
+        for a, runs in scores.items()
+    }
 
 
 def _mean(cells: Sequence[RunResult], task: str, agent: str, measure: str | None = None) -> list[float] | None:
@@ -133,7 +162,16 @@ def _verdicts(
 
 def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figure]:
     """Draw every plot of the report, by the name that the page has for it."""
-    tasks, agents = summary["tasks"], summary["agents"]
+    figures = _draw_scores(cells, summary) if summary["better"] else {}
+    lines = _curves(cells, summary["tasks"], summary["agents"])
+    if lines:
+        figures["curves"] = benchmark_plots.curves(summary["agents"], lines)
+    return figures
+
+
+def _draw_scores(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figure]:
+    """Draw the plots of agents that have scores."""
+    tasks, agents = summary["tasks"], list(summary["better"])
     scores = scores_of(cells, summary["headline"])
     thresholds = np.linspace(-0.25, 1.0, 51)
     titles = {"iqm": "interquartile mean", "mean": "mean", "gap": "optimality gap (less is better)"}
@@ -146,11 +184,8 @@ def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figur
         means = {a: np.array([np.nan if (x := summary["table"][t][a]) is None else x[0] for t in tasks]) for a in agents}
         figures["radar"] = benchmark_plots.radar(short_names(tasks), means)
     if len(agents) > 1:
-        pairs = {(a, b): estimate for a, row in summary["better"].items() for b, estimate in row.items()}
+        pairs = {(a, b): summary["better"][a].get(b, NONE) for a in agents for b in agents}
         figures["comparisons"] = benchmark_plots.comparisons(agents, pairs, decides=len(summary["seeds"]) >= MIN_SEEDS)
-    lines = _curves(cells, tasks, agents)
-    if lines:
-        figures["curves"] = benchmark_plots.curves(agents, lines)
     return figures
 
 
@@ -220,7 +255,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         if defaults:
             totals.insert(1, summary["total"][defaults.get(a, a)]["iqm"])
         spent = ("-" if (x := summary["measures"][a][name]) is None else f"{x:,.0f}" for name in BUDGET)
-        rows.append([a, *(str(IntervalEstimate(*x)) for x in totals), str(failed.count(a)), *spent])
+        rows.append([a, *map(_shown, totals), str(failed.count(a)), *spent])
     tasks = [[t, *("-" if cell is None else f"{cell[0]:.2f}" for cell in summary["table"][t].values())] for t in summary["tasks"]]
     parts = [
         f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds; "
@@ -231,9 +266,14 @@ def _markdown(summary: dict[str, Any]) -> str:
         markdown_table(["task", *agents], tasks),
         *_exact_markdown(summary),
         *(f"- {line}" for line in summary["verdicts"]),
+        *(f"- {agent}: {num} runs on exact tasks {UNSCORED}." for agent, num in summary["unscored"].items()),
         *([f"{summary['left_out']} results of other inputs left out."] if summary["left_out"] else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(estimate: Sequence[float]) -> str:
+    return str(IntervalEstimate(*estimate)) if np.isfinite(estimate[0]) else "-"
 
 
 def _exact_markdown(summary: dict[str, Any]) -> list[str]:

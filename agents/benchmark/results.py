@@ -12,6 +12,7 @@ import numpy as np
 
 from textrl_env.utils.files import read_json
 
+from .spec import parse
 from .suites import is_exact
 
 CURRENT = "current.json"  # what each cell that counts depends on, see `Job.record`, by the name of its file
@@ -30,7 +31,8 @@ class RunResult:
         fingerprint: Hash of what the result depends on.
         status: `done`, `crashed`, `diverged` or `timeout`.
         error: What went wrong; None if nothing did.
-        score: 0 for the base policy, 1 for the optimum; 0 for what failed, since its user is left with the base policy.
+        score: 0 for the base policy, 1 for the optimum; 0 for what failed, since its user is left with the base policy.  NaN for an agent
+            of one's own on an exact task, which judges by a KL that is not known.
         measures: Further numbers; None is what cannot be measured.
         finish_reasons: Share of texts that ended so.
         curve: Rows of tokens, seconds, reward, score and KL while learning.
@@ -85,7 +87,9 @@ def read_cells(folder: str | Path) -> tuple[list[RunResult], int]:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             if current is None or current.get(path.stem, {}).get("fingerprint") == row["fingerprint"]:
-                cells.append(RunResult(**{name: row[name] for name in known}, protocol=row.get("protocol", 1)))
+                own = is_exact(row["task"]) and ":" in parse(row["agent"]).name
+                score = {"score": float("nan")} if own else {}
+                cells.append(RunResult(**{name: row[name] for name in known} | score, protocol=row.get("protocol", 1)))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error
     if not cells:
@@ -109,15 +113,15 @@ def headline(tasks: Sequence[str]) -> list[str]:
 
 
 def scores_of(cells: Sequence[RunResult], tasks: Sequence[str] | None = None) -> Scores:
-    """Return the scores of each agent, task by task, of those given or of all in the order of `names`; without runs, an empty array."""
+    """Return the scores of each agent, task by task, of those given or of all in the order of `names`; without any, an empty array."""
     every, agents = names(cells)
     tasks = every if tasks is None else tasks
-    return {agent: [np.array([c.score for c in cells if (c.agent, c.task) == (agent, task)]) for task in tasks] for agent in agents}
+    return {agent: [np.array(list(scores.values())) for scores in by_seed(cells, tasks, agent)] for agent in agents}
 
 
 def by_seed(cells: Sequence[RunResult], tasks: Sequence[str], agent: str) -> list[dict[int, float]]:
     """Return an agent's scores by seed, task by task."""
-    return [{c.seed: c.score for c in cells if (c.agent, c.task) == (agent, task)} for task in tasks]
+    return [{c.seed: c.score for c in cells if (c.agent, c.task) == (agent, task) and not np.isnan(c.score)} for task in tasks]
 
 
 def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:

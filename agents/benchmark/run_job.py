@@ -270,13 +270,14 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
         measures["tokens_per_second"] = curve.rows[-1]["tokens"] / seconds
         reached = next((row for row in curve.rows if row["score"] is not None and row["score"] >= THRESHOLD), None)
         measures |= {f"{key}_to_threshold": reached and reached[key] for key in ("tokens", "seconds")}
-    if not math.isfinite(measures["value"]):
-        raise FloatingPointError(f"the value of the final policy is {measures['value']}")
+    value = measures["value"]
+    if value is not None and not math.isfinite(value):
+        raise FloatingPointError(f"the value of the final policy is {value}")
     rows = zip(texts.prompts, texts.responses, texts.scores.tolist(), strict=True)
     reasons = {r: texts.finish_reasons.count(r) / len(texts.finish_reasons) for r in sorted(set(texts.finish_reasons))}
     return {
-        "score": normalised(measures["value"], base),
-        "measures": {key: float(value) if value is not None and math.isfinite(value) else None for key, value in measures.items()},
+        "score": None if value is None else normalised(value, base),
+        "measures": {key: float(x) if x is not None and math.isfinite(x) else None for key, x in measures.items()},
         "finish_reasons": reasons,
         "curve": curve.rows,
         "samples": [{"prompt": p, "response": r, "reward": s} for p, r, s in rows][:SHOWN],

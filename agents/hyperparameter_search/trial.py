@@ -42,7 +42,9 @@ class Trial:
 
             trained = train_agent(Spec(self.config.algo, self.config.algo, settings), ground, watch)
             texts = trained.write(self.judge, self.config.texts, 30_000 + seed)
-            values.append(value_of(self.judge, texts, self.base, trained)[0])
+            value, _ = value_of(self.judge, texts, self.base, trained)
+            assert value is not None  # the KL of every agent that has a search space is known
+            values.append(value)
         return values
 
 

@@ -68,7 +68,7 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
     figure = new_figure(4.2 * rows, 4.2 * columns)
     angles = np.linspace(0, 2 * np.pi, len(tasks), endpoint=False)
     ring = np.append(angles, angles[0])
-    best = np.nanmax([np.clip(values, 0, 1) for values in scores.values()], axis=0)
+    best = np.max([np.clip(np.nan_to_num(values), 0, 1) for values in scores.values()], axis=0)
     for index, (agent, values) in enumerate(scores.items()):
         axes = figure.add_subplot(rows, columns, index + 1, projection="polar")
         own, colour = np.clip(np.nan_to_num(values), 0, 1), look(index)["color"]
@@ -95,7 +95,7 @@ def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate
 
     Args:
         agents: In the order of rows and columns.
-        better: Of each pair of different agents.
+        better: Of each pair of different agents; NaN where they share no task.
         decides: Whether there are seeds enough to call a difference more than noise, which bold type does.
     """
     size = 2.6 + 0.78 * len(agents)
@@ -104,7 +104,7 @@ def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate
     values = np.array([[better[a, b][0] if a != b else np.nan for b in agents] for a in agents])
     axes.imshow(values, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.85, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        if row != column:
+        if not np.isnan(value):
             _, low, high = better[agents[row], agents[column]]
             weight = "bold" if decides and (low > 0.5 or high < 0.5) else "normal"
             ink = "white" if abs(value - 0.5) > 0.33 else "black"

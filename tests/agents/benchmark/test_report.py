@@ -131,6 +131,40 @@ def test_exact_tasks_are_apart_from_the_means(tmp_path):
     assert page.count("<polyline") == 5 * 2 * 5  # every seed of every cell; all of these have a curve
 
 
+OWN = "my_package.agents:Mine"
+
+
+def test_an_agent_of_ones_own_has_no_score_on_exact_tasks(tmp_path):
+    """Its KL is not known: older results, which took it for 0, are left out too."""
+    rows = cells.grid(tasks=2, agents=("ppo", OWN))
+    exact = [cells.cell("exact-smooth", agent, seed, score) for agent, score in (("ppo", 0.5), (OWN, 0.9)) for seed in range(3)]
+    exact[-1] |= {"status": "crashed", "error": "it did", "score": 0.0}
+    both, alone = cells.write(tmp_path / "both", rows + exact), cells.write(tmp_path / "alone", exact)
+    page = write_bench_report(both).read_text(encoding="utf-8")
+    found = json.loads((both / "summary.json").read_text())
+    assert found["table"]["exact-smooth"][OWN] is None and found["table"]["exact-smooth"]["ppo"] == [0.5] * 3
+    assert np.isnan(found["total_all"][OWN]["iqm"][0]) and found["total"][OWN]["mean"][0] == pytest.approx(
+        np.mean([row["score"] for row in rows if row["agent"] == OWN])
+    )
+    assert found["unscored"] == {OWN: 3} and "3 runs on exact tasks have no score" in page
+    assert "3 runs on exact tasks have no score" in (both / "report.md").read_text()
+    page = write_bench_report(alone).read_text(encoding="utf-8")
+    found = json.loads((alone / "summary.json").read_text())
+    assert found["agents"] == ["ppo", OWN] and found["better"] == {"ppo": {}} and "nan" not in page
+    assert [row["agent"] for row in leaderboard.rows_of(alone)] == ["ppo"] and "| nan |" not in (alone / "report.md").read_text()
+    write_bench_report(cells.write(tmp_path / "own", exact[3:]))  # nothing has a score, and there is a report
+
+
+def test_agents_that_share_no_task_are_not_compared(tmp_path):
+    rows = [
+        cells.cell(task, agent, seed, 0.5) for task, agent in (("lock", "ppo"), ("hack", "dpo"), ("exact-wide", "sft")) for seed in range(3)
+    ]
+    folder = cells.write(tmp_path, rows)
+    write_bench_report(folder)
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["better"] == {"dpo": {}, "ppo": {}} and found["agents"] == ["dpo", "ppo", "sft"] and found["verdicts"] == []
+
+
 def test_results_of_two_protocols_are_not_mixed_in_silence(tmp_path):
     rows = cells.grid(tasks=3, agents=("ppo",))
     folder = cells.write(tmp_path, [row | {"protocol": 2} for row in rows[1:]] + rows[:1])  # an old one names none

@@ -58,6 +58,15 @@ def test_a_failure_from_outside_is_not_for_good(tmp_path, monkeypatch):
     assert job.done()  # what an agent itself came to stays
 
 
+@pytest.mark.reports("An agent of one's own pays nothing for its KL on exact tasks")
+def test_an_agent_of_ones_own_has_no_value_on_exact_tasks(tmp_path):
+    job = Job(str(tmp_path), "exact-smooth", "tests.agents.benchmark.own_agents:Plays", tokens=100, texts=8)
+    prepare(job.preparation)
+    run(job)
+    cell = json.loads(job.path.read_text())
+    assert cell["status"] == "done" and cell["score"] is cell["measures"]["value"] is None and cell["measures"]["length"] > 0
+
+
 def test_a_task_that_knows_answers_to_its_own_prompts_only(tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym")
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))
