@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,7 +33,7 @@ def run_frontier(config: Frontier) -> None:
         raise ValueError(f"{config.folder} holds {len(tasks)} tasks ({', '.join(sorted(tasks))}): a frontier is of one")
     families = families_of(cells)
     save(draw(families), config.out)
-    write_text(config.out.with_suffix(".md"), "\n".join(_lines(families)) + "\n")
+    write_text(config.out.with_suffix(".md"), "\n".join(_lines(families, cells)) + "\n")
     print(config.out)
 
 
@@ -78,14 +80,22 @@ def gold_at(settings: Sequence[Sequence[RunResult]], kl: float) -> IntervalEstim
     return mean_interval(np.array(scores)) if len(scores) >= 3 else None
 
 
-def _lines(families: Families) -> list[str]:
+def _lines(families: Families, cells: Sequence[RunResult]) -> list[str]:
     """Write the table, and the differences at equal KL whose intervals separate."""
-    rows = [
-        (own[0].agent, kl_of(own), gold_of(own), mean_interval(np.array([cell.measure("reward") for cell in own])))
+    num = Counter(cell.agent for cell in cells)
+    rows: list[tuple[Any, ...]] = [
+        (
+            own[0].agent,
+            kl_of(own),
+            gold_of(own),
+            mean_interval(np.array([cell.measure("reward") for cell in own])),
+            f"{len(own)} of {num.pop(own[0].agent)}",
+        )
         for settings in families.values()
         for own in settings
     ]
-    table = markdown_table(("agent", "KL, nats a text", "gold score", "reward"), rows)
+    rows += [(agent, "-", "-", "-", f"0 of {runs}") for agent, runs in num.items()]
+    table = markdown_table(("agent", "KL, nats a text", "gold score", "reward", "runs that ended with a KL"), rows)
     differences = []
     for level in LEVELS:
         at = {name: gold for name, settings in families.items() if (gold := gold_at(settings, level)) is not None}

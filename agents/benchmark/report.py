@@ -103,6 +103,8 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
         "unscored": unscored, "untuned": {a: other for a in order if (other := untuned_of(a, order))},
         "protocols": sorted({cell.protocol for cell in cells}), "headline": counted,
         "exact": {t: {a: (table[t][a], _mean(cells, t, a, "of_best_score")) for a in order} for t in exact},
+        "exact_runs": {t: {a: _known(cells, t, a, "of_best_score") for a in order} for t in exact},
+        "reached": {a: _reached([c for c in cells if c.agent == a]) for a in order},
         "total": total, "total_all": total_all, "better": better, "table": table,
         "verdicts": _verdicts(order, ahead, better, len({c.seed for c in cells})),
         "budgets": [budgets[0], budgets[-1]],
@@ -133,12 +135,33 @@ def _mean(cells: Sequence[RunResult], task: str, agent: str, measure: str | None
 
 
 def _measures(cells: Sequence[RunResult]) -> dict[str, float | None]:
-    """Return the median of each measure over cells that have it."""
+    """Return the median of each measure over cells that have it; a threshold that was not reached is so after infinity."""
     medians = {}
     for name in _SHOWN_MEASURES:
         values = [cell.measure(name) for cell in cells if np.isfinite(cell.measure(name))]
+        if name.endswith("_to_threshold"):
+            values = _to_threshold(cells, name)
         medians[name] = float(np.median(values)) if values else None
     return medians
+
+
+def _to_threshold(cells: Sequence[RunResult], name: str) -> list[float]:
+    """Return when each run of an agent with learning curves reached the threshold: infinity where it did not, or failed."""
+    curves = [bool(c.curve) and c.curve[0]["score"] is not None for c in cells]
+    known = [c for c, curve in zip(cells, curves, strict=True) if curve or c.status != "done"]
+    return [float(np.nan_to_num(c.measure(name), nan=np.inf)) for c in known] if any(curves) else []
+
+
+def _reached(cells: Sequence[RunResult]) -> list[int]:
+    """Return how many runs reached the threshold, and of how many that is known."""
+    tokens = _to_threshold(cells, "tokens_to_threshold")
+    return [int(np.isfinite(tokens).sum()), len(tokens)]
+
+
+def _known(cells: Sequence[RunResult], task: str, agent: str, measure: str) -> list[int]:
+    """Return how many runs have a measure, and how many there are."""
+    own = [c.measure(measure) for c in cells if (c.task, c.agent) == (task, agent)]
+    return [int(np.isfinite(own).sum()), len(own)]
 
 
 def _verdicts(
@@ -281,11 +304,14 @@ def _exact_markdown(summary: dict[str, Any]) -> list[str]:
     if not summary["exact"]:
         return []
     rows = [
-        [t, a, *("-" if x is None else str(IntervalEstimate(*x)) for x in cell)]
+        [t, a, *("-" if x is None else str(IntervalEstimate(*x)) for x in cell), "{} of {}".format(*summary["exact_runs"][t][a])]
         for t, by_agent in summary["exact"].items()
         for a, cell in by_agent.items()
     ]
-    return [f"Exact tasks: {EXACT}.", markdown_table(["task", "agent", "share of KL-regularised return", "share of score at its KL"], rows)]
+    return [
+        f"Exact tasks: {EXACT}.",
+        markdown_table(["task", "agent", "share of KL-regularised return", "share of score at its KL", "runs that have it"], rows),
+    ]
 
 
 def untuned_of(agent: str, agents: Sequence[str]) -> str | None:

@@ -53,6 +53,16 @@ def test_only_separate_intervals_are_a_difference(tmp_path, capsys):
     assert (tmp_path / "f.png").is_file()
 
 
+def test_runs_that_are_left_out_are_counted(tmp_path):
+    rows = sweep("ppo", [(2.0, 0.5), (6.0, 0.9)]) + sweep("dpo", [(1.0, 0.1)])
+    rows[3] |= {"status": "diverged", "measures": {}}
+    rows[10:] = [row | {"status": "diverged", "measures": {}} for row in rows[10:]]
+    cells.write(tmp_path, rows)
+    assert main(["bench", "frontier", str(tmp_path), "--out", str(tmp_path / "f.png")]) == 0
+    table = [line.strip("| ").split(" | ") for line in (tmp_path / "f.md").read_text().splitlines() if line.startswith("| ")]
+    assert [(row[0], row[-1]) for row in table[2:]] == [("ppo:beta=2", "4 of 5"), ("ppo:beta=3", "5 of 5"), ("dpo:beta=2", "0 of 5")]
+
+
 def test_a_frontier_is_of_one_task(tmp_path, capsys):
     cells.write(tmp_path, cells.grid(tasks=2))
     assert main(["bench", "frontier", str(tmp_path)]) == 2

@@ -155,6 +155,25 @@ def test_an_agent_of_ones_own_has_no_score_on_exact_tasks(tmp_path):
     write_bench_report(cells.write(tmp_path / "own", exact[3:]))  # nothing has a score, and there is a report
 
 
+def test_runs_without_a_measure_are_counted(tmp_path):
+    """A run that failed or never reached the threshold is as late as can be, not left out of the median."""
+    after = {"ppo": [100, 200, 300, None, "failed"], "grpo": [100, None, None, None, 300], "rloo": [None] * 4 + [50], "dpo": [None] * 5}
+    rows = []
+    for agent, tokens in after.items():
+        for seed, reached in enumerate(tokens):
+            row = cells.cell("exact-smooth", agent, seed, 0.5)
+            row["measures"] |= {"tokens_to_threshold": reached, "of_best_score": 0.8}
+            rows.append(row | ({"status": "crashed", "error": "it did", "measures": {}, "curve": []} if reached == "failed" else {}))
+    folder = cells.write(tmp_path, rows)
+    page = write_bench_report(folder).read_text(encoding="utf-8")
+    found = json.loads((folder / "summary.json").read_text())
+    assert {a: found["measures"][a]["tokens_to_threshold"] for a in after} == {"ppo": 300, "grpo": np.inf, "rloo": np.inf, "dpo": None}
+    assert found["reached"] == {"ppo": [3, 5], "grpo": [2, 5], "rloo": [1, 5], "dpo": [0, 0]}
+    assert "300 (3 of 5)" in page and "not reached (2 of 5)" in page and "not reached (1 of 5)" in page
+    assert found["exact_runs"]["exact-smooth"] == {"ppo": [4, 5], "grpo": [5, 5], "rloo": [5, 5], "dpo": [5, 5]}
+    assert "0.50 / 0.80 (4 of 5)" in page and "0.80 [0.80, 0.80] | 4 of 5 |" in (folder / "report.md").read_text()
+
+
 def test_agents_that_share_no_task_are_not_compared(tmp_path):
     rows = [
         cells.cell(task, agent, seed, 0.5) for task, agent in (("lock", "ppo"), ("hack", "dpo"), ("exact-wide", "sft")) for seed in range(3)
