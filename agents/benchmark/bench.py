@@ -25,7 +25,7 @@ from .report import write_bench_report
 from .results import CURRENT
 from .run_job import Job, forget_failure, task_of
 from .spec import TUNED, Spec, parse_all
-from .suites import PRESETS, budget, family, tasks_of
+from .suites import budget_at, family, tasks_of
 
 Winners = dict[str, dict[str, dict[str, Any]]]  # of each agent, by family of tasks: settings and provenance
 
@@ -105,7 +105,7 @@ def jobs_of(config: Bench) -> list[Job]:
     jobs = []
     for seed in range(seeds):
         for task in tasks:
-            tokens = round(PRESETS[config.preset] * budget(task.name)) if config.total_tokens is None else config.total_tokens
+            tokens = budget_at(task.name, config.preset) if config.total_tokens is None else config.total_tokens
             jobs += [
                 Job(str(config.out), task.text, agent, seed, tokens, config.texts, facts, config.device, tuple(sorted(settings.items())))
                 for agent, settings in with_winners(agents, task, winners)

@@ -79,7 +79,7 @@ class Leaderboard:
     """Write a leaderboard from results folders of `textrl bench`.
 
     Attributes:
-        folders: Results; agents are compared within the same tasks, seeds and budgets only.
+        folders: Results; agents are compared where tasks, budgets, number of seeds, texts and protocol are the same.
         out: The page; a Markdown file of the same name is written beside it.
     """
 

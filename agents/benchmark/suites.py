@@ -44,6 +44,11 @@ def budget(task: str) -> int:
     return tokens.get(name.rpartition("-")[0], tokens.get(name, STEP_TOKENS))
 
 
+def budget_at(task: str, preset: str) -> int:
+    """Return the tokens that an agent may write on a task, by its name, at a preset."""
+    return round(PRESETS[preset] * budget(task))
+
+
 def plain_name(task: str) -> str:
     """Return the name of a task for any way to write it: `recall-64` for `textrl/Recall-64-v0`."""
     return task.lower().removeprefix("textrl/").removesuffix("-v0")

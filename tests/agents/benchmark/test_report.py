@@ -11,6 +11,7 @@ from scipy import stats
 from agents.benchmark import compare, leaderboard
 from agents.benchmark.report import draw, short_names, summarise, write_bench_report
 from agents.benchmark.results import missing, read_results
+from agents.benchmark.suites import SUITES
 from agents.cli.main import main
 from agents.reports import benchmark_plots
 from tests.figures import bars_of, check_labels, legend_texts, lines_of, tick_labels
@@ -270,6 +271,30 @@ def test_leaderboard_repeats_each_row(tmp_path, capsys):
     assert {row["version"] for row in leaderboard.rows_of(cells.write(tmp_path / "old", old))} == {"0.0.9"}  # named so at first
     with pytest.raises(ValueError, match="lacks 1 runs"):
         leaderboard.rows_of(cells.write(tmp_path / "hole", cells.grid()[1:]))
+
+
+def test_a_leaderboard_compares_what_had_the_same_tasks_budgets_seeds_and_texts(tmp_path, capsys):
+    def folder(name, *tasks, tokens=1000, seeds=3, texts=256):
+        rows = [
+            cells.cell(task, "ppo", seed, 0.5, budget=tokens, manifest=cells.MANIFEST | {"config": {"texts": texts}})
+            for task in tasks
+            for seed in range(seeds)
+        ]
+        return str(cells.write(tmp_path / name, rows, tasks=list(tasks)))
+
+    def boards(*folders):
+        assert main(["bench", "leaderboard", *folders, "--out", str(tmp_path / "board.html")]) == 0
+        return [line.removeprefix("## ") for line in (tmp_path / "board.md").read_text().splitlines() if line.startswith("## ")]
+
+    one = folder("one", "recall-4")
+    assert boards(one, folder("two", "lock-12", tokens=500_000, seeds=10)) == [
+        "recall-4 with 1,000 tokens, 3 seeds, 256 texts, protocol 1", "lock-12 with 500,000 tokens, 10 seeds, 256 texts, protocol 1"
+    ]  # fmt: skip
+    assert len(boards(one, folder("same", "recall-4"))) == 1
+    assert "--seeds 3 --tasks recall-4 " in (tmp_path / "board.md").read_text()
+    others = [folder("seeds", "recall-4", seeds=4), folder("texts", "recall-4", texts=64), folder("tokens", "recall-4", tokens=999)]
+    assert len(boards(one, *others)) == 4
+    assert boards(folder("exact", *SUITES["exact"], tokens=10_000)) == ["7 tasks: exact, quick, 3 seeds, 256 texts, protocol 1"]
 
 
 def test_names_of_tasks_in_plots():
