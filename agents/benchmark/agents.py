@@ -127,12 +127,9 @@ def train_agent(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
 
 
 def with_tuned(spec: Spec, task: str, found: Mapping[str, Any] | None = None) -> Spec:
-    """Return an agent with what was found for it in place of its setting `tuned=true`; settings of its own come before.
+    """Return an agent with the settings found for it on a task in place of `tuned=true`; its own settings come before.
 
-    Args:
-        spec: The agent.
-        task: Spec of the task.
-        found: By default what `textrl tune` found and comes with the package.
+    Unless they are given, they are those that `textrl tune` found and that come with the package, see `tuned`.
 
     Raises:
         ValueError: Nothing was found for the agent on this task.
