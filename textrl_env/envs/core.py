@@ -53,7 +53,7 @@ class TextCore:
         self.image = None if task.image_shape is None else np.zeros((num_rows, *task.image_shape), np.uint8)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
-        self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
+        self.turns: list[tuple[str, ...]] = [()] * num_rows  # that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
         self.returns = np.zeros(num_rows)  # rewards of the text so far, without its score
         self.prompts: list[Prompt | None] = [None] * num_rows
@@ -103,7 +103,8 @@ class TextCore:
             self.prompt[row] = PAD
             self.response[row] = PAD
             self.by_env[row] = False
-            self.length[row] = self.turns[row] = self.said[row] = self.returns[row] = 0
+            self.length[row] = self.said[row] = self.returns[row] = 0
+            self.turns[row] = ()
             if self.image is not None:
                 self.image[row] = 0
             self.live[row] = self.undealt is None or self.undealt > 0
@@ -262,11 +263,11 @@ class TextCore:
 
     def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray, cuts: dict[int, int]) -> None:
         """Let the environment answer in rows whose turn is over, cut behind its stop string; `reason` says afterwards which texts go on."""
-        self.turns[rows] += 1
-        limit = self.task.max_turns
-        last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
-        reason[last] = TURNS
-        rows = np.setdiff1d(rows, last)
+        for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+            self.turns[row] += (text[self.said[row] : cuts.get(row)],)
+            if len(self.turns[row]) == self.task.max_turns:
+                reason[row] = TURNS
+        rows = rows[reason[rows] != TURNS]
         if not len(rows):
             return
         episodes = self._episodes(rows, np.zeros_like(reason), cuts)
@@ -311,6 +312,7 @@ class TextCore:
                     typed=prompt.typed,
                     image=prompt.image,
                     turn_start=int(self.said[row]),
+                    turns=self.turns[row],
                 )
             )
         return episodes
