@@ -59,6 +59,7 @@ class TextCore:
         self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
         self.live = np.zeros(num_rows, bool)  # (B,)
+        self.unscored: WrittenStep | None = None  # the last step, if the reward model failed on the texts that it ended
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
         self._closes[list(task.eos_token_ids)] = EOS
@@ -93,7 +94,12 @@ class TextCore:
             self._generator(row).bit_generator.state = state
 
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
+        """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up.
+
+        What the reward model failed to score is given up, in all rows.
+        """
+        self.unscored = None
+        live, self.live = self.live, np.zeros_like(self.live)  # should a prompt not be readable, no row goes on
         if self.share is not None and self.undealt is not None and self._dealt is None:
             # a whole rollout's prompts, drawn at its first restart, which may seed the rows
             drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(self.undealt)]
@@ -107,12 +113,12 @@ class TextCore:
             self.turns[row] = ()
             if self.image is not None:
                 self.image[row] = 0
-            self.live[row] = self.undealt is None or self.undealt > 0
-            if not self.live[row]:
+            live[row] = self.undealt is None or self.undealt > 0
+            if not live[row]:
                 continue
             if self.undealt is not None:
                 self.undealt -= 1
-            index = self._next_prompt(int(row))
+            index = self.prompt_sampler.draw(self._generator(int(row))) if self._dealt is None else self._dealt.popleft()
             prompt, ids = self.task.start_of(index)
             self.prompts[row] = prompt
             self.prompt_index[row] = index
@@ -120,6 +126,7 @@ class TextCore:
             if self.image is not None and prompt.image is not None:
                 self.image[row] = prompt.image
             self._start_turn(int(row))
+        self.live = live
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
@@ -159,34 +166,26 @@ class TextCore:
             TypeError: Not integers.
             ValueError: Another shape, or an id outside the vocabulary.
             RuntimeError: No row is live: `restart` first.
-            RewardError: The reward model failed.
+            RewardError: The reward model failed.  On finished texts, the next step asks again, without writing its actions; on unfinished
+                ones, as when the task's `reply` or `ends` fail, all texts are lost, and `restart` is needed.
         """
-        return scored(self.task, self.write(actions))
+        written = self.write(actions) if self.unscored is None else self.unscored._replace(reward_model=self.reward_model)
+        self.unscored = written
+        result = scored(self.task, written)
+        self.unscored = None
+        return result
 
     def write(self, actions: np.ndarray) -> WrittenStep:
         """Do what `step` does before the texts that end are scored; `scored` does the rest."""
+        if self.unscored is not None:
+            raise RuntimeError("the texts that the last step ended are not scored: step() again, or reset()")
         tokens = _checked(actions, self.live, self.task.tokenizer.vocab_size)  # (B,)
         rows = np.flatnonzero(self.live)  # the live ones
-        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
-        illegal = self._advance(rows, tokens)
-        self.response[rows, self.length[rows]] = tokens[rows]
-        self.length[rows] += 1
-        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
-        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
-        cuts = self._watch(rows, reason)
-        reason[illegal] = ILLEGAL
-        rewards = np.zeros(self.num_rows)  # (B,)
-        if self.task.reply is not None:
-            self._take_turns(
-                np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards, {row: end for row, (_, end) in cuts.items()}
-            )
-        terminated = reason > GOES_ON  # (B,)
-        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
-        ended = np.flatnonzero(terminated)
-        self.live[ended] = False
-        self.returns += rewards
-        episodes = self._episodes(ended, reason, {row: begin for row, (begin, _) in cuts.items()}) if len(ended) else []
-        return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
+        try:
+            return self._written(rows, tokens)
+        except BaseException:  # tokens are there and what follows them is not
+            self.live[rows] = False
+            raise
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation.
@@ -211,8 +210,27 @@ class TextCore:
             return "", ""
         return prompt.text, self._decode([row])[0]
 
-    def _next_prompt(self, row: int) -> int:
-        return self.prompt_sampler.draw(self._generator(row)) if self._dealt is None else self._dealt.popleft()
+    def _written(self, rows: np.ndarray, tokens: np.ndarray) -> WrittenStep:
+        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
+        illegal = self._advance(rows, tokens)
+        self.response[rows, self.length[rows]] = tokens[rows]
+        self.length[rows] += 1
+        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
+        cuts = self._watch(rows, reason)
+        reason[illegal] = ILLEGAL
+        rewards = np.zeros(self.num_rows)  # (B,)
+        if self.task.reply is not None:
+            self._take_turns(
+                np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards, {row: end for row, (_, end) in cuts.items()}
+            )
+        terminated = reason > GOES_ON  # (B,)
+        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
+        ended = np.flatnonzero(terminated)
+        self.returns += rewards
+        episodes = self._episodes(ended, reason, {row: begin for row, (begin, _) in cuts.items()}) if len(ended) else []
+        self.live[ended] = False
+        return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
 
     def _generator(self, row: int) -> np.random.Generator:
         if self.generators[row] is None:

@@ -83,8 +83,12 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         """Append one token to every text; see `gymnasium.vector.VectorEnv.step`.
 
         Raises:
-            RuntimeError: `reset` was not called, or, in the mode `DISABLED`, not for a row whose text ended.
+            RuntimeError: `reset` was not called, or not for a row without a text; in the mode `DISABLED`, for one whose text ended.
+            RewardError: The reward model failed; see `TextGenerationEnv.step`.
         """
+        filled = self.core.live | self._ended  # (B,)
+        if np.count_nonzero(filled) < self.num_envs and self.core.undealt is None and self.core.unscored is None:
+            raise RuntimeError(f"rows {np.flatnonzero(~filled).tolist()} have no text: call reset() before step()")
         result, infos = self._step_and_restart(actions) if self.autoreset_mode is AutoresetMode.SAME_STEP else self._step_apart(actions)
         truncated = np.zeros(self.num_envs, bool)  # (B,)
         return self.core.observe(), result.rewards, result.terminated, truncated, infos
