@@ -217,7 +217,8 @@ class TextCore:
         self.length[rows] += 1
         reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
         reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
-        cuts = self._watch(rows, reason)
+        cuts = self._find_stops(rows, reason)
+        self._ask_ends(rows, reason)
         reason[illegal] = ILLEGAL
         rewards = np.zeros(self.num_rows)  # (B,)
         if self.task.reply is not None:
@@ -228,7 +229,8 @@ class TextCore:
         self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
         ended = np.flatnonzero(terminated)
         self.returns += rewards
-        episodes = self._episodes(ended, reason, {row: begin for row, (begin, _) in cuts.items()}) if len(ended) else []
+        begins = {row: begin for row, (begin, _) in cuts.items() if begin >= self.said[row]}  # a reply may follow a stop string
+        episodes = self._episodes(ended, reason, begins) if len(ended) else []
         self.live[ended] = False
         return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
 
@@ -261,8 +263,8 @@ class TextCore:
         if self.constraint is not None and prompt is not None:
             self.states[row], self._masks[row] = self.constraint.start(prompt), None
 
-    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, tuple[int, int]]:
-        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings lie in the response, by row."""
+    def _find_stops(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, tuple[int, int]]:
+        """Mark turns that end by a stop string; return where the strings lie in the response, by row."""
         cuts: dict[int, tuple[int, int]] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
@@ -271,13 +273,19 @@ class TextCore:
                 if stops:
                     cuts[row] = min(stops)
                     reason[row] = STOP
-        if self.task.ends is not None:
-            open_rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
-            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(reason), {}))
-            if len(ends) != len(open_rows):
-                raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
-            reason[open_rows[np.asarray(ends, bool)]] = TASK
         return cuts
+
+    def _ask_ends(self, rows: np.ndarray, reason: np.ndarray) -> None:
+        """Mark the texts in these rows that go on, or reach the limit, and end by the task's `ends`."""
+        if self.task.ends is None:
+            return
+        rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
+        if not len(rows):
+            return
+        ends = self.task.ends(self._episodes(rows, np.zeros_like(reason), {}))
+        if len(ends) != len(rows):
+            raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(rows)} texts; it must return one each")
+        reason[rows[np.asarray(ends, bool)]] = TASK
 
     def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray, cuts: dict[int, int]) -> None:
         """Let the environment answer in rows whose turn is over, cut behind its stop string; `reason` says afterwards which texts go on."""
@@ -298,8 +306,10 @@ class TextCore:
             self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
             self.length[row] += len(ids)
             self._start_turn(int(row))
+        answered = rows[reason[rows] == GOES_ON]
+        self.said[answered] = [len(text) for text in self._decode(answered)]
+        self._ask_ends(answered, reason)
         going_on = [i for i, row in enumerate(rows) if reason[row] == GOES_ON]
-        self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
         self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
 
     def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:

@@ -162,6 +162,13 @@ def test_a_turn_in_which_the_task_ends_the_text_is_not_sent(again):
     assert paid("x x .", again=again, stop_tokens=["."], ends=ends) == (1, "task", ["x x ."])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_with_which_the_task_ends_the_text_is_paid(again):
+    """`x . more x . more` has 6 tokens."""
+    ends = functools.partial(_have, 6)
+    assert paid("x .", again=again, stop_tokens=["."], ends=ends) == (2, "task", ["x ."] * 2)
+
+
 def _have(count, episodes):
     return [len(episode.response_ids) == count for episode in episodes]
 
