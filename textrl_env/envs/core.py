@@ -59,6 +59,7 @@ class TextCore:
         self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
         self.live = np.zeros(num_rows, bool)  # (B,)
+        self.waiting = np.zeros(num_rows, bool)  # (B,) rows whose text ended and was scored, until they are restarted
         self.unscored: WrittenStep | None = None  # the last step, if the reward model failed on the texts that it ended
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
@@ -99,7 +100,7 @@ class TextCore:
         What the reward model failed to score is given up, in all rows.
         """
         self.unscored = None
-        live, self.live = self.live, np.zeros_like(self.live)  # should a prompt not be readable, no row goes on
+        live, self.live = self.live, np.zeros(self.num_rows, bool)  # should a prompt not be readable, no row goes on
         if self.share is not None and self.undealt is not None and self._dealt is None:
             # a whole rollout's prompts, drawn at its first restart, which may seed the rows
             drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(self.undealt)]
@@ -113,6 +114,7 @@ class TextCore:
             self.turns[row] = ()
             if self.image is not None:
                 self.image[row] = 0
+            self.waiting[row] = False
             live[row] = self.undealt is None or self.undealt > 0
             if not live[row]:
                 continue
@@ -165,7 +167,7 @@ class TextCore:
         Raises:
             TypeError: Not integers.
             ValueError: Another shape, or an id outside the vocabulary.
-            RuntimeError: No row is live: `restart` first.
+            RuntimeError: No row is live, or one has no text although `begin_rollout` left none idle: `restart` first.
             RewardError: The reward model failed.  On finished texts, the next step asks again, without writing its actions; on unfinished
                 ones, as when the task's `reply` or `ends` fail, all texts are lost, and `restart` is needed.
         """
@@ -173,16 +175,40 @@ class TextCore:
         self.unscored = written
         result = scored(self.task, written)
         self.unscored = None
+        self.waiting[written.rows] = True
         return result
 
     def write(self, actions: np.ndarray) -> WrittenStep:
         """Do what `step` does before the texts that end are scored; `scored` does the rest."""
         if self.unscored is not None:
             raise RuntimeError("the texts that the last step ended are not scored: step() again, or reset()")
-        tokens = _checked(actions, self.live, self.task.tokenizer.vocab_size)  # (B,)
         rows = np.flatnonzero(self.live)  # the live ones
+        if len(rows) < self.num_rows and self.undealt is None and len(lost := np.flatnonzero(~(self.live | self.waiting))):
+            raise RuntimeError(f"rows {lost.tolist()} have no text: call reset() before step()")
+        tokens = _checked(actions, rows, self.num_rows, self.task.tokenizer.vocab_size)  # (B,)
         try:
-            return self._written(rows, tokens)
+            reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
+            illegal = self._advance(rows, tokens)
+            self.response[rows, self.length[rows]] = tokens[rows]
+            self.length[rows] += 1
+            reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+            reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
+            cuts = self._find_stops(rows, reason)
+            self._ask_ends(rows, reason)
+            reason[illegal] = ILLEGAL
+            rewards = np.zeros(self.num_rows)  # (B,)
+            if self.task.reply is not None:
+                closed = np.flatnonzero((reason == EOS) | (reason == STOP))
+                self._take_turns(closed, reason, rewards, {row: end for row, (_, end) in cuts.items()})
+            terminated = reason > GOES_ON  # (B,)
+            self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
+            ended = np.flatnonzero(terminated)
+            self.returns += rewards
+            # a reply may follow a stop string
+            begins = {row: begin for row, (begin, _) in cuts.items() if begin >= self.said[row]}
+            episodes = self._episodes(ended, reason, begins) if len(ended) else []
+            self.live[ended] = False
+            return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
         except BaseException:  # tokens are there and what follows them is not
             self.live[rows] = False
             raise
@@ -209,30 +235,6 @@ class TextCore:
         if prompt is None or (self.length[row] == 0 and not self.live[row]):
             return "", ""
         return prompt.text, self._decode([row])[0]
-
-    def _written(self, rows: np.ndarray, tokens: np.ndarray) -> WrittenStep:
-        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
-        illegal = self._advance(rows, tokens)
-        self.response[rows, self.length[rows]] = tokens[rows]
-        self.length[rows] += 1
-        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
-        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
-        cuts = self._find_stops(rows, reason)
-        self._ask_ends(rows, reason)
-        reason[illegal] = ILLEGAL
-        rewards = np.zeros(self.num_rows)  # (B,)
-        if self.task.reply is not None:
-            self._take_turns(
-                np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards, {row: end for row, (_, end) in cuts.items()}
-            )
-        terminated = reason > GOES_ON  # (B,)
-        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
-        ended = np.flatnonzero(terminated)
-        self.returns += rewards
-        begins = {row: begin for row, (begin, _) in cuts.items() if begin >= self.said[row]}  # a reply may follow a stop string
-        episodes = self._episodes(ended, reason, begins) if len(ended) else []
-        self.live[ended] = False
-        return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
 
     def _generator(self, row: int) -> np.random.Generator:
         if self.generators[row] is None:
@@ -346,17 +348,16 @@ class TextCore:
         return episodes
 
 
-def _checked(actions: np.ndarray, live: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return the actions, shape (B,), as token ids; those of idle rows may be anything."""
+def _checked(actions: np.ndarray, rows: np.ndarray, num_rows: int, vocab_size: int) -> np.ndarray:
+    """Return the actions, shape (B,), as token ids; those of rows that are not live may be anything."""
     tokens = np.asarray(actions)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"actions have dtype {tokens.dtype}: pass integer token ids")
-    if tokens.shape != live.shape:
-        raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {len(live)} rows")
-    if not live.any():
+    if tokens.shape != (num_rows,):
+        raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {num_rows} rows")
+    if not len(rows):
         raise RuntimeError("no text is being written: call reset() before step()")
-    bad = live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
+    bad = rows[(tokens[rows] < 0) | (tokens[rows] >= vocab_size)]
+    if len(bad):
+        raise ValueError(f"token id {tokens[bad[0]]} in row {bad[0]} is outside the vocabulary [0, {vocab_size})")
     return tokens

@@ -156,10 +156,13 @@ def test_rows_that_a_rollout_leaves_idle_are_no_mistake():
     assert env.step(np.array([0, 0]))[1].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("where", ["score_steps", "score_turns", "reply", "ends"])
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [("score_steps", 2), ("score_turns", 2), ("reply", 2), ("ends", 3), ("ends", 4)],  # `ends` is asked about replies too
+)
 @pytest.mark.parametrize("shell", SHELLS)
-def test_no_token_follows_a_step_that_failed_halfway(shell, where):
-    fails = Fails(where, calls=2)
+def test_no_token_follows_a_step_that_failed_halfway(shell, where, calls):
+    fails = Fails(where, calls)
     env = SHELLS[shell](task(reply=fails.reply, ends=fails.ends, max_new_tokens=9), fails)
     env.reset()
     env.step(np.array([0, 2]))
