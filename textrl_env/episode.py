@@ -29,6 +29,7 @@ class Episode:
         typed: See `Prompt`: whether a chat template wrote the prompt, and where people typed special tokens into it.
         image: The prompt's picture, shape (H, W, 3), uint8; None without one.
         turn_start: Where in the response the agent's last turn begins, in characters; 0 in a text of one turn.
+        turns: The agent's turns that ended, where the environment replies, each cut behind its stop string.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Episode:
     typed: tuple[tuple[int, int], ...] | None = None
     image: np.ndarray | None = None
     turn_start: int = 0
+    turns: tuple[str, ...] = ()
 
     @classmethod
     def from_text(

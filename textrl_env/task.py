@@ -85,7 +85,7 @@ class TextTask(NeverCopied):
         stop_tokens: Ids or spellings of tokens that end the text like end-of-text does (`finish_reason` `"stop"`).
         stop_strings: Texts that end the text wherever they appear in it, across token borders too (`"stop"`); the
             response is cut before them, the ids are kept.  Special tokens are not in texts: they are `stop_tokens`.
-        ends: Given all unfinished texts after each step, says which end there (`"task"`): one bool each.
+        ends: Given all unfinished texts after each step, with the reply where a turn ended, says which end there (`"task"`): one bool each.
         min_new_tokens: End-of-text and stop tokens are illegal before the agent wrote this many tokens of its turn.
         constraint: What the agent may write: a `Constraint`, plain data, or a list of them; see `as_constraint`.
         reply: Makes the task a dialogue.  Given the unfinished texts whose turn just ended with end-of-text or a stop,

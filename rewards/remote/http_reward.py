@@ -130,4 +130,5 @@ def as_json(episode: Episode) -> dict[str, Any]:
         "response_ids": episode.response_ids.tolist(),
         "action_mask": episode.action_mask.tolist(),
         **({} if episode.typed is None else {"typed": [list(span) for span in episode.typed]}),
+        **({"turns": list(episode.turns)} if episode.turns else {}),
     }

@@ -43,6 +43,7 @@ class Item(BaseModel):
     response_ids: list[int] = []
     action_mask: list[bool] = []
     typed: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
+    turns: list[str] = []
 
     def episode(self) -> Episode:
         """Return the record that reward models read."""
@@ -51,6 +52,7 @@ class Item(BaseModel):
             self.prompt, self.response, np.array(self.prompt_ids, np.int64), np.array(self.response_ids, np.int64), mask,
             self.finish_reason, tuple(self.references), self.metadata,
             None if self.typed is None else tuple((start, end) for start, end in self.typed),
+            turns=tuple(self.turns),
         )  # fmt: skip
 
 

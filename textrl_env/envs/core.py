@@ -53,12 +53,14 @@ class TextCore:
         self.image = None if task.image_shape is None else np.zeros((num_rows, *task.image_shape), np.uint8)
         self.by_env = np.zeros((num_rows, task.max_new_tokens), bool)  # response tokens that the environment wrote
         self.length = np.zeros(num_rows, np.int64)  # response tokens so far
-        self.turns = np.zeros(num_rows, np.int64)  # turns that the agent finished
+        self.turns: list[tuple[str, ...]] = [()] * num_rows  # that the agent finished
         self.said = np.zeros(num_rows, np.int64)  # characters of the response before the present turn
         self.returns = np.zeros(num_rows)  # rewards of the text so far, without its score
         self.prompts: list[Prompt | None] = [None] * num_rows
         self.prompt_index = np.zeros(num_rows, np.int64)  # (B,)
         self.live = np.zeros(num_rows, bool)  # (B,)
+        self.waiting = np.zeros(num_rows, bool)  # (B,) rows whose text ended and was scored, until they are restarted
+        self.unscored: WrittenStep | None = None  # the last step, if the reward model failed on the texts that it ended
         self._closes = np.zeros(task.tokenizer.vocab_size, np.int8)  # (V,) how each token ends a turn
         self._closes[list(task.stop_ids)] = STOP
         self._closes[list(task.eos_token_ids)] = EOS
@@ -93,7 +95,12 @@ class TextCore:
             self._generator(row).bit_generator.state = state
 
     def restart(self, rows: Sequence[int] | np.ndarray) -> None:
-        """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up."""
+        """Start a new text in each of `rows`, or leave it idle when `begin_rollout`'s number is used up.
+
+        What the reward model failed to score is given up, in all rows.
+        """
+        self.unscored = None
+        live, self.live = self.live, np.zeros(self.num_rows, bool)  # should a prompt not be readable, no row goes on
         if self.share is not None and self.undealt is not None and self._dealt is None:
             # a whole rollout's prompts, drawn at its first restart, which may seed the rows
             drawn = [self.prompt_sampler.draw(self._generator(i % self.num_rows)) for i in range(self.undealt)]
@@ -103,15 +110,17 @@ class TextCore:
             self.prompt[row] = PAD
             self.response[row] = PAD
             self.by_env[row] = False
-            self.length[row] = self.turns[row] = self.said[row] = self.returns[row] = 0
+            self.length[row] = self.said[row] = self.returns[row] = 0
+            self.turns[row] = ()
             if self.image is not None:
                 self.image[row] = 0
-            self.live[row] = self.undealt is None or self.undealt > 0
-            if not self.live[row]:
+            self.waiting[row] = False
+            live[row] = self.undealt is None or self.undealt > 0
+            if not live[row]:
                 continue
             if self.undealt is not None:
                 self.undealt -= 1
-            index = self._next_prompt(int(row))
+            index = self.prompt_sampler.draw(self._generator(int(row))) if self._dealt is None else self._dealt.popleft()
             prompt, ids = self.task.start_of(index)
             self.prompts[row] = prompt
             self.prompt_index[row] = index
@@ -119,6 +128,7 @@ class TextCore:
             if self.image is not None and prompt.image is not None:
                 self.image[row] = prompt.image
             self._start_turn(int(row))
+        self.live = live
 
     def begin_rollout(self, num_episodes: int) -> None:
         """Deal exactly `num_episodes` texts to the restarts that follow, then leave rows idle.
@@ -157,35 +167,51 @@ class TextCore:
         Raises:
             TypeError: Not integers.
             ValueError: Another shape, or an id outside the vocabulary.
-            RuntimeError: No row is live: `restart` first.
-            RewardError: The reward model failed.
+            RuntimeError: No row is live, or one has no text although `begin_rollout` left none idle: `restart` first.
+            RewardError: The reward model failed.  On finished texts, the next step asks again, without writing its actions; on unfinished
+                ones, as when the task's `reply` or `ends` fail, all texts are lost, and `restart` is needed.
         """
-        return scored(self.task, self.write(actions))
+        written = self.write(actions) if self.unscored is None else self.unscored._replace(reward_model=self.reward_model)
+        self.unscored = written
+        result = scored(self.task, written)
+        self.unscored = None
+        self.waiting[written.rows] = True
+        return result
 
     def write(self, actions: np.ndarray) -> WrittenStep:
         """Do what `step` does before the texts that end are scored; `scored` does the rest."""
-        tokens = _checked(actions, self.live, self.task.tokenizer.vocab_size)  # (B,)
+        if self.unscored is not None:
+            raise RuntimeError("the texts that the last step ended are not scored: step() again, or reset()")
         rows = np.flatnonzero(self.live)  # the live ones
-        reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
-        illegal = self._advance(rows, tokens)
-        self.response[rows, self.length[rows]] = tokens[rows]
-        self.length[rows] += 1
-        reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
-        reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
-        cuts = self._watch(rows, reason)
-        reason[illegal] = ILLEGAL
-        rewards = np.zeros(self.num_rows)  # (B,)
-        if self.task.reply is not None:
-            self._take_turns(
-                np.flatnonzero((reason == EOS) | (reason == STOP)), reason, rewards, {row: end for row, (_, end) in cuts.items()}
-            )
-        terminated = reason > GOES_ON  # (B,)
-        self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
-        ended = np.flatnonzero(terminated)
-        self.live[ended] = False
-        self.returns += rewards
-        episodes = self._episodes(ended, reason, {row: begin for row, (begin, _) in cuts.items()}) if len(ended) else []
-        return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
+        if len(rows) < self.num_rows and self.undealt is None and len(lost := np.flatnonzero(~(self.live | self.waiting))):
+            raise RuntimeError(f"rows {lost.tolist()} have no text: call reset() before step()")
+        tokens = _checked(actions, rows, self.num_rows, self.task.tokenizer.vocab_size)  # (B,)
+        try:
+            reason = np.zeros(self.num_rows, np.int8)  # (B,) how each text ends; 0: it goes on
+            illegal = self._advance(rows, tokens)
+            self.response[rows, self.length[rows]] = tokens[rows]
+            self.length[rows] += 1
+            reason[rows[self.length[rows] == self.task.max_new_tokens]] = LENGTH
+            reason[rows] = np.where(self._closes[tokens[rows]] > 0, self._closes[tokens[rows]], reason[rows])
+            cuts = self._find_stops(rows, reason)
+            self._ask_ends(rows, reason)
+            reason[illegal] = ILLEGAL
+            rewards = np.zeros(self.num_rows)  # (B,)
+            if self.task.reply is not None:
+                closed = np.flatnonzero((reason == EOS) | (reason == STOP))
+                self._take_turns(closed, reason, rewards, {row: end for row, (_, end) in cuts.items()})
+            terminated = reason > GOES_ON  # (B,)
+            self._add_dense("score_steps", np.flatnonzero(self.live & ~terminated), rewards)
+            ended = np.flatnonzero(terminated)
+            self.returns += rewards
+            # a reply may follow a stop string
+            begins = {row: begin for row, (begin, _) in cuts.items() if begin >= self.said[row]}
+            episodes = self._episodes(ended, reason, begins) if len(ended) else []
+            self.live[ended] = False
+            return WrittenStep(rewards, terminated, ended, episodes, self.returns[ended], self.prompt_index[ended], self.reward_model)
+        except BaseException:  # tokens are there and what follows them is not
+            self.live[rows] = False
+            raise
 
     def observe(self) -> dict[str, np.ndarray]:
         """Return a fresh copy of the observation.
@@ -209,9 +235,6 @@ class TextCore:
         if prompt is None or (self.length[row] == 0 and not self.live[row]):
             return "", ""
         return prompt.text, self._decode([row])[0]
-
-    def _next_prompt(self, row: int) -> int:
-        return self.prompt_sampler.draw(self._generator(row)) if self._dealt is None else self._dealt.popleft()
 
     def _generator(self, row: int) -> np.random.Generator:
         if self.generators[row] is None:
@@ -242,8 +265,8 @@ class TextCore:
         if self.constraint is not None and prompt is not None:
             self.states[row], self._masks[row] = self.constraint.start(prompt), None
 
-    def _watch(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, tuple[int, int]]:
-        """Mark texts that end by a stop string or by the task's `ends`; return where stop strings lie in the response, by row."""
+    def _find_stops(self, rows: np.ndarray, reason: np.ndarray) -> dict[int, tuple[int, int]]:
+        """Mark turns that end by a stop string; return where the strings lie in the response, by row."""
         cuts: dict[int, tuple[int, int]] = {}
         if self.task.stop_strings:
             for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
@@ -252,21 +275,27 @@ class TextCore:
                 if stops:
                     cuts[row] = min(stops)
                     reason[row] = STOP
-        if self.task.ends is not None:
-            open_rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
-            ends = self.task.ends(self._episodes(open_rows, np.zeros_like(reason), {}))
-            if len(ends) != len(open_rows):
-                raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(open_rows)} texts; it must return one each")
-            reason[open_rows[np.asarray(ends, bool)]] = TASK
         return cuts
+
+    def _ask_ends(self, rows: np.ndarray, reason: np.ndarray) -> None:
+        """Mark the texts in these rows that go on, or reach the limit, and end by the task's `ends`."""
+        if self.task.ends is None:
+            return
+        rows = rows[(reason[rows] == GOES_ON) | (reason[rows] == LENGTH)]
+        if not len(rows):
+            return
+        ends = self.task.ends(self._episodes(rows, np.zeros_like(reason), {}))
+        if len(ends) != len(rows):
+            raise ValueError(f"the task's `ends` returned {len(ends)} values for {len(rows)} texts; it must return one each")
+        reason[rows[np.asarray(ends, bool)]] = TASK
 
     def _take_turns(self, rows: np.ndarray, reason: np.ndarray, rewards: np.ndarray, cuts: dict[int, int]) -> None:
         """Let the environment answer in rows whose turn is over, cut behind its stop string; `reason` says afterwards which texts go on."""
-        self.turns[rows] += 1
-        limit = self.task.max_turns
-        last = rows[self.turns[rows] >= limit] if limit is not None else rows[:0]
-        reason[last] = TURNS
-        rows = np.setdiff1d(rows, last)
+        for row, text in zip(rows.tolist(), self._decode(rows), strict=True):
+            self.turns[row] += (text[self.said[row] : cuts.get(row)],)
+            if len(self.turns[row]) == self.task.max_turns:
+                reason[row] = TURNS
+        rows = rows[reason[rows] != TURNS]
         if not len(rows):
             return
         episodes = self._episodes(rows, np.zeros_like(reason), cuts)
@@ -279,8 +308,10 @@ class TextCore:
             self.by_env[row, self.length[row] : self.length[row] + len(ids)] = True
             self.length[row] += len(ids)
             self._start_turn(int(row))
+        answered = rows[reason[rows] == GOES_ON]
+        self.said[answered] = [len(text) for text in self._decode(answered)]
+        self._ask_ends(answered, reason)
         going_on = [i for i, row in enumerate(rows) if reason[row] == GOES_ON]
-        self.said[rows[going_on]] = [len(text) for text in self._decode(rows[going_on])]
         self._add_dense("score_turns", rows[going_on], rewards, [episodes[i] for i in going_on])
 
     def _add_dense(self, method: str, rows: np.ndarray, rewards: np.ndarray, episodes: list[Episode] | None = None) -> None:
@@ -311,22 +342,22 @@ class TextCore:
                     typed=prompt.typed,
                     image=prompt.image,
                     turn_start=int(self.said[row]),
+                    turns=self.turns[row],
                 )
             )
         return episodes
 
 
-def _checked(actions: np.ndarray, live: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return the actions, shape (B,), as token ids; those of idle rows may be anything."""
+def _checked(actions: np.ndarray, rows: np.ndarray, num_rows: int, vocab_size: int) -> np.ndarray:
+    """Return the actions, shape (B,), as token ids; those of rows that are not live may be anything."""
     tokens = np.asarray(actions)
     if tokens.dtype.kind not in "iu":
         raise TypeError(f"actions have dtype {tokens.dtype}: pass integer token ids")
-    if tokens.shape != live.shape:
-        raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {len(live)} rows")
-    if not live.any():
+    if tokens.shape != (num_rows,):
+        raise ValueError(f"actions have shape {tokens.shape}: pass one token id for each of {num_rows} rows")
+    if not len(rows):
         raise RuntimeError("no text is being written: call reset() before step()")
-    bad = live & ((tokens < 0) | (tokens >= vocab_size))  # (B,)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(f"token id {tokens[row]} in row {row} is outside the vocabulary [0, {vocab_size})")
+    bad = rows[(tokens[rows] < 0) | (tokens[rows] >= vocab_size)]
+    if len(bad):
+        raise ValueError(f"token id {tokens[bad[0]]} in row {bad[0]} is outside the vocabulary [0, {vocab_size})")
     return tokens

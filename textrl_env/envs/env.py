@@ -103,7 +103,8 @@ class TextGenerationEnv(TextEnvMixin, gym.Env[dict[str, np.ndarray], np.int64]):
             TypeError: The action is not an integer.
             ValueError: It is outside the vocabulary.
             RuntimeError: The text has ended, or none was started.
-            RewardError: The reward model failed.
+            RewardError: The reward model failed.  On a finished text, the next step asks again, without writing its action; on an
+                unfinished one, as when the task's `reply` or `ends` fail, the text is lost, and `reset` is needed.
         """
         result = self._advance(np.asarray(action).reshape(1))
         info = result.infos.get(0, {})

@@ -83,11 +83,12 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
             The observation, and where texts ended, shape (B,), bool.
 
         Raises:
-            RewardError: The reward model could not begin.
+            RewardError: The reward model could not begin; the step is made, and `step_wait` asks for its scores.
         """
         written = self.core.write(actions)
         last = self._restart(written.rows.tolist())
-        self._ahead.append(_StepAhead(written, last, begin_scoring(written.reward_model, written.judged)))
+        self._ahead.append(_StepAhead(written, last, []))
+        self._ahead[-1].begun.extend(begin_scoring(written.reward_model, written.judged))
         return self.core.observe(), written.terminated
 
     @property

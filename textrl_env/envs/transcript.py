@@ -42,11 +42,12 @@ class Transcripts:
 
     def step(self, actions: np.ndarray, log_probs: Any) -> StepResult:
         """Step the core; `log_probs` of the actions have shape (B,) or (), or are None."""
-        rows = np.flatnonzero(self.core.live)
-        at = rows, self.core.length[rows]  # where the agent's tokens come to lie; a reply may follow them
-        given = np.broadcast_to(np.nan if log_probs is None else np.asarray(log_probs, float), self.core.num_rows)
+        if self.core.unscored is None:  # else the step is that of the tokens before
+            rows = np.flatnonzero(self.core.live)
+            self._at = rows, self.core.length[rows]  # where the agent's tokens come to lie; a reply may follow them
+            self._given = np.broadcast_to(np.nan if log_probs is None else np.asarray(log_probs, float), self.core.num_rows)[rows]
         result = self.core.step(actions)
-        self.rewards[at], self.log_probs[at] = result.rewards[rows], given[rows]
+        self.rewards[self._at], self.log_probs[self._at] = result.rewards[self._at[0]], self._given
         return result
 
     def image(self, row: int, outcome: str) -> np.ndarray:

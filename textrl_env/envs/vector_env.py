@@ -40,7 +40,6 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         self.autoreset_mode = modes[autoreset_mode]
         super().__init__(*args, **kwargs)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
-        self._ended = np.zeros(self.num_envs, bool)  # (B,) rows whose text ended, and that did not start anew
 
     def _set_spaces(self, observation: spaces.Dict, action: spaces.Discrete) -> None:
         self.single_observation_space, self.single_action_space = observation, action
@@ -73,7 +72,6 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
             if (row_seed := seeds[row]) is not None:
                 self.core.seed(row, row_seed)
         self.core.restart(rows)
-        self._ended[rows] = False
         infos: dict[str, Any] = {}
         for row in rows:
             infos = self._add_info(infos, self.core.start_info(row), row)
@@ -83,7 +81,8 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         """Append one token to every text; see `gymnasium.vector.VectorEnv.step`.
 
         Raises:
-            RuntimeError: `reset` was not called, or, in the mode `DISABLED`, not for a row whose text ended.
+            RuntimeError: `reset` was not called, or not for a row without a text; in the mode `DISABLED`, for one whose text ended.
+            RewardError: The reward model failed; see `TextGenerationEnv.step`.
         """
         result, infos = self._step_and_restart(actions) if self.autoreset_mode is AutoresetMode.SAME_STEP else self._step_apart(actions)
         truncated = np.zeros(self.num_envs, bool)  # (B,)
@@ -100,7 +99,7 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
 
     def _step_apart(self, actions: np.ndarray) -> tuple[StepResult, dict[str, Any]]:
         """Append one token to every text, and in rows whose text ended in the step before start a new one instead."""
-        restarted = np.flatnonzero(self._ended)
+        restarted = np.flatnonzero(self.core.waiting)
         if len(restarted) and self.autoreset_mode is AutoresetMode.DISABLED:
             raise RuntimeError(
                 f"the texts of rows {restarted.tolist()} ended: call reset(options={{'reset_mask': terminated}}) before step()"
@@ -108,7 +107,6 @@ class TextGenerationVectorEnv(BatchMixin, VectorEnv[dict[str, np.ndarray], np.nd
         none = np.zeros(self.num_envs)  # (B,)
         result = self._advance(actions) if len(restarted) < self.num_envs else StepResult(none, none, none > 0, {})
         self.core.restart(restarted)
-        self._ended = result.terminated.copy()
         given = dict(result.infos)
         given.update((row, self.core.start_info(row)) for row in restarted.tolist())
         infos: dict[str, Any] = {}

@@ -35,13 +35,14 @@ class Observed(NamedTuple):
     done: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class _Game:
     env: Any
     first: str  # observation
     seen: str  # the observation before, which some environments show again, with all before it
     total: float = 0.0
     done: bool = False
+    answer: bytes = b""  # ids of what it said to the last turn, if it goes on
 
 
 class FromTurns(NeverCopied):
@@ -53,7 +54,8 @@ class FromTurns(NeverCopied):
 
     A prompt is what the environment shows after a reset with one of the seeds.  The agent's turn goes to `step` when it ends, and what the
     environment says next is context.  Where each observation begins with all that was shown before, only what is new is.  The score is
-    the sum of the rewards; a turn that the length limit cuts short is not sent, one that ends at `max_turns` is.
+    the sum of the rewards; a turn that the length limit cuts short is not sent, one that ends at `max_turns` is, and so is one whose
+    answer does not fit.  Turns end behind their stop string, also where a token holds more.
 
     The object is both the task's `reply` and its reward.  An episode is found again by its seed and its tokens, so any number of rows play
     side by side; one that is not open here (in another process, or after 1024 others) is played again from its seed.  So an
@@ -106,40 +108,49 @@ class FromTurns(NeverCopied):
         return {**self.__dict__, "_open": OrderedDict()}
 
     def _turn(self, episode: Episode) -> str | None:
-        game = self._take(episode, sent=False)
-        said = self._step(game, self._text(_turns(episode)[-1]))
+        game = self._take(episode, len(episode.turns) - 1)
+        said = self._step(game, episode.turns[-1])
         ids = np.asarray(self.tokenizer.encode_batch([said])[0], np.int64)
         if not game.done and not len(ids):
             raise ValueError(f"the environment said {said!r}, which has no tokens: let `show` write something, so that turns stay apart")
-        told = np.zeros(0, np.int64) if game.done else ids
-        self._keep((_seed(episode), np.concatenate([episode.response_ids, told]).tobytes()), game)
+        game.answer = b"" if game.done else ids.tobytes()
+        self._keep((_seed(episode), episode.response_ids.tobytes()), game)
         self._trim()
         return None if game.done else said
 
     def _total(self, episode: Episode) -> float:
-        game = self._take(episode, sent=episode.finish_reason == "task")
-        if episode.finish_reason == "turns":
-            self._step(game, self._text(_turns(episode)[-1]))
+        sent = len(episode.turns) - (episode.finish_reason == "turns")
+        game = self._take(episode, sent)
+        for turn in episode.turns[sent:]:
+            self._step(game, turn)
         _close(game)
         return game.total
 
-    def _take(self, episode: Episode, sent: bool) -> _Game:
-        """Return the game of an episode, with the agent's last turn if that was sent, or as it was before."""
-        told = episode.response_ids if sent else episode.response_ids[: _last_start(episode)]
-        key = (_seed(episode), told.tobytes())
-        return self._pop(key) if key in self._open else self._replayed(episode, sent)
+    def _take(self, episode: Episode, sent: int) -> _Game:
+        """Return the game of an episode after this many of its turns."""
+        told, answer = _told(episode, sent)
+        key = _seed(episode), told
+        games = self._open.get(key, [])
+        if episode.finish_reason == "length" and not answer:  # it did not fit, so it is none of those that are part of their texts
+            answer = max((game.answer for game in games), key=len, default=answer)
+        for game in reversed(games):
+            if game.answer == answer:
+                games.remove(game)
+                if not games:
+                    del self._open[key]
+                return game
+        return self._replayed(episode, sent)
 
-    def _replayed(self, episode: Episode, sent: bool) -> _Game:
-        """Play an episode anew, with its last turn if that was sent."""
+    def _replayed(self, episode: Episode, sent: int) -> _Game:
+        """Play an episode anew, as far as this many of its turns."""
         game = self._begin(_seed(episode))
         if game.seen != episode.prompt:
             raise ValueError(
                 f"after reset(seed={_seed(episode)}) the environment shows {game.seen[:80]!r} and not {episode.prompt[:80]!r} as before: "
                 "an episode that is no longer open can only go on where a seed repeats it"
             )
-        turns = _turns(episode)
-        for turn in turns if sent else turns[:-1]:
-            self._step(game, self._text(turn))
+        for turn in episode.turns[:sent]:
+            self._step(game, turn)
         return game
 
     def _begin(self, seed: int) -> _Game:
@@ -161,7 +172,7 @@ class FromTurns(NeverCopied):
 
     def _step(self, game: _Game, text: str) -> str:
         """Send a turn, and return what is new in what the environment says."""
-        observed = self._observed(game.env, game.env.step(self.act(text)))
+        observed = self._observed(game.env, game.env.step(self.act(text.strip())))
         grown = game.seen.startswith(game.first) and observed.text.startswith(game.seen) and len(observed.text) > len(game.seen)
         new = observed.text[len(game.seen) :] if grown else observed.text
         game.seen, game.total, game.done = observed.text, game.total + observed.reward, observed.done
@@ -179,19 +190,9 @@ class FromTurns(NeverCopied):
             return Observed(self.show(out.observation), float(out.reward or 0.0), bool(out.done))
         raise TypeError(f"{type(env).__name__}.step() returned {out!r}: it has to return what one of the shapes of `FromTurns` does")
 
-    def _text(self, ids: np.ndarray) -> str:
-        return self.tokenizer.decode_batch([ids.tolist()])[0].strip()
-
     def _keep(self, key: _Key, game: _Game) -> None:
         self._open.setdefault(key, []).append(game)
         self._open.move_to_end(key)
-
-    def _pop(self, key: _Key) -> _Game:
-        games = self._open[key]
-        game = games.pop()
-        if not games:
-            del self._open[key]
-        return game
 
     def _trim(self) -> None:
         while len(self._open) > _OPEN:
@@ -203,17 +204,12 @@ def _seed(episode: Episode) -> int:
     return int(episode.metadata["seed"])
 
 
-def _last_start(episode: Episode) -> int:
-    """Return where in the response's tokens the agent's last turn begins: behind the environment's last."""
-    own = np.flatnonzero(~episode.action_mask)
-    return int(own[-1]) + 1 if len(own) else 0
-
-
-def _turns(episode: Episode) -> list[np.ndarray]:
-    """Return the ids of each turn of the agent: the stretches between the environment's."""
-    borders = np.flatnonzero(np.diff(episode.action_mask.astype(int))) + 1
-    parts = np.split(np.arange(len(episode.response_ids)), borders)
-    return [episode.response_ids[part] for part in parts if len(part) and episode.action_mask[part[0]]]
+def _told(episode: Episode, sent: int) -> tuple[bytes, bytes]:
+    """Return the ids of the response as far as the turn of this number, and those of the answer to it."""
+    borders = np.flatnonzero(np.diff(episode.action_mask)) + 1  # between the agent's tokens and the environment's, which take turns
+    edges = [0, 0, *borders.tolist(), *[len(episode.response_ids)] * 2]  # where turn 0, which nobody wrote, its answer, turn 1, ... end
+    turn, answer = edges[2 * sent : 2 * sent + 2]
+    return episode.response_ids[:turn].tobytes(), episode.response_ids[turn:answer].tobytes()
 
 
 def _close(game: _Game) -> None:

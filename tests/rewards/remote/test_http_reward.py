@@ -25,7 +25,8 @@ from agents.cli.reward_serve import listen
 from rewards import HttpReward, RewardError
 from rewards.remote.http_reward import as_json
 from rewards.remote.reward_server import Item, make_app
-from textrl_env import Episode
+from textrl_env import Episode, TextGenerationEnv, WordTokenizer
+from textrl_env.tasks.turns import FromTurns
 
 from .servers import FaultyServer, episodes, lengths
 
@@ -344,6 +345,22 @@ def test_a_served_reward_that_does_not_apply():
     half = rewards.make("sum", terms={"long": lambda completions: [1.0 if len(text) > 2 else None for text in completions]})
     with served(half) as url:
         assert HttpReward(url).score(episodes(4)) == [None, None, None, 1.0]
+
+
+def test_turns_are_sent_to_a_server_that_plays_them_again():
+    class Pay:
+        def reset(self, seed=None):
+            return "go", {}
+
+        def step(self, action):
+            return "more", float(action == "[ x ]"), False, False, {}
+
+    own = FromTurns(Pay, WordTokenizer(["go", "more", "[", "x", "]."]), seeds=[0])
+    with served(own) as url:
+        env = TextGenerationEnv(own.task(7, stop_strings=["]"]), reward=HttpReward(url))
+        env.reset(seed=0)
+        paid = [env.step(token)[1] for token in [3, 4, 5] * 2]
+    assert paid == [0, 0, 0, 0, 0, 2]
 
 
 def test_the_served_schema():

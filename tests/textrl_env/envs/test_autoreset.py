@@ -87,6 +87,18 @@ def test_each_mode_is_that_of_gymnasium(name, mode):
     assert ends > 30
 
 
+@pytest.mark.parametrize(("size", "first"), [(1, [0, 1, 2, 3, 4]), (2, [0, 0, 1, 1, 2])])
+def test_rows_share_an_order_that_scalar_environments_each_begin(size, first):
+    task = toy(prompt_order="sequential", group_size=size)
+    assert TextGenerationVectorEnv(ROWS, task).reset(seed=0)[1]["prompt_id"].tolist() == first
+    assert sync(task, DISABLED).reset(seed=0)[1]["prompt_id"].tolist() == [0] * ROWS
+
+
+def test_rows_share_groups_of_prompts_drawn_at_random():
+    drawn = TextGenerationVectorEnv(ROWS, toy(group_size=ROWS)).reset(seed=0)[1]["prompt_id"].tolist()
+    assert drawn == drawn[:1] * ROWS != sync(toy(group_size=ROWS), DISABLED).reset(seed=0)[1]["prompt_id"].tolist()
+
+
 def test_the_action_of_a_step_that_resets_is_ignored():
     """Two tokens and an end, row 1 a token later; what row 0 is told to write while it starts anew is no token at all."""
     env = TextGenerationVectorEnv(2, toy(reward=lambda prompts, completions: [1.0] * len(completions)), autoreset_mode=NEXT_STEP)

@@ -31,6 +31,8 @@ class SlowText:
         starts = [i for stop in spec["stop_strings"] for i in range(self.turn_start, len(text)) if text[i:].startswith(stop)]
         if starts:
             reason, self.final = "stop", text[: min(starts)]
+        if reason in ("", "length") and len(self.tokens) >= spec["ends_at"]:
+            reason = "task"
         if illegal:
             reason = "illegal"
         if reason in ("eos", "stop") and spec["replies"] is not None:
@@ -46,6 +48,8 @@ class SlowText:
                 else:
                     self.tokens += [(t, True) for t in reply]
                     self.turn_start, self.turn_tokens, reason = len(self.words()), 0, ""
+                    if len(self.tokens) >= spec["ends_at"]:
+                        reason, self.final = "task", self.words()
         self.reason = reason
 
 
@@ -62,6 +66,7 @@ def specs(draw):
         "stop_tokens": draw(st.lists(token, max_size=2)),
         "stop_strings": draw(st.lists(st.sampled_from(["1 1", " 2", "3 ", "10", "1 2 1", "0"]), max_size=2)),
         "replies": replies,
+        "ends_at": draw(st.just(99) | st.integers(1, 9)),
         "max_turns": None if replies is None else draw(st.none() | st.integers(1, 3)),
         "prompts": draw(st.lists(st.lists(token, min_size=1, max_size=3), min_size=1, max_size=3)),
     }
@@ -70,9 +75,10 @@ def specs(draw):
 def task_of(spec):
     replies = spec["replies"]
     answer = None if replies is None else lambda episodes: [replies[len(e.response_ids) % len(replies)] for e in episodes]
+    ends = None if spec["ends_at"] == 99 else lambda episodes: [len(e.response_ids) >= spec["ends_at"] for e in episodes]
     shared = {k: spec[k] for k in ("max_new_tokens", "min_new_tokens", "stop_tokens", "stop_strings", "max_turns")}
     prompts = [Prompt(" ".join(map(str, row))) for row in spec["prompts"]]
-    return TextTask(IntegerTokenizer(spec["vocab"]), prompts, prompt_order="sequential", reply=answer, **shared)
+    return TextTask(IntegerTokenizer(spec["vocab"]), prompts, prompt_order="sequential", reply=answer, ends=ends, **shared)
 
 
 def score(prompts, completions):

@@ -129,6 +129,32 @@ def test_a_dialogue_ends(reply, limit, reason):
     assert results[-1].episodes[0].response_ids.tolist() == [5, 0]
 
 
+@pytest.mark.parametrize("stops", [{}, {"stop_strings": ["5"]}])
+def test_a_task_is_asked_about_replies_too(stops):
+    """Turns of one token and replies of one: four ids after the second reply, which a stop string before it does not cut off."""
+    seen, turn = [], 5 if stops else 0
+
+    def ends(episodes):
+        seen.extend(e.response_ids.tolist() for e in episodes)
+        return [len(e.response_ids) >= 4 for e in episodes]
+
+    _, results = play([turn] * 6, Dense(), max_new_tokens=12, reply=lambda e: ["2"], ends=ends, **stops)
+    episode = results[-1].episodes[0]
+    assert (len(results), episode.finish_reason) == (2, "task")
+    assert seen == [[turn, 2], [turn, 2, turn, 2]] and episode.response_ids.tolist() == seen[-1]
+    assert (episode.response, episode.turns) == ((" 5 2 5 2", (" 5", " 5")) if stops else (" 2 2", ("", "")))
+    assert [r.rewards[0] for r in results] == [10 + 0.25 * 2, 0]  # a turn of 1 token and a step at 2; the text's score alone
+
+
+@pytest.mark.parametrize(
+    ("replies", "limits", "reason"), [(["2"], {"max_turns": 1}, "turns"), (["2"], {"max_new_tokens": 2}, "length"), ([None], {}, "task")]
+)
+def test_a_task_is_not_asked_about_texts_that_ended(replies, limits, reason):
+    asked = []
+    _, results = play([7, 0], reply=lambda e: replies, ends=lambda e: asked.append(len(e[0].response_ids)) or [False], **limits)
+    assert (asked, results[-1].episodes[0].finish_reason) == ([1], reason)
+
+
 def test_stop_strings_count_from_the_beginning_of_a_turn():
     _, results = play([5, 0, 1, 5, 3, 0], max_new_tokens=9, reply=lambda e: ["5"], stop_strings=["5 3"], max_turns=2)
     # " 5" + reply " 5" + " 1 5 3": the fives before the turn do not count

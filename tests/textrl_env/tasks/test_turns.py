@@ -1,5 +1,7 @@
 """Turn-level environments as token-level tasks: an environment written here in three shapes, and games of TextArena."""
 
+import functools
+import itertools
 import pickle
 import random
 from types import SimpleNamespace
@@ -110,6 +112,87 @@ def test_a_turn_at_the_limit_of_turns_is_sent_and_one_cut_short_is_not(limits, t
     env.reset(seed=0)
     reward, ended, _ = write(env, tokens.replace("W", str((number_of(0) + 1) % 10)))
     assert ended and reward == pytest.approx(total)
+
+
+class Pay:
+    """Says `more` after every turn, which pays 1."""
+
+    def __init__(self):
+        Pay.actions = []
+
+    def reset(self, seed=None):
+        return "go", {}
+
+    def step(self, action):
+        Pay.actions.append(action)
+        return "more", 1.0, False, False, {}
+
+
+def paid(text, max_new_tokens=20, again=False, **settings):
+    """Write a text over and over until it ends; return its score, why it ended and what was sent, from its first turn on if `again`."""
+    tokenizer = WordTokenizer(["go", "more", "x", ".", "[", "].", "]"])
+    env = TextGenerationEnv(FromTurns(Pay, tokenizer, seeds=[0]).task(max_new_tokens, **settings))
+    env.reset(seed=0)
+    Pay.actions, ended, words = [], False, itertools.cycle(text.split())
+    while not ended:
+        env = pickle.loads(pickle.dumps(env)) if again else env  # no game is open in a copy
+        _, reward, ended, _, info = env.step(tokenizer.words.index(next(words)))
+    return reward, info["finish_reason"], Pay.actions
+
+
+@pytest.mark.parametrize(("room", "turns"), [(4, 1), (5, 2), (6, 2), (7, 2), (8, 3), (9, 3)])
+def test_a_turn_whose_answer_does_not_fit_is_paid_and_sent_once(room, turns):
+    """`x . more x . more x .`: turns end at 2, 5 and 8 tokens."""
+    assert paid("x .", room, stop_tokens=["."]) == (turns, "length", ["x ."] * turns)
+    reward, *_, actions = paid("x .", room, again=True, stop_tokens=["."])
+    assert (reward, actions) == (turns, ["x ."] * turns)  # the last game alone, begun when the score was asked for
+
+
+@pytest.mark.parametrize(("end", "limits"), [("turns", {"max_turns": 2}), ("length", {"max_new_tokens": 7})])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_turn_is_sent_as_far_as_its_stop_string(end, limits, again):
+    """`[ x ]. more [ x ].`: in the token that ends each turn, a stop is no part of the turn."""
+    assert paid("[ x ].", again=again, stop_strings=["]"], **limits) == (2, end, ["[ x ]"] * 2)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_turn_in_which_the_task_ends_the_text_is_not_sent(again):
+    """`x x . more x` has 5 tokens."""
+    ends = functools.partial(_have, 5)
+    assert paid("x x .", again=again, stop_tokens=["."], ends=ends) == (1, "task", ["x x ."])
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_with_which_the_task_ends_the_text_is_paid(again):
+    """`x . more x . more` has 6 tokens."""
+    ends = functools.partial(_have, 6)
+    assert paid("x .", again=again, stop_tokens=["."], ends=ends) == (2, "task", ["x ."] * 2)
+
+
+def _have(count, episodes):
+    return [len(episode.response_ids) == count for episode in episodes]
+
+
+def test_games_whose_answers_differ_after_the_same_turn_are_told_apart():
+    """Two rows write the same; the first answer, which does not fit, is paid 10, and the second, which does, 1 and then 1 more."""
+    answers = iter([("more " * 9, 10.0), ("more", 1.0), ("more", 1.0)])
+
+    class Moody(Pay):
+        def step(self, action):
+            return *next(answers), False, False, {}
+
+    tokenizer = WordTokenizer(["go", "more", "x", "."])
+    env = TextGenerationVectorEnv(2, FromTurns(Moody, tokenizer, seeds=[0]).task(5, stop_tokens=["."]), autoreset_mode="Disabled")
+    env.reset(seed=0)
+    rewards = []
+    for word in ("x", "."):
+        _, now, *_ = env.step(np.full(2, tokenizer.words.index(word)))
+        rewards.append(now.tolist())
+    assert rewards == [[0, 0], [10, 0]]
+    env.reset(options={"reset_mask": np.array([True, False])})
+    for words in ("x x", "x ."):
+        _, now, *_ = env.step(np.array([tokenizer.words.index(word) for word in words.split()]))
+    assert now.tolist() == [0, 2]
 
 
 def test_rows_side_by_side_of_the_same_seed_have_games_of_their_own():
