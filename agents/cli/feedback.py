@@ -206,7 +206,7 @@ def run_import(config: Import) -> None:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Seal a study's texts with a new key; stop the server first.
+    """Seal a study's texts with a new key; a server that runs goes on with it, but people enter their names again.
 
     Attributes:
         study: Its folder.

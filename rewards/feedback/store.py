@@ -11,7 +11,8 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
 
 _MAGIC = "textrl feedback"
+_SEALED_MAGIC = sa.select(facts.c.value).where(facts.c.name == "magic")
 _BY_TICKET = (
     sa.select(assignments, answers.c.value, open_assignments.c.reserved_at)
     .select_from(assignments.join(annotators).outerjoin(answers))
@@ -87,7 +89,7 @@ class FeedbackStore:
         self.engine = open_engine(self.study.database or f"sqlite:///{self.folder.resolve() / 'feedback.db'}")
         migrate(self.engine)
         with writing(self.engine) as db:
-            sealed = db.scalar(sa.select(facts.c.value).where(facts.c.name == "magic"))
+            sealed = db.scalar(_SEALED_MAGIC)
             if sealed is None:
                 db.execute(facts.insert().values(name="magic", value=self.keys.seal(_MAGIC)))
                 sealed = self.keys.seal(_MAGIC)
@@ -101,6 +103,18 @@ class FeedbackStore:
         """Give the database back."""
         self.engine.dispose()
 
+    @contextmanager
+    def _connect(self, writes: bool = True) -> Iterator[sa.Connection]:
+        """Open a transaction in which the keys are those of the database: another process may have changed them (`rotate`)."""
+        with writing(self.engine) if writes else self.engine.connect() as db:
+            sealed = db.scalars(_SEALED_MAGIC).one()
+            try:
+                self.keys.open(sealed)
+            except WrongKeyError:
+                self.keys = Keys.load(key_file(self.folder))
+                self.keys.open(sealed)
+            yield db
+
     def add_items(self, new: Iterable[Item]) -> tuple[int, int, Counter[str]]:
         """Store items that are not there yet.
 
@@ -113,7 +127,7 @@ class FeedbackStore:
         known = 0
         scrubbed: Counter[str] = Counter()
         rows: list[dict[str, Any]] = []
-        with writing(self.engine) as db:
+        with self._connect() as db:
             stored = set(db.scalars(sa.select(items.c.digest)))
             for item in new:
                 check_item(item, self.study)
@@ -168,7 +182,7 @@ class FeedbackStore:
 
     def shown(self, pseudonym: str) -> Assignment | None:
         """Return the question that is open for an annotator; None if none is."""
-        with self.engine.connect() as db:
+        with self._connect(writes=False) as db:
             return self._shown(db, pseudonym)
 
     def _shown(self, db: sa.Connection, pseudonym: str) -> Assignment | None:
@@ -189,7 +203,7 @@ class FeedbackStore:
         Raises:
             UnknownAnnotatorError: Nobody has this pseudonym.
         """
-        with writing(self.engine) as db:
+        with self._connect() as db:
             me = annotator_id(db, pseudonym)
             release_expired(db)
             shown = self._shown(db, pseudonym)
@@ -216,7 +230,7 @@ class FeedbackStore:
             StaleTicketError: The ticket belongs to no question of this annotator.
         """
         clean = {key: self._clean(text) for key, text in (words or {}).items() if text}
-        with writing(self.engine) as db:
+        with self._connect() as db:
             row = db.execute(_BY_TICKET, {"pseudonym": pseudonym, "ticket": ticket}).first()
             if row is None:
                 raise StaleTicketError("this question is not open for you: it was undone, or the form is not yours")
@@ -239,12 +253,12 @@ class FeedbackStore:
 
     def items(self) -> list[tuple[int, Item]]:
         """Return all items with their numbers."""
-        with self.engine.connect() as db:
+        with self._connect(writes=False) as db:
             return [(row.id, item_of(row, self.keys)) for row in db.execute(sa.select(items).order_by(items.c.id))]
 
     def answers(self, who: str = "owner") -> list[Answer]:
         """Return all answers in the order they were given, skipped questions too; the log says who read them."""
-        with writing(self.engine) as db:
+        with self._connect() as db:
             add_to_log(db, who, "read answers", "")
             rows = db.execute(
                 sa.select(items, assignments, annotators.c.pseudonym, answers.c.value, answers.c.words, answers.c.answered_at)
@@ -262,7 +276,7 @@ class FeedbackStore:
         """
         self.add_items(answer.item for answer in given)
         added = 0
-        with writing(self.engine) as db:
+        with self._connect() as db:
             for answer in given:
                 who = add_annotator(db, answer.annotator)
                 key = {"item_id": self._item_id(db, with_texts(answer.item, self._clean)), "annotator_id": who, "turn": answer.turn}
