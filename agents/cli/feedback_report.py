@@ -36,7 +36,7 @@ def run_report(config: FeedbackReport) -> None:
     if not answers:
         raise ValueError(f"{config.study} has no answers yet: there is nothing to report on")
     trust = quality_report(answers, store.study)
-    games = games_of([(a.item.sources, a.value) for a in answers if a.turn == 0 and a.item.gold is None])
+    games = games_of((a.item_id, a.item.sources, a.value) for a in answers if a.turn == 0 and a.item.gold is None)
     ranking = tournament(games) if games else []
     console = Console()
     _print(console, trust, ranking)
