@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .study import Study
+
+_OTHER = {"a": "b", "b": "a"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ def check_item(item: Item, study: Study) -> None:
         raise ValueError(f"an item has {len(item.responses)} responses and {len(item.sources)} sources: name one for each, or none")
     if study.kind == "spans" and len(item.responses[0]) > 20_000:
         raise ValueError(f"a response has {len(item.responses[0])} characters: words of at most 20,000 can be flagged; split it")
+
+
+def mirrored(item: Item) -> Item:
+    """Return a pair with its responses in the other order: the same question."""
+    gold = _OTHER.get(item.gold, item.gold) if isinstance(item.gold, str) else item.gold
+    return replace(item, responses=item.responses[::-1], sources=item.sources[::-1], gold=gold)
+
+
+def mirrored_answer(answer: Answer) -> Answer:
+    """Return the answer to a pair as an answer to the mirrored one."""
+    value = dict(answer.value)
+    if "choice" in value:
+        value["choice"] = _OTHER.get(value["choice"], value["choice"])
+    if "ratings" in value:
+        value["ratings"] = {name: ratings[::-1] for name, ratings in value["ratings"].items()}
+    return replace(answer, item=mirrored(answer.item), order=tuple(1 - i for i in answer.order), value=value)
 
 
 def with_texts(item: Item, change: Any) -> Item:

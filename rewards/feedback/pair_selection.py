@@ -13,6 +13,7 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
+from ..preferences.label_consensus import lot
 from .items import Item
 
 How = Literal["random", "balanced", "uncertain"]
@@ -60,9 +61,10 @@ def choose_pairs(
     by_prompt: dict[tuple[str, str | None], dict[str, Sample]] = defaultdict(dict)
     for sample in samples:
         by_prompt[sample.prompt, sample.group].setdefault(sample.response, sample)
-    pairs = [pair for own in by_prompt.values() for pair in combinations(own.values(), 2)]
+    # by lot: the same order whatever other samples there are, so that a pair which was asked before is known
+    sorted_samples = [sorted(own.values(), key=lambda s: lot(s.prompt, s.response)) for own in by_prompt.values()]
+    pairs = [pair for own in sorted_samples for pair in combinations(own, 2)]
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    pairs = [(b, a) if swap else (a, b) for (a, b), swap in zip(pairs, rng.random(len(pairs)) < 0.5, strict=True)]
     pairs.sort(key=lambda pair: pair[0].source == pair[1].source)  # stable: the drawn order stays
     if how == "balanced":
         pairs = _round_robin(pairs)

@@ -31,7 +31,7 @@ from .assignments import (
 )
 from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
-from .items import Answer, Assignment, Item, check_item, with_texts
+from .items import Answer, Assignment, Item, check_item, mirrored, mirrored_answer, with_texts
 from .personal_data import scrub
 from .schema import (
     annotators,
@@ -132,11 +132,10 @@ class FeedbackStore:
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                digest = digest_of(item, self.keys)
-                if digest in stored:
+                if stored.intersection(self._digests(item)):
                     known += 1
                     continue
-                stored.add(digest)
+                stored.add(digest_of(item, self.keys))
                 rows.append({**item_row(item, self.keys), "created_at": time.time()})
             if rows:  # all at once: a statement for each item costs more than its encryption
                 place_items(db, rows)
@@ -152,9 +151,17 @@ class FeedbackStore:
                 counts.update(removed)
         return text
 
-    def _item_id(self, db: sa.Connection, item: Item) -> int | None:
-        """Return the number of a scrubbed item; None if it is not stored."""
-        return db.scalar(sa.select(items.c.id).where(items.c.digest == digest_of(item, self.keys)))
+    def _digests(self, item: Item) -> list[str]:
+        """Return what the item is recognised by: a pair in either order."""
+        return [digest_of(same, self.keys) for same in ([item, mirrored(item)] if self.study.kind == "pair" else [item])]
+
+    def _find(self, db: sa.Connection, answer: Answer) -> tuple[int, Answer]:
+        """Return the number of the stored item that was answered, and the answer to the item as it is stored."""
+        digests = self._digests(with_texts(answer.item, self._clean))
+        found = {row.digest: row.id for row in db.execute(sa.select(items.c.digest, items.c.id).where(items.c.digest.in_(digests)))}
+        if digests[0] in found:
+            return found[digests[0]], answer
+        return found[digests[1]], mirrored_answer(answer)
 
     def enter(self, name: str) -> str:
         """Return the pseudonym of somebody who says this name; the name itself is not kept."""
@@ -279,7 +286,8 @@ class FeedbackStore:
         with self._connect() as db:
             for answer in given:
                 who = add_annotator(db, answer.annotator)
-                key = {"item_id": self._item_id(db, with_texts(answer.item, self._clean)), "annotator_id": who, "turn": answer.turn}
+                item_id, answer = self._find(db, answer)
+                key = {"item_id": item_id, "annotator_id": who, "turn": answer.turn}
                 before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
                 if db.scalar(before) is not None:
                     continue

@@ -4,7 +4,8 @@ import pytest
 
 from rewards import Preference, read_preferences, write_preferences
 from rewards.feedback.import_export import items_of, preference_rows, rating_rows
-from rewards.feedback.items import Answer
+from rewards.feedback.items import Answer, Item
+from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.feedback.study import Study
 from textrl_env.utils.files import write_jsonl
 
@@ -47,3 +48,25 @@ def test_metadata_of_a_comparison_does_not_say_its_label(tmp_path):
     odd = Preference("p", " good", " bad", metadata={"label": 0.2, "margin": 3.0, "annotator": "x", "topic": "y"})
     write_preferences(tmp_path / "p.jsonl", [odd])
     assert read_preferences(tmp_path / "p.jsonl") == [Preference("p", " good", " bad", metadata={"topic": "y"})]
+
+
+def test_pairs_that_are_there_are_not_asked_again_when_samples_are_added(make_store):
+    samples = [Sample(f"p{i}", f" {source}{i}", source) for i in range(25) for source in ("A", "B")]
+    store = make_store(choose_pairs(samples[:40], 100))
+    assert store.add_items(choose_pairs(samples, 100, seed=1))[:2] == (5, 20)
+    first = [item.sources[0] for _, item in store.items()]
+    assert 5 <= first.count("A") <= 20  # of 25: the place of a text tells nothing of its source
+
+
+def test_an_item_written_the_other_way_round_is_the_same_and_its_answers_are_turned(make_store):
+    item = Item("p", (" x", " y"), ("A", "B"), "film", "a")
+    other = Item("p", (" y", " x"), ("B", "A"), "film", "b")
+    store = make_store([item, Item("q", (" x", " y"))])
+    assert store.add_items([other, Item("p", (" y", " x"), ("B", "A"), "film", "a")])[:2] == (1, 1)  # the second has another right answer
+    value = {"choice": "b", "ratings": {"fluent": [1, 5]}}
+    given = [Answer(0, other, "p-0123456789ab", 0, (1, 0), value, {}, 9.0, 2.0)]
+    given += [Answer(0, Item("q", (" y", " x")), "p-0123456789ab", 0, (0, 1), {"choice": "tie"}, {}, 9.5, 2.0)]
+    assert store.add_answers(given) == (2, 0) and store.add_answers(given) == (0, 2)
+    turned, tie = store.answers()
+    assert (turned.item, turned.order) == (item, (0, 1)) and turned.value == {"choice": "a", "ratings": {"fluent": [5, 1]}}
+    assert (tie.item_id, tie.order, tie.value) == (2, (1, 0), {"choice": "tie"}) and len(store.items()) == 3
