@@ -132,7 +132,8 @@ _SIDES = {"a": "left", "b": "right"}
 def to_label_studio(answers: Sequence[Answer], items: Sequence[tuple[int, Item]]) -> list[dict[str, Any]]:
     """Return Label Studio's tasks for pairs, with `data` of `prompt`, `response_a`, `response_b`, and finished annotations.
 
-    A choice is a `pairwise` result of `left` or `right`, ties and both bad are `choices`, reasons `textarea`.
+    A choice is a `pairwise` result of `left` or `right`, ties and both bad are `choices`, reasons `textarea`.  What else is known of an
+    item is in `meta`.
     """
     own: dict[int, list[Answer]] = defaultdict(list)
     for a in answers:
@@ -142,7 +143,8 @@ def to_label_studio(answers: Sequence[Answer], items: Sequence[tuple[int, Item]]
         if len(item.responses) != 2:
             raise ValueError("Label Studio's form is written for pairs: export this study with --format answers")
         data = {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]}
-        tasks.append({"id": number, "data": data, "annotations": [_annotation(a) for a in own[number] if a.turn == 0]})
+        meta = {"sources": item.sources, "group": item.group, "gold": item.gold, "metadata": dict(item.metadata)}
+        tasks.append({"id": number, "data": data, "meta": meta, "annotations": [_annotation(a) for a in own[number] if a.turn == 0]})
     return tasks
 
 
@@ -170,8 +172,9 @@ def from_label_studio(tasks: Sequence[Mapping[str, Any]]) -> tuple[list[Item], l
     items, answers = [], []
     for number, task in enumerate(tasks, 1):
         try:
-            data = task["data"]
-            item = Item(data["prompt"], (data["response_a"], data["response_b"]))
+            data, meta = task["data"], task.get("meta") or {}
+            more = tuple(meta.get("sources", ())), meta.get("group"), meta.get("gold"), meta.get("metadata", {})
+            item = Item(data["prompt"], (data["response_a"], data["response_b"]), *more)
         except (KeyError, TypeError) as error:
             raise ValueError(f"task {number} lacks data with prompt, response_a and response_b: {error}") from error
         items.append(item)

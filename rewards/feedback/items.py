@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .study import Study
@@ -109,5 +109,13 @@ def mirrored_answer(answer: Answer) -> Answer:
 
 
 def with_texts(item: Item, change: Any) -> Item:
-    """Return the item with every text changed."""
-    return Item(change(item.prompt), tuple(change(r) for r in item.responses), item.sources, item.group, item.gold, item.metadata)
+    """Return the item with every string changed, in its metadata too, however deep."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {changed(key): changed(inner) for key, inner in value.items()}
+        return type(value)(map(changed, value)) if isinstance(value, list | tuple) else value
+
+    return Item(*(changed(getattr(item, field.name)) for field in fields(item)))

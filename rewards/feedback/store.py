@@ -40,6 +40,7 @@ from .schema import (
     answers,
     assignments,
     digest_of,
+    digests_of,
     facts,
     item_of,
     item_row,
@@ -64,6 +65,10 @@ _BY_TICKET = (
 _PROGRESS = sa.select(annotators.c.answered, sa.func.count(open_assignments.c.showing_id)).select_from(
     annotators.outerjoin(open_assignments)
 ).where(annotators.c.id == sa.bindparam("me")).group_by(annotators.c.id)  # fmt: skip
+
+
+def _is_bare(item: Item) -> bool:
+    return not item.sources and item.group is None and item.gold is None
 
 
 class StaleTicketError(ValueError):
@@ -132,7 +137,7 @@ class FeedbackStore:
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                if stored.intersection(self._digests(item)):
+                if stored.intersection(digests_of(item, self.keys, self.study)):
                     known += 1
                     continue
                 stored.add(digest_of(item, self.keys))
@@ -151,13 +156,9 @@ class FeedbackStore:
                 counts.update(removed)
         return text
 
-    def _digests(self, item: Item) -> list[str]:
-        """Return what the item is recognised by: a pair in either order."""
-        return [digest_of(same, self.keys) for same in ([item, mirrored(item)] if self.study.kind == "pair" else [item])]
-
     def _find(self, db: sa.Connection, answer: Answer) -> tuple[int, Answer]:
         """Return the number of the stored item that was answered, and the answer to the item as it is stored."""
-        digests = self._digests(with_texts(answer.item, self._clean))
+        digests = digests_of(with_texts(answer.item, self._clean), self.keys, self.study)
         found = {row.digest: row.id for row in db.execute(sa.select(items.c.digest, items.c.id).where(items.c.digest.in_(digests)))}
         if digests[0] in found:
             return found[digests[0]], answer
@@ -262,6 +263,14 @@ class FeedbackStore:
         """Return all items with their numbers."""
         with self._connect(writes=False) as db:
             return [(row.id, item_of(row, self.keys)) for row in db.execute(sa.select(items).order_by(items.c.id))]
+
+    def completed(self, given: Iterable[Item]) -> list[Item]:
+        """Return the items, in place of each that is known by its texts alone the stored item with these texts, if there is one."""
+        stored = sorted((item for _, item in self.items()), key=_is_bare)  # a stored item without more is the likeliest one
+        turned = [mirrored(item) for item in stored if self.study.kind == "pair"]
+        known = {(item.prompt, item.responses): item for item in (*turned, *stored)}
+        cleaned = [(item, with_texts(item, self._clean)) for item in given]
+        return [known.get((clean.prompt, clean.responses), item) if _is_bare(item) else item for item, clean in cleaned]
 
     def answers(self, who: str = "owner") -> list[Answer]:
         """Return all answers in the order they were given, skipped questions too; the log says who read them."""

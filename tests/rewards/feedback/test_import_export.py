@@ -1,10 +1,13 @@
 """Answers as files: what an item's own columns said before does not override what people answered."""
 
+import json
+
 import pytest
 
 from rewards import Preference, read_preferences, write_preferences
 from rewards.feedback.import_export import items_of, preference_rows, rating_rows
 from rewards.feedback.items import Answer, Item
+from rewards.feedback.manage_study import export_answers, import_answers
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.feedback.study import Study
 from textrl_env.utils.files import write_jsonl
@@ -70,3 +73,59 @@ def test_an_item_written_the_other_way_round_is_the_same_and_its_answers_are_tur
     turned, tie = store.answers()
     assert (turned.item, turned.order) == (item, (0, 1)) and turned.value == {"choice": "a", "ratings": {"fluent": [5, 1]}}
     assert (tie.item_id, tie.order, tie.value) == (2, (1, 0), {"choice": "tie"}) and len(store.items()) == 3
+
+
+def without_meta(task):
+    return {key: value for key, value in task.items() if key != "meta"}
+
+
+def other_way_round(task):
+    data = {**task["data"], "response_a": task["data"]["response_b"], "response_b": task["data"]["response_a"]}
+    turned = json.dumps(task["annotations"]).replace("left", "?").replace("right", "left").replace("?", "right")
+    return {"data": data, "annotations": json.loads(turned)}
+
+
+@pytest.mark.parametrize("change", [dict, without_meta, other_way_round])
+def test_ones_own_label_studio_export_adds_nothing(make_store, tmp_path, change):
+    given = [Item(f"p{i}", (" x", " y"), ("A", "B"), "film", metadata={"topic": "z"}) for i in range(2)]
+    given += [Item("g", (" r", " w"), gold="a"), Item("p0", (" x", " z"))]
+    store = make_store(given)
+    store.add_answers([Answer(0, item, store.keys.name("ann"), 0, (0, 1), {"choice": "a"}, {}, 9.0, 2.0) for item in given])
+    export_answers(store.folder, tmp_path / "own.json", "label-studio")
+    tasks = [change(task) for task in json.loads((tmp_path / "own.json").read_text())]
+    (tmp_path / "own.json").write_text(json.dumps(tasks))
+    before = store.answers()
+    assert len(before) == 4 and import_answers(store.folder, tmp_path / "own.json") == (0, 4)
+    assert store.answers() == before and [item for _, item in store.items()] == given
+    other = make_store(name="other")
+    assert import_answers(other.folder, tmp_path / "own.json") == (4, 0)
+    kept = [item for _, item in other.items()]
+    assert kept == given if change is dict else {item.group for item in kept} == {None}
+
+
+def test_a_label_studio_file_of_texts_as_they_were_before_personal_data_went(make_store, tmp_path):
+    store = make_store([Item("mail ann@doe.example", (" x", " y"), group="film")])
+    data = {"prompt": "mail ann@doe.example", "response_a": " x", "response_b": " y"}
+    result = [{"type": "pairwise", "value": {"selected": "left"}}]
+    (tmp_path / "in.json").write_text(json.dumps([{"data": data, "annotations": [{"completed_by": 7, "result": result}]}]))
+    assert import_answers(store.folder, tmp_path / "in.json") == (1, 0)
+    ((_, item),) = store.items()
+    assert item.group == "film"
+
+
+def test_personal_data_go_from_all_that_is_kept_of_an_item(make_store, tmp_path):
+    pages = {"https://doe.example/jane": [{"by": "jane@doe.example"}, 4], "topic": None}
+    row = {"prompt": "p", "responses": [" x", " y"], "group": "jane@doe.example", "sources": ["+44 20 7946 0958", "b"], "pages": pages}
+    (item,) = items_of([row])
+    store = make_store()
+    added, known, scrubbed = store.add_items([item])
+    assert (added, known, scrubbed) == (1, 0, {"e-mail": 2, "URL": 1, "phone": 1})
+    clean = Item("p", (" x", " y"), ("[phone]", "b"), "[e-mail]", metadata={"pages": {"[URL]": [{"by": "[e-mail]"}, 4], "topic": None}})
+    assert [item for _, item in store.items()] == [clean]
+    assert store.add_items([item, clean])[:2] == (0, 2)
+    assert store.add_answers([Answer(0, item, "p-0123456789ab", 0, (0, 1), {"choice": "a"}, {}, 9.0, 2.0)]) == (1, 0)
+    export_answers(store.folder, tmp_path / "out.jsonl")
+    written = (tmp_path / "out.jsonl").read_bytes() + b"".join(path.read_bytes() for path in store.folder.iterdir())
+    assert b"doe.example" not in written and b"7946" not in written
+    kept = make_store([item], name="kept", scrub=False)
+    assert [item for _, item in kept.items()] == [item]
