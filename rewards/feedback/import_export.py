@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..preferences.preference import KNOWN
-from .items import Answer, Item
+from .items import EQUAL, Answer, Item
 from .pair_selection import Sample
 from .study import Study
 
@@ -140,6 +140,8 @@ def to_label_studio(answers: Sequence[Answer], items: Sequence[tuple[int, Item]]
         own[a.item_id].append(a)
     tasks = []
     for number, item in items:
+        if item.gold == EQUAL:
+            continue
         if len(item.responses) != 2:
             raise ValueError("Label Studio's form is written for pairs: export this study with --format answers")
         data = {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]}
@@ -223,7 +225,8 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
             raise ValueError(f"row {number} has {got}: a string and a list of strings are needed")
         known = {"prompt", "responses", "chosen", "rejected", "response", "sources", "group", "gold"}
         more = {key: value for key, value in row.items() if key not in known}
-        sources, group = tuple(map(str, row.get("sources", ()))), None if group is None else str(group)
+        sources = tuple(tuple(map(str, name)) if isinstance(name, list) else str(name) for name in row.get("sources", ()))
+        group = None if group is None else str(group)
         items.append(Item(prompt, tuple(responses), sources, group, row.get("gold"), more))
     return items
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .study import Study
 
+EQUAL = "equal"  # in place of the right answer where both responses are one text of several sources: a tie that nobody is asked about
 _OTHER = {"a": "b", "b": "a"}
 
 
@@ -18,18 +19,22 @@ class Item:
     Attributes:
         prompt: What the responses answer.
         responses: 2 for a comparison, 1 for ratings and flags, 0 or 1 for demonstrations, 2 or more for rankings.
-        sources: Who wrote each response.
+        sources: Who wrote each response; names in a tuple where several wrote it.
         group: What results are broken down by.
-        gold: The right answer, for gold questions: "a" or "b" of a pair, a number, a ranking.
+        gold: The right answer, for gold questions: "a" or "b" of a pair, a number, a ranking; `EQUAL` for what is not asked.
         metadata: Further columns.
     """
 
     prompt: str
     responses: tuple[str, ...]
-    sources: tuple[str, ...] = ()
+    sources: tuple[str | tuple[str, ...], ...] = ()
     group: str | None = None
     gold: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(name if isinstance(name, str) else tuple(name) for name in self.sources)  # JSON has lists only
+        object.__setattr__(self, "sources", names)
 
 
 @dataclass(frozen=True)

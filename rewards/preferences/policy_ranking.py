@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize
@@ -71,18 +72,27 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     return sorted(strengths, key=lambda s: -s.strength)
 
 
-def games_of(answers: Iterable[tuple[Hashable, Sequence[str], Mapping[str, object]]]) -> list[Game]:
-    """Return one game for each pair that was answered, with the mean share of its answers.
+def names(source: str | Sequence[str]) -> Sequence[str]:
+    """Return who wrote a text: one name, or several."""
+    return [source] if isinstance(source, str) else source
+
+
+def games_of(answers: Iterable[tuple[Hashable, Sequence[str | Sequence[str]], Mapping[str, object]]]) -> list[Game]:
+    """Return the games in answers to pairs: one for each pair and two of its sources, with the mean share of the answers.
 
     Args:
-        answers: As (pair, sources, value), where `pair` is the same for all answers to one pair, such as its number.  Both bad counts as a
-            tie; a pair with the same source twice is no game.
+        answers: As (pair, sources, value), where `pair` is the same for all answers to one pair, such as its number, and `sources` has for
+            each response who wrote it, one name or several.  Both bad counts as a tie; the same source twice is no game.
     """
     shares = {"a": 1.0, "b": 0.0, "tie": 0.5, "bad": 0.5}
     found: dict[tuple[Hashable, str, str], list[float]] = defaultdict(list)
     for pair, sources, value in answers:
-        if "choice" in value and len(sources) == 2 and sources[0] != sources[1]:
-            found[pair, sources[0], sources[1]].append(shares[str(value["choice"])])
+        if "choice" not in value or len(sources) != 2:
+            continue
+        share = shares[str(value["choice"])]
+        for x, y in product(*map(names, sources)):
+            if x != y:
+                found[pair, min(x, y), max(x, y)].append(share if x < y else 1 - share)
     return [(first, second, sum(own) / len(own)) for (_, first, second), own in found.items()]
 
 

@@ -1,15 +1,17 @@
 """Answers as files: what an item's own columns said before does not override what people answered."""
 
 import json
+import math
 
 import pytest
 
 from rewards import Preference, read_preferences, write_preferences
-from rewards.feedback.import_export import items_of, preference_rows, rating_rows
-from rewards.feedback.items import Answer, Item
+from rewards.feedback.import_export import answer_rows, answers_of, items_of, preference_rows, rating_rows, to_label_studio
+from rewards.feedback.items import EQUAL, Answer, Item
 from rewards.feedback.manage_study import export_answers, import_answers
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.feedback.study import Study
+from rewards.preferences.policy_ranking import games_of, tournament
 from textrl_env.utils.files import write_jsonl
 
 
@@ -129,3 +131,57 @@ def test_personal_data_go_from_all_that_is_kept_of_an_item(make_store, tmp_path)
     assert b"doe.example" not in written and b"7946" not in written
     kept = make_store([item], name="kept", scrub=False)
     assert [item for _, item in kept.items()] == [item]
+
+
+WORTH = {" good": 2, " fair": 1, " bad": 0}
+
+
+def judged(store):
+    """The games of a study that a perfect judge has answered."""
+    who = store.enter("judge")
+    while (shown := store.ask(who)) is not None:
+        x, y = (WORTH[response] for response in shown.item.responses)
+        assert x != y
+        store.answer(who, shown.ticket, {"choice": "a" if x > y else "b"})
+    given = [(a.item_id, a.item.sources, a.value) for a in store.answers()]
+    return games_of([*given, *((number, item.sources, {"choice": "tie"}) for number, item in store.items() if item.gold == EQUAL)])
+
+
+@pytest.mark.parametrize("first", ["A", "B"])
+def test_a_text_of_two_policies_counts_for_both(make_store, first):
+    wrote = {"A": (" good", " bad"), "B": (" good", " fair")}
+    samples = [Sample(f"p{i}", text, who) for who in sorted(wrote, reverse=first == "B") for i in range(50) for text in wrote[who]]
+    store = make_store(choose_pairs(samples, 1000), gold_share=0.5)
+    games = judged(store)
+    assert len(store.answers()) == 150 and len(games) == 200 and {game[:2] for game in games} == {("A", "B")}
+    assert sum(share for *_, share in games) / 200 == 0.375  # (good, good), (good, fair), (bad, good), (bad, fair): 1/2, 1, 0, 0
+    worse, better = sorted(tournament(games, samples=20), key=lambda s: s.player)
+    assert worse.strength - better.strength == pytest.approx(math.log(0.375 / 0.625), abs=0.01)
+    assert {item.sources for _, item in store.items() if item.gold == EQUAL} == {((first, "AB"["BA".index(first)]),) * 2}
+    store.add_answers([Answer(0, Item("q", (" x", " y")), "p-0123456789ab", 0, (0, 1), {"choice": "a"}, {}, 9.0, 2.0)])  # counts anew
+    assert store.progress(store.enter("judge")) == (150, 0) and store.ask(store.enter("other")) is None
+
+
+def test_equal_texts_are_ties_and_do_not_use_up_questions(make_store):
+    wrote = {"A": [" good"] * 10 + [" fair"] * 90, "B": [" bad"] * 10 + [" fair"] * 90}
+    samples = [Sample(f"p{i}", text, who) for who, texts in wrote.items() for i, text in enumerate(texts)]
+    games = judged(make_store(choose_pairs(samples, 10)))
+    assert len(games) == 100 and sum(share for *_, share in games) == pytest.approx(10 + 90 / 2)
+    few = choose_pairs(samples, 2)
+    assert sum(item.gold is None for item in few) == 2 and 3 < len(few) < 80  # ties as often as they are drawn
+    assert [task["data"] for task in to_label_studio([], [(i, item) for i, item in enumerate(few)])] == [
+        {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]} for item in few if item.gold is None
+    ]
+
+
+def test_names_of_several_who_wrote_a_text_come_back(make_store, tmp_path):
+    item = Item("p", (" x", " y"), (("A", "B"), "A"))
+    store = make_store([item])
+    assert items_of([{"prompt": "p", "responses": [" x", " y"], "sources": [["A", "B"], "A"]}]) == [item]
+    given = [Answer(1, item, store.keys.name("ann"), 0, (0, 1), {"choice": "a"}, {}, 9.0, 2.0)]
+    assert answers_of(json.loads(json.dumps(list(answer_rows(given)))))[0].item == item
+    assert store.add_answers(given) == (1, 0) and store.answers()[0].item == item
+    export_answers(store.folder, tmp_path / "out.json", "label-studio")
+    assert import_answers(make_store(name="other").folder, tmp_path / "out.json") == (1, 0)
+    ((_, read),) = make_store(name="other").items()
+    assert read == item
