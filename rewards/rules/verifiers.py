@@ -19,11 +19,10 @@ from .numeric import last_boxed
 from .references import ReferenceRule
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_DENIAL = (
-    re.compile(  # the words in front of a letter that deny it, as in "is definitely not", "can't be the correct option", "neither A nor"
-        r"""(?ix) (?: \b(?:not|cannot|never|neither|nor) | n['\u2019]t )
+# The words in front of a letter that deny it, as in "is definitely not", "can't be the correct option", "neither A nor"
+_DENIAL = re.compile(
+    r"""(?ix) (?: \b(?:not|cannot|never|neither|nor) | n['\u2019]t )
     (?:\s+(?:be|been|have|possibly|necessarily|the|correct|right|answer|option|choice|letter|\w\s+n?or))* [\s({\[*"']* \Z"""
-    )
 )
 _LONGEST = 20_000  # characters: in more, Python 3.10 can be made to crash by nesting (python/cpython#95185)
 # Limits on nesting of our own: Python's depend on how deep its caller stands, and on torch.compile, which raises one for the whole process
