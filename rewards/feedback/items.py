@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..preferences.preference import names
 from .study import Study
 
+Source = str | tuple[str, ...]  # who wrote a text: one name, or several
 EQUAL = "equal"  # in place of the right answer where both responses are one text of several sources: a tie that nobody is asked about
 _OTHER = {"a": "b", "b": "a"}
 
@@ -27,7 +29,7 @@ class Item:
 
     prompt: str
     responses: tuple[str, ...]
-    sources: tuple[str | tuple[str, ...], ...] = ()
+    sources: tuple[Source, ...] = ()
     group: str | None = None
     gold: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -95,6 +97,12 @@ def check_item(item: Item, study: Study) -> None:
         raise ValueError(f"an item has {len(item.responses)} responses and {len(item.sources)} sources: name one for each, or none")
     if study.kind == "spans" and len(item.responses[0]) > 20_000:
         raise ValueError(f"a response has {len(item.responses[0])} characters: words of at most 20,000 can be flagged; split it")
+
+
+def written_by_both(sources: Sequence[Source], others: Sequence[Source]) -> tuple[Source, ...]:
+    """Return who wrote each response, as two items with these responses say."""
+    both = [tuple(dict.fromkeys((*names(x), *names(y)))) for x, y in zip(sources, others, strict=True)] if sources and others else ()
+    return tuple(name[0] if len(name) == 1 else name for name in both) or tuple(sources or others)
 
 
 def mirrored(item: Item) -> Item:

@@ -14,8 +14,8 @@ from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
 from ..preferences.label_consensus import lot
-from ..preferences.policy_ranking import names
-from .items import EQUAL, Item
+from ..preferences.preference import names
+from .items import EQUAL, Item, Source, written_by_both
 
 How = Literal["random", "balanced", "uncertain"]
 
@@ -33,7 +33,7 @@ class Sample:
 
     prompt: str
     response: str
-    source: str | tuple[str, ...] = ""
+    source: Source = ""
     group: str | None = None
 
 
@@ -65,7 +65,8 @@ def choose_pairs(
     by_prompt: dict[tuple[str, str | None], dict[str, Sample]] = defaultdict(dict)
     for sample in samples:
         own = by_prompt[sample.prompt, sample.group]
-        own[sample.response] = _of_both(own.get(sample.response, sample), sample)
+        known = own.get(sample.response, sample)
+        own[sample.response] = replace(known, source=written_by_both([known.source], [sample.source])[0])
     # by lot: the same order whatever other samples there are, so that a pair which was asked before is known
     sorted_samples = [sorted(own.values(), key=lambda s: lot(s.prompt, s.response)) for own in by_prompt.values()]
     pairs = [(a, b) for own in sorted_samples for a, b in combinations_with_replacement(own, 2) if a is not b or len(names(a.source)) > 1]
@@ -82,12 +83,6 @@ def choose_pairs(
         for (a, b), count in zip(pairs, asked, strict=True)
         if count <= number
     ]
-
-
-def _of_both(sample: Sample, other: Sample) -> Sample:
-    """Return the sample, whose response the other's source wrote too."""
-    sources = tuple(dict.fromkeys((*names(sample.source), *names(other.source))))
-    return replace(sample, source=sources if len(sources) > 1 else sources[0])
 
 
 def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:

@@ -31,7 +31,7 @@ from .assignments import (
 )
 from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
-from .items import Answer, Assignment, Item, check_item, mirrored, mirrored_answer, with_texts
+from .items import Answer, Assignment, Item, check_item, mirrored, mirrored_answer, with_texts, written_by_both
 from .personal_data import scrub
 from .schema import (
     annotators,
@@ -39,7 +39,6 @@ from .schema import (
     answer_row,
     answers,
     assignments,
-    digest_of,
     digests_of,
     facts,
     item_of,
@@ -121,7 +120,7 @@ class FeedbackStore:
             yield db
 
     def add_items(self, new: Iterable[Item]) -> tuple[int, int, Counter[str]]:
-        """Store items that are not there yet.
+        """Store items that are not there yet; whoever wrote the responses of one that is there is noted with it.
 
         Returns:
             How many were added, how many were there already, and what was scrubbed.
@@ -131,20 +130,28 @@ class FeedbackStore:
         """
         known = 0
         scrubbed: Counter[str] = Counter()
-        rows: list[dict[str, Any]] = []
+        rows: dict[str, dict[str, Any]] = {}
         with self._connect() as db:
-            stored = set(db.scalars(sa.select(items.c.digest)))
+            stored = dict(db.execute(sa.select(items.c.digest, items.c.sources)).all())
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                if stored.intersection(digests_of(item, self.keys, self.study)):
-                    known += 1
-                    continue
-                stored.add(digest_of(item, self.keys))
-                rows.append({**item_row(item, self.keys), "created_at": time.time()})
+                for same, digest in zip((item, mirrored(item)), digests_of(item, self.keys, self.study), strict=False):
+                    if digest in stored:
+                        known += 1
+                        wrote = json.dumps(written_by_both(json.loads(stored[digest]), same.sources))
+                        if digest in rows:
+                            rows[digest]["sources"] = wrote
+                        elif wrote != stored[digest]:
+                            db.execute(items.update().where(items.c.digest == digest).values(sources=wrote))
+                        stored[digest] = wrote
+                        break
+                else:
+                    row = {**item_row(item, self.keys), "created_at": time.time()}
+                    rows[row["digest"]], stored[row["digest"]] = row, row["sources"]
             if rows:  # all at once: a statement for each item costs more than its encryption
-                place_items(db, rows)
-                db.execute(items.insert(), rows)
+                place_items(db, rows.values())
+                db.execute(items.insert(), list(rows.values()))
             add_to_log(db, "owner", "add items", f"{len(rows)} new, {known} known")
         return len(rows), known, scrubbed
 

@@ -10,6 +10,8 @@ from itertools import product
 import numpy as np
 from scipy.optimize import minimize
 
+from .preference import names
+
 Game = tuple[str, str, float]  # two players, and the share of the win that the first has, in [0, 1]
 
 
@@ -70,11 +72,6 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     count = np.bincount(np.concatenate([first, second]), minlength=len(players))
     strengths = [Strength(p, float(best[i]), float(low[i]), float(high[i]), int(count[i])) for i, p in enumerate(players)]
     return sorted(strengths, key=lambda s: -s.strength)
-
-
-def names(source: str | Sequence[str]) -> Sequence[str]:
-    """Return who wrote a text: one name, or several."""
-    return [source] if isinstance(source, str) else source
 
 
 def games_of(answers: Iterable[tuple[Hashable, Sequence[str | Sequence[str]], Mapping[str, object]]]) -> list[Game]:

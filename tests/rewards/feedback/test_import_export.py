@@ -162,6 +162,20 @@ def test_a_text_of_two_policies_counts_for_both(make_store, first):
     assert store.progress(store.enter("judge")) == (150, 0) and store.ask(store.enter("other")) is None
 
 
+def test_a_policy_that_comes_later_is_credited_for_texts_that_are_there(make_store):
+    samples = [Sample("p", text, who) for who, texts in {"A": (" x", " y"), "B": (" y", " z")}.items() for text in texts]
+    store = make_store(choose_pairs(samples, 10))
+    later = choose_pairs([*samples, *(Sample("p", text, "C") for text in (" x", " y", " w"))], 10)
+    turned = [Item(i.prompt, i.responses[::-1], i.sources[::-1], None, i.gold) for i in later]
+    assert store.add_items(turned)[:2] == (4, 4)  # " w" with three others, " x" of A and C with itself
+    credited, wanted = (
+        {frozenset(zip(i.responses, i.sources, strict=True)) for i in one} for one in ([i for _, i in store.items()], later)
+    )
+    assert credited == wanted
+    assert store.add_items([Item("q", (" x", " y")), Item("q", (" y", " x"), ("A", "B")), Item("q", (" x", " y"))])[:2] == (1, 2)
+    assert store.items()[-1][1].sources == ("B", "A")
+
+
 def test_equal_texts_are_ties_and_do_not_use_up_questions(make_store):
     wrote = {"A": [" good"] * 10 + [" fair"] * 90, "B": [" bad"] * 10 + [" fair"] * 90}
     samples = [Sample(f"p{i}", text, who) for who, texts in wrote.items() for i, text in enumerate(texts)]
