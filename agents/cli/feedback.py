@@ -53,7 +53,7 @@ class Create:
         repeat_share: Share of questions that repeat an earlier one.
         gold_share: Share of questions that are gold questions.
         language: Of the page.
-        scrub: Take e-mail addresses, phone, card and account numbers, IP addresses and URLs out of all texts.
+        scrub: Take e-mail addresses, phone, card and account numbers, IP addresses and URLs out of all that is kept.
         retention_days: Delete reasons and log entries older than this.
         database: SQLAlchemy's URL of another database than SQLite in the folder.
         seed: Of orders and draws.
@@ -206,7 +206,7 @@ def run_import(config: Import) -> None:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Seal a study's texts with a new key; stop the server first.
+    """Seal a study's texts with a new key; a server that runs goes on with it, but people enter their names again.
 
     Attributes:
         study: Its folder.

@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 
 def run_report(config: FeedbackReport) -> None:
     """Read the answers, print tables, and write the page."""
+    from rewards.feedback.items import EQUAL
     from rewards.feedback.quality_report import quality_report
     from rewards.feedback.store import FeedbackStore
     from rewards.preferences.policy_ranking import games_of, tournament
 
     store = FeedbackStore(config.study)
-    answers = store.answers()
+    answers, items = store.answers(), store.items()
     store.close()
     if not answers:
         raise ValueError(f"{config.study} has no answers yet: there is nothing to report on")
     trust = quality_report(answers, store.study)
-    games = games_of([(a.item.sources, a.value) for a in answers if a.turn == 0 and a.item.gold is None])
+    given = [(a.item_id, a.item.sources, a.value) for a in answers if a.turn == 0 and a.item.gold is None]
+    games = games_of([*given, *((number, item.sources, {"choice": "tie"}) for number, item in items if item.gold == EQUAL)])
     ranking = tournament(games) if games else []
     console = Console()
     _print(console, trust, ranking)

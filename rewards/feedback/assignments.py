@@ -18,6 +18,7 @@ from typing import Any
 from textrl_env.utils.optional_imports import optional_import
 
 from .encryption import Keys
+from .items import EQUAL
 from .schema import annotators, answers, assignments, item_of, items, open_assignments, tallies
 from .study import Study
 
@@ -28,6 +29,7 @@ REPEAT_AFTER = 5  # answers between an item and its repetition
 RESERVED = 1800.0  # seconds for which an item that is shown counts as answered
 EVERYBODY = 0  # in place of an annotator's number
 GOLD = -1  # in place of the count of gold questions, which are asked as often as they are drawn
+SETTLED = 2**31 - 1  # in place of the count of what is never asked: more than any overlap
 SKIPPED = '{"skip"%'
 TRIES = 16  # places drawn before all items of a count are looked at
 
@@ -169,7 +171,8 @@ def count_anew(db: sa.Connection) -> None:
     given = items.outerjoin(assignments, assignments.c.item_id == items.c.id).outerjoin(answers).outerjoin(
         open_assignments, open_assignments.c.showing_id == assignments.c.id
     )  # fmt: skip
-    number = sa.case((items.c.gold.is_not(None), GOLD), else_=sa.func.count(sa.case((counts, 1)))).label("counted")
+    settled = items.c.gold == json.dumps(EQUAL)
+    number = sa.case((settled, SETTLED), (items.c.gold.is_not(None), GOLD), else_=sa.func.count(sa.case((counts, 1)))).label("counted")
     counted = sa.select(items.c.id, number).select_from(given).group_by(items.c.id, items.c.gold).subquery()
     place = sa.func.row_number().over(partition_by=counted.c.counted, order_by=counted.c.id) - 1
     placed = sa.select(counted, place.label("place")).subquery()
@@ -186,9 +189,9 @@ def count_anew(db: sa.Connection) -> None:
 def place_items(db: sa.Connection, rows: Iterable[dict[str, Any]]) -> None:
     """Give the rows of new items their counts and places."""
     sizes = dict(db.execute(sa.select(tallies.c.counted, tallies.c.size).where(tallies.c.annotator_id == EVERYBODY)).all())
-    new = {0: 0, GOLD: 0}
+    new = {0: 0, GOLD: 0, SETTLED: 0}
     for row in rows:
-        counted = 0 if row["gold"] is None else GOLD
+        counted = 0 if row["gold"] is None else SETTLED if row["gold"] == json.dumps(EQUAL) else GOLD
         row |= {"counted": counted, "place": sizes.get(counted, 0) + new[counted]}
         new[counted] += 1
     db.execute(_CHANGE_TALLY, [{"me": EVERYBODY, "count": counted, "change": number} for counted, number in new.items()])

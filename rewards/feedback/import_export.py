@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..preferences.preference import KNOWN
-from .items import Answer, Item
+from .items import EQUAL, Answer, Item
 from .pair_selection import Sample
 from .study import Study
 
@@ -132,17 +132,21 @@ _SIDES = {"a": "left", "b": "right"}
 def to_label_studio(answers: Sequence[Answer], items: Sequence[tuple[int, Item]]) -> list[dict[str, Any]]:
     """Return Label Studio's tasks for pairs, with `data` of `prompt`, `response_a`, `response_b`, and finished annotations.
 
-    A choice is a `pairwise` result of `left` or `right`, ties and both bad are `choices`, reasons `textarea`.
+    A choice is a `pairwise` result of `left` or `right`, ties and both bad are `choices`, reasons `textarea`.  What else is known of an
+    item is in `meta`.
     """
     own: dict[int, list[Answer]] = defaultdict(list)
     for a in answers:
         own[a.item_id].append(a)
     tasks = []
     for number, item in items:
+        if item.gold == EQUAL:
+            continue
         if len(item.responses) != 2:
             raise ValueError("Label Studio's form is written for pairs: export this study with --format answers")
         data = {"prompt": item.prompt, "response_a": item.responses[0], "response_b": item.responses[1]}
-        tasks.append({"id": number, "data": data, "annotations": [_annotation(a) for a in own[number] if a.turn == 0]})
+        meta = {"sources": item.sources, "group": item.group, "gold": item.gold, "metadata": dict(item.metadata)}
+        tasks.append({"id": number, "data": data, "meta": meta, "annotations": [_annotation(a) for a in own[number] if a.turn == 0]})
     return tasks
 
 
@@ -170,8 +174,9 @@ def from_label_studio(tasks: Sequence[Mapping[str, Any]]) -> tuple[list[Item], l
     items, answers = [], []
     for number, task in enumerate(tasks, 1):
         try:
-            data = task["data"]
-            item = Item(data["prompt"], (data["response_a"], data["response_b"]))
+            data, meta = task["data"], task.get("meta") or {}
+            more = tuple(meta.get("sources", ())), meta.get("group"), meta.get("gold"), meta.get("metadata", {})
+            item = Item(data["prompt"], (data["response_a"], data["response_b"]), *more)
         except (KeyError, TypeError) as error:
             raise ValueError(f"task {number} lacks data with prompt, response_a and response_b: {error}") from error
         items.append(item)
@@ -220,7 +225,8 @@ def items_of(rows: Iterable[Mapping[str, Any]]) -> list[Item]:
             raise ValueError(f"row {number} has {got}: a string and a list of strings are needed")
         known = {"prompt", "responses", "chosen", "rejected", "response", "sources", "group", "gold"}
         more = {key: value for key, value in row.items() if key not in known}
-        sources, group = tuple(map(str, row.get("sources", ()))), None if group is None else str(group)
+        sources = tuple(tuple(map(str, name)) if isinstance(name, list) else str(name) for name in row.get("sources", ()))
+        group = None if group is None else str(group)
         items.append(Item(prompt, tuple(responses), sources, group, row.get("gold"), more))
     return items
 

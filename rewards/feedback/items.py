@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..preferences.preference import names
 from .study import Study
+
+Source = str | tuple[str, ...]  # who wrote a text: one name, or several
+EQUAL = "equal"  # in place of the right answer where both responses are one text of several sources: a tie that nobody is asked about
+_OTHER = {"a": "b", "b": "a"}
 
 
 @dataclass(frozen=True)
@@ -16,18 +21,22 @@ class Item:
     Attributes:
         prompt: What the responses answer.
         responses: 2 for a comparison, 1 for ratings and flags, 0 or 1 for demonstrations, 2 or more for rankings.
-        sources: Who wrote each response.
+        sources: Who wrote each response; names in a tuple where several wrote it.
         group: What results are broken down by.
-        gold: The right answer, for gold questions: "a" or "b" of a pair, a number, a ranking.
+        gold: The right answer, for gold questions: "a" or "b" of a pair, a number, a ranking; `EQUAL` for what is not asked.
         metadata: Further columns.
     """
 
     prompt: str
     responses: tuple[str, ...]
-    sources: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
     group: str | None = None
     gold: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(name if isinstance(name, str) else tuple(name) for name in self.sources)  # JSON has lists only
+        object.__setattr__(self, "sources", names)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,36 @@ def check_item(item: Item, study: Study) -> None:
         raise ValueError(f"a response has {len(item.responses[0])} characters: words of at most 20,000 can be flagged; split it")
 
 
+def written_by_both(sources: Sequence[Source], others: Sequence[Source]) -> tuple[Source, ...]:
+    """Return who wrote each response, as two items with these responses say."""
+    both = [tuple(dict.fromkeys((*names(x), *names(y)))) for x, y in zip(sources, others, strict=True)] if sources and others else ()
+    return tuple(name[0] if len(name) == 1 else name for name in both) or tuple(sources or others)
+
+
+def mirrored(item: Item) -> Item:
+    """Return a pair with its responses in the other order: the same question."""
+    gold = _OTHER.get(item.gold, item.gold) if isinstance(item.gold, str) else item.gold
+    return replace(item, responses=item.responses[::-1], sources=item.sources[::-1], gold=gold)
+
+
+def mirrored_answer(answer: Answer) -> Answer:
+    """Return the answer to a pair as an answer to the mirrored one."""
+    value = dict(answer.value)
+    if "choice" in value:
+        value["choice"] = _OTHER.get(value["choice"], value["choice"])
+    if "ratings" in value:
+        value["ratings"] = {name: ratings[::-1] for name, ratings in value["ratings"].items()}
+    return replace(answer, item=mirrored(answer.item), order=tuple(1 - i for i in answer.order), value=value)
+
+
 def with_texts(item: Item, change: Any) -> Item:
-    """Return the item with every text changed."""
-    return Item(change(item.prompt), tuple(change(r) for r in item.responses), item.sources, item.group, item.gold, item.metadata)
+    """Return the item with every string changed, in its metadata too, however deep."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {changed(key): changed(inner) for key, inner in value.items()}
+        return type(value)(map(changed, value)) if isinstance(value, list | tuple) else value
+
+    return Item(*(changed(getattr(item, field.name)) for field in fields(item)))

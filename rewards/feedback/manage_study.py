@@ -123,7 +123,8 @@ def import_answers(folder: Path, file: Path) -> tuple[int, int]:
         except ValueError as error:
             raise ValueError(f"{file} is no JSON: {error}") from error
         items, answers = from_label_studio(tasks)
-        store.add_items(items)
+        store.add_items(store.completed(items))
+        answers = [replace(a, item=item) for a, item in zip(answers, store.completed([a.item for a in answers]), strict=True)]
     else:
         answers = answers_of(read_rows(file))
     # Names from elsewhere are not kept either; pseudonyms stay what they are

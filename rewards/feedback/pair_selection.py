@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import accumulate, combinations_with_replacement
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
-from .items import Item
+from ..preferences.label_consensus import lot
+from ..preferences.preference import names
+from .items import EQUAL, Item, Source, written_by_both
 
 How = Literal["random", "balanced", "uncertain"]
 
@@ -25,13 +27,13 @@ class Sample:
     Attributes:
         prompt: What it answers.
         response: The text.
-        source: Who wrote it, such as the name of a checkpoint.
+        source: Who wrote it, such as the name of a checkpoint; the names of several who did.
         group: What results are broken down by.
     """
 
     prompt: str
     response: str
-    source: str = ""
+    source: Source = ""
     group: str | None = None
 
 
@@ -39,6 +41,9 @@ def choose_pairs(
     samples: Sequence[Sample], number: int, how: How = "random", ensemble: Sequence[RewardModel] = (), seed: int = 0
 ) -> list[Item]:
     """Return pairs of different responses to one prompt, each at most once, those that should be asked first at the front.
+
+    Responses that several sources wrote are pairs of their own, equal to themselves: ties, which stand where they are drawn, are not asked
+    (`items.EQUAL`) and do not count towards `number`.
 
     Args:
         samples: Of one or several sources; with several, pairs of different sources come first.
@@ -59,17 +64,25 @@ def choose_pairs(
     rng = np.random.default_rng(seed)
     by_prompt: dict[tuple[str, str | None], dict[str, Sample]] = defaultdict(dict)
     for sample in samples:
-        by_prompt[sample.prompt, sample.group].setdefault(sample.response, sample)
-    pairs = [pair for own in by_prompt.values() for pair in combinations(own.values(), 2)]
+        own = by_prompt[sample.prompt, sample.group]
+        known = own.get(sample.response, sample)
+        own[sample.response] = replace(known, source=written_by_both([known.source], [sample.source])[0])
+    # by lot: the same order whatever other samples there are, so that a pair which was asked before is known
+    sorted_samples = [sorted(own.values(), key=lambda s: lot(s.prompt, s.response)) for own in by_prompt.values()]
+    pairs = [(a, b) for own in sorted_samples for a, b in combinations_with_replacement(own, 2) if a is not b or len(names(a.source)) > 1]
     pairs = [pairs[i] for i in rng.permutation(len(pairs))]
-    pairs = [(b, a) if swap else (a, b) for (a, b), swap in zip(pairs, rng.random(len(pairs)) < 0.5, strict=True)]
-    pairs.sort(key=lambda pair: pair[0].source == pair[1].source)  # stable: the drawn order stays
+    pairs.sort(key=lambda pair: len({*names(pair[0].source), *names(pair[1].source)}) == 1)  # stable: the drawn order stays
     if how == "balanced":
         pairs = _round_robin(pairs)
     elif how == "uncertain" and pairs:
         doubt = disagreement(pairs, ensemble)
         pairs = [pairs[i] for i in np.argsort(-doubt, kind="stable")]
-    return [Item(a.prompt, (a.response, b.response), (a.source, b.source), a.group) for a, b in pairs[:number]]
+    asked = accumulate(a is not b for a, b in pairs)
+    return [
+        Item(a.prompt, (a.response, b.response), (a.source, b.source), a.group, EQUAL if a is b else None)
+        for (a, b), count in zip(pairs, asked, strict=True)
+        if count <= number
+    ]
 
 
 def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 from textrl_env.utils.optional_imports import optional_import
 
 from .encryption import Keys
-from .items import Answer, Item
+from .items import Answer, Item, mirrored
+from .study import Study
 
 with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
@@ -88,6 +89,11 @@ log = Table(
 def digest_of(item: Item, keys: Keys) -> str:
     """Return what a stored item is recognised by."""
     return keys.digest("item", json.dumps([item.prompt, item.responses, item.group, item.gold]))
+
+
+def digests_of(item: Item, keys: Keys, study: Study) -> list[str]:
+    """Return the digests by which an item is known to be stored: a pair in either order."""
+    return [digest_of(same, keys) for same in ([item, mirrored(item)] if study.kind == "pair" else [item])]
 
 
 def item_row(item: Item, keys: Keys) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from .assignments import (
 )
 from .database import add_annotator, add_to_log, annotator_id, compact, find_annotator, migrate, open_engine, writing
 from .encryption import Keys, WrongKeyError
-from .items import Answer, Assignment, Item, check_item, with_texts
+from .items import Answer, Assignment, Item, check_item, mirrored, mirrored_answer, with_texts, written_by_both
 from .personal_data import scrub
 from .schema import (
     annotators,
@@ -38,7 +39,7 @@ from .schema import (
     answer_row,
     answers,
     assignments,
-    digest_of,
+    digests_of,
     facts,
     item_of,
     item_row,
@@ -53,6 +54,7 @@ with optional_import("feedback", "feedback from people needs the extra"):
     import sqlalchemy as sa
 
 _MAGIC = "textrl feedback"
+_SEALED_MAGIC = sa.select(facts.c.value).where(facts.c.name == "magic")
 _BY_TICKET = (
     sa.select(assignments, answers.c.value, open_assignments.c.reserved_at)
     .select_from(assignments.join(annotators).outerjoin(answers))
@@ -62,6 +64,10 @@ _BY_TICKET = (
 _PROGRESS = sa.select(annotators.c.answered, sa.func.count(open_assignments.c.showing_id)).select_from(
     annotators.outerjoin(open_assignments)
 ).where(annotators.c.id == sa.bindparam("me")).group_by(annotators.c.id)  # fmt: skip
+
+
+def _is_bare(item: Item) -> bool:
+    return not item.sources and item.group is None and item.gold is None
 
 
 class StaleTicketError(ValueError):
@@ -87,7 +93,7 @@ class FeedbackStore:
         self.engine = open_engine(self.study.database or f"sqlite:///{self.folder.resolve() / 'feedback.db'}")
         migrate(self.engine)
         with writing(self.engine) as db:
-            sealed = db.scalar(sa.select(facts.c.value).where(facts.c.name == "magic"))
+            sealed = db.scalar(_SEALED_MAGIC)
             if sealed is None:
                 db.execute(facts.insert().values(name="magic", value=self.keys.seal(_MAGIC)))
                 sealed = self.keys.seal(_MAGIC)
@@ -101,8 +107,20 @@ class FeedbackStore:
         """Give the database back."""
         self.engine.dispose()
 
+    @contextmanager
+    def _connect(self, writes: bool = True) -> Iterator[sa.Connection]:
+        """Open a transaction in which the keys are those of the database: another process may have changed them (`rotate`)."""
+        with writing(self.engine) if writes else self.engine.connect() as db:
+            sealed = db.scalars(_SEALED_MAGIC).one()
+            try:
+                self.keys.open(sealed)
+            except WrongKeyError:
+                self.keys = Keys.load(key_file(self.folder))
+                self.keys.open(sealed)
+            yield db
+
     def add_items(self, new: Iterable[Item]) -> tuple[int, int, Counter[str]]:
-        """Store items that are not there yet.
+        """Store items that are not there yet; whoever wrote the responses of one that is there is noted with it.
 
         Returns:
             How many were added, how many were there already, and what was scrubbed.
@@ -112,21 +130,28 @@ class FeedbackStore:
         """
         known = 0
         scrubbed: Counter[str] = Counter()
-        rows: list[dict[str, Any]] = []
-        with writing(self.engine) as db:
-            stored = set(db.scalars(sa.select(items.c.digest)))
+        rows: dict[str, dict[str, Any]] = {}
+        with self._connect() as db:
+            stored = dict(db.execute(sa.select(items.c.digest, items.c.sources)).all())
             for item in new:
                 check_item(item, self.study)
                 item = with_texts(item, lambda text: self._clean(text, scrubbed))
-                digest = digest_of(item, self.keys)
-                if digest in stored:
-                    known += 1
-                    continue
-                stored.add(digest)
-                rows.append({**item_row(item, self.keys), "created_at": time.time()})
+                for same, digest in zip((item, mirrored(item)), digests_of(item, self.keys, self.study), strict=False):
+                    if digest in stored:
+                        known += 1
+                        wrote = json.dumps(written_by_both(json.loads(stored[digest]), same.sources))
+                        if digest in rows:
+                            rows[digest]["sources"] = wrote
+                        elif wrote != stored[digest]:
+                            db.execute(items.update().where(items.c.digest == digest).values(sources=wrote))
+                        stored[digest] = wrote
+                        break
+                else:
+                    row = {**item_row(item, self.keys), "created_at": time.time()}
+                    rows[row["digest"]], stored[row["digest"]] = row, row["sources"]
             if rows:  # all at once: a statement for each item costs more than its encryption
-                place_items(db, rows)
-                db.execute(items.insert(), rows)
+                place_items(db, rows.values())
+                db.execute(items.insert(), list(rows.values()))
             add_to_log(db, "owner", "add items", f"{len(rows)} new, {known} known")
         return len(rows), known, scrubbed
 
@@ -138,9 +163,13 @@ class FeedbackStore:
                 counts.update(removed)
         return text
 
-    def _item_id(self, db: sa.Connection, item: Item) -> int | None:
-        """Return the number of a scrubbed item; None if it is not stored."""
-        return db.scalar(sa.select(items.c.id).where(items.c.digest == digest_of(item, self.keys)))
+    def _find(self, db: sa.Connection, answer: Answer) -> tuple[int, Answer]:
+        """Return the number of the stored item that was answered, and the answer to the item as it is stored."""
+        digests = digests_of(with_texts(answer.item, self._clean), self.keys, self.study)
+        found = {row.digest: row.id for row in db.execute(sa.select(items.c.digest, items.c.id).where(items.c.digest.in_(digests)))}
+        if digests[0] in found:
+            return found[digests[0]], answer
+        return found[digests[1]], mirrored_answer(answer)
 
     def enter(self, name: str) -> str:
         """Return the pseudonym of somebody who says this name; the name itself is not kept."""
@@ -168,7 +197,7 @@ class FeedbackStore:
 
     def shown(self, pseudonym: str) -> Assignment | None:
         """Return the question that is open for an annotator; None if none is."""
-        with self.engine.connect() as db:
+        with self._connect(writes=False) as db:
             return self._shown(db, pseudonym)
 
     def _shown(self, db: sa.Connection, pseudonym: str) -> Assignment | None:
@@ -189,7 +218,7 @@ class FeedbackStore:
         Raises:
             UnknownAnnotatorError: Nobody has this pseudonym.
         """
-        with writing(self.engine) as db:
+        with self._connect() as db:
             me = annotator_id(db, pseudonym)
             release_expired(db)
             shown = self._shown(db, pseudonym)
@@ -216,7 +245,7 @@ class FeedbackStore:
             StaleTicketError: The ticket belongs to no question of this annotator.
         """
         clean = {key: self._clean(text) for key, text in (words or {}).items() if text}
-        with writing(self.engine) as db:
+        with self._connect() as db:
             row = db.execute(_BY_TICKET, {"pseudonym": pseudonym, "ticket": ticket}).first()
             if row is None:
                 raise StaleTicketError("this question is not open for you: it was undone, or the form is not yours")
@@ -239,12 +268,20 @@ class FeedbackStore:
 
     def items(self) -> list[tuple[int, Item]]:
         """Return all items with their numbers."""
-        with self.engine.connect() as db:
+        with self._connect(writes=False) as db:
             return [(row.id, item_of(row, self.keys)) for row in db.execute(sa.select(items).order_by(items.c.id))]
+
+    def completed(self, given: Iterable[Item]) -> list[Item]:
+        """Return the items, in place of each that is known by its texts alone the stored item with these texts, if there is one."""
+        stored = sorted((item for _, item in self.items()), key=_is_bare)  # a stored item without more is the likeliest one
+        turned = [mirrored(item) for item in stored if self.study.kind == "pair"]
+        known = {(item.prompt, item.responses): item for item in (*turned, *stored)}
+        cleaned = [(item, with_texts(item, self._clean)) for item in given]
+        return [known.get((clean.prompt, clean.responses), item) if _is_bare(item) else item for item, clean in cleaned]
 
     def answers(self, who: str = "owner") -> list[Answer]:
         """Return all answers in the order they were given, skipped questions too; the log says who read them."""
-        with writing(self.engine) as db:
+        with self._connect() as db:
             add_to_log(db, who, "read answers", "")
             rows = db.execute(
                 sa.select(items, assignments, annotators.c.pseudonym, answers.c.value, answers.c.words, answers.c.answered_at)
@@ -262,10 +299,11 @@ class FeedbackStore:
         """
         self.add_items(answer.item for answer in given)
         added = 0
-        with writing(self.engine) as db:
+        with self._connect() as db:
             for answer in given:
                 who = add_annotator(db, answer.annotator)
-                key = {"item_id": self._item_id(db, with_texts(answer.item, self._clean)), "annotator_id": who, "turn": answer.turn}
+                item_id, answer = self._find(db, answer)
+                key = {"item_id": item_id, "annotator_id": who, "turn": answer.turn}
                 before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
                 if db.scalar(before) is not None:
                     continue

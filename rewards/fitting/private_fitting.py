@@ -6,14 +6,14 @@ norm C, adds up, and adds normal noise of standard deviation `noise * C` (Abadi 
 by opacus.  With all units in every step the T steps together are one Gaussian mechanism of noise / sqrt(T), whose epsilon is exact (Balle
 and Wang 2018); with fewer it is what opacus's PRV accountant says (Gopi et al. 2021), an upper bound with an error below 0.01.
 
-Neighbouring data sets differ by adding or removing one unit.
+Neighbouring data sets differ by replacing one unit by nothing (zero-out adjacency; Ponomareva et al. 2023, "How to DP-fy ML").  The number
+of units is public: the mean gradient, delta and the report tell it.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import secrets
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ class PrivacyReport:
     Attributes:
         epsilon: Privacy loss; at most what was asked for.
         delta: Probability with which the loss may be larger; by default 1 / units^1.5.
-        unit: What may be added or removed: one comparison, or all of one annotator's.
-        units: How many there were.
+        unit: What may be replaced by nothing: one comparison, or all of one annotator's.
+        units: How many there were, which is public.
         pairs: Comparisons that were used.
         left_out: Comparisons beyond `most_per_annotator`, which were not.
         noise: Standard deviation of the noise, in units of the clipping norm.
@@ -200,13 +200,19 @@ class _Differences(nn.Module):
         return self.linear(differences).squeeze(-1)
 
 
-def system_normals(number: int) -> np.ndarray:
-    """Return independent standard normals made of the operating system's random bytes, shape (number,), float64.
+def system_uniforms(number: int) -> np.ndarray:
+    """Return independent draws from (0, 1), never an end, made of the operating system's random bytes, shape (number,), float64.
 
     Torch's generator on a CPU is a Mersenne Twister that 32 bits of its seed decide: whoever tries them all takes the noise away again.
+    NumPy's PCG64 is not made to be unguessable either.
     """
     words = np.frombuffer(os.urandom(8 * number), np.uint64)
-    return ndtri(((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)  # uniform in (0, 1), and never rounded to an end
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def system_normals(number: int) -> np.ndarray:
+    """Return independent standard normals made of `system_uniforms`, shape (number,), float64."""
+    return ndtri(system_uniforms(number))
 
 
 def _add_system_noise(private: Any) -> None:
@@ -240,9 +246,8 @@ def _descend(
     )
     private.add_noise = partial(_add_system_noise, private)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    lots = np.random.default_rng(secrets.randbits(128))
     for _ in range(steps):
-        drawn = [group for group in groups if rate == 1 or lots.random() < rate]
+        drawn = [group for group, lot in zip(groups, system_uniforms(len(groups)), strict=True) if lot < rate]
         private.zero_grad()
         if not drawn:  # Poisson sampling may draw nobody: the noise is due all the same
             drawn = [[]]

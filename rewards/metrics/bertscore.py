@@ -14,6 +14,7 @@ from torch import Tensor
 from textrl_env.episode import Episode
 from textrl_env.prompts.prompt import Prompt
 from textrl_env.prompts.reward_needs import check_references
+from textrl_env.reward_model import RewardError
 from textrl_env.utils.control_tokens import ControlTokens, surroundings
 from textrl_env.utils.files import read_lines
 
@@ -88,10 +89,9 @@ class BertScoreReward(Rule):
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Return the similarity of each response to the best of its references, in [-1, 1].
 
-        Texts longer than the encoder's positions are cut on the right.
-
         Raises:
             ValueError: An episode has no references.
+            RewardError: A text is longer than what the encoder reads.  (The authors' code cuts it.)
         """
         references = [references_of(e, "bertscore") for e in episodes]
         texts = list(dict.fromkeys([e.response for e in episodes] + [text for row in references for text in row]))
@@ -102,8 +102,20 @@ class BertScoreReward(Rule):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """Return the embedded tokens of each text, in order."""
+        """Return the embedded tokens of each text, in order.
+
+        Raises:
+            RewardError: A text is longer than what the encoder reads.
+        """
         rows = self._tokenize(texts)
+        room = self._max_tokens - sum(map(len, self._around))
+        for text, row in zip(texts, rows, strict=True):
+            number = row["special_tokens_mask"].count(0)
+            if number > room:
+                raise RewardError(
+                    f"bertscore: a text has {number} tokens, and the encoder reads {room}: the rest would not count; lower max_new_tokens, "
+                    f"shorten the reference, or take an encoder that reads more: {text[:100]!r}"
+                )
         order = sorted(range(len(texts)), key=lambda i: len(rows[i]["input_ids"]))  # little padding
         embedded: dict[int, Embedded] = {}
         for start in range(0, len(order), self.batch_size):
@@ -113,7 +125,7 @@ class BertScoreReward(Rule):
 
     def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         opening, closing = self._around
-        rows = [row[: self._max_tokens - len(opening) - len(closing)] for row in self._controls.encode(texts)]
+        rows = self._controls.encode(texts)
         check_ids(rows, self.model, self.path)
         special = [[1] * len(opening), [1] * len(closing)]
         return [{"input_ids": opening + row + closing, "special_tokens_mask": special[0] + [0] * len(row) + special[1]} for row in rows]

@@ -10,7 +10,7 @@ from functools import partial
 
 from textrl_env.reward_warnings import RewardWarning
 
-from .preference import Preference, words_of
+from .preference import Preference, is_decided, words_of
 from .rater_agreement import Label, LabelEstimate, dawid_skene, krippendorff_alpha, rating_matrix
 
 LOW_ALPHA = 0.2  # below it answers have little in common; Krippendorff asks for 0.667 before conclusions are drawn
@@ -69,6 +69,9 @@ def estimate(preferences: Sequence[Preference], known: Mapping[Pair, int] | None
 def consensus(preferences: Sequence[Preference], weigh: bool = True, known: Mapping[Pair, int] | None = None) -> list[Preference]:
     """Return one comparison for each pair, labelled with the probability that its chosen response is the better one.
 
+    Its margin is the mean margin of the answers that prefer that response.  Ties and answers for the other response lower the label alone,
+    and where the label is that of a tie, or nobody prefers the response, the margin is 0.
+
     Args:
         preferences: Answers of several annotators; answers without one count as those of one person.
         weigh: Dawid and Skene's posterior, in which reliable annotators count for more; else the mean of the labels, a tie being one half.
@@ -93,5 +96,7 @@ def consensus(preferences: Sequence[Preference], weigh: bool = True, known: Mapp
             second = sum((1 - p.label, p.label, 0.5)[label] for p, label in own) / len(own)
         prompt, x, y = pair
         chosen, rejected = (y, x) if second >= 0.5 else (x, y)
-        merged.append(Preference(prompt, chosen, rejected, min(1.0, max(second, 1 - second)), group=own[0][0].group))
+        sure = min(1.0, max(second, 1 - second))
+        margins = [p.margin for p, label in own if label == int(second >= 0.5)] if is_decided(sure) else []
+        merged.append(Preference(prompt, chosen, rejected, sure, sum(margins) / max(len(margins), 1), group=own[0][0].group))
     return merged

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize
 
-Game = tuple[str, str, float]  # two players, and the share of the win that the first has: 1, 0.5 or 0
+from .preference import names
+
+Game = tuple[str, str, float]  # two players, and the share of the win that the first has, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Strength:
         strength: Log-odds of a win against the average player.
         low: Lower end of the 95% interval.
         high: Upper end.
-        games: Comparisons.
+        games: Pairs of texts that were compared.
     """
 
     player: str
@@ -36,7 +40,7 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     Intervals are percentiles of the bootstrap over games.
 
     Args:
-        games: Of at least two players.
+        games: Of at least two players, one for each pair of texts: several answers to one pair are not independent, see `games_of`.
         samples: Of the bootstrap.
         seed: Of the bootstrap.
         prior: Precision of a normal prior on strengths, so that who always wins stays finite.
@@ -48,7 +52,7 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     if len(players) < 2:
         raise ValueError(f"{len(games)} comparisons between {len(players)} sources: a ranking needs comparisons between at least two")
     if not all(0 <= game[2] <= 1 for game in games):
-        raise ValueError("an outcome is 1, 0.5 or 0: the share of the win that the first player has")
+        raise ValueError("an outcome is the share of the win that the first player has, in [0, 1]")
     index = {player: i for i, player in enumerate(players)}
     first, second = (np.array([index[game[i]] for game in games]) for i in (0, 1))  # type: ignore[index]
     wins = np.zeros((len(players), len(players)))  # (P, P)
@@ -70,10 +74,23 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     return sorted(strengths, key=lambda s: -s.strength)
 
 
-def games_of(answers: Sequence[tuple[Sequence[str], Mapping[str, object]]]) -> list[Game]:
-    """Return the games in answers to pairs, given as (sources, value); both bad counts as a tie, the same source twice as no game."""
+def games_of(answers: Iterable[tuple[Hashable, Sequence[str | Sequence[str]], Mapping[str, object]]]) -> list[Game]:
+    """Return the games in answers to pairs: one for each pair and two of its sources, with the mean share of the answers.
+
+    Args:
+        answers: As (pair, sources, value), where `pair` is the same for all answers to one pair, such as its number, and `sources` has for
+            each response who wrote it, one name or several.  Both bad counts as a tie; the same source twice is no game.
+    """
     shares = {"a": 1.0, "b": 0.0, "tie": 0.5, "bad": 0.5}
-    return [(s[0], s[1], shares[str(v["choice"])]) for s, v in answers if "choice" in v and len(s) == 2 and s[0] != s[1]]
+    found: dict[tuple[Hashable, str, str], list[float]] = defaultdict(list)
+    for pair, sources, value in answers:
+        if "choice" not in value or len(sources) != 2:
+            continue
+        share = shares[str(value["choice"])]
+        for x, y in product(*map(names, sources)):
+            if x != y:
+                found[pair, min(x, y), max(x, y)].append(share if x < y else 1 - share)
+    return [(first, second, sum(own) / len(own)) for (_, first, second), own in found.items()]
 
 
 def _fit(wins: np.ndarray, prior: float, start: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,11 @@ _DECIDED = 0.51
 def words_of(text: str) -> str:
     """Return what counts of a text where it is asked whether two are the same: not case, nor white space."""
     return " ".join(text.casefold().split())
+
+
+def names(source: str | Sequence[str]) -> Sequence[str]:
+    """Return who wrote a text: one name, or several."""
+    return [source] if isinstance(source, str) else source
 
 
 def is_decided(label: Any) -> Any:

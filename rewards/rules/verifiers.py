@@ -19,6 +19,11 @@ from .numeric import last_boxed
 from .references import ReferenceRule
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+# The words in front of a letter that deny it, as in "is definitely not", "can't be the correct option", "neither A nor"
+_DENIAL = re.compile(
+    r"""(?ix) (?: \b(?:not|cannot|never|neither|nor) | n['\u2019]t )
+    (?:\s+(?:be|been|have|possibly|necessarily|the|correct|right|answer|option|choice|letter|\w\s+n?or))* [\s({\[*"']* \Z"""
+)
 _LONGEST = 20_000  # characters: in more, Python 3.10 can be made to crash by nesting (python/cpython#95185)
 # Limits on nesting of our own: Python's depend on how deep its caller stands, and on torch.compile, which raises one for the whole process
 _DEEPEST_JSON = 64  # a validator of schemas takes some ten calls a level, of the 1,000 that Python allows
@@ -58,8 +63,8 @@ class ChoiceReward(ReferenceRule):
 
     The chosen letter is, by the first of these rules that finds one: the one in the last `\boxed{...}`; the one after the last
     "answer is", "answer:" or "answer ="; the same after "option" or "choice"; the whole response, or its beginning as in "(b)" or
-    "B. Paris"; the last capital letter that stands alone, where "A dog" and "I think" are words.  A letter behind "not", or of which
-    the text goes on to say that it is wrong, is not chosen.  References are read in the same way.
+    "B. Paris"; the last capital letter that stands alone, where "A dog" and "I think" are words.  A letter behind "not", "cannot be" or
+    the like, or of which the text goes on to say that it is wrong or cannot be, is not chosen.  References are read in the same way.
 
     Args:
         letters: The letters to choose from.
@@ -77,12 +82,15 @@ class ChoiceReward(ReferenceRule):
         either, capital = f"[{self.letters}{self.letters.lower()}]", f"[{self.letters}]"
         open_, close, word = r"[\s({\[*\"']*", r"(?![\w'])", r"(?!(?<=[AI])\s+[a-z])"  # word: not an article or pronoun
         self._boxed = re.compile(rf"(?:\\text\w*)?{open_}({either}){close}")
-        wrong = r"(?!\W*(?i:(?:is|was|are|seems|looks)\s+(?:clearly\s+)?(?:wrong|incorrect|false|not|out)\b|isn't))"
+        wrong = (  # in the same sentence, as in "C is clearly wrong" or "C can't be it"
+            r"(?![^\w.!?]*(?i:(?:is|was|are|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|not|out)\b"
+            r"|(?:can|could)\s?not\b|(?:is|was|ca|could)n['\u2019]t\b))"
+        )
         is_ = r"\b[*\"']*(?:\s+is\b|\s*[:=])*(?:\s+(?:option|choice)\b)?:?)"
         letter = rf"{open_}({capital}{close}{word}|{either}(?=[)\].]|\W*\Z)){wrong}"
         self._said = [re.compile(rf"(?i:\b(?:{of}){is_}{letter}") for of in ("answer", "option|choice")]
         self._first = re.compile(rf"\W*({either})\W*\Z|{open_}({either})[\])}}*\"']*[.:)]|\W*[(\[]({either})[)\]]")
-        self._alone = re.compile(rf"(?<![\w'])(?<!(?i:\bnot) )(?<!(?i:n't) )({capital}){close}{word}{wrong}")
+        self._alone = re.compile(rf"(?<![\w'\u2019])({capital}){close}{word}{wrong}")
 
     def _compare(self, response: str, references: tuple[str, ...]) -> float:
         wanted = {self._required(reference) for reference in references}
@@ -106,9 +114,11 @@ class ChoiceReward(ReferenceRule):
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the last match whose letter, its only group, is not denied by what stands before it."""
     last = None
-    for last in pattern.finditer(text):  # noqa: B007
-        pass
+    for match in pattern.finditer(text):
+        if not _DENIAL.search(text, max(0, match.start(1) - 100), match.start(1)):
+            last = match
     return last
 
 

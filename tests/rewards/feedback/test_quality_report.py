@@ -295,8 +295,18 @@ def test_strengths_are_those_of_a_general_optimiser():
 
     best = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 5000}).x
     assert [s.strength for s in found] == pytest.approx(list(best - best.mean()), abs=1e-4)
-    given = [(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]
+    said = [(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]
+    given = [(number, *one) for number, one in enumerate(said)]
     assert games_of(given) == [("n", "o", 0.0), ("n", "o", 0.5)]
+    more = [(0, ("n", "o"), {"choice": "tie"}), (0, ("n", "o"), {"choice": "a"}), (0, ("n", "o"), {"skip": True})]
+    assert games_of([*given, *more]) == [("n", "o", 0.5), ("n", "o", 0.5)]  # the mean of 0, 1/2 and 1
     with pytest.raises(ValueError, match="at least two"):
         tournament([])
     assert all(math.isfinite(s.strength) for s in tournament([("a", "b", 1.0)] * 50, samples=20))
+
+
+def test_more_people_who_say_the_same_do_not_make_a_ranking_surer():
+    said = [(i, ("A", "B"), {"choice": "a" if i < 36 else "b"}) for i in range(60)]
+    once, thrice = (tournament(games_of(said * times), samples=1000) for times in (1, 3))
+    width = 1.96 / math.sqrt(60 * 0.6 * 0.4)  # of half the log-odds of 36 wins in 60
+    assert once == thrice and once[0].games == 60 and once[0].high - once[0].low == pytest.approx(width, abs=0.04)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from rewards.feedback.database import migrate, open_engine
 from rewards.feedback.encryption import Keys, WrongKeyError
 from rewards.feedback.items import Answer, Item
-from rewards.feedback.schema import metadata
+from rewards.feedback.schema import metadata, reseal
 from rewards.feedback.store import FeedbackStore, StaleTicketError
 from rewards.feedback.study import Study, key_file
 
@@ -219,6 +219,33 @@ def test_rotation_that_is_killed_loses_nothing(make_store):
     with pytest.raises(KilledError):
         store.rotate(save)
     assert len(FeedbackStore(store.folder, keys=saved[0]).items()) == 3
+
+
+def test_an_answer_that_waits_for_new_keys_is_sealed_with_them(make_store, monkeypatch):
+    owner, server = make_store(pairs(2)), make_store()
+    who = server.enter("ann")
+    shown = server.ask(who)
+    threads = []
+
+    def reseal_slowly(db, keys):  # the owner holds the lock; the server, with the old keys, waits for it
+        threads.append(threading.Thread(target=server.answer, args=(who, shown.ticket, {"choice": "a"}, {"reason": "because"})))
+        threads[0].start()
+        time.sleep(0.2)
+        return reseal(db, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rewards.feedback.store.reseal", reseal_slowly)
+        owner.rotate(lambda keys: keys.save(key_file(owner.folder)))
+    threads[0].join()
+    assert [a.words for a in FeedbackStore(owner.folder).answers()] == [{"reason": "because"}]
+    assert server.ask(who).item != shown.item and len(server.items()) == 2
+    owner.rotate(lambda keys: keys.save(key_file(owner.folder)))
+    ticket = server.shown(who).ticket
+    assert len(server.items()) == 2
+    monkeypatch.setenv("TEXTRL_FEEDBACK_KEYS", key_file(owner.folder).read_text())
+    owner.rotate(lambda keys: None)  # nobody is told the new key
+    with pytest.raises(WrongKeyError):
+        server.answer(who, ticket, {"choice": "b"}, {"reason": "lost"})
 
 
 def test_forgetting_leaves_nothing(make_store):

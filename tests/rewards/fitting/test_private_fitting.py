@@ -133,14 +133,20 @@ def test_noise_comes_from_the_operating_system(monkeypatch):
     high, low = private_fitting.system_normals(2)
     assert high == -low == pytest.approx(norm.isf(2.0**-53), rel=1e-6)  # the largest there are
     monkeypatch.undo()
-    tokenizer, pairs = world(40)
-    weights = []
-    for seed in (5, 5 + 2**32):
-        monkeypatch.setattr(private_fitting.secrets, "randbits", lambda bits, seed=seed: seed)
+
+    def weights(rate, seed=None):
         torch.manual_seed(0)
-        model, _ = fit_private_model(pairs, tokenizer=tokenizer, epsilon=1.0, steps=2, ngram_buckets=64)
-        weights.append(model.network.parts["ngrams"].weight)
-    assert not torch.allclose(*weights)
+        np.random.seed(0)
+        with monkeypatch.context() as patch:
+            if seed is not None:
+                patch.setattr(private_fitting.os, "urandom", np.random.default_rng(seed).bytes)
+            data = torch.eye(40).to_sparse(), torch.ones(40), torch.zeros(40), [[i] for i in range(40)]
+            return private_fitting._descend(*data, noise=1.0, rate=rate, steps=2, clip=0.3, speed=1.0)
+
+    for rate in (1.0, 0.5):
+        assert not torch.allclose(weights(rate), weights(rate)) and not torch.allclose(weights(rate, 1), weights(rate, 2))
+        assert torch.equal(weights(rate, 1), weights(rate, 1))  # who draws the noise draws the lots too, and nothing else is random
+    assert kstest(private_fitting.system_uniforms(200_000), "uniform").pvalue > 1e-4
 
 
 def test_the_noise_has_the_promised_size():

@@ -9,6 +9,7 @@ import torch
 import rewards
 from rewards.metrics.bertscore import BertScoreReward
 from textrl_env.episode import Episode
+from textrl_env.reward_model import RewardError
 
 
 def said(response, *references):
@@ -97,12 +98,16 @@ def test_bertscore_whose_words_stand_in_every_text_weighs_them_alike(encoder):
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("bert", 14), ("roberta", 13)])
-def test_bertscore_cuts_at_the_positions_of_the_encoder(tmp_path, kind, longest):
+def test_bertscore_refuses_texts_beyond_the_positions_of_the_encoder(tmp_path, kind, longest):
     """Of 16 positions 2 go to the special tokens; RoBERTa's count begins behind the id of padding, here 0."""
-    model = BertScoreReward(save_encoder(tmp_path, kind))
-    [long] = model.embed(["cat dog " * 20])
-    assert len(long.vectors) == longest
-    assert torch.equal(model.embed([("cat dog " * 20).rsplit(" ", 1)[0] + " bad"])[0].vectors, long.vectors)
+    words = ["cat", "dog"] * 8
+    fits, long = (" ".join(words[:number]) for number in (longest, longest + 1))
+    model = BertScoreReward(save_encoder(tmp_path, kind), idf=[" ".join(words), "the cat"])
+    [whole] = model.embed([fits])
+    assert len(whole.vectors) == longest
+    for episode in (said(long, "a cat"), said("a cat", long)):
+        with pytest.raises(RewardError, match=f"{longest + 1} tokens, and the encoder reads {longest}: .*cat dog"):
+            model.score([said("a cat", "the cat"), episode])
 
 
 def test_bertscore_checks_its_arguments_and_runs_no_code(encoder, tmp_path):

@@ -160,6 +160,26 @@ def test_consensus_of_soft_labels():
         consensus(given)
 
 
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize(
+    ("given", "margin"),
+    [
+        ([("x", 2.0), ("x", 2.0)], 2.0),
+        ([("x", 2.0), ("x", 1.0), ("y", 5.0), ("x", 0.0)], 1.0),  # (2 + 1 + 0) / 3, the other side in the label alone
+        ([("x", 2.0), ("x", 1.0), ("tie", 4.0)], 1.5),
+        ([("tie", 2.0), ("tie", 2.0)], 0.0),
+    ],
+)
+def test_a_consensus_has_the_margin_of_those_who_agree_with_it(given, margin, weigh):
+    said = {"x": ("x", "y", 1.0), "y": ("y", "x", 1.0), "tie": ("x", "y", 0.5)}
+    answers = [Preference("p", *said[side], by, annotator=str(i)) for i, (side, by) in enumerate(given)]
+    more = [Preference(f"p{i}", *said["xy"[i % 2]], annotator=str(who)) for i in range(20) for who in range(len(given))]  # all agree
+    merged, *others = consensus([*answers, *more], weigh)
+    assert merged.margin == margin and {other.margin for other in others} == {0.0}
+    (tie,) = consensus([Preference("p", *said[side], 2.0) for side in "xy"], weigh=False)
+    assert tie.is_tie and tie.margin == 0
+
+
 @pytest.mark.reports("Annotators agree on one pair, however its texts are spaced and capitalised")
 def test_agreement_on_texts_that_are_nearly_equal():
     given = [Preference(f"p{i}", *(("Fine", "poor") if i % 3 else ("poor", "Fine")), annotator="a") for i in range(30)]
