@@ -98,9 +98,9 @@ def test_log_probs_entropy_ratios_and_kl(case):
     env, policy = make(case)
     reference = frozen(load_lm(MODEL))  # other random weights
     buffer = SequenceRolloutBuffer(1, env.observation_space, env.action_space, "cpu", n_envs=64, reference=reference, beta=0.3)
-    for _ in play_episodes(policy, env, buffer, 200):
+    for _ in play_episodes(policy, env, buffer, 64):
         pass
-    samples = buffer.samples(np.arange(200))
+    samples = buffer.samples(np.arange(64))
     with torch.no_grad():
         _, log_probs, entropies = policy.evaluate_actions(samples.observations, samples.actions)
     at = 0
