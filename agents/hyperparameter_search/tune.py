@@ -114,14 +114,12 @@ def _write(config: Tune, study: Any) -> None:
     if not complete:
         raise ValueError(f"none of {len(trials)} trials was completed: see {config.out / 'trials.csv'}")
     best = max(complete, key=lambda t: t.value)
-    said = [f for f in dataclasses.fields(config) if f.name in ("task", "algo") or getattr(config, f.name) != f.default]
-    flags = [f"--{f.name.replace('_', '-')} {shlex.quote(str(getattr(config, f.name)))}" for f in said]
     found = {
         "settings": best.params,
         "provenance": {
             "value": best.value, "values": best.user_attrs["values"], "trials": len(trials), "tokens": _tokens(config),
             "date": datetime.now(timezone.utc).date().isoformat(), "versions": versions(),
-            "command": " ".join(["textrl tune", *(f for f in flags if not f.startswith(("--out", "--save", "--ray")))]),
+            "command": command_of(config),
         },
     }  # fmt: skip
     write_yaml(config.out / "best.yaml", found)
@@ -131,3 +129,10 @@ def _write(config: Tune, study: Any) -> None:
     console = Console()
     console.print(f"{len(complete)} of {len(trials)} trials complete; best {best.value:.3f} with {best.params}", highlight=False)
     console.print(f"settings and provenance: {config.out / 'best.yaml'}")
+
+
+def command_of(config: Tune) -> str:
+    """Return the command that repeats a search; where it is stored, and on what it runs, is left out."""
+    said = [f.name for f in dataclasses.fields(config) if f.name in ("task", "algo") or getattr(config, f.name) != f.default]
+    flags = [f"--{name.replace('_', '-')} {shlex.quote(str(getattr(config, name)))}" for name in said if name not in ("out", "save", "ray")]
+    return " ".join(["textrl tune", *flags])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock
@@ -15,14 +17,16 @@ from ..benchmark.protocol import FULL, PROTOCOL_VERSION, TUNING
 from ..benchmark.spec import parse_all
 from ..benchmark.suites import budget, family, tasks_of
 from ..utils.limits import check_fields
-from ..utils.run_folder import safe_name
+from ..utils.run_folder import safe_name, versions
 from .flags import Tune, TuneAgents
 from .search_space import SPACE
-from .tune import run_tune
+from .tune import command_of, run_tune
 
 
 def run_tune_agents(config: TuneAgents) -> None:
-    """Search, agent by agent on each task, and enter the winner of each search into the file; trials that are done are not repeated.
+    """Search, agent by agent on each task, and enter the winner of each search into the file.
+
+    Trials that are done are not repeated, nor are searches of the package's own tasks whose winners are in the file.
 
     Raises:
         ValueError: An agent has no search space or comes with settings, or a number is out of range.
@@ -46,6 +50,10 @@ def run_tune_agents(config: TuneAgents) -> None:
                 out=config.out / f"{agent}--{safe_name(family(task.text))}", device=config.device,
             )  # fmt: skip
             console.rule(f"{agent} on {task.text}")
+            winners = read_winners(config.save) if config.save.is_file() else {}
+            if not task.settings and _is_of(winners.get(agent, {}).get(family(task.text), {}), search):
+                console.print(f"{config.save} has what this search found")
+                continue
             run_tune(search)
             found = yaml.safe_load((search.out / "best.yaml").read_text(encoding="utf-8"))
             found["space"] = [list(row) for row in SPACE[agent]]
@@ -60,3 +68,12 @@ def run_tune_agents(config: TuneAgents) -> None:
 def write_winners(path: Path, winners: Winners) -> None:
     """Write the winners, with the protocol that they were found under."""
     write_json(path, {"protocol": PROTOCOL_VERSION, "tuning": TUNING, "winners": winners})
+
+
+def _is_of(found: Mapping[str, Any], search: Tune) -> bool:
+    """Return whether an entry of the file is what a search, with this version, would enter."""
+    if not found:
+        return False
+    where = found["provenance"]
+    same = where["command"] == command_of(search) and where["versions"]["textrl-env"] == versions()["textrl-env"]
+    return same and found["space"] == [list(row) for row in SPACE[search.algo]]

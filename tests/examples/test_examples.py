@@ -36,9 +36,7 @@ def test_cleanrl_ppo():
         ("ppo", 8000, 1.2),
         ("a2c", 10_000, 1.2),
         ("dqn", 12_000, 1.0),
-        ("trpo", 8000, 1.2),
-        ("maskable-ppo", 8000, 0.8),
-        pytest.param("qrdqn", 12_000, 1.0, marks=pytest.mark.slow),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in [("trpo", 8000, 1.2), ("maskable-ppo", 8000, 0.8), ("qrdqn", 12_000, 1.0)]),
     ],
 )
 def test_agents_of_stable_baselines3(algorithm, tokens, reached):

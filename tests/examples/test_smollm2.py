@@ -77,6 +77,7 @@ def test_the_judge_averages_the_hidden_states_of_each_text_alone(example, model)
     np.testing.assert_allclose(judge.encoder.embed(texts), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_ratings_to_table_and_picture(example, model, tmp_path, capsys):
     (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(300)))
     config = example.SmolLM2(

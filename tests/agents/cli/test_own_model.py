@@ -57,7 +57,7 @@ def logits_of(lm, ids):
         return lm(torch.tensor([ids])).logits
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_was_trained_goes_on_elsewhere(model, prompts, tmp_path, capsys, lora):
     out = tmp_path / "run"
     flags = ["--model", model, "--prompts", prompts / "p.txt", "--reward", "length", "--out", out, "--batch-size", "4"]

@@ -29,9 +29,9 @@ def few_steps(number, cache):
         yield
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="session")
+def cache(made_once):
+    return made_once("trained-run-cache", lambda folder: None)
 
 
 @pytest.fixture
@@ -42,17 +42,19 @@ def corpus(tmp_path, cache):
         yield str(tmp_path / "corpus.txt")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
+@pytest.fixture(scope="session")
+def finished(made_once, cache):
     """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "corpus.txt").write_text("\n".join(SENTENCES))
-    reward = '{"name": "keyword", "keywords": ["good"]}'
-    sizes = ["--total-tokens", "900", "--n-episodes", "16", "--batch-size", "8"]
-    with few_steps(15, cache), redirect_stdout(StringIO()) as out:
-        assert main(["train", "--corpus", str(folder / "corpus.txt"), "--reward", reward, "--out", str(folder / "run"), *sizes]) == 0
-    assert "policy.zip" in out.getvalue().replace("\n", "")
-    return folder / "run"
+
+    def train(folder):
+        (folder / "corpus.txt").write_text("\n".join(SENTENCES))
+        reward = '{"name": "keyword", "keywords": ["good"]}'
+        sizes = ["--total-tokens", "900", "--n-episodes", "16", "--batch-size", "8"]
+        with few_steps(15, cache), redirect_stdout(StringIO()) as out:
+            assert main(["train", "--corpus", str(folder / "corpus.txt"), "--reward", reward, "--out", str(folder / "run"), *sizes]) == 0
+        assert "policy.zip" in out.getvalue().replace("\n", "")
+
+    return made_once("trained-run", train) / "run"
 
 
 @pytest.fixture
@@ -136,6 +138,7 @@ def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys
 
 
 @pytest.mark.reports("`textrl train` says first which model it starts from, and warns where that knows no such texts as it is given")
+@pytest.mark.slow
 def test_the_first_policy_is_named(corpus, cache, tmp_path, capsys):
     known = [{"prompt": "the plot was good", "chosen": f" and i {v} it", "rejected": " and i it it"} for v in ("saw", "liked")]
     strange = [{"prompt": "Gegeben sei", "chosen": " eine Matrix X", "rejected": " ein Vektor Y"}]
@@ -200,6 +203,7 @@ def test_wrong_folders_and_policies(run, tmp_path, capsys):
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_rewards_by_group_before_and_after(tmp_path, capsys):
     sizes = ["--total-tokens", "4000", "--n-episodes", "64", "--batch-size", "32", "--learning-rate", "2e-3", "--beta", "0"]
     reward = '{"name": "keyword", "keywords": ["w1"]}'

@@ -32,9 +32,12 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts")
+@pytest.fixture(scope="session")
+def two_ranks(made_once):
+    return made_once("parts", load_and_train)
+
+
+def load_and_train(folder):
     for name, config in MODELS.items():
         torch.manual_seed(0)
         lm = load_lm(config)
@@ -50,7 +53,6 @@ def two_ranks(tmp_path_factory):
             tensors = load_file(path / "model.safetensors")
             save_file({key.replace(old, new): value for key, value in tensors.items()}, path / "model.safetensors", {"format": "pt"})
     run(torchrun("tests.agents.distributed.parts", "loaded", "trained", folder))
-    return folder
 
 
 @pytest.mark.parametrize("name", MODELS)

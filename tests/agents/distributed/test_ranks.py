@@ -24,14 +24,19 @@ from agents.distributed.process_group import ranks
 
 from ..conftest import LLAMA
 from .launch import QUIET, ROOT, found_by, run, torchrun
-from .ranked import CASES, COMMON, FLAT, ROLLOUTS, learn, make, make_env
+from .ranked import CASES, COMMON, FLAT, LATER, ROLLOUTS, learn, make, make_env
 
 PAGE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def two_ranks_later(made_once):
+    return made_once("two-ranks-later", lambda folder: run(torchrun("tests.agents.distributed.ranked", "later", folder)))
+
+
 @pytest.fixture
-def exact(two_ranks):
-    return lambda case: found_by(two_ranks, case)
+def exact(request):
+    return lambda case: found_by(request.getfixturevalue("two_ranks_later" if case in LATER else "two_ranks"), case)
 
 
 @functools.cache
@@ -70,7 +75,7 @@ def joined_minibatches(recorded, parts):
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LATER)) for case in CASES])
 def test_two_ranks_are_one_process_on_the_joined_batch(exact, case, shard):
     found = exact(case)
     recorded = [rank[0] for rank in found]
@@ -271,6 +276,7 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
         ranks()
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_accelerate():
     probe = "import sys; sys.modules['accelerate'] = None; import agents.cli.train\n"
     probe += "from agents.distributed.process_group import ranks; assert ranks().size == 1"

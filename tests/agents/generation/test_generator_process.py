@@ -61,6 +61,7 @@ def test_it_learns_with_the_weights_of_each_rollout(make_env, served):
     (served.folder / "model.zip").unlink()
 
 
+@pytest.mark.slow
 def test_adapters_and_failures(make_env, served):
     pytest.importorskip("peft")
     model = make(make_env(), rules={"lora": {"r": 2}})

@@ -1,6 +1,7 @@
 """The same search for every agent, and a benchmark with what it found."""
 
 import json
+import shutil
 
 import pytest
 
@@ -31,13 +32,18 @@ def test_every_agent_has_as_many_trials_and_the_winners_run_beside_the_defaults(
     assert {a: row["exact-smooth"]["tried"] for a, row in again.items()} == {
         a: row["exact-smooth"]["tried"] for a, row in found["winners"].items()
     }
+    shutil.rmtree(tmp_path / "searches")
+    assert main(flags) == 0 and not (tmp_path / "searches").exists()  # the file says what each search was
+    assert json.loads(file.read_text())["winners"] == again
+    assert main([*flags, "--agents", "a2c", "--trials", "3"]) == 0  # another search
+    assert len(json.loads(file.read_text())["winners"]["a2c"]["exact-smooth"]["tried"]) == 4
 
     jobs = jobs_of(Bench(agents=("a2c,random",), tasks=("exact-smooth,exact-wide",), seeds=1, tuned=file, out=tmp_path / "bench"))
     assert [(job.task, job.agent) for job in jobs] == [
         ("exact-smooth", "a2c"), ("exact-smooth", "a2c:tuned=true"), ("exact-smooth", "random"),
         ("exact-wide", "a2c"), ("exact-wide", "random"),
     ]  # fmt: skip
-    assert jobs[1].agent_spec.settings == found["winners"]["a2c"]["exact-smooth"]["settings"] and not jobs[0].agent_spec.settings
+    assert jobs[1].agent_spec.settings == read_winners(file)["a2c"]["exact-smooth"]["settings"] and not jobs[0].agent_spec.settings
     assert not jobs[1].preparation.found  # what is prepared is the same for all
 
 

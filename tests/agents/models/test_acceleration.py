@@ -113,6 +113,7 @@ def test_cuda_graphs_equal_the_ordinary_steps(make_env, model):
     assert policy._caches["acting"]._graphs.usable
 
 
+@pytest.mark.slow
 def test_the_table_of_families(tmp_path):
     command = [
         sys.executable,

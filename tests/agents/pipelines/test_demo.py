@@ -25,7 +25,7 @@ def test_demo_is_interrupted_goes_on_and_raises_the_gold_score(small_reviews_cac
     monkeypatch.setenv("TEXTRL_CACHE", str(small_reviews_cache))
     monkeypatch.setattr(agents.pipelines.demo, "make_task", small_task)
     monkeypatch.setattr(agents.pipelines.demo, "HELD_OUT_PAIRS", 200)
-    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=16_000, n_episodes=64, batch_size=16, texts=200)
+    config = Demo(out=tmp_path / "run", pairs=800, total_tokens=11_000, n_episodes=64, batch_size=16, texts=200)
     record = CurveCallback._on_rollout_end
 
     def interrupted(self):

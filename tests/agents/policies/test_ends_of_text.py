@@ -182,7 +182,9 @@ def test_gaps_and_sizes():
 
 
 @pytest.mark.reports("A generator, in this process or another, ends its texts at every end of the task")
-@pytest.mark.parametrize("generator", [LocalDecoder, lambda: ServedGenerator("local", sys.executable)])
+@pytest.mark.parametrize(
+    "generator", [LocalDecoder, pytest.param(lambda: ServedGenerator("local", sys.executable), marks=pytest.mark.slow)]
+)
 def test_generators_stop_at_each_end(generator):
     generator = generator()
     for end in (0, 4):

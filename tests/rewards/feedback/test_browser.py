@@ -142,6 +142,7 @@ def by_mouse(number, driver):
         button.click()
 
 
+@pytest.mark.slow
 def test_two_people_a_killed_server_and_no_vote_lost(world):
     store, server, drivers = world
     for driver, name in zip(drivers, ("ann", "bob"), strict=True):

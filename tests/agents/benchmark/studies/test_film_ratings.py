@@ -37,6 +37,7 @@ def test_no_sentence_and_no_opening_serves_two_purposes(config):
     assert all(any(text.startswith(p + e) for text in parts.texts(2)) for p, e in zip(prompts, ends, strict=True))
 
 
+@pytest.mark.slow
 def test_from_ratings_to_the_table(config, capsys):
     results = main(config)
     agree, measures = results[0]["agreement"], results[0]

@@ -38,6 +38,7 @@ def test_the_task_is_theirs(config):
     assert {prompt.metadata["label"] for prompt in test.prompts} == {0, 1}  # drawn, not the first files
 
 
+@pytest.mark.slow
 def test_all_seeds_are_run_and_judged(config, capsys, monkeypatch):
     made = []
     monkeypatch.setattr(published_imdb, "TextPPO", lambda *a, _made=published_imdb.TextPPO, **k: made.append(_made(*a, **k)) or made[-1])
