@@ -35,8 +35,8 @@ class Item:
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        names = tuple(name if isinstance(name, str) else tuple(name) for name in self.sources)  # JSON has lists only
-        object.__setattr__(self, "sources", names)
+        sources = tuple(name if isinstance(name, str) else tuple(name) for name in self.sources)  # JSON has lists only
+        object.__setattr__(self, "sources", sources)
 
 
 @dataclass(frozen=True)
