@@ -56,6 +56,7 @@ class CachedDecoder:
         self._sources: np.ndarray | None = None  # (B, P) or (B, H, W, 3): what the encoder read
         self._source_lengths = np.zeros(0, np.int64)  # (S,) states of each slot's source
         self._source_columns = 0
+        self._whole = True  # not while a pass is under way: an error or Ctrl-C there may leave buffers that do not fit each other
 
     @property
     def memory(self) -> int:
@@ -90,14 +91,14 @@ class CachedDecoder:
             chosen = texts.only(live)
             return torch.no_grad()(lambda: backbone.hidden(one_action_each(chosen, backbone.device)))
         ids, lengths, sources = backbone.written(texts)
-        if self._states is None or self._ids.shape != ids.shape:
+        if self._states is None or self._ids.shape != ids.shape or not self._whole:
             self.drop()
             self._states = backbone.new_states()
             self._ids, self._known = np.full_like(ids, -1), np.zeros(len(ids), np.int64)
         states = self._states
         start = _before_pictures(backbone, ids, self._common(states, ids, lengths, sources))
+        self._whole = False
         make_room = self._seat(backbone, states, live, lengths, sources, upload)
-        self._known = np.zeros_like(lengths)  # an interrupted pass leaves nothing that could be trusted
         passes = list(self._passes(backbone, states, ids, lengths, start, sources, upload))
         rows = np.concatenate([r for r, _ in passes])
         order = None if (np.diff(rows) > 0).all() else upload.add(np.argsort(rows))
@@ -107,6 +108,7 @@ class CachedDecoder:
             make_room()
             hidden = torch.cat([one_pass() for _, one_pass in passes])
             self._ids, self._known, self._sources = ids.copy(), lengths.copy(), None if sources is None else sources.copy()
+            self._whole = True
             return hidden if order is None else hidden[order()]
 
         return run

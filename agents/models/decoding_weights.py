@@ -59,8 +59,8 @@ class DecodingWeights:
             self._parameters, self._adapted = list(lm.parameters()), list(adapted_layers(lm).values())
             layers, packs = _copied(lm)
             self._forwards = {layer: _forward(layer, packs) for layer in layers}
-            self._made_from = self._state()
             self._times += 1
+            self._made_from = self._state()
         return self._times
 
     def __enter__(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..preferences.label_consensus import lot
 from ..preferences.rater_agreement import Label, LabelEstimate, Level, dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
-from ..utils.intervals import Rate, wilson
+from ..utils.intervals import Rate, clustered, wilson
 from .forms import word_places
 from .items import Answer
 from .study import SCALE, Study
@@ -64,7 +64,7 @@ class QualityReport:
         answers: Number of answers, repetitions and skipped questions left out.
         items: Number of items with an answer.
         alpha: Krippendorff's.
-        agreement: Pairs of answers to one item that are equal.
+        agreement: Pairs of answers to one item that are equal; the interval takes items as the unit.  None without such a pair.
         criteria: Krippendorff's alpha of each criterion (ordinal).
         people: One for each annotator.
         contested: Items the annotators disagree about most: text of the prompt, its responses, number of answers,
@@ -87,18 +87,24 @@ def quality_report(answers: Sequence[Answer], study: Study) -> QualityReport:
     labels, num_labels, level = labels_of(first, study)
     known = {label[0]: label[2] for label in labels_of([_golden(a, study) for a in first if a.item.gold is not None], study)[0]}
     model = dawid_skene(labels, num_labels, known) if labels else None
-    equal, pairs = raw_agreement(labels) if labels else (0, 0)
     alpha = krippendorff_alpha(rating_matrix(labels), level) if labels else math.nan
     names = sorted({a.annotator for a in answers})
     return QualityReport(
         len(first),
         len({a.item_id for a in first}),
         alpha,
-        wilson(equal, pairs) if pairs else None,
+        _agreement(labels),
         {name: _criterion_alpha(first, name) for name in study.criteria},
         tuple(_person(name, answers, study, model, labels) for name in names),
         _contested(first, labels, model),
     )
+
+
+def _agreement(labels: Sequence[Label]) -> Rate | None:
+    counts: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    for key, pairs in raw_agreement(labels).items():
+        counts[key[0] if isinstance(key, tuple) else key] += pairs  # an item's ranking or spans are several labels
+    return clustered(*np.stack(list(counts.values()), 1)) if counts else None
 
 
 def labels_of(answers: Sequence[Answer], study: Study) -> tuple[list[Label], int, Level]:

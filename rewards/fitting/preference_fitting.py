@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..preferences.label_consensus import warn_of_disagreement
 from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
 from ..utils.devices import get_device, seeded
-from ..utils.intervals import Rate, wilson
+from ..utils.intervals import Rate, clustered_by, prompt_units, wilson
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
 from .engines import FittingEngine
@@ -59,7 +59,8 @@ class FitReport:
         best_epochs: The epoch kept of each part, from 1.
         blend: Weight of each part.
         seconds: Wall time.
-        held_out_interval: 95% interval of the held-out accuracy (Wilson); pairs of one ranking count as independent.
+        held_out_interval: 95% interval of the held-out accuracy, whose unit is the prompt (`intervals.clustered`); where the split could
+            not keep prompts apart, or there is only one, it is the comparison, and the interval says nothing of other prompts.
         calibration_error: Expected calibration error of the held-out pairs, in [0, 1].
         temperature: Divide score differences by it, and their sigmoid predicts the held-out pairs best; 1 where nothing was held out.
         prompts_apart: Whether no prompt is on both sides of the split; see `leak_free_split.hold_out`.
@@ -208,7 +209,7 @@ def fit_preference_model(
         network.blend.copy_(blend_weights(torch.stack(differences, 1), label=pairs.label, margin=pairs.margin))
     sample = train.first(1000).evaluate(network, 64, device)
     blend = dict(zip(network.parts, network.blend.tolist(), strict=True))
-    measured, accuracy = _measure(network, pairs, device, names)
+    measured, accuracy = _measure(network, pairs, device, names, _units([preferences[i] for i in split.held], split.prompts_apart))
     if validation:
         _warn_of_split(split, len(preferences), accuracy)
     return model, FitReport(
@@ -305,15 +306,25 @@ def _differences(part: nn.Module, pairs: PairRows, device: torch.device, scales:
     return (chosen - rejected) * scales(pairs.group.to(device)).detach().cpu()
 
 
-def _measure(network: PreferenceNetwork, pairs: PairRows | None, device: torch.device, names: Sequence[str]) -> tuple[dict[str, Any], Rate]:
+def _units(items: Sequence[Preference | Ranking], prompts_apart: bool) -> list[Hashable]:
+    """Return the unit of each pair of some comparisons: its prompt if none of them was trained on, else its comparison."""
+    units = prompt_units([one.prompt for one in items]) if prompts_apart else range(len(items))
+    counts = [math.comb(len(one.responses), 2) if isinstance(one, Ranking) else 1 for one in items]
+    return [unit for unit, count in zip(units, counts, strict=True) for _ in range(count)]
+
+
+def _measure(
+    network: PreferenceNetwork, pairs: PairRows | None, device: torch.device, names: Sequence[str], units: Sequence[Hashable]
+) -> tuple[dict[str, Any], Rate]:
     """Return what the held-out pairs say of the finished network, as fields of `FitReport`, and its accuracy."""
     if pairs is None:
         rate = wilson(0, 0)
         unknown = dict.fromkeys(("held_out_accuracy", "held_out_loss", "calibration_error"), math.nan)
         return {**unknown, "held_out_interval": (rate.low, rate.high), "temperature": 1.0}, rate
     chosen, rejected = pairs.scores(network, 64, device)
-    accuracy, decided = pairs.accuracy(chosen, rejected), int(pairs.decided().sum())
-    rate = wilson(accuracy * decided, decided)
+    accuracy, decided = pairs.accuracy(chosen, rejected), pairs.decided().nonzero().flatten()
+    won = ((chosen > rejected) + 0.5 * (chosen == rejected))[decided]
+    rate = clustered_by(won.numpy(), [units[i] for i in decided.tolist()])
     margins = (chosen - rejected).double().numpy()
     labels = np.ones(len(pairs)) if pairs.label is None else pairs.label.double().numpy()
     scales = fit_scales(margins, labels, pairs.group.numpy(), len(names)) if names and pairs.group is not None else []

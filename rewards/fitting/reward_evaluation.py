@@ -13,7 +13,7 @@ from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
 from ..preferences.preference import Preference, is_decided
-from ..utils.intervals import Rate, wilson
+from ..utils.intervals import Rate, clustered_by, prompt_units
 from .calibration import reliability
 
 _MISTAKES = 10
@@ -46,8 +46,14 @@ class JudgedComparisons:
         return JudgedComparisons([self.pairs[i] for i in rows], self.margins[rows], self.longer[rows])
 
     def accuracy(self, rows: Any = slice(None)) -> Rate:
-        """Return how often the likelier response of decided comparisons scores higher, equal scores counting one half."""
-        return _rate(self.margins[rows][is_decided(self.labels[rows])])
+        """Return how often the likelier response of decided comparisons scores higher, equal scores counting one half.
+
+        The interval takes prompts as the unit, see `prompt_units`.
+        """
+        kept = np.arange(len(self.pairs))[rows]
+        kept = kept[is_decided(self.labels[kept])]
+        margins = self.margins[kept]
+        return clustered_by((margins > 0) + 0.5 * (margins == 0), prompt_units([self.pairs[i].prompt for i in kept]))
 
 
 def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
@@ -64,16 +70,12 @@ def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
     return JudgedComparisons(pairs, chosen - rejected, np.array([len(p.chosen) - len(p.rejected) for p in pairs]))
 
 
-def _rate(margins: np.ndarray) -> Rate:
-    return wilson(float((margins > 0).sum() + 0.5 * (margins == 0).sum()), len(margins))
-
-
 def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
     """Return what the test comparisons say, as plain data: of all for the calibration, of those that are no ties for the rest."""
     calibration = [reliability(judged.margins / t, judged.labels).error for t in (1.0, temperature)]
     judged = judged.decided()
     spread = judged.margins.std() > 0 and judged.longer.std() > 0
-    longer_wins = _rate(judged.longer.astype(float)).rate
+    longer_wins = float(((judged.longer > 0) + 0.5 * (judged.longer == 0)).mean())
     return {
         "accuracy": asdict(judged.accuracy()),
         "longer_wins": longer_wins,

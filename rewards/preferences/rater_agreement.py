@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -65,16 +66,16 @@ def rating_matrix(answers: Sequence[Label]) -> np.ndarray:
     return matrix
 
 
-def raw_agreement(answers: Sequence[Label]) -> tuple[int, int]:
-    """Return how many pairs of answers to one item are equal, and how many there are."""
-    matrix = rating_matrix(answers)
-    equal = pairs = 0
-    for column in matrix.T:
-        given = column[~np.isnan(column)]
-        _, counts = np.unique(given, return_counts=True)
-        equal += int((counts * (counts - 1) // 2).sum())
-        pairs += len(given) * (len(given) - 1) // 2
-    return equal, pairs
+def raw_agreement(answers: Sequence[Label]) -> dict[Hashable, tuple[int, int]]:
+    """Return of each item that several people answered how many pairs of answers are equal, and how many there are."""
+    given: dict[Hashable, dict[str, int]] = {}
+    for item, who, label in answers:
+        given.setdefault(item, {})[who] = label
+    return {
+        item: (sum(math.comb(count, 2) for count in Counter(labels.values()).values()), math.comb(len(labels), 2))
+        for item, labels in given.items()
+        if len(labels) > 1
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +33,12 @@ class Rate:
         return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
-def wilson(successes: float, num: int) -> Rate:
+def wilson(successes: float, num: float) -> Rate:
     """Return the share of successes with its interval; without any case, NaN in [0, 1].
 
     Args:
         successes: In [0, num]; a tie may count one half.
-        num: Cases, >= 0.
+        num: Cases, >= 0; of dependent ones, how many independent ones say as much.
 
     Raises:
         ValueError: `successes` is not in [0, num].
@@ -49,7 +50,55 @@ def wilson(successes: float, num: int) -> Rate:
     rate, square = successes / num, _Z * _Z
     centre = (rate + square / (2 * num)) / (1 + square / num)
     half = _Z * math.sqrt(rate * (1 - rate) / num + square / (4 * num * num)) / (1 + square / num)
-    return Rate(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), num)
+    return Rate(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), math.floor(num))
+
+
+def clustered(successes: np.ndarray, cases: np.ndarray) -> Rate:
+    """Return the share of successes among cases that come in clusters, as comparisons of one prompt or answers to one item do.
+
+    Cases of a cluster are alike, so there is less to learn from them than from as many of different ones: Wilson's interval is that of
+    fewer cases, divided by the design effect (the variance of a ratio between clusters over that of independent cases, at least 1), and
+    by (t / z)^2 for the number of clusters (Korn and Graubard 1998, with Wilson's interval in the place of Clopper and Pearson's).  If
+    all or no cases are successes, there is no variance to be seen, and a cluster counts as one case.  With a cluster for each case this
+    is `wilson`.
+
+    Args:
+        successes: Of each cluster, in [0, cases], shape (K,); a tie may count one half.
+        cases: Of each cluster, >= 1, shape (K,).
+
+    Raises:
+        ValueError: The shapes differ, a cluster has no case, or more successes than cases.
+    """
+    won, each = np.asarray(successes, float), np.asarray(cases, float)
+    if won.shape != each.shape or won.ndim != 1:
+        raise ValueError(f"successes {won.shape} and cases {each.shape}: one number is needed for each cluster")
+    if not ((each >= 1) & (won >= 0) & (won <= each)).all():
+        raise ValueError("each cluster must have at least 1 case, and successes in [0, cases]")
+    k, n = len(each), each.sum()
+    if k == n:
+        return wilson(float(won.sum()), k)
+    rate = float(won.sum() / n)
+    if k == 1:
+        return Rate(rate, 0.0, 1.0, int(n))
+    binomial = rate * (1 - rate) / n
+    effect = max(1.0, k / (k - 1) * float(((won - rate * each) ** 2).sum()) / n**2 / binomial) if 0 < rate < 1 else n / k
+    independent = float(n / effect * (_Z / stdtrit(k - 1, 0.975)) ** 2)
+    return replace(wilson(rate * independent, independent), num=int(n))
+
+
+def clustered_by(values: np.ndarray, units: Sequence[Hashable]) -> Rate:
+    """Return `clustered` of cases each of which has a value in [0, 1], shape (N,), and belongs to a unit, length N."""
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    index = [numbers[unit] for unit in units]
+    return clustered(np.bincount(index, values, len(numbers)), np.bincount(index, minlength=len(numbers)))
+
+
+def prompt_units(prompts: Sequence[str]) -> Sequence[Hashable]:
+    """Return the clusters of cases with these prompts: the prompts; where there is only one, each case by itself.
+
+    An interval says how sure a share is for other prompts like these; of a single prompt it can only speak of that one.
+    """
+    return prompts if len(set(prompts)) > 1 else range(len(prompts))
 
 
 def least_fall(before: Rate, after: Rate) -> float:

@@ -98,8 +98,8 @@ class Work:
         return self.episodes // self.batch
 
     def config(self, **changes: Any) -> Any:
-        """Return the model's configuration with changes."""
-        return AutoConfig.for_model(**{**self.model, **changes})
+        """Return the model's configuration with changes, without an end of text: TRL's newest trainers stop where the model names one."""
+        return AutoConfig.for_model(**{**self.model, "eos_token_id": None, **changes})
 
 
 def main() -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from stable_baselines3.common.utils import obs_as_tensor
 
-from agents.models.backbones import backbone_of
+from agents.benchmark.performance.architectures import architectures
+from agents.models.backbones import backbone_of, kv_cache
 from agents.models.cached_decoder import CachedDecoder
 from agents.models.loading import load_lm
-from agents.models.sequences import PartialTexts
+from agents.models.sequences import PartialTexts, one_action_each
 from agents.policies.transformer_policy import TransformerPolicy
 
 from ..conftest import EOS, MODELS, VOCAB
@@ -65,6 +66,46 @@ def test_rows_that_go_idle_leave_the_batch(make_env, name):
     assert ends == 11
     assert worst < 1e-5
     assert len(policy._caches["acting"]._rows) < 8
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_what_an_interrupted_pass_left_is_not_used(monkeypatch, kind):
+    """Each call that moves buffers or reads a layer is interrupted in turn, and the same decoder goes on with other texts."""
+    backbone, decoder = backbone_of(load_lm(architectures(VOCAB)[kind])), CachedDecoder()
+    ids, calls, last = np.random.default_rng(0).integers(1, VOCAB, (5, 45)), 0, 0
+
+    def texts(*lengths):
+        written = np.arange(45) < np.array(lengths)[:, None]
+        return PartialTexts(np.where(written, ids, -1), np.array(lengths), np.minimum(lengths, 2))
+
+    course = [texts(3, 3, 0, 5, 2), texts(4, 4, 0, 6, 3), texts(34, 0, 3, 7, 9), texts(35, 6, 4, 0, 10)]
+    expected = [backbone.hidden(one_action_each(part.only(np.flatnonzero(part.lengths)), "cpu")).detach() for part in course]
+    decoder.last_hidden(backbone, course[0])  # the check at first use
+
+    def interrupted(function):
+        def counted(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(kv_cache, "_laid_out", interrupted(kv_cache._laid_out))
+    monkeypatch.setattr(kv_cache.KeysAndValues, "update", interrupted(kv_cache.KeysAndValues.update))
+    monkeypatch.setattr(kv_cache.RecurrentState, "lay_out", interrupted(kv_cache.RecurrentState.lay_out))
+    monkeypatch.setattr(kv_cache.RecurrentState, "close", interrupted(kv_cache.RecurrentState.close))
+    while calls >= last:
+        decoder.drop()
+        last, calls = last + 1, 0
+        for part, hidden in zip(course, expected, strict=True):
+            try:
+                found = decoder.last_hidden(backbone, part)
+            except KeyboardInterrupt:
+                continue
+            torch.testing.assert_close(found, hidden, atol=1e-5, rtol=1e-4)
+    assert last > 12
 
 
 def test_actions_other_than_the_ones_drawn(make_env):

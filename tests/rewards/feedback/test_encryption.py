@@ -28,7 +28,8 @@ def test_sealed_texts():
     keys, others = Keys.new(), Keys.new()
     sealed = keys.seal("straße \ud83d \x00")
     assert b"stra" not in sealed and keys.seal("straße") != keys.seal("straße") and keys.open(sealed) == "straße \ud83d \x00"
-    for wrong in (sealed[:-1], b"", sealed[:20] + b"A" + sealed[21:]):
+    another = b"B" if sealed[20:21] == b"A" else b"A"
+    for wrong in (sealed[:-1], b"", sealed[:20] + another + sealed[21:]):
         with pytest.raises(WrongKeyError):
             keys.open(wrong)
     with pytest.raises(WrongKeyError, match="another key"):

@@ -25,6 +25,7 @@ from rewards.feedback.study import Study
 from rewards.preferences import agreement
 from rewards.preferences.policy_ranking import games_of, tournament
 from rewards.preferences.row_formats import preferences_of
+from rewards.utils.intervals import clustered
 from textrl_env.reward_model import as_reward_model
 
 PAIR = Item("the film", (" was good", " was bad"), ("new", "old"), "x")
@@ -94,6 +95,19 @@ def test_no_time_is_no_doubt():
 def test_one_voice_has_no_agreement():
     trust = quality_report([answered(i, "sole", {"choice": "a"}) for i in range(3)] + [answered(9, "sole", {"skip": True})], Study())
     assert math.isnan(trust.alpha) and trust.agreement is None and math.isnan(trust.people[0].accuracy) and trust.people[0].skipped == 1
+
+
+def test_agreement_takes_items_as_the_unit():
+    """Three people rank three responses: two items alike, the third so that one person turns all around; 3 pairs of people, 3 of texts."""
+    orders = {1: ("abc", "abc", "abc"), 2: ("cab", "cab", "cab"), 3: ("abc", "cba", "abc")}
+    item = Item("p", ("a", "b", "c"))
+    answers = [
+        replace(answered(number, who, {"ranking": ["abc".index(text) for text in order]}), item=replace(item, prompt=f"p{number}"))
+        for number, given in orders.items()
+        for who, order in zip("xyz", given, strict=True)
+    ]
+    found = quality_report(answers, Study(kind="ranking")).agreement
+    assert found == clustered(np.array([9, 9, 3]), np.array([9, 9, 9])) and found.num == 27
 
 
 def turned(answer):

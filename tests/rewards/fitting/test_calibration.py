@@ -5,7 +5,7 @@ import pytest
 from scipy import optimize, stats
 
 from rewards.fitting.calibration import fit_scales, fit_temperature, reliability
-from rewards.utils.intervals import least_fall, wilson
+from rewards.utils.intervals import clustered, clustered_by, least_fall, prompt_units, wilson
 
 
 @pytest.mark.parametrize(("successes", "num"), [(0, 1), (7, 10), (10, 10), (512, 1000), (3.5, 8)])
@@ -27,6 +27,40 @@ def test_wilson_of_nothing_and_of_nonsense():
     with pytest.raises(ValueError, match="successes=3 must be in"):
         wilson(3, 2)
     assert str(wilson(512, 1000)) == "51.2% [48.1%, 54.3%]"
+
+
+def test_cases_that_come_in_clusters():
+    """Of two clusters, the variance of the ratio is 2 / 1 (1 + 1) / 4^2 = .25 and that of 4 independent cases .0625: they count as one."""
+    z, t = stats.norm.ppf(0.975), stats.t.ppf(0.975, 1)
+    independent = (z / t) ** 2
+    found = clustered(np.array([2, 0]), np.array([2, 2]))
+    centre, half = 0.5, z * math.sqrt(0.25 / independent + z**2 / (4 * independent**2)) / (1 + z**2 / independent)
+    assert (found.rate, found.low, found.high, found.num) == pytest.approx((0.5, centre - half, centre + half, 4))
+    # all right: a cluster counts as one case, of 3
+    found, independent = clustered(np.array([4, 2, 6]), np.array([4, 2, 6])), 3 * (z / stats.t.ppf(0.975, 2)) ** 2
+    assert (found.low, found.high) == pytest.approx((1 / (1 + z**2 / independent), 1))
+    assert clustered(np.array([3]), np.array([4])) == type(found)(0.75, 0, 1, 4)
+    assert clustered(np.array([1, 0, 1, 0.5]), np.ones(4)) == wilson(2.5, 4)
+    assert clustered(np.array([]), np.array([])).low == 0
+    by_hand = clustered_by(np.array([1, 0.5, 0, 1, 1]), ["a", "b", "a", "c", "b"])
+    assert by_hand == clustered(np.array([1, 1.5, 1]), np.array([2, 2, 1])) and by_hand.num == 5
+    assert list(prompt_units(["x", "x"])) == [0, 1] and prompt_units(["x", "y", "x"]) == ["x", "y", "x"]
+    for wrong in (([1], [1, 1]), ([2], [1]), ([-1], [1]), ([0], [0]), ([math.nan], [1])):
+        with pytest.raises(ValueError, match=r"one number is needed|at least 1 case"):
+            clustered(*map(np.array, wrong))
+
+
+@pytest.mark.parametrize("clusters", [10, 40])
+@pytest.mark.parametrize("even", [False, True])
+def test_intervals_of_clusters_hold_the_truth(clusters, even):
+    """Items of which each has its own share of equal answers, .7 in the mean, and six or 1 to 11 of them."""
+    random, held = np.random.default_rng(0), np.zeros(2)
+    for _ in range(2000):
+        cases = np.full(clusters, 6) if even else random.integers(1, 12, clusters)
+        successes = random.binomial(cases, random.beta(2.1, 0.9, clusters))
+        for which, rate in enumerate((clustered(successes, cases), wilson(successes.sum(), cases.sum()))):
+            held[which] += rate.low <= 0.7 <= rate.high
+    assert 0.925 < held[0] / 2000 < 0.975 and held[1] / 2000 < 0.85
 
 
 def test_the_fall_of_a_share_by_the_published_example():

@@ -11,9 +11,11 @@ from rewards import Preference, PreferenceRewardModel, Ranking, RewardWarning, f
 from rewards.fitting.comparisons import AnnotatorScales, PairRows, RankingRows
 from rewards.fitting.losses import bradley_terry_loss, plackett_luce_loss
 from rewards.fitting.preference_fitting import _differences
+from rewards.fitting.reward_evaluation import JudgedComparisons
 from rewards.fitting.scorer_training import fit_scorer
 from rewards.models.scorers import TrunkScorer, build_trunk
 from rewards.preferences.leak_free_split import hold_out
+from rewards.utils.intervals import clustered, wilson
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
 
@@ -392,3 +394,22 @@ def test_the_trunks_rate_suits_its_size_and_adapters(tokenizer, tmp_path):
             for value in (None, rate, 2 * rate)
         )
         assert default == given != other
+
+
+def test_the_unit_of_an_accuracy_is_the_prompt():
+    prompts, labels = ["p", "q", "p", "q", "r", "p"], [1, 1, 1, 0.5, 1, 1]
+    pairs = [Preference(prompt, f"a{i}", f"b{i}", label=label) for i, (prompt, label) in enumerate(zip(prompts, labels, strict=True))]
+    judged = JudgedComparisons(pairs, np.array([1, 2, -1, 9, 0, 3.0]), np.zeros(6))
+    assert judged.accuracy() == clustered(np.array([2, 1, 0.5]), np.array([3, 1, 1]))  # the tie of q is left out
+    assert judged.accuracy([0, 2, 5]) == wilson(2, 3)  # of one prompt, nothing can be said of others
+
+
+def test_pairs_of_rankings_and_of_prompts_belong_together(tokenizer):
+    """Ten held-out rankings of three say as much as ten cases where all is right, their 30 pairs do not."""
+    texts = [f"w{i % 9} w{i // 9}" for i in range(120)]
+    rankings = [Ranking(f"w{i} ", [text + " w39" * (2 - k) for k, text in enumerate(texts[3 * i : 3 * i + 3])]) for i in range(40)]
+    _, report = fit_preference_model(rankings, tokenizer=tokenizer, validation=0.25, epochs=1)
+    low, high = report.held_out_interval
+    assert report.held_out_accuracy == 1 and high == 1
+    z, t = 1.959963984540054, 2.262157163  # of 9 degrees of freedom
+    assert low == pytest.approx(1 / (1 + z**2 / (10 * (z / t) ** 2)))

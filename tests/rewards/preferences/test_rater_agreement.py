@@ -68,7 +68,7 @@ def test_alpha_at_the_edges():
 
 def test_raw_agreement_by_hand():
     answers = [(1, "x", 0), (1, "y", 0), (1, "z", 1), (2, "x", 1), (2, "y", 1), (3, "x", 0)]
-    assert raw_agreement(answers) == (2, 4)
+    assert raw_agreement(answers) == {1: (1, 3), 2: (1, 1)}
     assert rating_matrix(answers)[:, 0].tolist() == [0, 0, 1] and np.isnan(rating_matrix(answers)[2, 1:]).all()
 
 
