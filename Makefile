@@ -11,13 +11,13 @@ PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --no-compile --
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) torch --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	$(PIP) --editable ".[dev]"
-	touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch --editable ".[dev]"
+	touch $(VENV)/.base $@
 
 install: $(VENV)/.dev
 

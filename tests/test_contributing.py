@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```(?:python|text) (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
 
@@ -25,6 +27,7 @@ def insert_import(path, line):
     path.write_text(text[: first.start()] + line + text[first.start() :], encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_each_kind_of_addition_is_one_file_and_one_row(tmp_path):
     for name in ("agents", "rewards", "textrl_env"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

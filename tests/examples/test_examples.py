@@ -33,10 +33,12 @@ def test_cleanrl_ppo():
 @pytest.mark.parametrize(
     ("algorithm", "tokens", "reached"),
     [
-        ("ppo", 8000, 1.2),
         ("a2c", 10_000, 1.2),
         ("dqn", 12_000, 1.0),
-        *(pytest.param(*row, marks=pytest.mark.slow) for row in [("trpo", 8000, 1.2), ("maskable-ppo", 8000, 0.8), ("qrdqn", 12_000, 1.0)]),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in [("ppo", 8000, 1.2), ("trpo", 8000, 1.2), ("maskable-ppo", 8000, 0.8), ("qrdqn", 12_000, 1.0)]
+        ),
     ],
 )
 def test_agents_of_stable_baselines3(algorithm, tokens, reached):
@@ -68,6 +70,7 @@ def test_torchrl_makes_registered_environments():
     assert env.rollout(3)["next", "response"].shape == (3, 26)
 
 
+@pytest.mark.slow
 def test_custom_transformer():
     example = load("custom_transformer")
     assert example.main(example.Config(timesteps=1000)) < 0.15  # where it starts

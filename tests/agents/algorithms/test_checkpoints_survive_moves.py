@@ -129,6 +129,7 @@ print(*policy.evaluate_actions(obs, torch.tensor([2, 0]))[1].tolist())
 """
 
 
+@pytest.mark.slow
 def test_it_loads_after_the_files_of_its_classes_have_moved(tmp_path):
     for name in PACKAGES:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

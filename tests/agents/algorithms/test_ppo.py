@@ -105,7 +105,9 @@ def measured_kl(model, env):
     return buffer.stats.kl_per_sequence, buffer.actions
 
 
-@pytest.mark.parametrize("source", ["configuration", "folder", "reference folder"])
+@pytest.mark.parametrize(
+    "source", ["configuration", *(pytest.param(source, marks=pytest.mark.slow) for source in ("folder", "reference folder"))]
+)
 def test_save_and_load(make_env, tmp_path, source):
     """Actions, KL to the reference, the controller and the optimizer survive, also when the first folder has gone."""
     kwargs = {"beta": {"beta": 0.2, "target": 1.0, "horizon": 100}}

@@ -21,7 +21,8 @@ def outcome(model):
     return model.policy.state_dict(), model.policy.optimizer.state_dict()["state"], controller.beta, model.num_timesteps, model.num_rollouts
 
 
-@pytest.mark.parametrize("where", [pytest.param("rollout", marks=pytest.mark.slow), "update"])
+@pytest.mark.parametrize("where", ["rollout", "update"])
+@pytest.mark.slow
 def test_killed_and_resumed_equals_never_killed(tmp_path, where):
     torch.set_num_threads(1)
     straight = make_model()

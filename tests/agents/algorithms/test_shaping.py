@@ -110,6 +110,7 @@ def test_full_kl_in_reward_and_loss_is_the_exact_gradient(tiny):  # noqa: F811
     assert (half - exact).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_training_with_full_kl_reaches_the_optimum():
     table = {
         "class": "agents.evaluation.exact_optimum:Table",

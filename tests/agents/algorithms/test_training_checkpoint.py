@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from agents import DPO, KTO, SFT, ExpertIteration
 from agents.algorithms.common.training_checkpoint import load_training
 from rewards import Preference, thumbs_of
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from ..conftest import GPT2, LLAMA, VOCAB, sevens
@@ -42,7 +43,7 @@ def stop_at(trainer, step):
     trainer._mean_loss = loss
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", slow_but(("sft with adapters", "dpo"), MAKERS))
 def test_supervised_training_goes_on_bit_by_bit(name, tmp_path):
     make, texts = MAKERS[name]
     torch.manual_seed(3)

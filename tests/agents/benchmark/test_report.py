@@ -15,6 +15,7 @@ from agents.benchmark.suites import SUITES
 from agents.cli.main import main
 from agents.reports import benchmark_plots
 from tests.figures import bars_of, check_labels, legend_texts, lines_of, tick_labels
+from tests.slow_cases import slow_but
 
 from . import cells
 
@@ -56,6 +57,7 @@ def test_summary_is_what_the_cells_say(folder, page):
     assert found["failures"][0]["error"] == "ValueError: <boom>" and len(found["missing"]) == 1
 
 
+@pytest.mark.slow
 def test_plots_show_the_summary(folder):
     results = read_results(folder)
     summary = summarise(results)
@@ -95,7 +97,7 @@ def test_plots_show_the_summary(folder):
     assert low < lines_of(panel)[1][0, 1] and lines_of(panel)[1][-1, 1] < high
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 4, 5])
+@pytest.mark.parametrize("tasks", slow_but([5], [1, 2, 4, 5]))
 @pytest.mark.parametrize("agents", [("ppo",), cells.AGENTS, tuple(f"my_package.agents:Mine{i}:width=64" for i in range(6))])
 def test_labels_of_learning_curves_are_whole(tasks, agents):
     line = tuple(np.linspace(low, 1, 9) * scale for low, scale in ((0.1, 40_000), (0, 0.8), (0, 0.6), (0, 1)))

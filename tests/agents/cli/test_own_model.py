@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from agents.cli.main import main
 from agents.training.trained_run import open_run
 from rewards import Preference, write_preferences
+from tests.slow_cases import slow_but
 from textrl_env.prompts.reader import split_of_text
 
 ENDS = [257, 258]
@@ -108,7 +109,7 @@ def test_chats_and_beginnings(model, prompts, tmp_path, file, flags):
     assert all(p.text.startswith("film" if "False" in flags else "<s>[user] film") for p in task.prompts)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sft", "dpo", "ipo", "expert-iteration"])
+@pytest.mark.parametrize("algo", slow_but(["sft", "expert-iteration"], ["ppo", "sft", "dpo", "ipo", "expert-iteration"]))
 def test_other_algorithms_take_the_same_flags(model, prompts, tmp_path, capsys, algo):
     write_preferences(tmp_path / "pairs.jsonl", [Preference(f"film {i}", " good", " bad") for i in range(30)])
     flags = {

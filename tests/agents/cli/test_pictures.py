@@ -8,6 +8,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -19,6 +20,7 @@ from .test_trained_run import few_steps
 SIZES = ["--n-episodes", "16", "--batch-size", "8", "--eval-texts", "8"]
 
 
+@pytest.mark.slow
 def test_a_run_with_pictures(tmp_path, capsys):
     folder = tmp_path / "run"
     with few_steps(5, tmp_path):

@@ -15,6 +15,7 @@ from agents.training.policy_training import _new
 from agents.training.settings import OFFLINE, PolicyTraining
 from agents.utils.contents import contents_hash
 from agents.utils.run_folder import fingerprint
+from tests.slow_cases import slow_but
 from textrl_env import make_task
 
 from ..conftest import LLAMA
@@ -43,7 +44,7 @@ def inputs_of(algo, **others):
     return {**data, "model": f"contents {contents_hash('m')}", "algo": algo, "seed": 0, **others}
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", slow_but(("ppo", "nlpo", "a2c", "rloo", "grpo", "online-dpo"), ALGORITHMS))
 def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
     rules = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "precision": "float32", "micro_batch_size": 0}
     rules["eos_token_id"] = make_task("review").tokenizer.eos_token_id

@@ -14,6 +14,7 @@ from agents.algorithms.registry import ALGORITHMS
 from agents.algorithms.sft import SFT
 from agents.cli.main import main
 from agents.training.settings import FROM_PAIRS, OFFLINE
+from tests.slow_cases import slow_but
 from textrl_env import make_task
 
 SENTENCES = [f"the {a} was {b} and i {c} it" for a in ("plot", "cast", "song") for b in ("good", "bad", "slow") for c in ("saw", "liked")]
@@ -89,13 +90,12 @@ def test_evaluate_and_generate(run, capsys, tmp_path):
     assert streamed.startswith("the plot") and len(streamed) > len("the plot\n")
 
 
-# of names that are another one's class with other settings, which the fast tests construct
-PRESETS = ("dr-grpo", "dapo", "gspo", "gmpo", "cispo", "gdpo", "reinforce++", "reinforce++-baseline", "nlpo", "maskable-ppo")
+FAST = ("a2c", "grpo")  # of each kind of loop one; the others run with the slow tests
 
 
 @pytest.mark.parametrize(
     "algo",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in PRESETS)) for name in ALGORITHMS if name not in ("ppo", "distill")],
+    slow_but(FAST, (name for name in ALGORITHMS if name not in ("ppo", "distill"))),
 )
 def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     sizes = ["--total-tokens", "300", "--n-episodes", "16", "--algo", algo, "--eval-texts", "8"]
@@ -117,7 +117,7 @@ def test_every_algorithm_from_the_command_line(corpus, tmp_path, capsys, algo):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("algo", OFFLINE)
+@pytest.mark.parametrize("algo", slow_but(("sft", "dpo"), OFFLINE))
 def test_training_without_playing_from_the_command_line(corpus, tmp_path, capsys, algo):
     pairs = [{"prompt": "the plot", "chosen": f" was good and i {v} it", "rejected": f" was bad and i {v} it"} for v in ("saw", "liked")]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -5,12 +5,18 @@ from agents.models.loading import load_lm, save_lm
 from textrl_env import make_task
 
 from .launch import run, torchrun
+from .parts import write_models
 
 
 @pytest.fixture(scope="session")
 def two_ranks(made_once):
     """A folder with what two processes found, all tasks in turn: to start them takes longer than most tasks."""
-    return made_once("two-ranks", lambda folder: run(torchrun("tests.agents.distributed.everything", folder), timeout=480))
+
+    def make(folder):
+        write_models(folder / "parts")
+        run(torchrun("tests.agents.distributed.everything", folder), timeout=480)
+
+    return made_once("two-ranks", make)
 
 
 @pytest.fixture

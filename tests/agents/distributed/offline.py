@@ -21,7 +21,7 @@ from textrl_env import IntegerTokenizer, Prompt, TextTask, make_task
 
 from ..conftest import GPT2, LLAMA, VOCAB, sevens
 
-STEPS = 20
+STEPS = 14
 TEXTS = [(" ".join(str(1 + (i * k) % 23) for k in range(1, 2 + i % 5)), " ".join("7" * (1 + (3 * i) % 8))) for i in range(13)]
 PAIRS = [Preference(prompt, answer, " ".join("5" * (1 + i % 4)), 0.8) for i, (prompt, answer) in enumerate(TEXTS)]
 LORA = {"r": 2, "lora_alpha": 8}
@@ -124,7 +124,7 @@ def fitted(folder, engine=None):
 
 
 def begun(folder):
-    """Train for 7 of 20 steps, of which 5 are saved."""
+    """Train for 7 of 14 steps, of which 5 are saved."""
     learn("sft", stop=7, folder=folder / "sft", shard=True)
     learn("dpo", stop=7, folder=folder / "dpo")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -17,17 +18,47 @@ from agents.algorithms.common import memory_check
 from agents.distributed.engine import _give_back_large_blocks, engine_of
 from agents.distributed.process_group import ranks
 from agents.models.backbones import backbone_of
-from agents.models.loading import in_shards, is_in_shards, load_lm
+from agents.models.loading import in_shards, is_in_shards, load_lm, save_lm
 from agents.models.sequences import TextRecord, pack
 from textrl_env import IntegerTokenizer
 
-from ..conftest import EOS, VOCAB
+from ..conftest import EOS, GPT2, LLAMA, VOCAB
 from .offline import PAIRS, TEXTS
 from .ranked import make_env
 
 STEPS = 3
 LIMITS = 365_000_000, 520_000_000  # bytes of data, beyond those of the libraries, for SFT and for PPO
 TOKENIZER = IntegerTokenizer(VOCAB, EOS)
+T5 = {
+    "model_type": "t5", "vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
+    "eos_token_id": EOS, "pad_token_id": 1, "decoder_start_token_id": 1,
+}  # fmt: skip
+MODELS = {
+    "llama": LLAMA,
+    "tied": {**LLAMA, "tie_word_embeddings": True},
+    "bfloat16": LLAMA,
+    "gpt2": GPT2,  # tied, without the prefix that the module's names have
+    "t5": T5,
+    "incomplete": GPT2,
+}
+
+
+def write_models(folder):
+    """Write the models that `loaded` and `trained` read."""
+    for name, config in MODELS.items():
+        torch.manual_seed(0)
+        lm = load_lm(config)
+        lm.generation_config.eos_token_id = [EOS, 5]
+        path = folder / "models" / name
+        if name == "bfloat16":
+            lm.bfloat16().save_pretrained(path, max_shard_size="2KB")
+            assert len(list(path.glob("*.safetensors"))) > 3
+        else:
+            save_lm(lm, path)
+        if name in ("gpt2", "incomplete"):
+            old, new = ("transformer.", "") if name == "gpt2" else ("ln_f.weight", "ln_f.other")
+            tensors = load_file(path / "model.safetensors")
+            save_file({key.replace(old, new): value for key, value in tensors.items()}, path / "model.safetensors", {"format": "pt"})
 
 
 def local(model):

@@ -48,8 +48,8 @@ CASES = {
     "again": (OURS, {"estimator": "rloo", "skip_equal_groups": True, "max_sampling_rounds": 3, "policy_kwargs": {"micro_batch_size": 3}}),
     "pairs": (OnlineDPO, {"batch_size": 6, "policy_kwargs": {"micro_batch_size": 2}}),
 }
-LATER = ("maskable", "ppo_lora", "ppo_separate", "gdpo", "warm", "gspo", "kl_cov")  # which the slow tests learn from
-ROLLOUTS = 5
+LATER = ("a2c", "plus", "maskable", "ppo_lora", "ppo_separate", "gdpo", "warm", "gspo", "kl_cov")  # which the slow tests learn from
+ROLLOUTS = 3
 RAW = ("_steps", "_kept", "_openings", "_replies", "sampler", "autocast")
 FLAT = ("actions", "values", "log_probs", "advantages", "returns", "rewards", "kept", "reference_log_probs", "kl", "scores")
 WHOLE = ("segments", "infos", "trained", "_offsets", "stats", "full")
@@ -153,14 +153,14 @@ def whole(folder):
     """Train for real, save, and go on; leave what each rank holds in the end."""
     for seed, shard in ((3, False), (None, False), (3, True)):
         model = make("gae", seed=seed, shard=shard)
-        model.learn(600)
+        model.learn(300)
         file = folder / f"{seed}-{shard}.zip"
         model.save(file)
         ranks().wait()
         digests, before = [], {}
         for of in (lambda: model, lambda: TextPolicyGradient.load(file, env=make_env(1), device="cpu", shard=shard)):  # noqa: B023
             one = of()
-            one.learn(400, reset_num_timesteps=False)
+            one.learn(200, reset_num_timesteps=False)
             weights = one.engine.gathered(one.policy.state_dict())  # of shards, to the first rank
             held = shard or digest({name: value.tolist() for name, value in weights.items()})
             same = bool(digests) and all(torch.equal(value, before[name]) for name, value in weights.items())

@@ -4,69 +4,38 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from agents.models.loading import load_lm, save_lm
 from agents.utils.free_memory import available
 
-from ..conftest import EOS, GPT2, LLAMA, VOCAB
+from ..conftest import EOS, LLAMA
 from .launch import found_by, run, torchrun
-from .parts import LIMITS, STEPS, hidden, local
+from .parts import LIMITS, MODELS, STEPS, hidden, local
 
-T5 = {
-    "model_type": "t5", "vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
-    "eos_token_id": EOS, "pad_token_id": 1, "decoder_start_token_id": 1,
-}  # fmt: skip
-MODELS = {
-    "llama": LLAMA,
-    "tied": {**LLAMA, "tie_word_embeddings": True},
-    "bfloat16": LLAMA,
-    "gpt2": GPT2,  # tied, without the prefix that the module's names have
-    "t5": T5,
-    "incomplete": GPT2,
-}
 LARGE = {
     **LLAMA, "hidden_size": 448, "intermediate_size": 1216, "num_hidden_layers": 11, "num_attention_heads": 8, "num_key_value_heads": 8,
     "initializer_range": 0.02,
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def two_ranks(made_once):
-    return made_once("parts", load_and_train)
-
-
-def load_and_train(folder):
-    for name, config in MODELS.items():
-        torch.manual_seed(0)
-        lm = load_lm(config)
-        lm.generation_config.eos_token_id = [EOS, 5]
-        path = folder / "models" / name
-        if name == "bfloat16":
-            lm.bfloat16().save_pretrained(path, max_shard_size="2KB")
-            assert len(list(path.glob("*.safetensors"))) > 3
-        else:
-            save_lm(lm, path)
-        if name in ("gpt2", "incomplete"):
-            old, new = ("transformer.", "") if name == "gpt2" else ("ln_f.weight", "ln_f.other")
-            tensors = load_file(path / "model.safetensors")
-            save_file({key.replace(old, new): value for key, value in tensors.items()}, path / "model.safetensors", {"format": "pt"})
-    run(torchrun("tests.agents.distributed.parts", "loaded", "trained", folder))
+@pytest.fixture
+def found(two_ranks):
+    return two_ranks / "parts"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parts_are_the_whole(two_ranks, name):
-    whole = load_lm(two_ranks / "models" / name)
-    found = found_by(two_ranks, name)
+def test_parts_are_the_whole(found, name):
+    whole = load_lm(found / "models" / name)
+    of_ranks = found_by(found, name)
     numbers = sum(p.numel() for p in whole.parameters())
     layers = sum(p.numel() for key, p in whole.named_parameters() if any(part.isdigit() for part in key.split(".")))
-    for parts, held, resting, *_ in found:
+    for parts, held, resting, *_ in of_ranks:
         assert parts == (name != "incomplete")
         assert abs(held - (numbers - layers / 2 if parts else numbers)) < 0.05 * numbers  # those outside of layers are cut with the rest
         assert abs(resting - numbers / 2) < 0.05 * numbers
-    assert sum(resting for _, _, resting, *_ in found) == numbers
-    (_, _, _, weights, logits, buffers, training, ends), (*_, other, _, _, _) = found
+    assert sum(resting for _, _, resting, *_ in of_ranks) == numbers
+    (_, _, _, weights, logits, buffers, training, ends), (*_, other, _, _, _) = of_ranks
     assert weights.keys() == whole.state_dict().keys()
     for key, value in whole.state_dict().items():
         assert torch.equal(weights[key], value)
@@ -76,12 +45,12 @@ def test_parts_are_the_whole(two_ranks, name):
     with torch.no_grad():
         torch.testing.assert_close(logits, hidden(whole))
     assert torch.equal(logits, other)
-    saved = load_lm(two_ranks / "saved" / name).state_dict()
+    saved = load_lm(found / "saved" / name).state_dict()
     assert all(torch.equal(saved[key], value) for key, value in whole.state_dict().items())
 
 
-def test_trained_from_parts_as_from_the_whole(two_ranks):
-    first, second = found_by(two_ranks, "trained")
+def test_trained_from_parts_as_from_the_whole(found):
+    first, second = found_by(found, "trained")
     for name in ("sft", "dpo", "ppo"):
         (begun, whole, stored), (sharded, parts, divided) = first[name, False], first[name, True]
         assert len(begun) == len(sharded) and max(abs(a - b) for a, b in zip(begun, sharded, strict=True)) < 1e-5  # PPO: its tokens
@@ -93,7 +62,7 @@ def test_trained_from_parts_as_from_the_whole(two_ranks):
         assert second[name, True][2] == divided
     assert not first["lora"] and not first["separate"]
     for name in ("sft", "ppo"):
-        whole, parts = (AutoModelForCausalLM.from_pretrained(two_ranks / f"{name}-{shard}") for shard in (False, True))
+        whole, parts = (AutoModelForCausalLM.from_pretrained(found / f"{name}-{shard}") for shard in (False, True))
         for key, value in whole.state_dict().items():
             torch.testing.assert_close(parts.state_dict()[key], value, rtol=0, atol=1e-5)
 

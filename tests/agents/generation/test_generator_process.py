@@ -39,6 +39,7 @@ def equal(one, two):
     return [(list(t.tokens), list(t.log_probs)) for t in one] == [(list(t.tokens), list(t.log_probs)) for t in two]
 
 
+@pytest.mark.slow
 def test_it_learns_with_the_weights_of_each_rollout(make_env, served):
     """Two models that are the same learn alike, whether texts are written here or there."""
     here, there = make(make_env(20), n_epochs=1, batch_size=20), make(make_env(20), n_epochs=1, batch_size=20)

@@ -110,9 +110,8 @@ def test_one_search_a_folder(tmp_path, capsys):
     assert tune(tmp_path, "--trials", "1") == 0
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow)], ids=["kill", "terminate"]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)], ids=["kill", "terminate"])
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path, number, status):
     command = [sys.executable, "-m", "agents.cli", "tune", *FLAGS, "--out", str(tmp_path), "--trials", "30", "--pruner", "none"]
     command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's `&` starts it: deaf to Ctrl-C

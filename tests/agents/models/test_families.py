@@ -18,6 +18,7 @@ from agents.models.backbones import backbone_of
 from agents.models.cached_decoder import CachedDecoder
 from agents.models.loading import load_lm
 from agents.models.sequences import PartialTexts, one_action_each
+from tests.slow_cases import slow_but
 
 from ..conftest import VOCAB
 from .own_models import Noisy
@@ -34,6 +35,7 @@ OWN = {
     "gru": {"class": "tests.agents.models.own_models:Recurrent", "vocab_size": VOCAB},
 }
 MODELS = {**architectures(VOCAB), **OWN}
+FAST = "llama", "gemma2", "mamba", "t5", "vision-encoder-decoder", "llava", *OWN  # one of each kind of cache
 PROMPT, RESPONSE, ROWS = 5, 12, 4
 WIDTH = PROMPT + RESPONSE
 
@@ -62,7 +64,7 @@ def images_of(name, number):
 MOVES = st.sampled_from(["token", "token", "token", "token", "insert", "insert", "back", "restart", "twin", "stay", "idle"])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(FAST, MODELS))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=st.lists(st.lists(MOVES, min_size=ROWS, max_size=ROWS), min_size=1, max_size=14), seed=st.integers(0, 99))
 def test_cached_equals_full_under_any_schedule(backbones, name, schedule, seed):  # noqa: C901 - one branch a move
@@ -157,7 +159,7 @@ def test_hidden_states_of_encoder_decoders_are_those_of_transformers(name):
         torch.testing.assert_close(logits[row], theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(FAST, MODELS))
 def test_gradients_equal_the_per_transition_path(env_for, name):
     """The same rollout through SB3's own buffer, one observation per token, and through ours, one pass per text."""
     grads = {}
@@ -213,7 +215,7 @@ def test_fused_activations_change_rounding_only(name):
         torch.testing.assert_close(ours, other, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(FAST, MODELS))
 def test_save_and_load(env_for, tmp_path, name):
     env = env_for(name, 4)
     agent = TextPPO("TransformerPolicy", env, n_episodes=8, batch_size=4, n_epochs=1, seed=1, policy_kwargs={"model": MODELS[name]})

@@ -26,6 +26,7 @@ from agents.models.loading import load_lm
 from agents.models.memory_estimate import GIB, Load, Saved, Sizes, estimate, remedy
 from agents.models.sequences import TextRecord, pack
 from agents.utils.free_memory import available
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
@@ -48,7 +49,7 @@ def size(tensors):
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", slow_but(("llama", "t5"), EXACT))
 @pytest.mark.parametrize("settings", [{}, {"critic": "separate"}, {"top_k": 5}], ids=str)
 def test_stored_bytes_are_those_of_real_tensors(name, settings):
     model = make_model(EXACT[name], policy_kwargs=settings)

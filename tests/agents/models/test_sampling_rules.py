@@ -15,6 +15,7 @@ from agents.models.loading import frozen, load_lm
 from agents.models.sampler import Sampler, leaves_choice
 from agents.rollouts.collect import play_episodes
 from agents.rollouts.reference_kl_wrappers import ReferenceKL
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -93,8 +94,9 @@ def plain(lm, written, case, kept=None):
     return [w / total if k else 0.0 for w, k in zip(weight, kept, strict=False)], kept
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_log_probs_entropy_ratios_and_kl(case):
+@pytest.mark.parametrize("name", slow_but(("no pair twice", "top-p", "min-p", "mask", "all at once"), CASES))
+def test_log_probs_entropy_ratios_and_kl(name):
+    case = CASES[name]
     env, policy = make(case)
     reference = frozen(load_lm(MODEL))  # other random weights
     buffer = SequenceRolloutBuffer(1, env.observation_space, env.action_space, "cpu", n_envs=64, reference=reference, beta=0.3)

@@ -127,6 +127,7 @@ def test_an_interrupted_loop_ends_as_an_undisturbed_one(tmp_path, two_rounds, mo
         assert one == two
 
 
+@pytest.mark.slow
 def test_people_answer_a_study(tmp_path):
     config = Loop(out=tmp_path, rounds=1, annotators=("people",), **{**SMALL, "labels": 20})
     with pytest.raises(LabelsMissingError, match="0 of 20 answers"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agents.rollouts.kl_controller import AdaptiveKLController, KLController, as_kl_controller
+from tests.slow_cases import slow_but
 
 
 def test_fixed():
@@ -38,7 +39,10 @@ def test_a_bad_beta_is_refused(beta):
         KLController(beta)
 
 
-@pytest.mark.parametrize("rules", [{}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 0.6, "min_new_tokens": 2, "top_p": 0.8}])
+RULES = [{}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 0.6, "min_new_tokens": 2, "top_p": 0.8}]
+
+
+@pytest.mark.parametrize("rules", slow_but(RULES[-1:], RULES))
 def test_mean_kl_of_rollouts_equals_the_exact_kl(make_env, rules):
     """Two-token texts: enumerate the acting distribution, renormalise the reference on what it kept, sum exactly."""
     from agents.models.loading import frozen, load_lm

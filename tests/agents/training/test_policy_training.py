@@ -1,6 +1,7 @@
 """Training into a run folder: what it depends on, more tokens, interrupts, damage, full disks."""
 
 import csv
+import itertools
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from agents.models.loading import load_lm, save_lm
 from agents.training.policy_training import train_policy
 from agents.training.settings import PolicyTraining
 from agents.utils.run_folder import RunFolder
+from tests.slow_cases import slow_but
 
 from ..conftest import LLAMA
 
@@ -73,10 +75,13 @@ def same(one, two):
     return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(two).values(), strict=True))
 
 
+INTERRUPTS = itertools.product([signal.SIGINT, signal.SIGTERM], [False, True])  # which signal, and whether it comes in an update
+
+
 @pytest.mark.reports("Ctrl-C and SIGTERM, in a rollout or in an update, save a checkpoint; the run goes on from there bit by bit")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("in_update", [False, True])
-def test_an_interrupt_saves_and_the_run_goes_on_bit_by_bit(train, number, in_update):
+@pytest.mark.parametrize("case", slow_but([(signal.SIGINT, False), (signal.SIGTERM, True)], INTERRUPTS), ids=str)
+def test_an_interrupt_saves_and_the_run_goes_on_bit_by_bit(train, case):
+    number, in_update = case
     whole = train(500, "whole")
     assert len(curve(whole)) > 5
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]

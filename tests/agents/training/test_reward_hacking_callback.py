@@ -67,6 +67,7 @@ def test_it_rings_for_a_proxy_and_stops(tmp_path):
     assert len(rows) == len(watch.history) + 1
 
 
+@pytest.mark.slow
 def test_it_is_silent_where_the_reward_is_true(tmp_path):
     task = make_task("recall")
     model, watch, _ = train(task, task.reward, task.reward, tmp_path, tokens=15_000)

@@ -94,7 +94,8 @@ def test_the_best_of_all_validations_is_kept_and_examined(train, capsys):
     assert [line["validation/score"] for line in log if "validation/score" in line] == scores[: (len(curve) + 1) // 2]
 
 
-@pytest.mark.parametrize("rollout", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rollout", [2, 3])
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_best(train, monkeypatch, capsys, rollout):
     whole, plain = train(*BEST, out="whole"), train(out="plain")
     assert same(whole / "ppo" / "policy.zip", plain / "ppo" / "policy.zip")  # validation draws nothing from the training's generators

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVectorEnv, TextTask, make_task
 
 ROWS = 5
@@ -57,7 +58,7 @@ def same_infos(found, expected):
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", slow_but(("dense", "dialogue", "one token", "bracketsmasked-2"), TASKS))
 def test_each_mode_is_that_of_gymnasium(name, mode):
     task = TASKS[name]()
     expected = sync(task, mode)

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from agents.benchmark.studies.exact_tasks import ALGORITHMS, Exact, main, train
+from tests.slow_cases import slow_but
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("policy", ["table", "transformer"])
+@pytest.mark.parametrize("policy", slow_but(["table"], ["table", "transformer"]))
 def test_every_algorithm_runs(algorithm, policy):
     result = train(algorithm, "Smooth", seed=0, tokens=300, beta=0.2, policy=policy)
     assert result["optimum"] - result["objective"] == pytest.approx(0.2 * result["kl_to_optimum"], abs=1e-6)
