@@ -222,7 +222,7 @@ def run_rotate(config: Rotate) -> None:
 
     if VARIABLE in os.environ:
         raise ValueError(f"the keys come from {VARIABLE}, which cannot be written from here: unset it and use the key file")
-    with _open(config.study) as store:
+    with _open(config.study) as store, only_process_in(config.study):  # of two at once, one would write a key file without the other's key
         count = store.rotate(lambda keys: keys.save(key_file(config.study)))
     Console().print(f"{count} texts sealed anew; older copies of the database need the old key, which is gone")
 

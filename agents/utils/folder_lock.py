@@ -31,9 +31,9 @@ def only_process_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"{folder} is in use by {_holder(holder)}: wait until it ends, or pass another --out") from error
+        raise ValueError(f"{folder} is in use by {_holder(holder)}: wait until it ends, or use another folder") from error
     except NotImplementedError as error:
-        raise OSError(f"{folder} lies on a file system without locks ({error}): pass an --out on another one") from error
+        raise OSError(f"{folder} lies on a file system without locks ({error}): use a folder on another one") from error
     try:
         since = datetime.now(timezone.utc).isoformat(" ", "seconds")
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})

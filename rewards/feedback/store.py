@@ -366,7 +366,8 @@ class FeedbackStore:
     def rotate(self, save: Any) -> int:
         """Seal everything anew with a fresh key.
 
-        Killed at any moment, the saved keys open everything: the new key is saved before it is used, the old one dropped last.
+        Killed at any moment, the saved keys open everything: the new key is saved before it is used, the old one dropped last.  Two
+        processes must not do it at once, one after the other may.
 
         Args:
             save: Called with the keys to keep, twice.
@@ -374,7 +375,8 @@ class FeedbackStore:
         Returns:
             How many values were sealed anew.
         """
-        self.keys = self.keys.with_new_seal()
+        with self._connect(writes=False):  # reads the keys again if they were changed since
+            self.keys = self.keys.with_new_seal()
         save(self.keys)
         with writing(self.engine) as db:
             count = reseal(db, self.keys)

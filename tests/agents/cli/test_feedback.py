@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agents.cli.main import main
+from agents.utils.folder_lock import only_process_in
 from rewards import read_preferences
 from rewards.feedback.encryption import Keys
 from rewards.feedback.store import FeedbackStore
@@ -79,6 +80,9 @@ def test_exports_are_read_by_the_rest(study, tmp_path, capsys):
 
 def test_keys_and_people_go(study, capsys):
     before = key_file(study).read_text()
+    with only_process_in(study):
+        assert main(["feedback", "rotate", str(study)]) == 2 and "is in use by process" in capsys.readouterr().err
+    assert key_file(study).read_text() == before
     assert main(["feedback", "rotate", str(study)]) == 0 and key_file(study).read_text() != before
     assert main(["feedback", "forget", str(study), "cem"]) == 0 and "deleted" in capsys.readouterr().out
     assert main(["feedback", "forget", str(study), "cem"]) == 2 and "nobody" in capsys.readouterr().err

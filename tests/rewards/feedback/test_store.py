@@ -204,6 +204,13 @@ def test_new_keys_open_everything_and_old_ones_nothing(make_store):
     assert not any(text in bytes_of(store.folder) for text in sealed)
 
 
+def test_a_rotation_after_anothers_begins_with_its_keys(make_store):
+    one, two = make_store(pairs(2)), make_store()  # both opened with the first keys
+    for store in (one, two):
+        store.rotate(lambda keys: keys.save(key_file(one.folder)))
+    assert [item for _, item in FeedbackStore(one.folder).items()] == [item for _, item in two.items()] and len(two.items()) == 2
+
+
 def test_rotation_that_is_killed_loses_nothing(make_store):
     store = make_store(pairs(3))
     saved = []
