@@ -108,6 +108,7 @@ def test_every_text_goes_through_the_model_once_beside_those_of_its_prompt():
 
 
 @pytest.mark.reports("TRPO keeps to micro_batch_size, trains adapters, and refuses a policy without a critic")
+@pytest.mark.slow
 def test_trpo_keeps_to_its_micro_batches():
     weights = []
     for size in (0, 3):

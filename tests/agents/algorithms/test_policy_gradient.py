@@ -285,7 +285,8 @@ def test_one_text_is_not_whitened(make_env, settings):
         make(TextPolicyGradient, make_env(), n_episodes=1, **settings)
 
 
-@pytest.mark.parametrize("algorithm", [RLOO, *(pytest.param(one, marks=pytest.mark.slow) for one in (Reinforce, ReinforcePlusPlus))])
+@pytest.mark.parametrize("algorithm", [RLOO, Reinforce, ReinforcePlusPlus])
+@pytest.mark.slow
 def test_the_optimum_is_reached(algorithm):
     table = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 4, "length": 7}
     agent = algorithm(

@@ -18,7 +18,7 @@ from textrl_env import Episode
 from .transcripts import write
 
 
-@pytest.fixture(scope="module", params=["pairs.jsonl", "pairs.jsonl.gz"])
+@pytest.fixture(scope="module", params=["pairs.jsonl", pytest.param("pairs.jsonl.gz", marks=pytest.mark.slow)])
 def report(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     file = write(folder / request.param)

@@ -158,6 +158,7 @@ def test_the_first_policy_is_named(corpus, cache, tmp_path, capsys):
 
 
 @pytest.mark.reports("`textrl train` uses the ties of a file, counts what it cuts, and refuses to imitate where nothing is preferred")
+@pytest.mark.slow
 def test_what_a_file_of_preferences_says(corpus, tmp_path, capsys):
     tie = {"prompt": "the plot", "chosen": " was good", "rejected": " was bad", "label": "tie"}
     long = {"prompt": "the plot", "chosen": " was good and i saw it" * 20, "rejected": " was bad"}

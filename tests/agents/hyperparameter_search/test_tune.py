@@ -143,7 +143,8 @@ def test_a_killed_sweep_goes_on_and_keeps_what_it_had(tmp_path, number, status):
     assert len(set(rates)) == len(rates)  # nothing was tried twice
 
 
-@pytest.mark.parametrize("sampler", ["random", pytest.param("tpe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.slow
 def test_a_search_that_goes_on_tries_what_one_without_a_break_does(tmp_path, sampler):
     for trials_so_far in ("2", "4"):
         assert tune(tmp_path / "two", "--trials", trials_so_far, "--sampler", sampler, "--total-tokens", "400") == 0

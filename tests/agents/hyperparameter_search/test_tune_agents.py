@@ -79,6 +79,7 @@ def test_a_task_with_other_settings_is_another_family():
 
 
 @pytest.mark.reports("textrl bench tune --suite reasoning stops at its second dataset")
+@pytest.mark.slow
 def test_every_task_with_settings_has_a_search_of_its_own(tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym")
     monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / "cache"))

@@ -114,6 +114,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_best(train, monkeypatch, caps
     assert (broken / "texts-after.jsonl").read_text() == (whole / "texts-after.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_more_tokens_go_on_from_the_best_so_far(train, capsys):
     folder = train(*BEST, "--eval-texts", "8")
     first, rows = json.loads((folder / "best" / "best.json").read_text()), rows_of(folder)

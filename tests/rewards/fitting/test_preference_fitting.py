@@ -170,6 +170,7 @@ def noisy_world(n, scales, seed=0):
     return pairs, worth
 
 
+@pytest.mark.slow
 def test_annotator_scales_are_recovered_and_make_the_score_truer(tokenizer):
     pairs, worth = noisy_world(4000, [4.0, 0.1])
     settings = {"tokenizer": tokenizer, "trunk": None, "ngram_buckets": 1, "validation": 0.2}

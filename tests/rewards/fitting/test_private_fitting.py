@@ -186,6 +186,7 @@ def test_margins_push_scores_apart():
     assert gaps[1] / gaps[0] == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_poisson_draws_may_be_empty():
     tokenizer, pairs = world(12)
     model, report = fit_private_model(pairs, tokenizer=tokenizer, epsilon=3.0, steps=40, sampling_rate=0.02, ngram_buckets=64)

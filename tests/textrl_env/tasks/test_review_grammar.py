@@ -176,6 +176,7 @@ def test_tokenizer_ids_and_sizes(corpus: list[Review], tokenizer: Tokenizer) -> 
     assert np.mean(tokens <= 26) >= 0.98
 
 
+@pytest.mark.slow
 def test_shipped_tokenizer_is_a_fresh_build() -> None:
     assert TOKENIZER.read_text(encoding="utf-8") == build_tokenizer().to_str(pretty=False) + "\n"
 
