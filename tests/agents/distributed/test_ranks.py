@@ -205,7 +205,9 @@ def test_two_ranks_one_two_and_three_go_on_one_after_the_other(tmp_path):
         alone = TextPolicyGradient.load(tmp_path / f"leg-{number}.zip", env=make_env(1), device="cpu") if number else make("gae")
         weights, _, taken_steps, _ = learn(alone, rollouts, taken)
         states = found[0][2]
-        assert max(float((states["policy"][name] - value).abs().max()) for name, value in weights.items()) < 1e-6
+        assert (
+            max(float((states["policy"][name] - value).abs().max()) for name, value in weights.items()) < 5e-6
+        )  # of float32 weights, which moved by 0.005 or more
         steps += taken_steps
         (count,) = {float(state["step"]) for state in states["policy.optimizer"]["state"].values()}
         assert count == steps == 8 * (number + 1)
