@@ -26,7 +26,7 @@ from ..preferences.label_consensus import warn_of_disagreement
 from ..preferences.leak_free_split import Split, hold_out
 from ..preferences.preference import Preference, Ranking
 from ..utils.devices import get_device, seeded
-from ..utils.intervals import Rate, clustered_by, prompt_units, wilson
+from ..utils.intervals import Rate, clustered_by, prompt_units, wilson, wins
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
 from .engines import FittingEngine
@@ -323,9 +323,8 @@ def _measure(
         return {**unknown, "held_out_interval": (rate.low, rate.high), "temperature": 1.0}, rate
     chosen, rejected = pairs.scores(network, 64, device)
     accuracy, decided = pairs.accuracy(chosen, rejected), pairs.decided().nonzero().flatten()
-    won = ((chosen > rejected) + 0.5 * (chosen == rejected))[decided]
-    rate = clustered_by(won.numpy(), [units[i] for i in decided.tolist()])
     margins = (chosen - rejected).double().numpy()
+    rate = clustered_by(wins(margins[decided.numpy()]), [units[i] for i in decided.tolist()])
     labels = np.ones(len(pairs)) if pairs.label is None else pairs.label.double().numpy()
     scales = fit_scales(margins, labels, pairs.group.numpy(), len(names)) if names and pairs.group is not None else []
     return {

@@ -13,7 +13,7 @@ from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
 from ..preferences.preference import Preference, is_decided
-from ..utils.intervals import Rate, clustered_by, prompt_units
+from ..utils.intervals import Rate, clustered_by, prompt_units, wins
 from .calibration import reliability
 
 _MISTAKES = 10
@@ -52,8 +52,7 @@ class JudgedComparisons:
         """
         kept = np.arange(len(self.pairs))[rows]
         kept = kept[is_decided(self.labels[kept])]
-        margins = self.margins[kept]
-        return clustered_by((margins > 0) + 0.5 * (margins == 0), prompt_units([self.pairs[i].prompt for i in kept]))
+        return clustered_by(wins(self.margins[kept]), prompt_units([self.pairs[i].prompt for i in kept]))
 
 
 def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:
@@ -75,7 +74,7 @@ def measures(judged: JudgedComparisons, temperature: float) -> dict[str, Any]:
     calibration = [reliability(judged.margins / t, judged.labels).error for t in (1.0, temperature)]
     judged = judged.decided()
     spread = judged.margins.std() > 0 and judged.longer.std() > 0
-    longer_wins = float(((judged.longer > 0) + 0.5 * (judged.longer == 0)).mean())
+    longer_wins = float(wins(judged.longer).mean())
     return {
         "accuracy": asdict(judged.accuracy()),
         "longer_wins": longer_wins,

@@ -57,9 +57,7 @@ def rating_matrix(answers: Sequence[Label]) -> np.ndarray:
     There are as many rows as the most labels of an item, not as annotators: agreement does not ask whose they are, and many people who
     each see a few of many items would fill the memory with NaN.
     """
-    given: dict[Hashable, dict[str, int]] = {}
-    for item, who, label in answers:
-        given.setdefault(item, {})[who] = label
+    given = _by_item(answers)
     matrix = np.full((max(map(len, given.values()), default=0), len(given)), math.nan)
     for column, labels in enumerate(given.values()):
         matrix[: len(labels), column] = list(labels.values())
@@ -68,14 +66,19 @@ def rating_matrix(answers: Sequence[Label]) -> np.ndarray:
 
 def raw_agreement(answers: Sequence[Label]) -> dict[Hashable, tuple[int, int]]:
     """Return of each item that several people answered how many pairs of answers are equal, and how many there are."""
+    return {
+        item: (sum(math.comb(count, 2) for count in Counter(labels.values()).values()), math.comb(len(labels), 2))
+        for item, labels in _by_item(answers).items()
+        if len(labels) > 1
+    }
+
+
+def _by_item(answers: Sequence[Label]) -> dict[Hashable, dict[str, int]]:
+    """Return who gave each item which label, the last one if there are several."""
     given: dict[Hashable, dict[str, int]] = {}
     for item, who, label in answers:
         given.setdefault(item, {})[who] = label
-    return {
-        item: (sum(math.comb(count, 2) for count in Counter(labels.values()).values()), math.comb(len(labels), 2))
-        for item, labels in given.items()
-        if len(labels) > 1
-    }
+    return given
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +33,12 @@ class Rate:
         return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
-def wilson(successes: float, num: float) -> Rate:
+def wilson(successes: float, num: int) -> Rate:
     """Return the share of successes with its interval; without any case, NaN in [0, 1].
 
     Args:
         successes: In [0, num]; a tie may count one half.
-        num: Cases, >= 0; of dependent ones, how many independent ones say as much.
+        num: Cases, >= 0.
 
     Raises:
         ValueError: `successes` is not in [0, num].
@@ -47,10 +47,16 @@ def wilson(successes: float, num: float) -> Rate:
         raise ValueError(f"successes={successes} must be in [0, {num}], the number of cases")
     if not num:
         return Rate(math.nan, 0.0, 1.0, 0)
-    rate, square = successes / num, _Z * _Z
+    rate = successes / num
+    return Rate(rate, *_wilson_ends(rate, num), num)
+
+
+def _wilson_ends(rate: float, num: float) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a share of as many independent cases, or of others that say as much as so many."""
+    square = _Z * _Z
     centre = (rate + square / (2 * num)) / (1 + square / num)
     half = _Z * math.sqrt(rate * (1 - rate) / num + square / (4 * num * num)) / (1 + square / num)
-    return Rate(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), math.floor(num))
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
 
 def clustered(successes: np.ndarray, cases: np.ndarray) -> Rate:
@@ -83,7 +89,7 @@ def clustered(successes: np.ndarray, cases: np.ndarray) -> Rate:
     binomial = rate * (1 - rate) / n
     effect = max(1.0, k / (k - 1) * float(((won - rate * each) ** 2).sum()) / n**2 / binomial) if 0 < rate < 1 else n / k
     independent = float(n / effect * (_Z / stdtrit(k - 1, 0.975)) ** 2)
-    return replace(wilson(rate * independent, independent), num=int(n))
+    return Rate(rate, *_wilson_ends(rate, independent), int(n))
 
 
 def clustered_by(values: np.ndarray, units: Sequence[Hashable]) -> Rate:
@@ -91,6 +97,11 @@ def clustered_by(values: np.ndarray, units: Sequence[Hashable]) -> Rate:
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     index = [numbers[unit] for unit in units]
     return clustered(np.bincount(index, values, len(numbers)), np.bincount(index, minlength=len(numbers)))
+
+
+def wins(margins: np.ndarray) -> np.ndarray:
+    """Return 1 where a margin is positive, one half where it is 0, else 0."""
+    return (margins > 0) + 0.5 * (margins == 0)
 
 
 def prompt_units(prompts: Sequence[str]) -> Sequence[Hashable]:

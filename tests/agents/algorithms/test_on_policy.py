@@ -12,6 +12,7 @@ from agents.benchmark.performance.architectures import architectures
 from agents.evaluation.exact_optimum import optimality_gap
 from agents.policies.maskable_policy import MaskableTransformerPolicy
 from agents.rollouts.maskable_rollout_buffer import MaskableSequenceRolloutBuffer
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.exact import TASKS
@@ -37,7 +38,7 @@ def make(algorithm, task="Long", tokens=1, **settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param(one, marks=[pytest.mark.slow] * (one is not TextPPO)) for one in SETTINGS])
+@pytest.mark.parametrize("algorithm", slow_but([TextPPO], SETTINGS))
 def test_the_optimum_is_reached(algorithm):
     agent = make(algorithm)
     start = optimality_gap(agent.policy.backbone, agent.rollout_buffer.reference, "Long", 0.3)

@@ -17,6 +17,7 @@ from agents.algorithms.ppo import TextPPO
 from agents.models.backbones import decoder_only
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.collect import play_episodes
+from tests.slow_cases import slow_but
 
 from ..conftest import LLAMA, MODELS
 
@@ -105,9 +106,7 @@ def measured_kl(model, env):
     return buffer.stats.kl_per_sequence, buffer.actions
 
 
-@pytest.mark.parametrize(
-    "source", ["configuration", *(pytest.param(source, marks=pytest.mark.slow) for source in ("folder", "reference folder"))]
-)
+@pytest.mark.parametrize("source", slow_but(["configuration"], ["configuration", "folder", "reference folder"]))
 def test_save_and_load(make_env, tmp_path, source):
     """Actions, KL to the reference, the controller and the optimizer survive, also when the first folder has gone."""
     kwargs = {"beta": {"beta": 0.2, "target": 1.0, "horizon": 100}}

@@ -67,7 +67,7 @@ def test_supervised_training_goes_on_bit_by_bit(name, tmp_path):
         make().learn(texts[:2], 25, checkpoint=tmp_path / "c")
 
 
-@pytest.mark.parametrize("rules", [{}, pytest.param({"lora": LORA, "micro_batch_size": 3, "temperature": 0.8}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rules", slow_but([{}], [{}, {"lora": LORA, "micro_batch_size": 3, "temperature": 0.8}]))
 def test_expert_iteration_goes_on_bit_by_bit(tmp_path, rules):
     task = TextTask(IntegerTokenizer(VOCAB, 0), [Prompt("1 2 3"), Prompt("4")], max_new_tokens=9)
 
