@@ -28,12 +28,12 @@ def test_phases_add_up_to_the_iteration(folder, algo, capsys):
 
 
 def test_shares_of_operations():
-    """Of work that is known: products of 2 x 300^3 operations beside sums of 300 x 300 numbers."""
+    """Of known work: products of 2 x 500^3 operations beside sums of 500 x 500 numbers, often enough that a pause decides nothing."""
 
     class Multiplies:
         def learn(self, tokens, reset_num_timesteps):
-            a = torch.ones(300, 300)
-            for layer in (lambda x: x @ a, torch.nn.Linear(300, 300), lambda x: torch.bmm(x[None], a[None])[0]):
+            a = torch.ones(500, 500)
+            for layer in 4 * (lambda x: x @ a, torch.nn.Linear(500, 500), lambda x: torch.bmm(x[None], a[None])[0]):
                 layer(a) + a
 
     shares = operations(Multiplies())
