@@ -68,6 +68,8 @@ def check(label: str, value: Any, hint: Any, as_json: bool = False) -> Any:
     except ValidationError as error:
         close = did_you_mean(value, map(str, get_args(hint))) if isinstance(value, str) else ""
         listed = f", such as [{value}]" if get_origin(hint) is tuple and isinstance(value, str) else ""
+        if get_origin(hint) is tuple and isinstance(value, list) and not as_json:
+            listed = f", written as a tuple in Python: {tuple(value)!r}"
         raise ValueError(f"{label} is not {wanted(hint)}{listed}{close}") from error
 
 

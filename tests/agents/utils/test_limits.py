@@ -109,3 +109,11 @@ def test_settings_of_trainings_in_python():
         OfflineTraining(10, 1e-3, beta=0)
     with pytest.raises(ValueError, match="steers an adaptive beta"):
         PolicyTraining(beta=0.1, kl_target=4).check()
+
+
+@REFUSED
+def test_a_list_in_place_of_a_tuple():
+    """A file's list is right, and Python's is not: a run's settings cannot change after they were checked."""
+    check("agents", ["ppo"], tuple[str, ...], as_json=True)
+    with pytest.raises(ValueError, match=r"agents=\['ppo'\] is not a list, each entry text, written as a tuple in Python: \('ppo',\)"):
+        check("agents=['ppo']", ["ppo"], tuple[str, ...])
