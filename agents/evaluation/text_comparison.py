@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rewards.metrics.diversity import distinct_n
-from rewards.utils.intervals import IntervalEstimate, Rate, least_fall, mean_interval, wilson
+from rewards.utils.intervals import IntervalEstimate, Rate, clustered_by, least_fall, mean_interval, unit_means
 from textrl_env import Episode, TextTask
 from textrl_env.reward_model import as_reward_model, valid_scores
 
@@ -71,7 +71,7 @@ def measures(rows: Sequence[TextRow]) -> dict[str, float]:
 
 def ended(rows: Sequence[TextRow]) -> Rate:
     """Return the share of texts that came to an end of their own: not at the length limit, and not by an illegal token."""
-    return wilson(sum(row["finish_reason"] not in _ENDS for row in rows), len(rows))
+    return clustered_by(np.array([row["finish_reason"] not in _ENDS for row in rows]), _units(rows))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Comparison:
         after: Those after.
         change: By measure, after less before with its 95% interval: means over the texts to a prompt, and Student's interval over prompts.
         kl: KL per text of the policy after training, in nats, with its interval; None without a reference.
-        better: Share of texts that score higher than the text before with the same prompt, with Wilson's interval.
+        better: Share of texts that score higher than the text before with the same prompt, with its interval over prompts.
         equal: Share of those that score the same.
         worse: Share of those that score lower.
         verdict: A sentence: whether the reward rose.
@@ -116,18 +116,18 @@ def compare(before: Sequence[TextRow] | None, after: Sequence[TextRow], aim: str
     """
     if not after:
         raise ValueError("there are no texts to measure")
-    kl = mean_interval(_cases(after, _column(after, "kl"))) if "kl" in after[0] else None
+    kl = mean_interval(unit_means(_column(after, "kl"), _units(after))) if "kl" in after[0] else None
     now = measures(after)
     if before is None:
         verdict = f"The policy's texts earn {now['score']:.3g} on average; there was no policy before it to compare with."
         return Comparison(None, now, {}, kl, None, None, None, verdict, ())
     if [row["prompt"] for row in before] != [row["prompt"] for row in after]:
         raise ValueError("the two policies did not write to the same prompts: their texts cannot be compared pair by pair")
-    then, num = measures(before), len(after)
+    then = measures(before)
     names = [name for name in (*_COMPARED, *(["kl"] if aim == "kl" else [])) if name in after[0] and name in before[0]]
-    change = {name: mean_interval(_cases(after, _column(after, name) - _column(before, name))) for name in names}
+    change = {name: mean_interval(unit_means(_column(after, name) - _column(before, name), _units(after))) for name in names}
     gains = _column(after, "score") - _column(before, "score")
-    better, equal, worse = (wilson(int(which.sum()), num) for which in (gains > 0, gains == 0, gains < 0))
+    better, equal, worse = (clustered_by(which, _units(after)) for which in (gains > 0, gains == 0, gains < 0))
     if aim == "kl":
         verdict = _verdict("KL to the teacher", then["kl_per_sequence"], now["kl_per_sequence"], change["kl"], " nats per text")
     else:
@@ -195,10 +195,7 @@ def _column(rows: Sequence[TextRow], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows], float)
 
 
-def _cases(rows: Sequence[TextRow], values: np.ndarray) -> np.ndarray:
-    """Return what counts as independent: the mean over each prompt's texts, or where there are few prompts each text."""
-    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
-    if len(prompts) < _FEW:
-        return values
-    of = [prompts[row["prompt"]] for row in rows]
-    return np.bincount(of, values) / np.bincount(of)
+def _units(rows: Sequence[TextRow]) -> Sequence[Hashable]:
+    """Return what counts as independent: prompts, whose texts are alike, or where there are few of them each text."""
+    prompts = [row["prompt"] for row in rows]
+    return prompts if len(set(prompts)) >= _FEW else range(len(rows))

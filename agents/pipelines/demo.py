@@ -173,6 +173,6 @@ def _variant(run: RunFolder, name: str, texts: WrittenTexts, gold: dict[str, np.
         "title": titles.get(name, name),
         "beta": f"adaptive, {last_beta:.3f} at the end" if name == "kl" else f"fixed, {last_beta:g}",
         **_measures(texts, gold[name]),
-        "win_rate": dataclasses.asdict(win_rate(gold[name], gold["base"])),
+        "win_rate": dataclasses.asdict(win_rate(gold[name], gold["base"], texts.prompts)),
         "seconds": run.facts(name)["seconds"],
     }

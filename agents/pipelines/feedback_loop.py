@@ -17,7 +17,7 @@ from rewards.feedback.import_export import items_of
 from rewards.feedback.pair_selection import Sample, choose_pairs
 from rewards.preferences.label_consensus import agreement, consensus
 from rewards.preferences.simulated_annotators import Annotator
-from rewards.utils.intervals import wilson, win_rate
+from rewards.utils.intervals import clustered_by, mean_interval, prompt_units, unit_means, win_rate, wins
 from textrl_env import Episode, FileTokenizer, TextTask, make_task
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.reward_model import NoReward
@@ -241,13 +241,13 @@ def _judge(
     if task.gold is not None:
         ours, base_gold = task.gold(texts.prompts, texts.responses), task.gold(texts.prompts, theirs)
         margins, truth = texts.scores - base_scores, ours - base_gold
-        decided = truth != 0
-        right = np.where(margins == 0, 0.5, (margins > 0) == (truth > 0))[decided]
+        decided = np.flatnonzero(truth)
+        right = wins(margins * np.sign(truth))[decided]
         facts |= {
             "gold": float(ours.mean()),
-            "gold_error": float(ours.std(ddof=1) / np.sqrt(len(ours))),
-            "win_rate": dataclasses.asdict(win_rate(ours, base_gold)),
-            "reward_accuracy": dataclasses.asdict(wilson(float(right.sum()), int(decided.sum()))),
+            "gold_interval": list(mean_interval(unit_means(ours, prompt_units(texts.prompts)))[1:]),
+            "win_rate": dataclasses.asdict(win_rate(ours, base_gold, texts.prompts)),
+            "reward_accuracy": dataclasses.asdict(clustered_by(right, prompt_units([texts.prompts[i] for i in decided]))),
         }
         for row, value in zip(rows, ours.tolist(), strict=True):
             row["gold"] = value

@@ -94,9 +94,25 @@ def clustered(successes: np.ndarray, cases: np.ndarray) -> Rate:
 
 def clustered_by(values: np.ndarray, units: Sequence[Hashable]) -> Rate:
     """Return `clustered` of cases each of which has a value in [0, 1], shape (N,), and belongs to a unit, length N."""
+    return clustered(*_sums(values, units))
+
+
+def unit_means(values: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
+    """Return the mean over the cases of each unit, shape (K,): independent values, of which `mean_interval` can be taken.
+
+    Args:
+        values: One for each case, shape (N,).
+        units: What each case belongs to, length N.
+    """
+    sums, cases = _sums(values, units)
+    return sums / cases
+
+
+def _sums(values: np.ndarray, units: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of each unit's values, and how many they are."""
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     index = [numbers[unit] for unit in units]
-    return clustered(np.bincount(index, values, len(numbers)), np.bincount(index, minlength=len(numbers)))
+    return np.bincount(index, values, len(numbers)), np.bincount(index, minlength=len(numbers))
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
@@ -117,19 +133,21 @@ def least_fall(before: Rate, after: Rate) -> float:
     return before.rate - after.rate - math.hypot(before.rate - before.low, after.high - after.rate)
 
 
-def win_rate(ours: np.ndarray, theirs: np.ndarray) -> Rate:
-    """Return the share of texts on which our score is the higher one, a tie counting one half, with its interval.
+def win_rate(ours: np.ndarray, theirs: np.ndarray, prompts: Sequence[str] | None = None) -> Rate:
+    """Return the share of pairs in which our score is the higher one, a tie counting one half, with its interval.
 
     Args:
         ours: Scores, shape (N,).
-        theirs: Scores of the same texts by another, shape (N,).
+        theirs: Those that they are compared with, one by one, shape (N,).
+        prompts: What the texts of each pair answer, N in all: texts to one prompt are alike, and count as its cluster. None: pairs are
+            independent.
 
     Raises:
         ValueError: The arrays differ in shape or are empty.
     """
     if ours.shape != theirs.shape or not len(ours):
         raise ValueError(f"cannot compare {ours.shape} with {theirs.shape} scores pair by pair")
-    return wilson(float(((ours > theirs) + 0.5 * (ours == theirs)).sum()), len(ours))
+    return clustered_by(wins(ours - theirs), range(len(ours)) if prompts is None else prompt_units(prompts))
 
 
 class IntervalEstimate(NamedTuple):

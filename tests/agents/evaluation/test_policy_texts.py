@@ -31,6 +31,22 @@ def test_win_rate_by_hand():
         win_rate(ours, theirs[:3])
 
 
+def test_texts_to_one_prompt_are_one_case_of_a_win_rate():
+    """Eight texts to each of four prompts that win on three of them say no more than four texts: 3 of 4, and less sure than 24 of 32.
+
+    By hand: (2^2 * 3 + 6^2) * 4/3 / 32^2 = 1/16 is the variance between prompts, .75 * .25 / 3 that of 3 independent cases.
+    """
+    ours, prompts = np.repeat([1.0, 1.0, 1.0, 0.0], 8), [f"p{i}" for i in range(4) for _ in range(8)]
+    rate, alone = win_rate(ours, np.full(32, 0.5), prompts), win_rate(ours, np.full(32, 0.5))
+    cases = 3 * (1.959964 / 3.182446) ** 2  # Student's t with 3 degrees of freedom in the place of z
+    widened = 1 + 3.8415 / cases
+    centre, half = (0.75 + 1.9207 / cases) / widened, 1.959964 * math.sqrt(0.1875 / cases + 0.9604 / cases**2) / widened
+    assert (rate.rate, rate.num) == (0.75, 32) and (rate.low, rate.high) == pytest.approx((centre - half, centre + half), abs=1e-3)
+    assert alone.rate == 0.75 and rate.low < alone.low - 0.2
+    one = win_rate(ours, np.full(32, 0.5), ["p"] * 32)  # of a single prompt an interval can only speak of that one
+    assert one == alone
+
+
 def test_texts_come_back_in_the_order_of_their_prompts(task):
     ordered = dataclasses.replace(task, prompt_order="sequential")
     policy, reference = make_policy(ordered, LLAMA), load_lm(LLAMA)
