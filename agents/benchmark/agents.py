@@ -272,13 +272,16 @@ def compared_pairs(setup: LearningSetup) -> list[tuple[Pair, float]]:
         The pairs, and how much more is paid for the preferred text.
     """
     number = max(8, int(setup.tokens / (2 * setup.length)))
-    task = dataclasses.replace(setup.task, prompt_order="sequential")
+    rows = np.random.default_rng(setup.seed).permutation(len(setup.task.prompts))[:number]  # each seed has prompts of its own
+    task = dataclasses.replace(
+        setup.task, prompts=[setup.task.prompts[i] for i in rows], max_prompt_tokens=setup.task.prompt_width, prompt_order="sequential"
+    )
     policy = make_policy(setup.task, setup.base)
     one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
     setup.spent.wrote(one.lengths)
     setup.spent.wrote(two.lengths)
-    rows = zip(one.records, two.records, one.returns, two.returns, strict=True)
-    return [(Pair(*((a, b) if x > y else (b, a))), abs(x - y)) for a, b, x, y in rows if x != y]
+    both = zip(one.records, two.records, one.returns, two.returns, strict=True)
+    return [(Pair(*((a, b) if x > y else (b, a))), abs(x - y)) for a, b, x, y in both if x != y]
 
 
 def _offline(

@@ -20,7 +20,7 @@ from ..utils.run_folder import write_yaml
 from .agents import check, with_tuned
 from .flags import Bench
 from .process_pool import run_jobs
-from .protocol import FIRST_SEED, FULL, PROTOCOL_VERSION, QUICK, SEEDS
+from .protocol import FULL, PROTOCOL_VERSION, QUICK, SEEDS
 from .report import write_bench_report
 from .results import CURRENT
 from .run_job import Job, forget_failure, task_of
@@ -103,7 +103,7 @@ def jobs_of(config: Bench) -> list[Job]:
     winners = {} if config.tuned is None else read_winners(config.tuned)
     facts = (("git", _git_revision()),)
     jobs = []
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+    for seed in range(seeds):
         for task in tasks:
             tokens = budget_at(task.name, config.preset) if config.total_tokens is None else config.total_tokens
             jobs += [

@@ -12,13 +12,13 @@ from ..utils.run_folder import fingerprint
 from .suites import PRESETS, SUITES, budget
 
 # 1: exact tasks were in the headline mean, and what was spent besides written tokens was not counted
-# 2: the first seed that agents were judged with was the one that tuning trains with
+# 2: seeds were those of SB3 as they are, so that neighbours trained on nearly the same prompts; the base policy was measured by TEXTS
 PROTOCOL_VERSION = 3
 QUICK = ("random", "best-of-n", "dpo", "ppo", "rloo", "grpo")
 FULL = ("random", "best-of-n", "sft", "dpo", "ppo", "a2c", "rloo", "grpo", "reinforce++")
 SEEDS = {"quick": 3, "full": 10}
-FIRST_SEED = 1  # tuning trains with 0, so that no setting was chosen for its luck with a seed that it is judged by
 TEXTS = 256  # by which an agent is judged, on prompts of the test split
+BASE_TEXTS = 16  # times as many measure the base policy: its error is in the scores of all runs of a task
 BETA_ELSEWHERE = 0.05  # coefficient of KL with rewards that mostly lie between 0 and 1; exact tasks have their own
 THRESHOLD = 0.5  # normalised score; how long training takes to reach it is measured
 ON_POLICY = {"n_episodes": 64, "learning_rate": 1e-3, "batch_size": 32}  # of agents that write while they learn, untuned
@@ -32,7 +32,7 @@ TUNING: dict[str, Any] = {"sampler": "random", "trials": 8, "seeds": 1, "texts":
 def settings() -> dict[str, Any]:
     """Return everything that the version stands for, as plain data."""
     return {
-        "presets": PRESETS, "agents": {"quick": QUICK, "full": FULL}, "seeds": SEEDS, "first_seed": FIRST_SEED, "texts": TEXTS,
+        "presets": PRESETS, "agents": {"quick": QUICK, "full": FULL}, "seeds": SEEDS, "texts": TEXTS, "base_texts": BASE_TEXTS,
         "budgets": {suite: {task: budget(task.partition(":")[0]) for task in tasks} for suite, tasks in SUITES.items()},
         "beta": BETA_ELSEWHERE, "threshold": THRESHOLD, "on_policy": ON_POLICY,
         "algorithms": {name: [ALGORITHMS[name].group_size, ALGORITHMS[name].settings] for name in FULL if name in ALGORITHMS},

@@ -38,7 +38,7 @@ from ..utils.contents import with_contents
 from ..utils.run_folder import fingerprint, safe_name, versions
 from .agents import LearningSetup, own_source, train_agent, with_tuned
 from .measures import LearningCurve, exact_name, judged, measures_of, normalised, score_each
-from .protocol import BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
+from .protocol import BASE_TEXTS, BETA_ELSEWHERE, PROTOCOL_VERSION, TEXTS, THRESHOLD
 from .spec import Spec, parse
 from .suites import plain_name
 
@@ -81,6 +81,14 @@ class Job:
     def name(self) -> str:
         """A name for files."""
         return "--".join(safe_name(part) for part in (self.task, self.agent, str(self.seed) if self.agent else "") if part)
+
+    def drawn_seed(self, purpose: str) -> int:
+        """Return what the generators of one purpose start from: numbers far apart for each task, seed and purpose.
+
+        SB3 gives the rows of an environment the seeds s, s + 1, ..., so that runs with neighbouring seeds would train on nearly the same
+        prompts, and tasks with one seed would draw the same numbers.
+        """
+        return int(fingerprint([self.task, self.seed, purpose]), 16) % 2**31
 
     @property
     def path(self) -> Path:
@@ -191,11 +199,12 @@ def given(spec: Spec, split: str) -> tuple[TextTask, TextTask, str, dict[str, An
 
 
 def prepare(job: Job) -> None:
-    """Build base policy and reward of a task, and measure the base policy."""
+    """Build base policy and reward of a task, and measure the base policy; `gold` has texts to compare with, one for each of an agent's."""
     spec = parse(job.task)
     task, test, base, reward = given(spec, "test")
     reference = frozen(load_lm(base))
-    texts = write_texts(make_policy(test, base), test, job.texts, reference=reference, seed=10_000)
+    policy = make_policy(test, base)
+    few, texts = (write_texts(policy, test, times * job.texts, seed=job.drawn_seed(f"base {times}")) for times in (1, BASE_TEXTS))
     value, optimum = judged(test, texts), test.optimum
     exact = exact_name(task)
     if exact is not None:
@@ -206,7 +215,7 @@ def prepare(job: Job) -> None:
     inputs = fingerprint([with_contents(base, "model"), prompts, optimum, with_contents(spec.settings), reward_of_task, job.texts])
     preparation = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
-        "gold": score_each(test, texts).tolist(), "fingerprint": inputs, "reward": reward,
+        "gold": score_each(test, few).tolist(), "fingerprint": inputs, "reward": reward,
     }  # fmt: skip
     write_json(job.path, preparation)
 
@@ -258,11 +267,11 @@ def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
     task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
     curve = LearningCurve(task, base)
-    setup = LearningSetup(task, base["base"], job.tokens, job.seed, beta_of(task), base["length"])
+    setup = LearningSetup(task, base["base"], job.tokens, job.drawn_seed("learn"), beta_of(task), base["length"])
     began = perf_counter()
     trained = train_agent(job.agent_spec, setup, curve)
     seconds = perf_counter() - began - curve.watched
-    texts = trained.write(test, job.texts, 20_000 + job.seed)
+    texts = trained.write(test, job.texts, job.drawn_seed("test"))
     measures = measures_of(test, texts, base, trained)
     spent = dataclasses.asdict(setup.spent)
     measures |= {"learning_seconds": seconds + spent.pop("test_seconds"), **spent}

@@ -23,7 +23,7 @@ class Trial:
         self.config = config
         spec = parse(config.task)
         self.task, self.judge, self.base, _ = given(spec, "validation")
-        self.length = float(write_texts(make_policy(self.judge, self.base), self.judge, 64, seed=1).lengths.mean())
+        self.length = float(write_texts(make_policy(self.judge, self.base), self.judge, 1024, seed=1).lengths.mean())
 
     def values(self, settings: dict[str, Any], report: Callable[[int, float], None]) -> list[float]:
         """Return the value of each seed's run.

@@ -9,6 +9,7 @@ import torch
 from agents import SFT
 from agents.benchmark.run_job import Job, forget_failure, prepare, record_failure, run, task_of
 from agents.benchmark.spec import parse
+from agents.evaluation.policy_texts import make_policy, write_texts
 from agents.models.loading import load_lm, save_lm
 from textrl_env import make_task
 
@@ -77,7 +78,10 @@ def test_a_task_that_knows_answers_to_its_own_prompts_only(tmp_path, monkeypatch
     run(job)
     prepared, cell = (json.loads(one.path.read_text()) for one in (job.preparation, job))
     assert cell["error"] is None and cell["status"] == "done"
-    assert len(prepared["gold"]) == 20 and prepared["value"] == pytest.approx(sum(prepared["gold"]) / 20)
+    test = task_of(parse(job.task), "test", prompt_order="sequential")
+    again = write_texts(make_policy(test, prepared["base"]), test, 16 * 20, seed=job.preparation.drawn_seed("base 16"))
+    assert prepared["value"] == pytest.approx(test.gold(again.prompts, again.responses).mean()) and len(prepared["gold"]) == 20
+    assert prepared["length"] == again.lengths.mean()
     asked = {row["prompt"] for row in cell["samples"]}
     assert asked <= {prompt.text for prompt in task_of(parse(job.task), "test").prompts}
     assert not asked & {prompt.text for prompt in task_of(parse(job.task)).prompts}
