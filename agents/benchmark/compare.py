@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from rich.console import Console
-from scipy import stats
 
-from rewards.utils.intervals import IntervalEstimate, mean_interval
+from rewards.utils.intervals import mean_interval
 
 from ..reports.tables import terminal_table
-from .aggregate_statistics import difference_interval, differences
+from .aggregate_statistics import LEVEL, difference_interval, difference_p, holm
 from .flags import Compare
-from .results import RunResult, by_seed, names, read_results
-
-LEVEL = 0.05  # of the family of all comparisons
+from .results import RunResult, Scores, headline, names, read_results, scores_of
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,15 @@ class Change:
 
 def changes(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[Change]:
     """Return one record for each task and agent of which both benchmarks have a seed in common, in the order of p."""
-    tasks, agents = names([*before, *after])
+    tasks, agents, then, now = _side_by_side(before, after)
     rows = []
-    for task in tasks:
+    for i, task in enumerate(tasks):
         for agent in agents:
-            (then,), (now,) = (by_seed(cells, [task], agent) for cells in (before, after))
-            if seeds := sorted(then.keys() & now.keys()):
-                rows.append((task, agent, np.array([then[s] for s in seeds]), np.array([now[s] for s in seeds])))
-    adjusted = holm([_paired_p(y - x) for *_, x, y in rows])
+            x, y = then[agent][i], now[agent][i]
+            shared = np.isfinite(x) & np.isfinite(y)
+            if shared.any():
+                rows.append((task, agent, x[shared], y[shared]))
+    adjusted = holm([difference_p((y - x)[None]) for *_, x, y in rows])
     records = []
     for (task, agent, x, y), p in zip(rows, adjusted, strict=True):
         _, low, high = mean_interval(y - x)
@@ -64,25 +63,12 @@ def changes(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[Cha
     return sorted(records, key=lambda c: (np.nan_to_num(c.p, nan=2.0), c.task, c.agent))
 
 
-def _paired_p(differences: np.ndarray) -> float:
-    """Return the p-value of a mean difference of 0."""
-    if len(differences) < 2:
-        return float("nan")
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():  # the test divides by zero
-        return float(not differences.any())
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number, so that the chance of one false alarm among all stays below the level (Holm 1979)."""
-    values = np.asarray(p, float)
-    adjusted = np.full(len(values), np.nan)
-    known = np.flatnonzero(np.isfinite(values))
-    largest = 0.0
-    for rank, index in enumerate(known[np.argsort(values[known], kind="stable")]):
-        largest = max(largest, min(1.0, (len(known) - rank) * values[index]))
-        adjusted[index] = largest
-    return adjusted.tolist()
+def _side_by_side(before: Sequence[RunResult], after: Sequence[RunResult]) -> tuple[list[str], list[str], Scores, Scores]:
+    """Return the tasks of both, the agents that both have, and the scores of each, whose rows and columns are the same."""
+    tasks, _ = names([*before, *after])
+    seeds = sorted({cell.seed for cell in [*before, *after]})
+    then, now = (scores_of(cells, tasks, seeds) for cells in (before, after))
+    return tasks, sorted(then.keys() & now.keys()), then, now
 
 
 def run_compare(config: Compare) -> None:
@@ -91,11 +77,14 @@ def run_compare(config: Compare) -> None:
     rows, console = changes(before, after), Console(width=120)
     for line in _differences(before, after):
         console.print(line, markup=False)
-    for agent, found in totals(before, after).items():
-        console.print(f"{agent}, all tasks, seed by seed: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", markup=False)
-    changed = [c for c in rows if c.is_change]
+    for line in totals(before, after):
+        console.print(line, markup=False)
+    changed, untested = [c for c in rows if c.is_change], sum(not np.isfinite(c.p) for c in rows)
+    if untested:
+        console.print(f"{untested} of {len(rows)} comparisons share too few seeds to be tested.")
+    if not changed and untested < len(rows):
+        console.print(f"No change beyond noise: {len(rows) - untested} comparisons, Holm's level {LEVEL}.")
     if not changed:
-        console.print(f"No change beyond noise: {len(rows)} comparisons, Holm's level {LEVEL}.")
         return
     title = f"{len(changed)} of {len(rows)} comparisons changed beyond noise (Holm, level {LEVEL})"
     cells = [
@@ -105,11 +94,22 @@ def run_compare(config: Compare) -> None:
     console.print(terminal_table(("task", "agent", "before", "after", "difference, 95% interval", "p"), cells, title, texts=2))
 
 
-def totals(before: Sequence[RunResult], after: Sequence[RunResult]) -> dict[str, IntervalEstimate]:
-    """Return by how much each agent scores more in the second, over all tasks, from runs with the same seed."""
-    tasks, agents = names([*before, *after])
-    both = {agent: (by_seed(after, tasks, agent), by_seed(before, tasks, agent)) for agent in agents}
-    return {agent: difference_interval(*two) for agent, two in both.items() if any(map(len, differences(*two)))}
+def totals(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[str]:
+    """Return by how much each agent scores more in the second, from runs with the same seed: over headline tasks, and over exact ones."""
+    tasks, agents, then, now = _side_by_side(before, after)
+    counted = headline(tasks)
+    families = {
+        "all tasks" if counted == tasks else "all tasks but exact ones": counted,
+        "exact tasks": [t for t in tasks if t not in counted],
+    }
+    lines = []
+    for (title, own), agent in product(families.items(), agents):
+        by = (now[agent] - then[agent])[[task in own for task in tasks]]
+        if np.isfinite(by).any():
+            value, low, high = difference_interval(by)
+            ends = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else "(a task shares a single seed: no interval)"
+            lines.append(f"{agent}, {title}, seed by seed: {value:+.3f} {ends}")
+    return lines
 
 
 def _differences(before: Sequence[RunResult], after: Sequence[RunResult]) -> list[str]:

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from textrl_env.utils.files import write_text
@@ -16,7 +17,7 @@ from ..reports.html_page import write_page
 from ..reports.tables import markdown_table
 from .aggregate_statistics import interval, iqm, optimality_gap
 from .flags import Leaderboard
-from .results import RunResult, headline, missing, names, read_results, scores_of
+from .results import RunResult, headline, names, read_cells, scores_of
 from .spec import parse, untuned
 from .suites import PRESETS, SUITES, budget_at
 
@@ -27,22 +28,22 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: Runs are missing, so that agents were not compared on the same tasks.
     """
-    cells = read_results(folder)
-    gone = missing(cells)
-    if gone:
-        raise ValueError(f"{folder} lacks {len(gone)} runs, {' '.join(map(str, gone[0]))} among them: finish it with textrl bench first")
+    cells, _, missing = read_cells(folder)
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} runs, {missing[0]} among them: finish it with textrl bench first")
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     tasks, agents = names(cells)
     counted = headline(tasks)
     scores = scores_of(cells, counted)
     return [
         {
-            "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]), "runs": len(own),
-            "failed": sum(c.status != "done" for c in own), "board": _board(config, cells),
+            "agent": agent, "iqm": interval(iqm, scores[agent]), "gap": interval(optimality_gap, scores[agent]),
+            "runs": sum(c.task in counted for c in own), "failed": sum(c.task in counted and c.status != "done" for c in own),
+            "board": _board(config, cells),
             "date": min(c.manifest["began"] for c in own)[:10], "version": _version(own[0]),
             "git": own[0].manifest.get("git") or "-", "command": _command(config, agent, own),
         }
-        for agent in agents if any(map(len, scores[agent])) and (own := [c for c in cells if c.agent == agent])
+        for agent in agents if np.isfinite(scores[agent]).any() and (own := [c for c in cells if c.agent == agent])
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from ..reports.html_page import write_page
 from ..reports.plots import data_uri
 from ..reports.tables import markdown_table
 from .aggregate_statistics import (
+    LEVEL,
+    MIN_SEEDS,
     difference_interval,
-    differences,
-    improvement_interval,
+    difference_p,
+    holm,
+    improvement,
     interval,
     iqm,
     mean,
@@ -32,11 +35,11 @@ from .aggregate_statistics import (
     profile_band,
 )
 from .flags import BenchReport
-from .results import RunResult, Scores, by_seed, headline, missing, names, read_cells, scores_of
+from .protocol import TUNING
+from .results import RunResult, Scores, headline, names, read_cells, scores_of
 from .spec import parse, untuned
 from .suites import capability, is_exact, plain_name
 
-MIN_SEEDS = 3
 UNSCORED = "have no score, since the KL of an agent of one's own is not known, and are left out"
 NONE = [float("nan")] * 3  # where there is nothing to estimate
 NO_TOTALS = dict.fromkeys(("iqm", "mean", "gap"), NONE)
@@ -44,6 +47,11 @@ EXACT = (
     "the share of the possible gain in KL-regularised return, and the share of the gain in score that is possible at the policy's own KL, "
     "which asks nothing of how far an agent wants to go; best-of-n's distribution is not enumerated"
 )
+TUNED = (
+    f"Tuned: with the best of {TUNING['trials']} settings drawn at random, each tried with {TUNING['tokens']:.0%} of the budget "
+    f"and judged on validation prompts, so that the choice has cost {TUNING['trials'] * TUNING['tokens']:g} budgets more."
+)
+UNTUNED = "What has no settings to tune has a single row of its own, and no number under untuned."
 BUDGET = ("tokens_written", "tokens_trained", "reward_calls", "learning_seconds")
 _SHOWN_MEASURES = (
     "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
@@ -59,10 +67,10 @@ def run_report(config: BenchReport) -> None:
 
 def write_bench_report(folder: Path) -> Path:
     """Write the report of a results folder, and return the page's path."""
-    cells, left_out = read_cells(folder)
+    cells, left_out, missing = read_cells(folder)
     settings = folder / "config.yaml"
     config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    summary = summarise(cells) | {"left_out": left_out}
+    summary = summarise(cells) | {"left_out": left_out, "missing": missing}
     write_json(folder / "summary.json", summary)
     write_text(folder / "scores.csv", _csv(cells))
     write_text(folder / "report.md", _markdown(summary))
@@ -75,7 +83,9 @@ def write_bench_report(folder: Path) -> Path:
         details=_details(cells),
         exact=EXACT,
         unscored=UNSCORED,
-        budget=BUDGET,
+        tuned=f"{TUNED} {UNTUNED}",
+        totals=totals_table(summary),
+        shown=shown,
         config=config,
     )
 
@@ -89,31 +99,31 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     unscored = {a: num for a in agents if (num := len([c for c in cells if c.agent == a and np.isnan(c.score)]))}
     total_all |= dict.fromkeys(unscored, NO_TOTALS)  # not of the same tasks as the others'
     order = sorted(agents, key=lambda a: -np.nan_to_num(total[a]["iqm"][0], nan=-np.inf))
-    runs = {a: own for a in order if any(own := by_seed(cells, counted, a))}
-    met = {(a, b) for a, b in permutations(runs, 2) if any(x and y for x, y in zip(runs[a], runs[b], strict=True))}
-    better = {a: {b: list(improvement_interval(scores[a], scores[b])) for b in runs if (a, b) in met} for a in runs}
-    pairs = [(a, b) for a, b in pairwise(runs) if any(map(len, differences(runs[a], runs[b])))]
-    ahead = {(a, b): difference_interval(runs[a], runs[b]) for a, b in pairs}
+    defaults = {a: other for a in order if (other := untuned_of(a, order))}
+    shown = [a for a in order if a not in defaults.values()]  # a row each; untuned ones are in the rows of the tuned
+    ranked = [a for a in shown if np.isfinite(scores[a]).any()]
+    better, apart = _compared(ranked, scores)
+    tuning = {a: list(by) if (by := _ahead(scores[a], scores[b])) else NONE for a, b in defaults.items()}
     table = {t: {a: _mean(cells, t, a) for a in order} for t in tasks}
     budgets = sorted({cell.budget for cell in cells})
     first = min(cells, key=lambda cell: cell.manifest["began"])
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "unscored": unscored, "untuned": {a: other for a in order if (other := untuned_of(a, order))},
+        "unscored": unscored, "untuned": defaults, "shown": shown, "tuning": tuning, "apart": apart,
+        "runs": {a: sum(c.agent == a for c in cells) for a in order},
         "protocols": sorted({cell.protocol for cell in cells}), "headline": counted,
         "exact": {t: {a: (table[t][a], _mean(cells, t, a, "of_best_score")) for a in order} for t in exact},
         "exact_runs": {t: {a: _known(cells, t, a, "of_best_score") for a in order} for t in exact},
         "reached": {a: _reached([c for c in cells if c.agent == a]) for a in order},
         "total": total, "total_all": total_all, "better": better, "table": table,
-        "verdicts": _verdicts(order, ahead, better, len({c.seed for c in cells})),
+        "verdicts": _verdicts(ranked, scores, better, len({c.seed for c in cells})),
         "budgets": [budgets[0], budgets[-1]],
         "measures": {a: _measures([c for c in cells if c.agent == a]) for a in order},
         "by_task": {t: {a: _measures([c for c in cells if c.agent == a and c.task == t]) for a in order} for t in tasks},
         "failures": [
             {"task": c.task, "agent": c.agent, "seed": c.seed, "status": c.status, "error": c.error} for c in cells if c.status != "done"
         ],
-        "missing": [list(key) for key in missing(cells)],
         "hours": sum(c.measure("seconds") for c in cells) / 3600, "manifest": first.manifest,
     }  # fmt: skip
 
@@ -122,9 +132,30 @@ def _totals(scores: Scores) -> dict[str, dict[str, list[float]]]:
     """Return interquartile mean, mean and optimality gap of each agent, with their intervals; NaN without scores."""
     statistics = {"iqm": iqm, "mean": mean, "gap": optimality_gap}
     return {
-        a: {name: list(interval(f, runs)) for name, f in statistics.items()} if any(map(len, runs)) else NO_TOTALS
+        a: {name: list(interval(f, runs)) for name, f in statistics.items()} if np.isfinite(runs).any() else NO_TOTALS
         for a, runs in scores.items()
     }
+
+
+def _compared(agents: Sequence[str], scores: Scores) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
+    """Return how likely each agent's runs score above each other's, where they have a task in common, and which pairs differ beyond noise.
+
+    The latter are pairs whose mean difference, seed by seed, is none of 0 after Holm's adjustment for all pairs.
+    """
+    better: dict[str, dict[str, float]] = {a: {} for a in agents}
+    for a, b in permutations(agents, 2):
+        if (np.isfinite(scores[a]).any(1) & np.isfinite(scores[b]).any(1)).any():
+            better[a][b] = improvement(scores[a], scores[b])
+    pairs = [(a, b) for a, b in combinations(agents, 2) if _ahead(scores[a], scores[b]) is not None]
+    adjusted = holm([difference_p(scores[a] - scores[b]) for a, b in pairs])
+    enough = {a: np.isfinite(scores[a]).any(0).sum() >= MIN_SEEDS for a in agents}
+    return better, [[a, b] for (a, b), p in zip(pairs, adjusted, strict=True) if p < LEVEL and enough[a] and enough[b]]
+
+
+def _ahead(ours: np.ndarray, theirs: np.ndarray) -> IntervalEstimate | None:
+    """Return by how much ours is ahead in the mean, from runs with the same seed; None if they share no run."""
+    by = ours - theirs
+    return difference_interval(by) if np.isfinite(by).any() else None
 
 
 def _mean(cells: Sequence[RunResult], task: str, agent: str, measure: str | None = None) -> list[float] | None:
@@ -164,31 +195,35 @@ def _known(cells: Sequence[RunResult], task: str, agent: str, measure: str) -> l
     return [int(np.isfinite(own).sum()), len(own)]
 
 
-def _verdicts(
-    order: Sequence[str], ahead: dict[tuple[str, str], IntervalEstimate], better: dict[str, dict[str, list[float]]], seeds: int
-) -> list[str]:
+def _verdicts(ranked: Sequence[str], scores: Scores, better: dict[str, dict[str, float]], seeds: int) -> list[str]:
     """Return a sentence on each agent and the next one in rank: whether their difference, seed by seed, is more than noise."""
     if seeds < MIN_SEEDS:
         return [f"With {seeds} of at least {MIN_SEEDS} seeds, intervals mean little: nothing is said of who is ahead."]
     sentences = []
-    for (a, b), by in ahead.items():
-        chance = IntervalEstimate(*better[a][b])
-        seen = f"a run of {a} scores higher with probability {chance}"
-        if by.low > 0:
-            sentences.append(f"{a} does better than {b}, by {by} seed by seed; {seen}.")
+    for a, b in pairwise(ranked):
+        by = _ahead(scores[a], scores[b])
+        if by is None:
+            continue
+        seen = f"a run of {a} scores higher with probability {better[a][b]:.2f}"
+        value, low, high = (f"{round(x, 3) + 0.0:.3f}" for x in by)
+        if not np.isfinite(by.low):
+            sentences.append(f"{a} and {b} are not compared: on some task they share a single seed.")
+        elif by.low > 0:
+            sentences.append(f"{a} does better than {b}: its mean is {value} [{low}, {high}] higher, seed by seed; {seen}.")
         elif by.high < 0:
-            sentences.append(f"{b} does better than {a} in the mean, by {-by.value:.2f} [{-by.high:.2f}, {-by.low:.2f}]; {seen}.")
+            value, low, high = (f"{-x:.3f}" for x in (by.value, by.high, by.low))
+            sentences.append(f"{b} does better than {a} in the mean, by {value} [{low}, {high}] seed by seed; {seen}.")
         else:
-            sentences.append(f"{a} and {b} cannot be told apart: they differ by {by} seed by seed; {seen}.")
+            sentences.append(f"{a} and {b} cannot be told apart: their means differ by {value} [{low}, {high}], seed by seed; {seen}.")
     return sentences
 
 
 def draw(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[str, Figure]:
     """Draw every plot of the report, by the name that the page has for it."""
     figures = _draw_scores(cells, summary) if summary["better"] else {}
-    lines = _curves(cells, summary["tasks"], summary["agents"])
+    lines = _curves(cells, summary["tasks"], summary["shown"])
     if lines:
-        figures["curves"] = benchmark_plots.curves(summary["agents"], lines)
+        figures["curves"] = benchmark_plots.curves(summary["shown"], lines)
     return figures
 
 
@@ -207,8 +242,7 @@ def _draw_scores(cells: Sequence[RunResult], summary: dict[str, Any]) -> dict[st
         means = {a: np.array([np.nan if (x := summary["table"][t][a]) is None else x[0] for t in tasks]) for a in agents}
         figures["radar"] = benchmark_plots.radar(short_names(tasks), means)
     if len(agents) > 1:
-        pairs = {(a, b): summary["better"][a].get(b, NONE) for a in agents for b in agents}
-        figures["comparisons"] = benchmark_plots.comparisons(agents, pairs, decides=len(summary["seeds"]) >= MIN_SEEDS)
+        figures["comparisons"] = benchmark_plots.comparisons(agents, summary["better"], [set(pair) for pair in summary["apart"]])
     return figures
 
 
@@ -260,30 +294,14 @@ def _csv(cells: Sequence[RunResult]) -> str:
 def _markdown(summary: dict[str, Any]) -> str:
     agents = summary["agents"]
     apart = len(summary["headline"]) < len(summary["tasks"])
-    defaults = summary["untuned"]  # of each tuned agent
-    head = [
-        "agent",
-        "IQM",
-        *(["IQM, untuned"] if defaults else []),
-        "mean",
-        "optimality gap",
-        *(["IQM with exact tasks"] if apart else []),
-        "failures",
-        *map(_words, BUDGET),
-    ]
-    failed = [f["agent"] for f in summary["failures"]]
-    rows = []
-    for a in agents:
-        totals = [summary["total"][a][key] for key in ("iqm", "mean", "gap")] + ([summary["total_all"][a]["iqm"]] if apart else [])
-        if defaults:
-            totals.insert(1, summary["total"][defaults.get(a, a)]["iqm"])
-        spent = ("-" if (x := summary["measures"][a][name]) is None else f"{x:,.0f}" for name in BUDGET)
-        rows.append([a, *map(_shown, totals), str(failed.count(a)), *spent])
+    head, rows = totals_table(summary)
     tasks = [[t, *("-" if cell is None else f"{cell[0]:.2f}" for cell in summary["table"][t].values())] for t in summary["tasks"]]
     parts = [
         f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds; "
         f"protocol {' and '.join(map(str, summary['protocols']))}. Scores are 0 for the base policy and 1 for the optimum; brackets hold "
         f"95% intervals over seeds{', exact tasks are left out of IQM, mean and gap' if apart else ''}. What was used: the median of runs.",
+        *([f"{TUNED} {UNTUNED}"] if summary["untuned"] else []),
+        *([f"{len(summary['missing'])} runs are missing: every number is of what is there."] if summary["missing"] else []),
         markdown_table(head, rows),
         "Mean score by task:",
         markdown_table(["task", *agents], tasks),
@@ -295,8 +313,31 @@ def _markdown(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _shown(estimate: Sequence[float]) -> str:
-    return str(IntervalEstimate(*estimate)) if np.isfinite(estimate[0]) else "-"
+def totals_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table of all tasks: a row for each agent, with its defaults beside it where it is tuned."""
+    apart, defaults = len(summary["headline"]) < len(summary["tasks"]), summary["untuned"]
+    untuned_head = ["untuned", "mean, tuned - untuned"] if defaults else []
+    with_exact = ["interquartile mean with exact tasks"] if apart else []
+    head = ["agent", "interquartile mean", *untuned_head, "mean", "optimality gap", *with_exact, "runs", "failed", *map(_words, BUDGET)]
+    failed = [f["agent"] for f in summary["failures"]]
+    rows = []
+    for a in summary["shown"]:
+        total = {key: shown(value) for key, value in summary["total"][a].items()}
+        beside = [shown(summary["total"][defaults[a]]["iqm"]), shown(summary["tuning"][a], 3)] if a in defaults else ["-", "-"]
+        spent = ("-" if (x := summary["measures"][a][name]) is None else f"{x:,.0f}" for name in BUDGET)
+        rows.append(
+            [
+                a, total["iqm"], *(beside if defaults else []), total["mean"], total["gap"],
+                *([shown(summary["total_all"][a]["iqm"])] if apart else []), str(summary["runs"][a]), str(failed.count(a)), *spent,
+            ]
+        )  # fmt: skip
+    return head, rows
+
+
+def shown(estimate: Sequence[float], digits: int = 2) -> str:
+    """Return an estimate with its interval, `-` if there is none, without the sign of a zero."""
+    value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in estimate)
+    return "-" if not np.isfinite(estimate[0]) else f"{value} [{low}, {high}]" if np.isfinite(estimate[1]) else f"{value} (one seed)"
 
 
 def _exact_markdown(summary: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from .spec import parse
 from .suites import is_exact
 
 CURRENT = "current.json"  # what each cell that counts depends on, see `Job.record`, by the name of its file
-Scores = dict[str, list[np.ndarray]]  # of each agent: for each task, the normalised scores of its seeds
+Scores = dict[str, np.ndarray]  # of each agent: normalised scores, shape (T, S), NaN where there is none
 
 
 @dataclass(frozen=True)
@@ -62,41 +62,55 @@ class RunResult:
         return float("nan") if value is None else float(value)
 
 
-def read_results(folder: str | Path) -> list[RunResult]:
-    """Read the cells of a results folder, in the order of tasks, agents and seeds.
+class StoredResults(NamedTuple):
+    """What a results folder holds.
 
-    Those that have other inputs than the folder's last `textrl bench` on the task gave are left out.
+    Attributes:
+        cells: In the order of tasks, agents and seeds.
+        left_out: How many others have other inputs than the folder's last `textrl bench` on the task gave.
+        missing: Names of the runs that were asked for and are not there; where nothing says what was, those that a full grid would have.
+    """
+
+    cells: list[RunResult]
+    left_out: int
+    missing: list[str]
+
+
+def read_results(folder: str | Path) -> list[RunResult]:
+    """Return the cells of `read_cells`."""
+    return read_cells(folder).cells
+
+
+def read_cells(folder: str | Path) -> StoredResults:
+    """Read a results folder.
 
     Raises:
         FileNotFoundError: The folder holds none.
         ValueError: A file does not hold a cell; the message names it.
     """
-    return read_cells(folder)[0]
-
-
-def read_cells(folder: str | Path) -> tuple[list[RunResult], int]:
-    """Return what `read_results` does, and how many cells it leaves out."""
     folder = Path(folder)
     paths = sorted((folder / "cells").glob("*.json"))
     current = read_json(folder / CURRENT) if (folder / CURRENT).is_file() else None
     if not paths:
         raise FileNotFoundError(f"{folder} holds no results (cells/*.json): run textrl bench --out {folder} first")
     known = [field.name for field in fields(RunResult) if field.default is MISSING]
-    cells = []
+    cells = {}
     for path in paths:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             if current is None or current.get(path.stem, {}).get("fingerprint") == row["fingerprint"]:
                 own = is_exact(row["task"]) and ":" in parse(row["agent"]).name
                 score = {"score": float("nan")} if own else {}
-                cells.append(RunResult(**{name: row[name] for name in known} | score, protocol=row.get("protocol", 1)))
+                cells[path.stem] = RunResult(**{name: row[name] for name in known} | score, protocol=row.get("protocol", 1))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of textrl bench ({error!r}): delete it, and run the benchmark again") from error
     if not cells:
         raise FileNotFoundError(
             f"{folder} holds results of other inputs than its last command's only: run textrl bench --out {folder} again"
         )
-    return sorted(cells, key=lambda cell: (cell.task, cell.agent, cell.seed)), len(paths) - len(cells)
+    found = sorted(cells.values(), key=lambda cell: (cell.task, cell.agent, cell.seed))
+    missing = _lacking(found) if current is None else sorted(current.keys() - cells.keys())
+    return StoredResults(found, len(paths) - len(cells), missing)
 
 
 def names(cells: Sequence[RunResult]) -> tuple[list[str], list[str]]:
@@ -112,21 +126,27 @@ def headline(tasks: Sequence[str]) -> list[str]:
     return [task for task in tasks if not is_exact(task)] or list(tasks)
 
 
-def scores_of(cells: Sequence[RunResult], tasks: Sequence[str] | None = None) -> Scores:
-    """Return the scores of each agent, task by task, of those given or of all in the order of `names`; without any, an empty array."""
+def scores_of(cells: Sequence[RunResult], tasks: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Scores:
+    """Return the scores of each agent, shape (T, S), NaN where there is none.
+
+    Args:
+        cells: Whose.
+        tasks: Rows; by default all, in the order of `names`.
+        seeds: Columns; by default all, sorted.
+    """
     every, agents = names(cells)
-    tasks = every if tasks is None else tasks
-    return {agent: [np.array(list(scores.values())) for scores in by_seed(cells, tasks, agent)] for agent in agents}
+    row = {task: i for i, task in enumerate(every if tasks is None else tasks)}
+    column = {seed: i for i, seed in enumerate(sorted({cell.seed for cell in cells}) if seeds is None else seeds)}
+    scores = {agent: np.full((len(row), len(column)), np.nan) for agent in agents}
+    for cell in cells:
+        if cell.task in row and cell.seed in column:
+            scores[cell.agent][row[cell.task], column[cell.seed]] = cell.score
+    return scores
 
 
-def by_seed(cells: Sequence[RunResult], tasks: Sequence[str], agent: str) -> list[dict[int, float]]:
-    """Return an agent's scores by seed, task by task."""
-    return [{c.seed: c.score for c in cells if (c.agent, c.task) == (agent, task) and not np.isnan(c.score)} for task in tasks]
-
-
-def missing(cells: Sequence[RunResult]) -> list[tuple[str, str, int]]:
-    """Return (task, agent, seed) of the cells that a full grid would have besides."""
+def _lacking(cells: Sequence[RunResult]) -> list[str]:
+    """Return the names of the runs that a full grid would have besides."""
     tasks, agents = names(cells)
     seeds = sorted({cell.seed for cell in cells})
     there = {(cell.task, cell.agent, cell.seed) for cell in cells}
-    return [key for task in tasks for agent in agents for seed in seeds if (key := (task, agent, seed)) not in there]
+    return [f"{task} {agent} {seed}" for task in tasks for agent in agents for seed in seeds if (task, agent, seed) not in there]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -90,23 +90,22 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
     return figure
 
 
-def comparisons(agents: Sequence[str], better: Mapping[tuple[str, str], Estimate], decides: bool = True) -> Figure:
+def comparisons(agents: Sequence[str], better: Mapping[str, Mapping[str, float]], apart: Collection[Collection[str]]) -> Figure:
     """Draw a matrix: the probability that the row's agent does better than the column's.
 
     Args:
         agents: In the order of rows and columns.
-        better: Of each pair of different agents; NaN where they share no task.
-        decides: Whether there are seeds enough to call a difference more than noise, which bold type does.
+        better: Of each agent, by other agents; no entry where they share no task.
+        apart: Pairs whose difference is more than noise, in bold type.
     """
     size = 2.6 + 0.78 * len(agents)
     figure = new_figure(size * 0.92, size)
     axes = figure.subplots()
-    values = np.array([[better[a, b][0] if a != b else np.nan for b in agents] for a in agents])
+    values = np.array([[better[a].get(b, np.nan) for b in agents] for a in agents])
     axes.imshow(values, cmap="PuOr_r", vmin=0, vmax=1, alpha=0.85, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            _, low, high = better[agents[row], agents[column]]
-            weight = "bold" if decides and (low > 0.5 or high < 0.5) else "normal"
+            weight = "bold" if {agents[row], agents[column]} in apart else "normal"
             ink = "white" if abs(value - 0.5) > 0.33 else "black"
             text = f"{value:.2f}".removeprefix("0")
             axes.text(column, row, text, ha="center", va="center", fontsize=FONT - 1, fontweight=weight, color=ink)

@@ -158,7 +158,8 @@ class IntervalEstimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]" if np.isfinite(self.low) else f"{self.value:.2f} (one run)"
+        value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in self)  # without the sign of -0.00
+        return f"{value} [{low}, {high}]" if np.isfinite(self.low) else f"{value} (one seed)"
 
 
 def mean_interval(values: np.ndarray) -> IntervalEstimate:

@@ -139,9 +139,9 @@ def main(config: Exact) -> dict[tuple[str, str, str], IntervalEstimate]:
     cells = {}
     for measure, a, t in product(MEASURES, config.algorithms, config.tasks):
         runs = [known[a, t, s] for s in range(config.seeds)]
-        cells[measure, a, t] = interval(iqm, [np.array([run[measure] for run in runs])])
+        cells[measure, a, t] = interval(iqm, np.array([[run[measure] for run in runs]]))
         if a in AT_REST:
-            cells[measure, f"{a} at rest", t] = interval(iqm, [np.array([run["at_rest"][measure] for run in runs])])
+            cells[measure, f"{a} at rest", t] = interval(iqm, np.array([[run["at_rest"][measure] for run in runs]]))
     _show(config, cells)
     return cells
 

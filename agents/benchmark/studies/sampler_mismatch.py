@@ -247,7 +247,7 @@ def main(config: Mismatch) -> None:
     for arm in arms:
         solved, trained = np.transpose([shares for own, *shares in results if own == arm])
         exact = "no rest" if np.isnan(solved).any() else f"{solved.mean():.3f}"
-        rows.append([*arm, exact, "{:.3f} [{:.3f}, {:.3f}]".format(*interval(mean, [trained]))])
+        rows.append([*arm, exact, "{:.3f} [{:.3f}, {:.3f}]".format(*interval(mean, trained[None]))])
     print(markdown_table(("KL", "temperature of the generator", "importance sampling", "exact", "trained"), rows))
 
 

@@ -10,16 +10,21 @@ from agents.benchmark import aggregate_statistics as ours
 from rewards.utils.intervals import mean_interval
 
 RNG = np.random.default_rng(0)
-A = [RNG.normal(0.6, 0.2, 5) for _ in range(4)]
-B = [RNG.normal(0.4, 0.2, 5) for _ in range(4)]
-RAGGED = [np.array([0.1, 0.5, 0.9]), np.array([1.2]), np.array([])]
+A = RNG.normal(0.6, 0.2, (4, 5))
+B = RNG.normal(0.4, 0.2, (4, 5))
+NAN = np.nan
+RAGGED = np.array([[0.1, 0.5, 0.9], [NAN, 1.2, NAN], [NAN] * 3])
 
 
 def test_iqm_by_hand_and_by_scipy():
-    assert ours.iqm([np.array([0.0, 1.0, 2.0, 100.0])]) == 1.5
-    assert ours.iqm([np.array([0.0, 100.0]), np.array([1.0, 2.0])]) == 1.5
-    assert ours.iqm(A) == pytest.approx(stats.trim_mean(np.array(A), 0.25, axis=None))
-    flat = np.sort(np.concatenate(A))
+    assert ours.iqm(np.array([[0.0, 1.0, 2.0, 100.0]])) == 1.5
+    assert ours.iqm(np.array([[0.0, NAN, 100.0], [1.0, 2.0, NAN]])) == 1.5
+    assert ours.iqm(A) == pytest.approx(stats.trim_mean(A, 0.25, axis=None))
+    for missing in range(1, 8):
+        some = A.copy()
+        some.flat[:missing] = NAN
+        assert ours.iqm(some) == pytest.approx(stats.trim_mean(A.ravel()[missing:], 0.25))
+    flat = np.sort(A.ravel())
     assert ours.iqm(A) == pytest.approx(flat[5:15].mean())
 
 
@@ -36,29 +41,24 @@ def test_profile_is_a_counted_share():
 def test_improvement_is_mann_whitneys_u():
     expected = np.mean([stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(A, B, strict=True)])
     assert ours.improvement(A, B) == pytest.approx(expected)
-    tied = [np.array([1.0, 2.0])], [np.array([1.0, 3.0])]
+    tied = np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]])
     pairs = [(1, 1), (1, 3), (2, 1), (2, 3)]
     assert ours.improvement(*tied) == sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / 4
     assert ours.improvement(A, B) + ours.improvement(B, A) == pytest.approx(1)
 
 
 def test_improvement_leaves_out_tasks_that_only_one_played():
-    assert ours.improvement([np.array([2.0]), np.array([])], [np.array([1.0]), np.array([9.0])]) == 1
+    assert ours.improvement(np.array([[2.0, NAN], [NAN, NAN]]), np.array([[NAN, 1.0], [9.0, 9.0]])) == 1
     with pytest.raises(ValueError, match="share no task"):
-        ours.improvement([np.array([])], [np.array([1.0])])
+        ours.improvement(np.array([[NAN]]), np.array([[1.0]]))
 
 
-def test_interval_of_a_mean_is_welchs():
-    """For the mean, the bootstrap's standard error is the stratified one, and the interval Student's with Welch's degrees of freedom."""
-    runs = [np.array([0.0, 1.0, 0.5]), np.array([10.0, 30.0, 25.0, 11.0])]
-    variances = [len(task) * task.var(ddof=1) / 49 for task in runs]  # of each task's part of the mean of all 7
-    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(variances))
-    found = ours.interval(ours.mean, runs, resamples=40_000)
-    assert found.value == pytest.approx(np.mean([0, 1, 0.5, 10, 30, 25, 11]))
-    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=0.02)
-    one = ours.interval(ours.mean, runs[1:], resamples=40_000)
-    assert tuple(one) == pytest.approx(tuple(mean_interval(runs[1])), rel=0.05)
+def test_interval_of_a_mean_is_students_of_the_seeds_means():
+    """With every run there, the seed is a single case, whatever its runs on different tasks have in common."""
+    together = A + RNG.normal(0, 0.3, 5)
+    expected = mean_interval(together.mean(0))
+    assert tuple(ours.interval(ours.mean, together, resamples=40_000)) == pytest.approx(tuple(expected), rel=0.02)
+    assert tuple(ours.difference_interval(together)) == pytest.approx(tuple(expected))
 
 
 def test_mean_interval_is_students():
@@ -67,60 +67,72 @@ def test_mean_interval_is_students():
 
 
 def test_resampling_keeps_to_the_task():
-    runs = [np.zeros(5), np.ones(5)]
+    runs = np.array([[0.0] * 5, [1.0] * 5])
     assert ours.interval(ours.mean, runs) == (0.5, 0.5, 0.5)  # drawn across tasks it would spread
 
 
-def test_improvement_interval_is_wilsons_for_as_many_pairs():
-    chance = ours.improvement(A, B)
-    rate = stats.binomtest(20, 20).proportion_ci(method="wilson")
-    assert ours.improvement_interval([a + 9 for a in A], B)[1:] == pytest.approx((rate.low, rate.high))
-    found = ours.improvement_interval(A, B)
-    assert found.low < chance == found.value < found.high
-    ragged = ours.improvement_interval([np.array([2.0, 3.0]), np.array([])], [np.array([1.0]), np.array([9.0])])
-    assert ragged.low == pytest.approx(stats.binomtest(1, 1).proportion_ci(method="wilson").low)  # a single pair
-
-
-def test_profile_band_is_wilsons():
+def test_profile_band_is_wilsons_for_fewer_cases():
+    """A seed's runs are a cluster: at most as sure as as many independent runs, and with one task Wilson's interval itself."""
     thresholds = np.linspace(0, 1, 11)
     low, high = ours.profile_band(A, thresholds)
-    for threshold, at, to in zip(thresholds, low, high, strict=True):
-        rate = stats.binomtest(int((np.concatenate(A) > threshold).sum()), 20).proportion_ci(method="wilson")
-        assert (at, to) == pytest.approx((rate.low, rate.high))
+    alone = ours.profile_band(A[:1], thresholds)
+    for i, threshold in enumerate(thresholds):
+        rate, one = (stats.binomtest(int((x > threshold).sum()), x.size).proportion_ci(method="wilson") for x in (A, A[:1]))
+        assert low[i] <= rate.low + 1e-9 and rate.high - 1e-9 <= high[i]
+        assert (alone[0][i], alone[1][i]) == pytest.approx((one.low, one.high))
 
 
 @pytest.mark.parametrize("statistic", ["iqm", "mean", "optimality_gap"])
-def test_the_standard_error_is_that_of_all_stratified_resamples(statistic):
-    """As rliable's bootstrap draws: within each task, with replacement; here every sample that can be drawn, one by one."""
-    runs = [np.array([0.1, 0.5, 0.9]), np.array([0.3, 1.2, 0.4, 0.8])]
-    wide = [x.mean() + (x - x.mean()) * np.sqrt(len(x) / (len(x) - 1)) for x in runs]
+def test_the_standard_error_is_that_of_all_resamples_of_seeds(statistic):
+    """A bootstrap as rliable's, of whole seeds: every sample that can be drawn, one by one; a run is missing."""
+    runs = np.array([[0.1, 0.5, 0.9, 0.7], [0.3, 1.2, NAN, 0.8]])
+    wide = [[m + (x - m) * np.sqrt(k / (k - 1)) for x in row] for row, m, k in zip(runs, np.nanmean(runs, 1), (4, 3), strict=True)]
     f = {
-        "iqm": lambda x: np.mean(sorted(x)[1:-1]), "mean": np.mean, "optimality_gap": lambda x: np.mean([max(0.0, 1 - one) for one in x])
+        "iqm": lambda x: stats.trim_mean(x, 0.25), "mean": np.mean, "optimality_gap": lambda x: np.mean([max(0.0, 1 - one) for one in x])
     }[statistic]  # fmt: skip
-    all_samples = [f([*one, *two]) for one in product(wide[0], repeat=3) for two in product(wide[1], repeat=4)]
-    spread = [len(x) * x.var(ddof=1) for x in runs]
-    freedom = sum(spread) ** 2 / (spread[0] ** 2 / 2 + spread[1] ** 2 / 3)
+    samples = []
+    for seeds in product(range(4), repeat=4):
+        drawn = [row[seed] for row in wide for seed in seeds]
+        samples.append(f([x for x in drawn if not np.isnan(x)]))
     found = ours.interval(getattr(ours, statistic), runs, resamples=20_000)
-    assert found.value == pytest.approx(f(np.concatenate(runs)))
-    assert found.high - found.value == pytest.approx(np.std(all_samples) * stats.t.ppf(0.975, freedom), rel=0.02)
+    assert found.value == pytest.approx(f(runs[np.isfinite(runs)]))
+    assert found.high - found.value == pytest.approx(np.std(samples) * stats.t.ppf(0.975, 3), rel=0.02)
 
 
 def test_differences_are_of_the_same_seeds():
-    one, two = [{0: 1.0, 1: 2.0, 2: 4.0}, {5: 1.0}], [{1: 1.0, 2: 1.5, 3: 9.0}, {}]
-    found = ours.differences(one, two)
-    assert found[0].tolist() == [1.0, 2.5] and not len(found[1])
-    assert tuple(ours.difference_interval(one, two)) == pytest.approx(tuple(mean_interval(np.array([1.0, 2.5]))))
+    one, two = np.array([[1.0, 2.0, 4.0, NAN], [1.0, NAN, NAN, NAN]]), np.array([[NAN, 1.0, 1.5, 9.0], [NAN] * 4])
+    assert tuple(ours.difference_interval(one - two)) == pytest.approx(tuple(mean_interval(np.array([1.0, 2.5]))))
     with pytest.raises(ValueError, match="share no seed"):
-        ours.difference_interval([{0: 1.0}], [{1: 1.0}])
+        ours.difference_interval(np.array([[NAN]]))
+    single = ours.difference_interval(np.array([[1.0, 2.0], [3.0, NAN]]))
+    assert single.value == 2.25 and np.isnan(single.low)
 
 
-def test_difference_interval_is_a_paired_t_test_on_each_task_put_together():
+def test_difference_interval_is_a_paired_t_test_of_the_seeds_means():
     a, b = RNG.normal(0, 1, (2, 3, 5))
     shared = RNG.normal(0, 10, (3, 5))  # what a seed has in common does not widen the interval
-    seeds = [[dict(enumerate(row)) for row in shared + x] for x in (a, b)]
-    alone = ours.difference_interval(seeds[0][:1], seeds[1][:1])
-    low, high = stats.ttest_rel(a[0], b[0]).confidence_interval(0.95)
-    assert tuple(alone) == pytest.approx(((a[0] - b[0]).mean(), low, high))
-    parts = (a - b).var(1, ddof=1) / 5
-    half = stats.t.ppf(0.975, sum(parts) ** 2 / (sum(parts**2) / 4)) * np.sqrt(sum(parts)) / 3
-    assert tuple(ours.difference_interval(*seeds)) == pytest.approx(((a - b).mean(), (a - b).mean() - half, (a - b).mean() + half))
+    by = (shared + a) - (shared + b)
+    found = stats.ttest_rel((shared + a).mean(0), (shared + b).mean(0))
+    low, high = found.confidence_interval(0.95)
+    assert tuple(ours.difference_interval(by)) == pytest.approx(((a - b).mean(), low, high))
+    assert ours.difference_p(by) == pytest.approx(found.pvalue)
+
+
+def test_a_missing_run_by_hand():
+    """Two tasks, three seeds, one run missing: means .5 and .3; what the seeds move is (-.4/3 - .1/2)/2, (0 + .1/2)/2 and (.4/3)/2."""
+    by = np.array([[0.1, 0.5, 0.9], [0.2, 0.4, NAN]])
+    moved = [(-0.4 / 3 - 0.05) / 2, 0.05 / 2, 0.4 / 3 / 2]
+    half = stats.t.ppf(0.975, 2) * np.sqrt(3 / 2 * sum(x * x for x in moved))
+    assert tuple(ours.difference_interval(by)) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
+
+
+def test_differences_that_are_all_the_same():
+    """Two seeds that agree say nothing of a third; three that do, from agents that draw nothing, are a difference."""
+    assert np.isnan(ours.difference_p(np.full((1, 2), 0.1))) and ours.difference_p(np.full((1, 3), 0.1)) == 0
+    assert ours.difference_p(np.zeros((2, 2))) == 1 and np.isnan(ours.difference_p(np.array([[0.3]])))
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04: times 4, 3, 2, 1, made monotone
+    assert ours.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert np.isnan(ours.holm([0.5, float("nan")])[1])
