@@ -30,18 +30,15 @@ _MADE = ("policy.zip", "curve.csv", "samples.jsonl", "log-*", "reward_hacking.cs
 
 @dataclass(frozen=True)
 class Linear:
-    """A learning rate that falls to 0, and not below: the last rollout ends beyond the budget, and SB3's progress there is negative.
-
-    A class and not a lambda, so that a checkpoint can hold it.
-    """
+    """A learning rate that falls to 0; a class and not a lambda, so that a checkpoint can hold it."""
 
     __module__ = "agents"
 
     start: float
 
     def __call__(self, progress_remaining: float) -> float:
-        """Return the rate for SB3's `progress_remaining`, from 1 to 0 or less."""
-        return self.start * max(progress_remaining, 0.0)
+        """Return the rate for SB3's `progress_remaining`, from 1 to 0."""
+        return self.start * progress_remaining
 
 
 def train_policy(

@@ -266,7 +266,8 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             super().train()
 
     def _update_learning_rate(self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer) -> None:
-        """Follow the schedule, as SB3 does; a critic's own rate stays."""
+        """Follow the schedule, as SB3 does, to its end: the last rollout goes beyond the budget.  A critic's own rate stays."""
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)  # for all schedules of the update
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:

@@ -140,7 +140,10 @@ def test_exact_tasks_are_apart_from_the_means(tmp_path):
     closed, of_best = found["exact"]["exact-smooth"]["grpo"]
     assert closed == [-3.0] * 3 and of_best[0] == pytest.approx(at_kl["grpo"].mean())
     text = (folder / "report.md").read_text()
-    assert "interquartile mean with exact tasks" in text and f"| exact-smooth | grpo | -3.00 [-3.00, -3.00] | {at_kl['grpo'].mean():.2f} [" in text
+    assert (
+        "interquartile mean with exact tasks" in text
+        and f"| exact-smooth | grpo | -3.00 [-3.00, -3.00] | {at_kl['grpo'].mean():.2f} [" in text
+    )
     assert "Exact tasks" in page and 'href="#cell-2-1"' in page and 'id="cell-2-1"' in page
     assert page.count("<polyline") == 5 * 2 * 5  # every seed of every cell; all of these have a curve
 

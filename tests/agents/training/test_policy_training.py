@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from agents import TextPPO
+from agents import Reinforce, TextA2C, TextPPO, TextTRPO
 from agents.models.loading import load_lm, save_lm
 from agents.training.policy_training import train_policy
 from agents.training.settings import PolicyTraining
@@ -187,6 +187,38 @@ def test_logs_hold_each_step_once(train):
     assert sorted(int(float(row["time/total_timesteps"])) for row in rows) == steps
     lines = [json.loads(line) for file in folder.glob("log-*/progress.json") for line in file.read_text().splitlines()]
     assert sorted(line["time/total_timesteps"] for line in lines) == steps
+
+
+class LastRate(BaseCallback):
+    """Remembers the rate of the last update."""
+
+    def _on_step(self):
+        return True
+
+    def _on_training_end(self):
+        self.tokens, self.rate = self.model.num_timesteps, self.model.policy.optimizer.param_groups[0]["lr"]
+
+
+def test_the_learning_rate_ends_at_zero(train):
+    """The last rollout goes beyond the budget, where SB3's progress is negative; a rate below 0 would make the objective worse."""
+    last = LastRate()
+    train(100, learning_rate=0.01, watch=last)
+    assert last.tokens > 100 and last.rate == 0
+
+
+@pytest.mark.parametrize("made", [TextPPO, TextA2C, TextTRPO, Reinforce])
+def test_no_schedule_is_asked_beyond_its_end(made, make_env):
+    """A schedule of the user's own is a function of the progress, from 1 to 0: below 0 a clip range of it would be the wrong way round."""
+    asked = []
+    agent = made(
+        "TransformerPolicy",
+        make_env(8),
+        n_episodes=8,
+        policy_kwargs={"model": LLAMA},
+        learning_rate=lambda left: asked.append(left) or 1e-3,
+    )
+    agent.learn(100)
+    assert agent.num_timesteps > 100 and min(asked) == 0
 
 
 @pytest.mark.reports("A damaged checkpoint, curve or sample file stops a resume with its name and what to do, and stays as it is")
