@@ -273,9 +273,8 @@ def compared_pairs(setup: LearningSetup) -> list[tuple[Pair, float]]:
     """
     number = max(8, int(setup.tokens / (2 * setup.length)))
     rows = np.random.default_rng(setup.seed).permutation(len(setup.task.prompts))[:number]  # each seed has prompts of its own
-    task = dataclasses.replace(
-        setup.task, prompts=[setup.task.prompts[i] for i in rows], max_prompt_tokens=setup.task.prompt_width, prompt_order="sequential"
-    )
+    prompts = [setup.task.prompts[i] for i in rows]
+    task = dataclasses.replace(setup.task, prompts=prompts, max_prompt_tokens=setup.task.prompt_width, prompt_order="sequential")
     policy = make_policy(setup.task, setup.base)
     one, two = (write_texts(policy, task, number, seed=2 * setup.seed + i) for i in range(2))
     setup.spent.wrote(one.lengths)
