@@ -100,8 +100,8 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     total_all |= dict.fromkeys(unscored, NO_TOTALS)  # not of the same tasks as the others'
     order = sorted(agents, key=lambda a: -np.nan_to_num(total[a]["iqm"][0], nan=-np.inf))
     defaults = {a: other for a in order if (other := untuned_of(a, order))}
-    shown = [a for a in order if a not in defaults.values()]  # a row each; untuned ones are in the rows of the tuned
-    ranked = [a for a in shown if np.isfinite(scores[a]).any()]
+    rows = [a for a in order if a not in defaults.values()]  # untuned ones are in the rows of the tuned
+    ranked = [a for a in rows if np.isfinite(scores[a]).any()]
     better, apart = _compared(ranked, scores)
     tuning = {a: list(by) if (by := _ahead(scores[a], scores[b])) else NONE for a, b in defaults.items()}
     table = {t: {a: _mean(cells, t, a) for a in order} for t in tasks}
@@ -110,7 +110,7 @@ def summarise(cells: Sequence[RunResult]) -> dict[str, Any]:
     return {
         "tasks": tasks, "agents": order, "seeds": sorted({cell.seed for cell in cells}), "cells": len(cells),
         "capabilities": {t: capability(t.partition(":")[0]) for t in tasks},
-        "unscored": unscored, "untuned": defaults, "shown": shown, "tuning": tuning, "apart": apart,
+        "unscored": unscored, "untuned": defaults, "shown": rows, "tuning": tuning, "apart": apart,
         "runs": {a: sum(c.agent == a for c in cells) for a in order},
         "protocols": sorted({cell.protocol for cell in cells}), "headline": counted,
         "exact": {t: {a: (table[t][a], _mean(cells, t, a, "of_best_score")) for a in order} for t in exact},
@@ -140,7 +140,7 @@ def _totals(scores: Scores) -> dict[str, dict[str, list[float]]]:
 def _compared(agents: Sequence[str], scores: Scores) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
     """Return how likely each agent's runs score above each other's, where they have a task in common, and which pairs differ beyond noise.
 
-    The latter are pairs whose mean difference, seed by seed, is none of 0 after Holm's adjustment for all pairs.
+    The latter are pairs whose mean difference, seed by seed, is not 0 by a paired test, adjusted after Holm for the number of pairs.
     """
     better: dict[str, dict[str, float]] = {a: {} for a in agents}
     for a, b in permutations(agents, 2):
