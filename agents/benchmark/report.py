@@ -49,9 +49,9 @@ EXACT = (
 )
 TUNED = (
     f"Tuned: with the best of {TUNING['trials']} settings drawn at random, each tried with {TUNING['tokens']:.0%} of the budget "
-    f"and judged on validation prompts, so that the choice has cost {TUNING['trials'] * TUNING['tokens']:g} budgets more."
+    f"and judged on validation prompts, so that the choice has cost {TUNING['trials'] * TUNING['tokens']:g} budgets more. "
+    "What has no settings to tune has a single row of its own, and no number under untuned."
 )
-UNTUNED = "What has no settings to tune has a single row of its own, and no number under untuned."
 BUDGET = ("tokens_written", "tokens_trained", "reward_calls", "learning_seconds")
 _SHOWN_MEASURES = (
     "reward", "gold", "wins_reference", "wins_texts", "kl_per_sequence", "kl_per_token", "kl_exact", "entropy", "perplexity", "distinct_1",
@@ -83,7 +83,7 @@ def write_bench_report(folder: Path) -> Path:
         details=_details(cells),
         exact=EXACT,
         unscored=UNSCORED,
-        tuned=f"{TUNED} {UNTUNED}",
+        tuned=TUNED,
         totals=totals_table(summary),
         shown=shown,
         config=config,
@@ -300,7 +300,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         f"{summary['cells']} runs: {len(summary['tasks'])} tasks, {len(agents)} agents, {len(summary['seeds'])} seeds; "
         f"protocol {' and '.join(map(str, summary['protocols']))}. Scores are 0 for the base policy and 1 for the optimum; brackets hold "
         f"95% intervals over seeds{', exact tasks are left out of IQM, mean and gap' if apart else ''}. What was used: the median of runs.",
-        *([f"{TUNED} {UNTUNED}"] if summary["untuned"] else []),
+        *([TUNED] if summary["untuned"] else []),
         *([f"{len(summary['missing']):,} runs are missing: every number is of what is there."] if summary["missing"] else []),
         markdown_table(head, rows),
         "Mean score by task:",
@@ -335,9 +335,8 @@ def totals_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def shown(estimate: Sequence[float], digits: int = 2) -> str:
-    """Return an estimate with its interval, `-` if there is none, without the sign of a zero."""
-    value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in estimate)
-    return "-" if not np.isfinite(estimate[0]) else f"{value} [{low}, {high}]" if np.isfinite(estimate[1]) else f"{value} (one seed)"
+    """Return an estimate with its interval, `-` if there is none."""
+    return IntervalEstimate(*estimate).rounded(digits) if np.isfinite(estimate[0]) else "-"
 
 
 def _exact_markdown(summary: dict[str, Any]) -> list[str]:

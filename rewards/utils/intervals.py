@@ -158,7 +158,11 @@ class IntervalEstimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in self)  # without the sign of -0.00
+        return self.rounded(2)
+
+    def rounded(self, digits: int) -> str:
+        """Return it with as many digits after the point."""
+        value, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in self)  # without the sign of -0.00
         return f"{value} [{low}, {high}]" if np.isfinite(self.low) else f"{value} (one seed)"
 
 
