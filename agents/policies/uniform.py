@@ -14,6 +14,7 @@ class Uniform(nn.Module):
     """
 
     hidden_size = 1
+    ignores_images = True
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()

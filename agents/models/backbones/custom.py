@@ -25,6 +25,8 @@ class LanguageModel(Protocol):
         hidden_size: Size of the hidden states that `forward` returns.
         context_length: Longest text that it can read; may be absent: any.
         eos_token_id: The end-of-text token, or several; may be absent: the task names them.
+        ignores_images: True: prompts with pictures are welcome though the model sees their text alone, as a baseline does; may be absent:
+            they are refused.
     """
 
     vocab_size: int
@@ -99,6 +101,11 @@ class Custom(Backbone):
     def context_length(self) -> int | None:
         """Longest text that the module reads, if it says so."""
         return getattr(self.lm, "context_length", None)
+
+    def check_images(self, shape: tuple[int, ...] | None) -> None:
+        """Refuse prompts with pictures, unless the module says that it does without them."""
+        if not getattr(self.lm, "ignores_images", False):
+            super().check_images(shape)
 
     def _run_trunk(self, batch: SequenceBatch) -> torch.Tensor:
         positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)  # (B, L)

@@ -139,6 +139,14 @@ def test_what_cannot_see_pictures_is_refused(env, make_env, shown):
         SFT(MODEL, shown.tokenizer).learn([(shown.prompts[0], " 3"), ("1 2", " 3")], 1)
 
 
+def test_a_model_that_does_without_pictures_says_so(env):
+    uniform = policy_of(env, model={"class": "agents.policies.uniform:Uniform", "vocab_size": VOCAB})
+    obs = env.reset()
+    assert "image" in obs
+    log_probs = uniform.get_distribution({key: torch.as_tensor(value) for key, value in obs.items()}).distribution.logits
+    assert torch.allclose(log_probs, torch.full_like(log_probs, -np.log(VOCAB)))  # each token is as likely
+
+
 def test_generating_and_imitating_with_pictures(env, shown):
     policy = policy_of(env)
     texts = generate(policy, shown.tokenizer, shown.prompts, 4, deterministic=True)
