@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.reports("The documented benchmark on IMDB runs as it is written")
 def test_the_documented_command(folder, capsys, monkeypatch):
     command = re.search(r"```bash\ntextrl (bench .*?)\n```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
-    monkeypatch.setattr("sys.argv", ["textrl", *shlex.split(command), "--seeds", "1", "--tokens", "500", "--out", "b"])
+    monkeypatch.setattr("sys.argv", ["textrl", *shlex.split(command), "--seeds", "1", "--tokens", "500", "--texts", "16", "--out", "b"])
     assert not main()
     out = capsys.readouterr().out
     assert "3 runs: 1 tasks, 3 agents, 1 seeds" in out and (folder / "b" / "report.html").is_file()

@@ -7,6 +7,7 @@ import pytest
 
 from agents.benchmark import aggregate_statistics as ours
 from rewards.utils.intervals import mean_interval, wilson
+from tests.slow_cases import slow_but
 
 COVERAGE = pytest.mark.reports("95% intervals over 3, 5 or 10 runs hold the truth in at least 90 of 100 simulated cases.")
 TRIALS = 200  # the standard error of a share of 0.95 is 0.015
@@ -95,7 +96,7 @@ def test_win_rates(num, truth):
     assert 0.92 <= covered(lambda rng: wilson(float(rng.binomial(num, truth)), num), truth, 4000) <= 0.98
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("seeds", slow_but([10], [5, 10]))
 def test_how_often_equal_agents_are_told_apart(seeds):
     """Of nine equal agents on 18 tasks: by Holm's adjustment some pair in at most 5 of 100 reports."""
     told = []

@@ -117,7 +117,8 @@ def test_no_time_limit(name):
 def test_seeds_decide_everything(name):
     one, two = (play(gymnasium.make(name, reward="length")) for _ in range(2))
     same(one, two)
-    prompts = {gymnasium.make(name).reset(seed=s)[1]["prompt"] for s in range(10)}
+    env = gymnasium.make(name)
+    prompts = {env.reset(seed=s)[1]["prompt"] for s in range(10)}
     assert len(prompts) > 1
 
 

@@ -11,6 +11,7 @@ from tests.slow_cases import slow_but
 from textrl_env import LADDERS, make_task
 
 NAMES = [f"{ladder.name.lower()}-{size}" for ladder in LADDERS for size in ladder.sizes]
+DEFAULTS = [f"{ladder.name.lower()}-{ladder.default}" for ladder in LADDERS]
 
 
 @cache
@@ -32,7 +33,7 @@ def test_splits_share_no_prompt_and_every_prompt_fits(name):
     assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
 
 
-@pytest.mark.parametrize("name", slow_but((f"{ladder.name.lower()}-{ladder.default}" for ladder in LADDERS), NAMES))
+@pytest.mark.parametrize("name", slow_but(DEFAULTS, NAMES))
 def test_corpus_is_in_the_vocabulary_and_keeps_off_the_other_splits(name):
     task = make_task(name)
     pairs = corpus_of(name)
@@ -42,7 +43,7 @@ def test_corpus_is_in_the_vocabulary_and_keeps_off_the_other_splits(name):
     assert max(lengths) <= task.max_new_tokens
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(DEFAULTS, NAMES))
 def test_corpus_scores_below_the_optimum_and_within_range(name):
     task = make_task(name)
     pairs = corpus_of(name)[:512]
