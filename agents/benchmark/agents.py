@@ -164,9 +164,8 @@ def check(spec: Spec) -> None:
     settings = {name: value for name, value in spec.settings.items() if name != "group_size"}
     if spec.name not in ALGORITHMS:
         made = _OTHERS[spec.name] if spec.name in _OTHERS else _own_class(spec.name)
-        takes = {
-            name: one for name, one in inspect.signature(made).parameters.items() if name not in ("setup", "algo", "env", "base", "seed")
-        }
+        given = ("setup", "algo", "env", "base", "seed")
+        takes = {name: one for name, one in inspect.signature(made).parameters.items() if name not in given}
         open_ended = any(one.kind is one.VAR_KEYWORD for one in takes.values())
         for name in () if open_ended else spec.settings.keys() - takes.keys():
             raise ValueError(
@@ -202,6 +201,7 @@ def _on_policy(spec: Spec, setup: LearningSetup, watch: Watch) -> TrainedAgent:
     group = settings.pop("group_size", algorithm.group_size)
     env = TextGenerationVecEnv(settings["n_episodes"], task=dataclasses.replace(setup.task, group_size=group))
     agent = algorithm.made(algorithm.policy, env, policy_kwargs={"model": setup.base}, seed=setup.seed, **settings)
+    env.seed(setup.seed)  # as it is: those of the benchmark are far apart
 
     def counted(tokens: int, finished: list[dict[str, Any]], kl: float) -> None:
         setup.spent.reward_calls += len(finished)

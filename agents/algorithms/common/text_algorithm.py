@@ -45,15 +45,14 @@ from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
 from .metric_names import record_padding, record_rollout, rename
-from .random_states import generators, restore_generators
+from .random_states import generators, restore_generators, seed_of_rows
 from .training_warnings import RolloutSymptoms, TrainingChecks, trainable_parameters
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _NOT_SAVED = (
-    "reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks",
-    "engine", "_wrapped", "memory", "shard",
+    "reference", "_rollout_start", "last_rollout", "health", "_ptx", "generator", "ranks", "engine", "_wrapped", "memory", "shard",
 )  # fmt: skip
 
 
@@ -169,6 +168,12 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")
         self.health = TrainingChecks()
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed what SB3 seeds, but the environment's rows far from those of other seeds: theirs would overlap, and so would the prompts."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            self.env.seed(seed_of_rows(seed))
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int, use_masking: bool = True
     ) -> bool:
@@ -200,7 +205,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         self.num_timesteps = self.saved_timesteps + rollout_buffer.stats.num_tokens
         self.num_rollouts, self.num_texts = self.num_rollouts + 1, self.num_texts + rollout_buffer.stats.num_sequences
         self.last_rollout = RolloutResult(infos, rollout_buffer.stats, perf_counter() - began)
-        self._log_rollout(self.last_rollout)
+        if self.ranks.is_main:
+            approx_kl = self.logger.name_to_value.get("policy/approx_kl")
+            self.health.check(RolloutSymptoms.of(self.last_rollout, rollout_buffer, approx_kl, self.generator is not None))
+        record_rollout(self.logger, self.last_rollout, self.ranks)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -276,15 +284,6 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Choose the next token; the arguments are those of `TransformerPolicy.predict`, `action_masks` among them."""
         return self.policy.predict(observation, *args, **kwargs)
-
-    def _log_rollout(self, rollout: RolloutResult) -> None:
-        buffer, approx_kl = self.rollout_buffer, self.logger.name_to_value.get("policy/approx_kl")
-        if self.ranks.is_main:
-            kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
-            ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
-            told = (rollout.stats.entropy, ended, approx_kl, self.generator is not None, rollout.stats.mismatch)
-            self.health.check(RolloutSymptoms(kl, buffer.scores, *told))
-        record_rollout(self.logger, rollout, self.ranks)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         made: BaseCallback = super()._init_callback(callback, progress_bar=False)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # pytest imports this file for its list of warnings, and need
 
     from ...distributed.ranks import Ranks
     from ...policies.transformer_policy import TransformerPolicy
+    from ...rollouts.rollout_buffer import SequenceRolloutBuffer
+    from ...rollouts.rollout_samples import RolloutResult
     from ...rollouts.sampler_mismatch import SamplerMismatch, WeightSums
 
 
@@ -71,6 +73,13 @@ class RolloutSymptoms(NamedTuple):
     approx_kl: float | None
     generated: bool = False
     mismatch: SamplerMismatch | None = None
+
+    @classmethod
+    def of(cls, rollout: RolloutResult, buffer: SequenceRolloutBuffer, approx_kl: float | None, generated: bool) -> RolloutSymptoms:
+        """Return those of a finished rollout."""
+        kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
+        ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
+        return cls(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl, generated, rollout.stats.mismatch)
 
 
 @dataclass
