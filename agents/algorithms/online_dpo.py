@@ -131,12 +131,7 @@ class OnlineDPO(TextAlgorithm, PPO):
     def _verdicts(self, pairs: np.ndarray) -> np.ndarray:
         """Return the probability that the first text of each pair is the better one, as the judge has it, shape (P,)."""
         assert self._compare is not None
-        prompts, texts = text_env_of(self.env).task.prompts, list[Episode]()
-        for segment, info in zip(self.rollout_buffer.segments, self.rollout_buffer.infos, strict=True):
-            prompt = prompts[segment.prompt_id]
-            texts.append(
-                Episode.from_text(info["prompt"], info["response"], references=tuple(prompt.references), metadata=dict(prompt.metadata))
-            )
+        texts = [info["text"] for info in self.rollout_buffer.infos]
         first = np.asarray(self._compare(*([texts[index] for index in column] for column in pairs.T.tolist())), np.float64)  # (P,)
         if first.shape != (len(pairs),) or not ((first >= 0) & (first <= 1)).all():
             raise RewardError(f"the judge {self.judge} gave {first!r:.200} for {len(pairs)} pairs: one probability each is needed")

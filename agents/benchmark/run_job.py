@@ -212,7 +212,10 @@ def prepare(job: Job) -> None:
         value, optimum = gap.reference, gap.optimum
     prompts = [[p.text, list(p.references)] for t in (task, test) for p in t.prompts]
     reward_of_task = with_contents(task.reward, "reward") if isinstance(task.reward, (str, Mapping)) else _named(task.reward)
-    inputs = fingerprint([with_contents(base, "model"), prompts, optimum, with_contents(spec.settings), reward_of_task, job.texts])
+    parts = [with_contents(base, "model"), prompts, optimum, with_contents(spec.settings), reward_of_task, job.texts]
+    if "reward" in spec.settings and spec.name not in (*CORPORA, "prompts", "reasoning"):
+        parts.append("used")  # cells of earlier versions were learned and judged by the task's own
+    inputs = fingerprint(parts)
     preparation = {
         "task": job.task, "base": base, "value": value, "optimum": optimum, "length": float(texts.lengths.mean()),
         "gold": score_each(test, few).tolist(), "fingerprint": inputs, "reward": reward,
@@ -265,7 +268,8 @@ def _blank(job: Job) -> dict[str, Any]:
 
 def _measured(job: Job, base: dict[str, Any]) -> dict[str, Any]:
     spec = parse(job.task)
-    task, test = (task_of(spec, reward=base["reward"]), task_of(spec, "test", prompt_order="sequential", reward=base["reward"]))
+    fitted = {} if base["reward"] is None else {"reward": base["reward"]}  # else the spec's, or the task's own
+    task, test = task_of(spec, **fitted), task_of(spec, "test", prompt_order="sequential", **fitted)
     curve = LearningCurve(task, base)
     setup = LearningSetup(task, base["base"], job.tokens, job.drawn_seed("learn"), beta_of(task), base["length"])
     began = perf_counter()

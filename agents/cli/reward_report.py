@@ -91,6 +91,8 @@ def _run_fit(config: Report, console: Console) -> None:
     run = RunFolder(config.out)
     names = ("file", "tokenizer", "max_tokens", "test", "test_file", "seed")
     depends_on = {**{name: getattr(config, name) for name in names}, "trunk": config.trunk == "new" or config.trunk or False}
+    if config.columns is not None:
+        depends_on["columns"] = config.columns
     if config.trunk is not None and own != _PLAIN:
         depends_on["settings"] = own
     with run.begin("reward report", config.overwrite and not started_again(), _MADE) if together.is_main else nullcontext():

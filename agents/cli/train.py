@@ -87,7 +87,15 @@ class Job:
         if not isinstance(task, str):  # the model counts by itself, and its tokenizer with it
             task = {name: value for name, value in task.items() if name != "tokenizer"}
         own = {"task": task, "corpus": self.config.corpus, "reward": self.reward, "preferences": self.config.preferences}
-        return {**own, **{name: value for name in ("ratings", "good_above") if (value := getattr(self.config, name)) is not None}}
+        read = ("ratings", "good_above", *(["columns"] if self.pairs is not None else []))
+        if self.config.algo == "sft" and not self.learns_corpus:
+            own["train_on_prompts"] = False  # earlier versions learned the prompts too
+        return {**own, **{name: value for name in read if (value := getattr(self.config, name)) is not None}}
+
+    @property
+    def learns_corpus(self) -> bool:
+        """Whether it learns whole texts, as a base policy does."""
+        return self.config.algo == "sft" and self.pairs is None and self.config.prompts is None
 
     @property
     def before(self) -> Before:
@@ -196,6 +204,12 @@ def _held_apart(
     wide = task if task.prompt_width == width else dataclasses.replace(task, max_prompt_tokens=width)
     if pairs is None:
         return wide, None
+    if any(prompt.typed is not None for prompt in test.prompts):
+        judged = "--ratings" if config.ratings is not None else "--preferences"
+        raise ValueError(
+            f"--prompts {config.prompts} holds messages, which go through the chat template, and {judged} are learned as they are: "
+            "they are texts of another form, and those of prompts that evaluate could not be left out; give both as texts"
+        )
     evaluated = {prompt.text for prompt in test.prompts}
     kept = [pair for pair in pairs if pair.prompt not in evaluated]
     if len(kept) < len(pairs):
@@ -318,7 +332,7 @@ def _offline(job: Job) -> None:
     elif config.algo == "sft" and pairs is not None:
         data = preferred_texts(pairs)
     elif config.algo == "sft" and config.prompts is not None:
-        data = [(prompt, text) for prompt in task.prompts for text in prompt.references]
+        data = [(task.start_of(i)[0], text) for i, prompt in enumerate(task.prompts) for text in prompt.references]  # as --over-long says
         if not data:
             raise ValueError(
                 f"--algo sft learns responses, and {config.prompts} names none: pass --references COLUMN, or --preferences FILE"
@@ -333,9 +347,9 @@ def _offline(job: Job) -> None:
         model = _first_policy(job)
     if pairs is not None and config.model is None:
         _tell_strange_texts(model, task, pairs, job.console)
-    whole = config.algo == "sft" and pairs is None and config.prompts is None  # a corpus
     passes = {"lora": arguments_of(config.lora, "--lora"), "precision": config.precision, "micro_batch_size": config.micro_batch_size}
-    learn_offline(config.algo, job.run, config.algo, model, task, data, training, job.depends_on, whole, passes, job.before, config.shard)
+    how = (job.depends_on, job.learns_corpus, passes, job.before, config.shard)
+    learn_offline(config.algo, job.run, config.algo, model, task, data, training, *how)
 
 
 def _first_policy(job: Job) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rewards.utils.devices import get_device, seeded
-from textrl_env import TextTask
+from textrl_env import Episode, TextTask
 from textrl_env.envs.base import spaces_of
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tokenizer import check_same_tokens
@@ -46,6 +46,7 @@ class WrittenTexts:
         kl: Summed log(pi / pi_ref) of each text, in nats, shape (n,); None without a reference.
         reference_nats: -log pi_ref of each text, shape (n,); None without a reference.
         images: Pictures of the prompts, shape (H, W, 3), uint8, each; none if they have none.
+        episodes: The texts as reward models see them.
     """
 
     prompts: list[str]
@@ -62,6 +63,7 @@ class WrittenTexts:
     kl: np.ndarray | None = None
     reference_nats: np.ndarray | None = None
     images: Sequence[np.ndarray] = ()
+    episodes: Sequence[Episode] = ()
 
     @classmethod
     def of(
@@ -85,6 +87,7 @@ class WrittenTexts:
             records=[records[i] for i in order] if records else (),
             kl=None if kl is None else kl[order],
             reference_nats=None if reference_nats is None else reference_nats[order],
+            episodes=[info["text"] for info in infos],
             images=[info["terminal_observation"]["image"] for info in infos if "image" in info["terminal_observation"]],
             **measured,
         )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rewards.metrics.diversity import distinct_n
 from rewards.utils.intervals import IntervalEstimate, Rate, clustered_by, least_fall, mean_interval, unit_means
-from textrl_env import Episode, TextTask
+from textrl_env import TextTask
+from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import as_reward_model, valid_scores
 
 from ..reports.prompt_pictures import picture_uri
@@ -42,10 +42,9 @@ def text_rows(texts: WrittenTexts, task: TextTask, held_out: Any = None) -> list
         "length": texts.lengths.tolist(), "finish_reason": texts.finish_reasons,
     }  # fmt: skip
     if held_out is not None:
-        pictures = texts.images or itertools.repeat(None, len(texts.prompts))
-        told = zip(texts.prompts, texts.responses, pictures, strict=True)
-        episodes = [replace(Episode.from_text(prompt, response), image=image) for prompt, response, image in told]
-        columns["held_out"] = valid_scores(as_reward_model(held_out), episodes).tolist()
+        model = as_reward_model(held_out)
+        see_prompts(model, task.prompts)
+        columns["held_out"] = valid_scores(model, texts.episodes).tolist()
     if task.gold is not None:
         columns["gold"] = np.asarray(task.gold(texts.prompts, texts.responses), float).tolist()
     if texts.kl is not None and texts.reference_nats is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..algorithms.common.random_states import seed_of_rows
 from ..benchmark.agents import LearningSetup, train_agent
 from ..benchmark.measures import value_of
 from ..benchmark.run_job import beta_of, given
@@ -34,7 +35,8 @@ class Trial:
         """
         values: list[float] = []
         for seed in range(self.config.seeds):
-            ground = LearningSetup(self.task, self.base, _tokens(self.config), seed, beta_of(self.task), self.length)
+            apart = seed_of_rows(seed)  # so that no two seeds learn from the same prompts; 0 for the first
+            ground = LearningSetup(self.task, self.base, _tokens(self.config), apart, beta_of(self.task), self.length)
 
             def watch(tokens: int, finished: list[dict[str, Any]], kl: float, seed: int = seed) -> None:
                 if seed == 0:  # one report for each step is all that a pruner understands

@@ -53,7 +53,7 @@ def learn_offline(
             `expert-iteration`.
         config: How.
         depends_on: What the result depends on besides these arguments, by name; see `RunFolder.stage`.
-        whole: Whether texts longer than the task allows are learned to their end.
+        whole: Whether `sft` learns a corpus: texts longer than the task allows to their end, and the prompts as well as the responses.
         passes: How texts go through the model: `lora`, `precision` and `micro_batch_size`, see `agents.PolicySettings`.
         before: Called before the first step; what it raises ends the run.
         shard: Whether each of several processes holds a part of the weights only.
@@ -110,12 +110,14 @@ def supervised(
     whole: bool = False,
     **arguments: Any,
 ) -> SFT | DPO | KTO:
-    """Return the trainer of this name; with `whole` it learns responses beyond the task's limit to their end, as corpora want it."""
+    """Return the trainer of this name; with `whole` it learns prompts too, and responses beyond the task's limit, as corpora want it."""
     limit = None if whole else task.max_new_tokens
     settings = {"learning_rate": learning_rate, "seed": seed, "max_new_tokens": limit, **arguments}
     if algo in LOSS_OF:
         return DPO(model, task.tokenizer, loss=LOSS_OF[algo], **settings)
-    return {"sft": SFT, "kto": KTO}[algo](model, task.tokenizer, **settings)
+    if algo == "sft":
+        return SFT(model, task.tokenizer, train_on_prompts=whole, **settings)
+    return KTO(model, task.tokenizer, **settings)
 
 
 def preferred_texts(pairs: Sequence[Preference]) -> list[tuple[str, str]]:

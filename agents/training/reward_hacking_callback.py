@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rewards.metrics.diversity import distinct_n
-from textrl_env import Episode
+from textrl_env.prompts.reward_needs import see_prompts
 from textrl_env.reward_model import as_reward_model, valid_scores
 from textrl_env.utils.files import append_csv, write_text
 
@@ -22,6 +22,7 @@ from ..algorithms.common.training_warnings import TrainingWarning
 from ..distributed.process_group import ranks
 from ..evaluation.text_comparison import degeneration
 from ..rollouts.reward_scaling import Moments, moments
+from ..rollouts.text_vec_env import text_env_of
 from .rewind_logs import naming
 
 WINDOW = 5  # rollouts
@@ -103,6 +104,8 @@ class RewardHackingCallback(BaseCallback):
         self.alarms: dict[str, str] = {}
 
     def _on_training_start(self) -> None:
+        if self.held_out is not None:
+            see_prompts(self.held_out, text_env_of(self.training_env).task.prompts)
         if not ranks().is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +125,7 @@ class RewardHackingCallback(BaseCallback):
         learned = rollout.scores
         held_out = np.full(1, np.nan)
         if self.held_out is not None:
-            held_out = valid_scores(self.held_out, list(map(Episode.from_text, rollout.prompts, rollout.responses)))
+            held_out = valid_scores(self.held_out, [info["text"] for info in rollout.infos])
             self.logger.record("objective/held_out", float(moments(held_out, self.model.ranks).mean))
         logged = self.logger.name_to_value
         kl, length = (float(logged.get(name, np.nan)) for name in ("kl/per_sequence", "tokens/length"))

@@ -101,7 +101,10 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Append one token to every text; `infos` of finished texts hold `terminal_observation` and the final info."""
+        """Append one token to every text.
+
+        `infos` of finished texts hold the final info, `terminal_observation`, and `text`, the `Episode` that any reward model can score.
+        """
         if self._ahead:
             step = self._ahead[0]
             result, last = scored(self.task, step.written), step.last
@@ -110,7 +113,8 @@ class TextGenerationVecEnv(BatchMixin, VecEnv):
             result, last = self._step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for row, observation in last.items():
-            infos[row] = {**result.infos[row], "terminal_observation": observation, "TimeLimit.truncated": False}
+            ended = {"text": result.episodes[row], "terminal_observation": observation, "TimeLimit.truncated": False}
+            infos[row] = {**result.infos[row], **ended}
         return self.core.observe(), result.rewards.astype(np.float32), result.terminated, infos
 
     def _restart(self, rows: list[int]) -> dict[int, dict[str, np.ndarray]]:

@@ -24,6 +24,20 @@ def model(folder, seed, task="recall"):
     save_lm(load_lm(config), folder)
 
 
+@pytest.mark.reports("textrl bench trains and judges by the reward that a task's spec names")
+def test_the_reward_of_the_spec_is_learned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model(tmp_path / "lm", 1)
+    (tmp_path / "mine.py").write_text("def by_length(prompts, completions):\n    return [float(len(c)) for c in completions]\n")
+    job = Job(str(tmp_path / "out"), "recall:model=lm:reward=mine.py:by_length", "reinforce", tokens=200, texts=8)
+    prepare(job.preparation)
+    run(job)
+    cell = json.loads(job.path.read_text())
+    assert cell["error"] is None
+    assert [one["reward"] for one in cell["samples"]] == [len(one["response"]) for one in cell["samples"]]
+    assert cell["measures"]["reward"] > 2 and cell["curve"][0]["reward"] > 2  # the task's own is at most 1
+
+
 @pytest.mark.reports("A finished cell of textrl bench is run again when its model folder or its agent's source changed")
 def test_a_cell_depends_on_the_contents_of_its_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

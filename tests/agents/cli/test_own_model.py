@@ -1,5 +1,6 @@
 """`textrl train --model MODEL --prompts FILE --reward REWARD`: a model, prompts and a reward of one's own."""
 
+import csv
 import json
 import shutil
 
@@ -210,3 +211,58 @@ def test_a_reward_fitted_elsewhere_plays_no_film_reviews(tmp_path, capsys):
     assert main(["train", "--reward", str(tmp_path / "reward"), "--out", str(tmp_path / "run")]) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "was fitted to texts of its own" in told and "pass --prompts FILE with --model, --corpus FILE, or --task review" in told
+
+
+@pytest.mark.reports("Another --columns is another run: a mapping that was corrected trains anew")
+def test_a_run_depends_on_its_columns(model, tmp_path, capsys):
+    (tmp_path / "ab.csv").write_text("q,one,two\n" + "".join(f"film {i}, good, bad\n" for i in range(12)))
+    (tmp_path / "p.csv").write_text("q,one,two\n" + "".join(f"book {i},,\n" for i in range(30)))
+    flags = ["--model", model, "--prompts", tmp_path / "p.csv", "--preferences", tmp_path / "ab.csv", "--steps", "1"]
+    flags += ["--out", tmp_path / "run"]
+    assert train(*flags, "--columns", "prompt=q,chosen=two,rejected=one", "--eval-texts", "0", algo="dpo") == 0
+    assert train(*flags, "--columns", "prompt=q,chosen=two,rejected=one", "--eval-texts", "0", algo="dpo") == 0
+    capsys.readouterr()
+    assert train(*flags, "--columns", "prompt=q,chosen=one,rejected=two", "--eval-texts", "0", algo="dpo") == 2
+    assert "columns: prompt=q,chosen=two,rejected=one then, prompt=q,chosen=one,rejected=two now" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.mark.reports("Comparisons beside prompts that are messages are refused, since those of test prompts could not be left out")
+def test_comparisons_beside_messages(model, prompts, tmp_path, capsys):
+    write_preferences(tmp_path / "pairs.jsonl", [Preference(f"film {i}", " good", " bad") for i in range(30)])
+    flags = ["--model", model, "--prompts", prompts / "chat.jsonl", "--preferences", tmp_path / "pairs.jsonl", "--out", tmp_path / "run"]
+    for algo in ("dpo", "sft"):
+        assert train(*flags, "--steps", "1", algo=algo) == 2
+        assert "holds messages, which go through the chat template, and --preferences are" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.reports("textrl train --algo sft learns responses and not prompts, which are cut as --over-long says")
+def test_what_sft_learns(model, prompts, tmp_path, monkeypatch):
+    learned = {}
+
+    def learn(trainer, texts, *args, **kwargs):
+        learned.update(texts=texts, targets=trainer.num_targets(texts))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.SFT.learn", learn)
+    flags = ["--model", model, "--prompts", prompts / "q.csv", "--columns", "prompt=question", "--references", "answer", "--steps", "1"]
+    assert train(*flags, "--over-long", "left", "--max-prompt-tokens", "3", "--out", tmp_path / "run", algo="sft") != 0
+    assert {prompt.text for prompt, _ in learned["texts"]} == {"is"}  # and <s> before it
+    assert learned["targets"] == sum(len(answer) + 1 for _, answer in learned["texts"])  # a byte is a token; and the end
+
+
+@pytest.mark.reports("A held-out reward sees references and columns, as the reward does")
+def test_a_held_out_reward_sees_what_the_reward_sees(model, prompts, tmp_path, capsys):
+    code = "def right(prompts, completions, references):\n    return [float(p == f'{r[0]} is') for p, r in zip(prompts, references)]\n"
+    (tmp_path / "mine.py").write_text(code)
+    flags = ["--model", model, "--prompts", prompts / "q.csv", "--columns", "prompt=question", "--batch-size", "4", "--eval-texts", "4"]
+    flags += ["--reward", "length", "--out", tmp_path / "run"]
+    assert train(*flags, "--held-out", "exact_match") == 2
+    assert "compares with references" in " ".join(capsys.readouterr().err.split())
+    flags += ["--references", "answer", "--held-out", f"{tmp_path / 'mine.py'}:right", "--overwrite"]
+    assert train(*flags) == 0
+    with (tmp_path / "run" / "rloo" / "reward_hacking.csv").open() as file:
+        assert {float(row["held_out"]) for row in csv.DictReader(file)} == {1.0}
+    found = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert found["after"]["held_out"] == found["before"]["held_out"] == 1.0

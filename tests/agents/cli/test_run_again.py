@@ -202,3 +202,9 @@ def test_a_finished_reward_report(tmp_path, capsys):
     file.write_text(file.read_text().replace("p0", "p00"))
     assert main(command) == 2 and "(file: contents " in err(capsys)
     assert main([*command, "--overwrite"]) == 0
+    rows = "".join(json.dumps({"prompt": f"p{i}", "a": f"good {i}", "b": f"bad {i}"}) + "\n" for i in range(60))
+    (tmp_path / "ab.jsonl").write_text(rows)
+    command = ["reward", "report", str(tmp_path / "ab.jsonl"), "--out", str(tmp_path / "mapped"), "--columns"]
+    assert main([*command, "chosen=b,rejected=a"]) == 0
+    assert main([*command, "chosen=a,rejected=b"]) == 2
+    assert "(columns: chosen=b,rejected=a then, chosen=a,rejected=b now)" in err(capsys)

@@ -88,6 +88,19 @@ def test_a_search_maximises_what_the_benchmark_judges(monkeypatch):
     assert value == pytest.approx(gap.achieved.score - 0.5 * gap.achieved.kl) and gap.achieved.kl > 0.1
 
 
+def test_the_seeds_of_a_trial_are_far_apart(monkeypatch):
+    seeds = []
+
+    def learned(spec, setup, watch):
+        seeds.append(setup.seed)
+        policy = make_policy(setup.task, setup.base)
+        return TrainedAgent(lambda task, number, seed: write_texts(policy, task, number, seed=seed), policy)
+
+    monkeypatch.setattr(trial, "train_agent", learned)
+    trial.Trial(Tune(task="exact-smooth", algo="a2c", total_tokens=100, texts=8, seeds=3)).values({}, print)
+    assert seeds[0] == 0 and min(abs(a - b) for a, b in ((seeds[0], seeds[1]), (seeds[1], seeds[2]), (seeds[0], seeds[2]))) > 10**8
+
+
 def test_a_search_on_review_learns_from_the_fitted_reward(monkeypatch, tmp_path):
     monkeypatch.setattr(run_job, "base_policy", lambda task: tmp_path / "base")
     monkeypatch.setattr(run_job, "learned_reward", lambda task, base: tmp_path / "reward")
