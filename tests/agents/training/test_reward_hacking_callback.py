@@ -78,11 +78,8 @@ def test_a_run_that_goes_on_remembers(tmp_path):
     task = make_task("recall")
     _, watch, _ = train(task, task.reward, task.reward, tmp_path, tokens=1500)
     again = RewardHackingCallback(tmp_path, task.reward)
-
-    class Model:
-        num_timesteps = watch.history[-2].tokens
-
-    again.model = Model()
+    again.model = watch.model
+    again.model.num_timesteps = watch.history[-2].tokens
     again._on_training_start()
     assert [s.tokens for s in again.history] == [s.tokens for s in watch.history[:-1]]
     assert again.history[0].learned == pytest.approx(watch.history[0].learned)
