@@ -70,6 +70,7 @@ class TextPolicyGradient(TextAlgorithm, PPO):
         "whiten_advantages": False,  # most estimators have a baseline or a scale of their own
     }
     _on_ranks = True
+    _named_apart = ("beta", "reference", "whiten_advantages", "kl_reward")
 
     def __init__(self, policy: str | type[TransformerPolicy], env: GymEnv | str, **arguments: Unpack[PolicyGradientArguments]) -> None:
         settings = self._complete(arguments)

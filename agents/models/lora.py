@@ -40,6 +40,7 @@ def merged(lm: nn.Module) -> nn.Module:
 def adapters_off(lm: nn.Module) -> Iterator[None]:
     """Make the model its base model for a while."""
     layers = adapted_layers(lm).values()
+    learns = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -47,6 +48,8 @@ def adapters_off(lm: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, before in learns:  # PEFT has all adapters learn that it turns on
+            parameter.requires_grad_(before)
 
 
 def without_adapters(adapted: Backbone) -> Backbone:

@@ -74,6 +74,11 @@ class PolicySettings:
         precision_of(self.precision)
         check_fields(self)
         check_dropout(self.lora)
+        if self.detach_critic and self.critic != SHARED:
+            raise ValueError(
+                f"detach_critic=True keeps the critic's gradient out of the actor's trunk, which critic={self.critic!r} does not read, and "
+                "would freeze the critic's own: leave it out"
+            )
 
     def sampler(self, ends: Sequence[int], unused: Sequence[int] = ()) -> Sampler:
         """Return the sampling rules.

@@ -87,6 +87,12 @@ class ScoreScale:
         self.norm_reward, self.clip_reward = norm_reward, clip_reward
         self.count, self.mean, self.squares = 0, 0.0, 0.0  # of all scores: number, mean, sum of squared deviations
 
+    def going_on(self, before: ScoreScale | None) -> ScoreScale:
+        """Return this scale, with the scores that an earlier one saw, if there was one."""
+        if before is not None:
+            self.count, self.mean, self.squares = before.count, before.mean, before.squares
+        return self
+
     def __call__(self, rewards: np.ndarray, scores: np.ndarray, ranks: Ranks = _ALONE) -> np.ndarray:
         """Return the rewards on the new scale, same shape.
 

@@ -129,7 +129,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
         *,
         reference: Reference | None = None,
         kl_controller: KLController | None = None,
-        score_scale: ScoreScale | None = None,
         actor: Backbone | None = None,
         engine: Engine | None = None,
     ) -> None:
@@ -138,7 +137,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
         Args:
             reference: What KL is measured against from now on, see the class.
             kl_controller: Holds beta.
-            score_scale: What the rewards go through first; holds the running moments.
             actor: The policy's backbone; only `kl_reward="full"` asks for it.
             engine: How models are held.  Each of several ranks adds and keeps its own texts; what says something of all texts (the scale
                 of advantages and scores, KL, `stats`) is made of all ranks' numbers.
@@ -149,7 +147,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         shaping = self.kl_shaping
         if reference is not None:
             shaping.reference = as_reference(reference, self.observation_space, self.vocab_size, self.device)
-        shaping.controller, shaping.score_scale = kl_controller or shaping.controller, score_scale or shaping.score_scale
+        shaping.controller = kl_controller or shaping.controller
         shaping.actor = actor or shaping.actor
         shaping.engine = engine or shaping.engine
 

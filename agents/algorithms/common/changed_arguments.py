@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ def _saved_arguments(made: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: saved[_ATTRIBUTES.get(name, name)] for name in names if _ATTRIBUTES.get(name, name) in saved}
     buffer = dict(arguments.pop("rollout_buffer_kwargs", None) or {})
     own = _built(made, saved, arguments).rollout_buffer_kwargs  # what the constructor itself puts there
-    if "whiten_advantages" in names and {"whiten_advantages"} <= own.keys() & buffer.keys():
-        arguments["whiten_advantages"] = buffer.pop("whiten_advantages")
+    for name in {"whiten_advantages"} & buffer.keys() & set(names):  # of another class's file, which has it there
+        value = buffer.pop(name)
+        arguments |= {name: value} if name in own else {}
     return {**arguments, "rollout_buffer_kwargs": {name: value for name, value in buffer.items() if own.get(name, _MISSING) != value}}
 
 
@@ -93,6 +94,17 @@ def _without_scale(lora: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _equal(one: Any, two: Any) -> bool:
     return one is two or (type(one) is type(two) and bool(one == two))
+
+
+def check_buffer(given: Mapping[str, Any] | None, apart: Sequence[str]) -> None:
+    """Refuse arguments of the buffer that the algorithm has itself, and that its own would replace.
+
+    Raises:
+        ValueError: There are some.
+    """
+    if wrong := [name for name in apart if name in (given or {})]:
+        own = "kl_in and kl_estimator" if wrong == ["kl_reward"] else ", ".join(wrong)
+        raise ValueError(f"rollout_buffer_kwargs: {', '.join(wrong)} would be replaced by the algorithm's own: pass {own} to the algorithm")
 
 
 def vocabulary_hash(env: VecEnv) -> str:

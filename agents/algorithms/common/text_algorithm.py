@@ -40,7 +40,7 @@ from ...rollouts.rollout_buffer import SequenceRolloutBuffer
 from ...rollouts.rollout_samples import RolloutResult
 from ...rollouts.text_vec_env import as_text_vec_env, text_env_of
 from ...utils.progress import TokenProgressBar
-from .changed_arguments import changed_attributes, check_whole, vocabulary_hash
+from .changed_arguments import changed_attributes, check_buffer, check_whole, vocabulary_hash
 from .distributed_mixin import DistributedMixin, Stopped
 from .keyword_arguments import KeywordArguments
 from .memory_check import check_memory
@@ -80,6 +80,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TransformerPolicy": TransformerPolicy}
     _buffer_class: ClassVar[type[SequenceRolloutBuffer]] = SequenceRolloutBuffer
+    _named_apart: ClassVar[tuple[str, ...]] = ("beta", "reference")  # of the buffer's arguments: those that are the algorithm's own
     _meanings: ClassVar[Mapping[str, str]] = {
         "policy": 'Name of the policy class, usually `"TransformerPolicy"`, or a subclass of it.',
         "env": "Id of a text environment, a text environment, or a `TextGenerationVecEnv`.",
@@ -132,6 +133,7 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
 
         `buffer` holds arguments of the rollout buffer that `rollout_buffer_kwargs` may overrule.
         """
+        check_buffer(settings["rollout_buffer_kwargs"], self._named_apart)
         given = {**settings, "device": get_device(settings["device"])}
         self.n_episodes, self.kl_controller = given.pop("n_episodes"), as_kl_controller(given.pop("beta"))
         self.critic_warmup, reference = given.pop("critic_warmup", 0), given.pop("reference")
@@ -158,11 +160,10 @@ class TextAlgorithm(KeywordArguments, DistributedMixin, OnPolicyAlgorithm):
         with self._loading_in_shards():
             super()._setup_model()
         self.ranks.share_weights(self.policy)
-        self.rollout_buffer.connect(engine=self.engine, kl_controller=self.kl_controller, score_scale=self.score_scale)
-        self.score_scale = self.rollout_buffer.kl_shaping.score_scale
-        source, adapted = self.reference_source, self.policy_kwargs.get("lora") is not None
-        saved = (self.reference_hash, self.reference_mixup)
-        self.reference, self.reference_hash = make_reference(source, self.policy, adapted, *saved, self.engine)
+        self.rollout_buffer.connect(engine=self.engine, kl_controller=self.kl_controller)
+        self.score_scale = self.rollout_buffer.kl_shaping.score_scale.going_on(self.score_scale)
+        kept = (self.policy_kwargs.get("lora") is not None, self.reference_hash, self.reference_mixup)
+        self.reference, self.reference_hash = make_reference(self.reference_source, self.policy, *kept, self.engine)
         self.rollout_buffer.connect(reference=without_adapters(self.policy.backbone) if self.reference is None else self.reference)
         if self.critic_warmup and self.policy.value_head is None:
             raise ValueError(f"critic_warmup={self.critic_warmup}, but critic='none': there is nothing to warm up")

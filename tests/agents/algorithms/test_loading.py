@@ -79,6 +79,19 @@ def test_an_argument_is_used(make_env, tmp_path, name):
     assert read(again) == value and again.num_rollouts == 2
 
 
+@pytest.mark.reports("norm_reward and clip_reward that load is given are used, and the moments of the scores that were seen stay.")
+def test_the_scale_of_scores(make_env, tmp_path):
+    agent = make(make_env(), rollout_buffer_kwargs={"norm_reward": True})
+    agent.learn(30)
+    agent.save(tmp_path / "agent")
+    again = TextPPO.load(tmp_path / "agent", env=make_env(), rollout_buffer_kwargs={"clip_reward": 0.1})
+    scale, saved = again.rollout_buffer.kl_shaping.score_scale, agent.score_scale
+    assert (scale.norm_reward, scale.clip_reward) == (True, 0.1) and scale is again.score_scale
+    assert (scale.count, scale.mean, scale.squares) == (saved.count, saved.mean, saved.squares) and saved.count == 12
+    off = TextPPO.load(tmp_path / "agent", env=make_env(), rollout_buffer_kwargs={"norm_reward": False})
+    assert not off.rollout_buffer.kl_shaping.score_scale.norm_reward
+
+
 @pytest.mark.reports("A seed that load is given starts the generators anew, instead of those that were saved.")
 def test_a_seed_is_used(make_env, tmp_path):
     make(make_env()).learn(20).save(tmp_path / "agent")

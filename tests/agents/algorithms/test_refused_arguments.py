@@ -61,3 +61,25 @@ def test_arguments_that_would_not_be_used(kind, settings, make_env):
     with pytest.raises(ValueError, match=next(iter(settings))):
         kind("TransformerPolicy", env, n_episodes=8, policy_kwargs=POLICY, **settings)
     kind("TransformerPolicy", env, n_episodes=8, policy_kwargs=POLICY, vf_coef=0.0)  # as it is
+
+
+def test_arguments_of_the_buffer_that_the_algorithm_has_itself(make_env):
+    for settings, message in (
+        ({"beta": 5.0}, "rollout_buffer_kwargs: beta would be replaced by the algorithm's own: pass beta to the algorithm"),
+        ({"beta": 5.0, "reference": LLAMA}, "beta, reference would be replaced"),
+    ):
+        for kind in (TextPPO, RLOO):
+            with pytest.raises(ValueError, match=message):
+                kind("TransformerPolicy", make_env(8, group_size=4), policy_kwargs=POLICY, rollout_buffer_kwargs=settings)
+    for settings in ({"whiten_advantages": True}, {"kl_reward": "none"}):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))} would be replaced by the algorithm's own: pass (whiten|kl_in and)"):
+            RLOO("TransformerPolicy", make_env(8, group_size=4), policy_kwargs=POLICY, rollout_buffer_kwargs=settings)
+    assert not TextPPO(
+        "TransformerPolicy", make_env(), policy_kwargs=POLICY, rollout_buffer_kwargs={"whiten_advantages": False}
+    ).rollout_buffer.whiten_advantages
+
+
+@pytest.mark.parametrize("critic", ["separate", "none"])
+def test_a_critic_with_a_trunk_of_its_own_is_not_detached(critic, make_env):
+    with pytest.raises(ValueError, match="detach_critic=True keeps the critic's gradient out of the actor's trunk"):
+        TextPPO("TransformerPolicy", make_env(), policy_kwargs={**POLICY, "critic": critic, "detach_critic": True})

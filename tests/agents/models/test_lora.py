@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import DPO, SFT, TextPPO
+from agents import DPO, SFT, TextPolicyGradient, TextPPO
 from agents.models.loading import load_lm, save_lm
 from agents.models.lora import adapters_off
 from rewards.preferences.preference import Preference
@@ -172,3 +172,15 @@ def test_training_on_texts_refuses_what_a_policy_refuses(name):
         with warnings.catch_warnings(), pytest.raises((ValueError, TypeError), match=reason):
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
             algorithm(model, IntegerTokenizer(VOCAB, 0), lora={"r": 2, **lora})
+
+
+@pytest.mark.reports("Adapters that wait for the critic do not learn, whatever looks at the base model under them")
+def test_adapters_wait_for_the_critic(make_env):
+    agent = TextPolicyGradient(
+        "TransformerPolicy", make_env(8), estimator="gae", critic_warmup=5, kl_in="loss", kl_estimator="full", beta=0.1, learning_rate=1e-2,
+        n_episodes=8, batch_size=4, n_epochs=2, policy_kwargs={"model": LLAMA, "lora": {"r": 2, "target_modules": ["q_proj"]}},
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    agent.learn(1)
+    moved = {name.split(".")[0] for name, value in agent.policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"value_head"} and any(parameter.requires_grad for parameter in agent.policy.lm.parameters())
