@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from ..preferences.preference import KNOWN
-from .items import EQUAL, Answer, Item
+from ..preferences.label_consensus import consensus, votes
+from ..preferences.preference import KNOWN, Preference
+from ..preferences.row_formats import preferences_of
+from .items import EQUAL, Answer, Item, right_answer
 from .pair_selection import Sample
 from .study import Study
 
@@ -44,6 +46,23 @@ def preference_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, A
             before = a.item.responses[0] if a.item.responses else ""
             rows.append({**shared, "chosen": a.words["text"], "rejected": before, **_about(a)})
     return rows
+
+
+def consensus_of(answers: Sequence[Answer], study: Study) -> list[Preference]:
+    """Return one comparison for each pair that was asked, see `rewards.preferences.consensus`; gold questions tell who is reliable."""
+    asked = _preferences(answers, study)
+    gold = [a for a in answers if a.turn == 0 and a.item.gold is not None and "skip" not in a.value]
+    plain = [replace(a, item=replace(a.item, gold=None)) for a in gold]
+    right = [replace(right_answer(a, study), item=b.item) for a, b in zip(gold, plain, strict=True)]
+    golden, truth = _preferences(plain, study), _preferences(right, study)
+    numbered = votes([*asked, *golden, *truth])
+    known = {pair: label for pair, _, label in numbered[len(asked) + len(golden) :]}
+    merged = consensus([*asked, *golden], known=known)
+    return [one for one in merged if votes([one])[0][0] not in known]
+
+
+def _preferences(answers: Sequence[Answer], study: Study) -> list[Preference]:
+    return [p for row in preference_rows(answers, study) for p in preferences_of(row)]
 
 
 def rating_rows(answers: Sequence[Answer], study: Study) -> list[dict[str, Any]]:

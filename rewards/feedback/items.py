@@ -132,3 +132,9 @@ def with_texts(item: Item, change: Any) -> Item:
         return type(value)(map(changed, value)) if isinstance(value, list | tuple) else value
 
     return Item(*(changed(getattr(item, field.name)) for field in fields(item)))
+
+
+def right_answer(a: Answer, study: Study) -> Answer:
+    """Return the right answer to a gold question, as if somebody had given it."""
+    key = {"pair": "choice", "rating": "rating", "ranking": "ranking", "spans": "spans"}.get(study.kind, "written")
+    return Answer(a.item_id, a.item, "gold", 0, a.order, {key: a.item.gold}, {}, 0.0, 0.0)

@@ -13,11 +13,9 @@ from typing import Any, Literal, NamedTuple
 from textrl_env.utils.files import new_file
 from textrl_env.utils.tables import read_rows
 
-from ..preferences.label_consensus import consensus
 from ..preferences.preference import write_preferences
-from ..preferences.row_formats import preferences_of
 from .encryption import VARIABLE, Keys
-from .import_export import answer_rows, answers_of, from_label_studio, preference_rows, rating_rows, to_label_studio
+from .import_export import answer_rows, answers_of, consensus_of, from_label_studio, preference_rows, rating_rows, to_label_studio
 from .items import Item
 from .store import FeedbackStore
 from .study import Study, key_file
@@ -89,8 +87,7 @@ def export_answers(folder: Path, out: Path, form: ExportFormat = "preferences", 
     if merge:
         if store.study.kind not in ("pair", "ranking"):
             raise ValueError(f"--consensus is for pairs and rankings; this study's kind is {store.study.kind!r}")
-        preferences = [p for row in preference_rows(answers, store.study) for p in preferences_of(row)]
-        rows = consensus(preferences) if preferences else []
+        rows = consensus_of(answers, store.study)
         write_preferences(out, rows)
     elif form == "label-studio":
         rows = to_label_studio(answers, store.items())

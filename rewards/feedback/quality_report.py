@@ -16,7 +16,7 @@ from ..preferences.label_consensus import lot
 from ..preferences.rater_agreement import Label, LabelEstimate, Level, dawid_skene, krippendorff_alpha, rating_matrix, raw_agreement
 from ..utils.intervals import Rate, clustered, wilson
 from .forms import word_places
-from .items import Answer
+from .items import Answer, right_answer
 from .study import SCALE, Study
 
 BLOCK = 25  # answers to a point of a learning curve
@@ -85,7 +85,7 @@ def quality_report(answers: Sequence[Answer], study: Study) -> QualityReport:
     given = [a for a in answers if "skip" not in a.value]
     first = [a for a in given if a.turn == 0]
     labels, num_labels, level = labels_of(first, study)
-    known = {label[0]: label[2] for label in labels_of([_golden(a, study) for a in first if a.item.gold is not None], study)[0]}
+    known = {label[0]: label[2] for label in labels_of([right_answer(a, study) for a in first if a.item.gold is not None], study)[0]}
     model = dawid_skene(labels, num_labels, known) if labels else None
     alpha = krippendorff_alpha(rating_matrix(labels), level) if labels else math.nan
     names = sorted({a.annotator for a in answers})
@@ -135,12 +135,6 @@ def labels_of(answers: Sequence[Answer], study: Study) -> tuple[list[Label], int
     return labels, 3 if study.kind == "pair" else 2, "nominal"
 
 
-def _golden(a: Answer, study: Study) -> Answer:
-    """Return the right answer to a gold question, as if somebody had given it."""
-    key = {"pair": "choice", "rating": "rating", "ranking": "ranking", "spans": "spans"}.get(study.kind, "written")
-    return Answer(a.item_id, a.item, "gold", 0, a.order, {key: a.item.gold}, {}, 0.0, 0.0)
-
-
 def _person(name: str, answers: Sequence[Answer], study: Study, model: LabelEstimate | None, labels: Sequence[Label]) -> AnnotatorQuality:
     mine = [a for a in answers if a.annotator == name]
     given = [a for a in mine if "skip" not in a.value]
@@ -148,7 +142,7 @@ def _person(name: str, answers: Sequence[Answer], study: Study, model: LabelEsti
     repeats = [a for a in given if a.turn == 1 and a.item_id in first]
     same = sum(_core(a) == _core(first[a.item_id]) for a in repeats)
     gold = [a for a in first.values() if a.item.gold is not None]
-    right = sum(_core(a) == _core(_golden(a, study)) for a in gold)
+    right = sum(_core(a) == _core(right_answer(a, study)) for a in gold)
     decided = [a for a in given if a.value.get("choice") in ("a", "b")]
     won = sum("ab"[a.order[0]] == a.value["choice"] for a in decided)
     shared = {label[0] for label in labels if label[1] != name} | {a.item_id for a in gold}

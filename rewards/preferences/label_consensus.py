@@ -78,14 +78,22 @@ def consensus(preferences: Sequence[Preference], weigh: bool = True, known: Mapp
         known: Right labels of gold questions, as `votes` numbers them.
 
     Raises:
-        ValueError: With `weigh`, a label is a probability: the model is one of answers.
+        ValueError: With `weigh`, a label is a probability: the model is one of answers; or no pair has answers of two annotators or a known
+            label, so that nothing tells who is reliable.
     """
     soft = next((p.label for p in preferences if not p.is_tie and p.label < 1), None)
     if weigh and soft is not None:
         raise ValueError(f"label={soft} is a probability, and Dawid and Skene's model takes answers, 1 or a tie: weigh=False takes means")
     groups: dict[Pair, list[tuple[Preference, int]]] = defaultdict(list)
-    for preference, (pair, _, label) in zip(preferences, votes(preferences), strict=True):
+    people: dict[Pair, set[str]] = defaultdict(set)
+    for preference, (pair, who, label) in zip(preferences, votes(preferences), strict=True):
         groups[pair].append((preference, label))
+        people[pair].add(who)
+    if weigh and preferences and not any(len(own) > 1 or pair in (known or {}) for pair, own in people.items()):
+        raise ValueError(
+            f"each of {len(groups)} pairs has the answers of one person, and none is a gold question: nothing tells who is reliable; ask "
+            "two or three people, or take the answers as they are (weigh=False, export without --consensus)"
+        )
     posterior = estimate(preferences, known).posterior if weigh else {}
     merged = []
     for pair, own in groups.items():

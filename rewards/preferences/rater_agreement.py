@@ -81,6 +81,13 @@ def _by_item(answers: Sequence[Label]) -> dict[Hashable, dict[str, int]]:
     return given
 
 
+def _people_of(item: np.ndarray, who: np.ndarray) -> dict[int, set[int]]:
+    people: dict[int, set[int]] = {}
+    for i, w in zip(item.tolist(), who.tolist(), strict=True):
+        people.setdefault(i, set()).add(w)
+    return people
+
+
 @dataclass(frozen=True)
 class LabelEstimate:
     """What Dawid and Skene's model makes of the answers.
@@ -89,7 +96,7 @@ class LabelEstimate:
         posterior: Probability of each label for each item, shape (K,), summing to 1.
         accuracy: Probability that an annotator says the true label, in [0, 1].
         confusion: For each annotator, the probability of saying label j (column) where i (row) is true, shape (K, K).
-        prior: Share of the items that have each label, shape (K,).
+        prior: Share of the items that have each label, shape (K,); of those that several annotators answered, if there are any.
         iterations: Until the answer stood still.
     """
 
@@ -105,7 +112,8 @@ def dawid_skene(
 ) -> LabelEstimate:
     """Estimate the true labels and every annotator's errors together, by expectation maximisation (Dawid and Skene 1979).
 
-    It starts from the share of votes for each label.  An item with one answer teaches nothing about who gave it.
+    It starts from the share of votes for each label.  An item that one annotator alone answered teaches nothing about them: it is no part
+    of the estimate of tables and prior, and who shares no item with others and has no gold question counts as the mean of those who do.
 
     Args:
         answers: Labels in 0 .. K - 1; several of one annotator for an item all count.
@@ -131,15 +139,22 @@ def dawid_skene(
     np.add.at(posterior, item, right[said])
     posterior /= posterior.sum(1, keepdims=True)
     pseudo = smoothing * (right + (1 - right) / (num_labels - 1))  # (K, K)
+    teaches = np.zeros(len(names), bool)  # (N,)
+    teaches[[i for i, people_of in _people_of(item, who).items() if len(people_of) > 1 or i in fixed]] = True
+    counted = teaches[item]  # (M,)
+    known_people = np.isin(np.arange(len(people)), who[counted])  # (A,)
+    of_prior = teaches if teaches.any() else ~teaches
     iteration = 0
     for iteration in range(1, most + 1):  # noqa: B007 - told in the result
         for i, label in fixed.items():
             posterior[i] = right[label]
-        prior = (posterior.sum(0) + smoothing) / (len(names) + num_labels * smoothing)  # (K,)
+        prior = (posterior[of_prior].sum(0) + smoothing) / (of_prior.sum() + num_labels * smoothing)  # (K,)
         counts = np.zeros((len(people), num_labels, num_labels))  # (A, said, true)
-        np.add.at(counts, (who, said), posterior[item])
+        np.add.at(counts, (who[counted], said[counted]), posterior[item[counted]])
         tables = counts.transpose(0, 2, 1) + pseudo  # (A, true, said)
         confusion = tables / tables.sum(2, keepdims=True)  # (A, K, K)
+        if known_people.any():
+            confusion[~known_people] = confusion[known_people].mean(0)
         logs = np.tile(np.log(prior), (len(names), 1))  # (N, K)
         np.add.at(logs, item, np.log(confusion)[who, :, said])
         new = np.exp(logs - logs.max(1, keepdims=True))

@@ -12,6 +12,7 @@ from rewards import read_preferences
 from rewards.feedback.import_export import (
     answer_rows,
     answers_of,
+    consensus_of,
     from_label_studio,
     items_of,
     preference_rows,
@@ -324,3 +325,16 @@ def test_more_people_who_say_the_same_do_not_make_a_ranking_surer():
     once, thrice = (tournament(games_of(said * times), samples=1000) for times in (1, 3))
     width = 1.96 / math.sqrt(60 * 0.6 * 0.4)  # of half the log-odds of 36 wins in 60
     assert once == thrice and once[0].games == 60 and once[0].high - once[0].low == pytest.approx(width, abs=0.04)
+
+
+@pytest.mark.reports("feedback export --consensus weighs by gold questions too, and leaves them out")
+def test_a_consensus_of_single_answers_goes_by_gold_questions():
+    gold = [replace(PAIR, prompt=f"gold {i}", gold="a") for i in range(20)]
+    answers = [answered(i, who, {"choice": said}, item) for i, item in enumerate(gold) for who, said in (("A", "a"), ("B", "b"))]
+    for i in range(30):
+        who = "AB"[i % 2]
+        answers.append(answered(100 + i, who, {"choice": "a"}, replace(PAIR, prompt=f"{who} {i}")))
+    merged = consensus_of(answers, Study("pair"))
+    assert len(merged) == 30 and not any(one.prompt.startswith("gold") for one in merged)
+    for one in merged:  # of 20 gold questions A has all right and B none; the other half of each table is the smoothing's
+        assert one.chosen == (" was good" if one.prompt[0] == "A" else " was bad") and one.label > 0.75

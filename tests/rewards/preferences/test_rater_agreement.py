@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,11 +89,12 @@ def em_by_loops(answers, labels, smoothing=1.0, rounds=500):
     items, people = sorted({a[0] for a in answers}), sorted({a[1] for a in answers})
     chance = {i: [sum(a[0] == i and a[2] == k for a in answers) / sum(a[0] == i for a in answers) for k in range(labels)] for i in items}
     of = {i: [a for a in answers if a[0] == i] for i in items}
+    shared = [i for i in items if len({a[1] for a in of[i]}) > 1]
     for _ in range(rounds):
-        prior = [(sum(chance[i][k] for i in items) + smoothing) / (len(items) + labels * smoothing) for k in range(labels)]
+        prior = [(sum(chance[i][k] for i in shared) + smoothing) / (len(shared) + labels * smoothing) for k in range(labels)]
         table = {w: [[smoothing * (1 if j == k else 1 / (labels - 1)) for j in range(labels)] for k in range(labels)] for w in people}
         for item, who, label in answers:
-            for k in range(labels):
+            for k in range(labels if item in shared else 0):
                 table[who][k][label] += chance[item][k]
         rate = {w: [[c / sum(row) for c in row] for row in rows] for w, rows in table.items()}
         for i in items:
@@ -125,6 +127,21 @@ def test_gold_questions_decide():
     answers = [(i, "sole", i % 2) for i in range(40)]
     known = {i: 1 - i % 2 for i in range(40)}
     assert dawid_skene(answers, 2, known).accuracy["sole"] == pytest.approx(1 / 22, abs=1e-9)  # one added to 0 of 20, and to 20 of 20
+
+
+@pytest.mark.reports("Answers that one person alone gave keep their direction in a consensus, or are refused")
+def test_answers_of_one_person_alone():
+    alone = [Preference(f"p{i}", *(("good", "bad") if i % 2 else ("bad", "good")), annotator="sole") for i in range(30)]
+    with pytest.raises(ValueError, match="each of 30 pairs has the answers of one person, and none is a gold question"):
+        consensus(alone)
+    truth, answers = simulate((0.95, 0.75), 300, 2, 0)
+    merged = {p.prompt: p for p in consensus([*compare(truth, answers), *(replace(p, prompt=f"own {p.prompt}") for p in alone)])}
+    own = [merged[f"own p{i}"] for i in range(30)]
+    assert [p.chosen for p in own] == [p.chosen for p in alone]
+    assert all(p.label == pytest.approx(0.85, abs=0.06) for p in own)  # as reliable as the others are in the mean
+    shared = dawid_skene(answers, 2)
+    more = dawid_skene([*answers, *((f"own {i}", "w0", 1) for i in range(500))], 2)  # what nobody else answered teaches nothing
+    assert more.accuracy == pytest.approx(shared.accuracy) and more.prior == pytest.approx(shared.prior)
 
 
 def test_bad_input():
