@@ -17,7 +17,7 @@ from textrl_env import Episode, Prompt, read_prompts
 from textrl_env.reward_model import RewardModel, valid_scores
 
 from ..preferences.answer_sets import AnswerSet
-from ..utils.intervals import wilson
+from ..utils.intervals import clustered_by, prompt_units
 
 Scores = Sequence[np.ndarray]  # of each set, those of its answers, the right ones first
 _TIES = "ties"  # the subset that is scored as a whole
@@ -129,8 +129,8 @@ def parts_of(sets: Sequence[AnswerSet], by: str | None = None) -> dict[str, list
 def accuracies(sets: Sequence[AnswerSet], scores: Scores, by: str | None = None) -> dict[str, Any]:
     """Return accuracies as plain data: `parts`, one for each value of a column, and their unweighted `mean`, as RewardBench 2 averages.
 
-    A part has `part`, `rate`, `low`, `high` (Wilson's 95% interval) and `num`.  The subset Ties has its score for a rate, which has no
-    interval, and `ties` says what that is made of.
+    A part has `part`, `rate`, `low`, `high` (95% interval; prompts are the unit) and `num`.  The subset Ties has its score for a rate,
+    which has no interval, and `ties` says what that is made of.
 
     Args:
         sets: The prompts.
@@ -149,7 +149,8 @@ def accuracies(sets: Sequence[AnswerSet], scores: Scores, by: str | None = None)
             ties = {**asdict(found), "score": found.score}
             rows.append({**row, "rate": found.score, "low": None, "high": None, "num": len(own)})
         else:
-            rows.append({**row, **asdict(wilson(sum(map(credit, own, its)), len(own)))})
+            credits = np.array(list(map(credit, own, its)), float)
+            rows.append({**row, **asdict(clustered_by(credits, prompt_units([one.prompt for one in own])))})
     return {"by": by, "parts": rows, "mean": float(np.mean([row["rate"] for row in rows])), "ties": ties}
 
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,10 +23,10 @@ from ..models.preference_model import PreferenceRewardModel
 from ..models.scorers import PreferenceNetwork, build_trunk
 from ..models.suited_rate import suited_rate
 from ..preferences.label_consensus import warn_of_disagreement
-from ..preferences.leak_free_split import Split, hold_out
+from ..preferences.leak_free_split import Split, hold_out, independent_units
 from ..preferences.preference import Preference, Ranking
 from ..utils.devices import get_device, seeded
-from ..utils.intervals import Rate, clustered_by, prompt_units, wilson, wins
+from ..utils.intervals import Rate, clustered_by, wilson, wins
 from .calibration import fit_scales, fit_temperature, reliability
 from .comparisons import AnnotatorScales, Comparisons, PairRows, RankingRows
 from .engines import FittingEngine
@@ -307,8 +307,8 @@ def _differences(part: nn.Module, pairs: PairRows, device: torch.device, scales:
 
 
 def _units(items: Sequence[Preference | Ranking], prompts_apart: bool) -> list[Hashable]:
-    """Return the unit of each pair of some comparisons: its prompt if none of them was trained on, else its comparison."""
-    units = prompt_units([one.prompt for one in items]) if prompts_apart else range(len(items))
+    """Return the unit of each pair of some comparisons: its prompt if none of them was trained on, else what shares its texts."""
+    units = independent_units(items if prompts_apart else [replace(one, prompt="") for one in items])
     counts = [math.comb(len(one.responses), 2) if isinstance(one, Ranking) else 1 for one in items]
     return [unit for unit, count in zip(units, counts, strict=True) for _ in range(count)]
 

@@ -12,8 +12,9 @@ import numpy as np
 from textrl_env.episode import Episode
 from textrl_env.reward_model import RewardModel, valid_scores
 
+from ..preferences.leak_free_split import independent_units
 from ..preferences.preference import Preference, is_decided
-from ..utils.intervals import Rate, clustered_by, prompt_units, wins
+from ..utils.intervals import Rate, clustered_by, wins
 from .calibration import reliability
 
 _MISTAKES = 10
@@ -48,11 +49,11 @@ class JudgedComparisons:
     def accuracy(self, rows: Any = slice(None)) -> Rate:
         """Return how often the likelier response of decided comparisons scores higher, equal scores counting one half.
 
-        The interval takes prompts as the unit, see `prompt_units`.
+        The interval takes prompts as the unit, see `independent_units`.
         """
         kept = np.arange(len(self.pairs))[rows]
         kept = kept[is_decided(self.labels[kept])]
-        return clustered_by(wins(self.margins[kept]), prompt_units([self.pairs[i].prompt for i in kept]))
+        return clustered_by(wins(self.margins[kept]), independent_units([self.pairs[i] for i in kept]))
 
 
 def judge(model: RewardModel, pairs: Sequence[Preference]) -> JudgedComparisons:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -78,6 +78,22 @@ def overlapping(train: Sequence[Preference | Ranking], test: Sequence[Preference
     keys = _keys([*train, *test], _TEMPLATE * (len(train) + len(test)))
     known = set(chain.from_iterable(keys[: len(train)]))
     return [i for i, own in enumerate(keys[len(train) :]) if not known.isdisjoint(own)]
+
+
+def independent_units(comparisons: Sequence[Preference | Ranking]) -> Sequence[Hashable]:
+    """Return the clusters of comparisons for an interval, which says how sure a share is for others like these: their prompts.
+
+    Where all have one prompt, or none, comparisons that share a text hang together, since a text that is misjudged is wrong in each; where
+    that joins all of them, those of the same texts do, as answers of several people to one pair.
+    """
+    prompts = [comparison.prompt for comparison in comparisons]
+    if len(set(prompts)) > 1:
+        return prompts
+    _, label = connected_components(_graph(_keys(comparisons, 0))[0], directed=False)
+    joined = label[: len(comparisons)].tolist()
+    if len(set(joined)) > 1:
+        return joined
+    return [frozenset(c.responses if isinstance(c, Ranking) else (c.chosen, c.rejected)) for c in comparisons]
 
 
 def _keys(comparisons: Sequence[Preference | Ranking], most: float) -> list[set[Key]]:

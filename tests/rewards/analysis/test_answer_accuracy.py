@@ -171,3 +171,10 @@ def test_rows_that_cannot_be_read_are_named(tmp_path):
         accuracies([made(1, 1, "ref:1", subset="Ties")], [np.array([1.0, 0.0])], "subset")
     with pytest.raises(ValueError, match="no column 'topic' at 'p'; columns of the file: subset"):
         accuracies(sets, [np.array([1.0, 0.0])], "topic")
+
+
+def test_the_unit_of_comparisons_is_the_prompt():
+    sets = [AnswerSet(f"p{i // 6}", ("good",), (f"bad {i}",)) for i in range(60)]
+    scores = [np.array([1.0, 0.0]) if i < 36 else np.array([0.0, 1.0]) for i in range(60)]
+    (part,) = accuracies(sets, scores)["parts"]
+    assert part["rate"] == 0.6 and (part["low"], part["high"]) == pytest.approx((0.267, 0.861), abs=1e-3)  # 6 of 10 prompts

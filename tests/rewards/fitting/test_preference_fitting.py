@@ -14,7 +14,7 @@ from rewards.fitting.preference_fitting import _differences
 from rewards.fitting.reward_evaluation import JudgedComparisons
 from rewards.fitting.scorer_training import fit_scorer
 from rewards.models.scorers import TrunkScorer, build_trunk
-from rewards.preferences.leak_free_split import hold_out
+from rewards.preferences.leak_free_split import hold_out, independent_units
 from rewards.utils.intervals import clustered, wilson
 from textrl_env.episode import Episode
 from textrl_env.tokenizer import FileTokenizer
@@ -403,6 +403,18 @@ def test_the_unit_of_an_accuracy_is_the_prompt():
     judged = JudgedComparisons(pairs, np.array([1, 2, -1, 9, 0, 3.0]), np.zeros(6))
     assert judged.accuracy() == clustered(np.array([2, 1, 0.5]), np.array([3, 1, 1]))  # the tie of q is left out
     assert judged.accuracy([0, 2, 5]) == wilson(2, 3)  # of one prompt, nothing can be said of others
+
+
+@pytest.mark.reports("The interval of an accuracy counts five people's answers to one pair once, where there are no prompts too")
+def test_the_unit_without_prompts():
+    pairs = [Preference("", f"a{i}", f"b{i}", annotator=f"w{who}") for i in range(40) for who in range(5)]
+    right = np.array([1.0 if i < 24 else -1.0 for i in range(40) for _ in range(5)])
+    found = JudgedComparisons(pairs, right, np.zeros(200)).accuracy()
+    alone = wilson(24, 40)
+    assert found.rate == 0.6 and (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.012)  # Student's t for z
+    texts = [Preference("", f"{group} {a}", f"{group} {b}") for group in range(9) for a in range(4) for b in range(a)]
+    assert len(set(independent_units(texts))) == 9
+    assert len(set(independent_units([Preference("", "x", f"y{i // 2}") for i in range(6)]))) == 3  # all have x: those of the same texts
 
 
 def test_pairs_of_rankings_and_of_prompts_belong_together(tokenizer):
