@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from threading import Thread
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from annotated_types import Interval
@@ -140,8 +142,7 @@ def run_serve(config: FeedbackServe) -> None:
     import uvicorn  # isort: skip
 
     store = FeedbackStore(config.study)
-    if store.study.retention_days is not None:
-        store.purge(store.study.retention_days)
+    Thread(target=_keep_purging, args=(store,), daemon=True).start()
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
     local = ip_address(host).is_loopback
@@ -155,6 +156,13 @@ def run_serve(config: FeedbackServe) -> None:
     console.print(f"{store.study.name} at http://{shown}:{port}{query}", highlight=False, markup=False, soft_wrap=True)
     with listener:
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+def _keep_purging(store: Any, every: float = 3600.0) -> None:
+    """Delete what is older than the study keeps it, for as long as the server runs."""
+    while True:
+        time.sleep(every)
+        store.purge_expired()
 
 
 @dataclass(frozen=True)

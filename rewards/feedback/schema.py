@@ -133,3 +133,18 @@ def reseal(db: sa.Connection, keys: Keys) -> int:
             db.execute(table.update().where(table.c[key] == row[0]).values({column: keys.seal(keys.open(row[1]))}))
             count += 1
     return count
+
+
+def purge_reasons(db: sa.Connection, keys: Keys, before: float, kind: str) -> int:
+    """Delete reasons of answers given before a time, and return how many; of demonstrations, whose words are the answer, the reason alone."""
+    old = sa.and_(answers.c.answered_at < before, answers.c.words.is_not(None))
+    if kind != "demonstration":
+        return db.execute(answers.update().where(old).values(words=None)).rowcount
+    number = 0
+    for row in db.execute(sa.select(answers.c.showing_id, answers.c.words).where(old)).all():
+        words = json.loads(keys.open(row.words))
+        if words.pop("reason", None) is not None:
+            sealed = keys.seal(json.dumps(words)) if words else None
+            db.execute(answers.update().where(answers.c.showing_id == row.showing_id).values(words=sealed))
+            number += 1
+    return number

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from .schema import (
     items,
     log,
     open_assignments,
+    purge_reasons,
     reseal,
 )
 from .study import Study, key_file
@@ -102,6 +103,7 @@ class FeedbackStore:
         except WrongKeyError as error:
             self.close()
             raise WrongKeyError(f"the keys do not fit the study {self.folder}: use the key file it was created with") from error
+        self.purge_expired()
 
     def close(self) -> None:
         """Give the database back."""
@@ -305,10 +307,14 @@ class FeedbackStore:
                 item_id, answer = self._find(db, answer)
                 key = {"item_id": item_id, "annotator_id": who, "turn": answer.turn}
                 before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
-                if db.scalar(before) is not None:
+                showing = db.scalar(before)
+                if showing is not None and db.scalar(sa.select(answers.c.showing_id).where(answers.c.showing_id == showing)) is not None:
                     continue
-                shown = {"shown_order": json.dumps(answer.order), "ticket": secrets.token_urlsafe(16)}
-                db.execute(assignments.insert().values(**key, **shown, shown_at=answer.answered_at - answer.seconds))
+                shown = {"shown_order": json.dumps(answer.order), "shown_at": answer.answered_at - answer.seconds}
+                if showing is None:
+                    db.execute(assignments.insert().values(**key, **shown, ticket=secrets.token_urlsafe(16)))
+                else:  # a question that is open on their page, and answered elsewhere
+                    db.execute(assignments.update().where(assignments.c.id == showing).values(**shown))
                 words = {name: self._clean(text) for name, text in answer.words.items()}
                 row = answer_row(answer.value, words, self.keys)
                 db.execute(answers.insert().values(showing_id=db.scalar(before), **row, answered_at=answer.answered_at))
@@ -349,13 +355,17 @@ class FeedbackStore:
         compact(self.engine)
         return gone
 
+    def purge_expired(self) -> None:
+        """Delete what is older than the study's `retention_days`, if it has them; whoever opens a study does, and the server every hour."""
+        if self.study.retention_days is not None:
+            with suppress(RuntimeError):  # another process reads: its old bytes are overwritten as the file is used
+                self.purge(self.study.retention_days)
+
     def purge(self, days: float) -> tuple[int, int]:
         """Delete reasons and log entries older than `days`; return how many of each."""
         before = time.time() - days * 86400
-        with writing(self.engine) as db:
-            keeps = self.study.kind == "demonstration"  # its words are the answer
-            old = sa.false() if keeps else sa.and_(answers.c.answered_at < before, answers.c.words.is_not(None))
-            words = db.execute(answers.update().where(old).values(words=None)).rowcount
+        with self._connect() as db:
+            words = purge_reasons(db, self.keys, before, self.study.kind)
             lines = db.execute(log.delete().where(log.c.at < before)).rowcount
             if words or lines:
                 add_to_log(db, "owner", "purge", f"{words} reasons, {lines} lines of the log")

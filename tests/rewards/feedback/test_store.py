@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -282,6 +283,34 @@ def test_retention(make_store, monkeypatch):
     assert words == 1 and lines >= 3
     assert [(a.value["choice"], a.words) for a in store.answers()] == [("a", {}), ("b", {"reason": "new"})]
     assert all(at > now + 86400 for at, *_ in store.access_log())
+
+
+@pytest.mark.reports("Old reasons of a study with retention_days go when anybody opens it, those of demonstrations too")
+@pytest.mark.parametrize("kind", ["pair", "demonstration"])
+def test_retention_is_kept_by_whoever_opens_the_study(make_store, monkeypatch, kind):
+    value = {"choice": "a"} if kind == "pair" else {"written": True}
+    items = pairs(2) if kind == "pair" else [Item(f"p{i}", ()) for i in range(2)]
+    store = make_store(items, kind=kind, retention_days=30)
+    who = store.enter("ann")
+    store.answer(who, store.ask(who).ticket, value, {"reason": "why", **({"text": "mine"} if kind != "pair" else {})})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 31 * 86400)
+    again = FeedbackStore(store.folder)
+    assert [a.words for a in again.answers()] == [{} if kind == "pair" else {"text": "mine"}]
+    assert all(at > now + 86400 for at, *_ in again.access_log())
+    again.close()
+
+
+@pytest.mark.reports("An answer that is imported to a question which is open on its annotator's page is kept")
+def test_an_answer_from_elsewhere_to_an_open_question(make_store):
+    one, two = make_store(pairs(1)), make_store(pairs(1), name="other")
+    there, who = one.enter("ann"), two.enter("ann")
+    shown = two.ask(who)
+    one.answer(there, one.ask(there).ticket, {"choice": "b"})
+    answer = replace(one.answers()[0], annotator=who)
+    assert two.add_answers([answer]) == (1, 0) and [a.value for a in two.answers()] == [{"choice": "b"}]
+    assert two.add_answers([answer]) == (0, 1) and two.ask(who) is None
+    assert not two.answer(who, shown.ticket, {"choice": "a"})  # the first answer stays
 
 
 def test_the_log_says_who_did_what(make_store):
