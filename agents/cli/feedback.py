@@ -6,7 +6,7 @@ import dataclasses
 import os
 import secrets
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -162,7 +162,8 @@ def _keep_purging(store: Any, every: float = 3600.0) -> None:
     """Delete what is older than the study keeps it, for as long as the server runs."""
     while True:
         time.sleep(every)
-        store.purge_expired()
+        with suppress(RuntimeError):  # another process reads
+            store.purge()
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def reseal(db: sa.Connection, keys: Keys) -> int:
 
 
 def purge_reasons(db: sa.Connection, keys: Keys, before: float, kind: str) -> int:
-    """Delete reasons of answers given before a time, and return how many; of demonstrations, whose words are the answer, the reason alone."""
+    """Delete reasons of answers given before a time, and return how many; the words of a demonstration are the answer, and stay."""
     old = sa.and_(answers.c.answered_at < before, answers.c.words.is_not(None))
     if kind != "demonstration":
         return db.execute(answers.update().where(old).values(words=None)).rowcount

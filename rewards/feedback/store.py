@@ -103,7 +103,8 @@ class FeedbackStore:
         except WrongKeyError as error:
             self.close()
             raise WrongKeyError(f"the keys do not fit the study {self.folder}: use the key file it was created with") from error
-        self.purge_expired()
+        with suppress(RuntimeError):  # another process reads: its old bytes are overwritten as the file is used
+            self.purge()
 
     def close(self) -> None:
         """Give the database back."""
@@ -355,14 +356,14 @@ class FeedbackStore:
         compact(self.engine)
         return gone
 
-    def purge_expired(self) -> None:
-        """Delete what is older than the study's `retention_days`, if it has them; whoever opens a study does, and the server every hour."""
-        if self.study.retention_days is not None:
-            with suppress(RuntimeError):  # another process reads: its old bytes are overwritten as the file is used
-                self.purge(self.study.retention_days)
+    def purge(self, days: float | None = None) -> tuple[int, int]:
+        """Delete reasons and log entries older than `days`, and return how many of each.
 
-    def purge(self, days: float) -> tuple[int, int]:
-        """Delete reasons and log entries older than `days`; return how many of each."""
+        None: the study's `retention_days`, if it has them; whoever opens a study does this, and the server every hour.
+        """
+        days = self.study.retention_days if days is None else days
+        if days is None:
+            return 0, 0
         before = time.time() - days * 86400
         with self._connect() as db:
             words = purge_reasons(db, self.keys, before, self.study.kind)
