@@ -29,6 +29,7 @@ from .trained_run import read_settings
 
 _ON_TERMINAL, _ON_PAGE = 3, 20  # prompts whose texts are shown: the first ones, nobody chooses
 _WIDTH = 100
+_MESSAGE = "what you say to it"  # in place of a prompt that a chat template wrote
 _MEANS = {
     "score": ("reward", "mean; what was optimised"),
     "return": ("reward, with the task's penalties", "mean"),
@@ -43,7 +44,7 @@ from agents import generate
 from agents.training.trained_run import open_run
 
 run = open_run(Path({folder!r}))
-print(generate(run.policy, run.task.tokenizer, [{prompt}], run.task.max_new_tokens, seed=0))
+print(generate(run.policy, run.task.tokenizer, run.task.prompts[:1], run.task.max_new_tokens, seed=0, **run.writing))
 """
 _TRANSFORMERS = """\
 from transformers import {auto}
@@ -179,7 +180,7 @@ def write_outcome_page(folder: Path, name: str, outcome: Outcome) -> Path:
         texts=texts_of(outcome, _ON_PAGE),
         scores=_scores,
         picture=picture and data_uri(picture),
-        ways_on=ways_on(folder, name, settings, outcome.after[0]["prompt"], "image" in outcome.after[0]),
+        ways_on=ways_on(folder, name, settings, _MESSAGE if outcome.renders else outcome.after[0]["prompt"], "image" in outcome.after[0]),
         tree=list(run_tree(folder)),
         details={"Configuration": {key: _words(value) for key, value in settings.items()}, "Versions": versions()},
     )
@@ -222,7 +223,7 @@ def ways_on(folder: Path, name: str, settings: Mapping[str, Any], prompt: str, w
         else "",
         "Ask people which texts are better": f"textrl feedback create {place}-study --samples before={place}/texts-before.jsonl "
         f"after={place}/texts-after.jsonl --pairs 100\ntextrl feedback serve {place}-study",
-        "In Python": _PYTHON.format(folder=str(folder), prompt="run.task.prompts[0]" if with_picture else repr(prompt)),
+        "In Python": _PYTHON.format(folder=str(folder)),
         "In transformers, and programs that read its folders": _TRANSFORMERS.format(
             auto="AutoModelForImageTextToText" if with_picture else "AutoModelForCausalLM", model=str(folder / name / "model")
         ),

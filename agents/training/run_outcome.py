@@ -68,6 +68,7 @@ class Outcome:
         after: What the trained policy wrote.
         prompts: A sentence on the prompts: whether training saw them.
         policy: Sentences on the policy after: why its training stopped, and which one it is, if the best was kept.
+        renders: Whether prompts are what users say, through a chat template.
     """
 
     comparison: Comparison
@@ -75,6 +76,7 @@ class Outcome:
     after: Sequence[TextRow]
     prompts: str
     policy: str = ""
+    renders: bool = False
 
 
 def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, Any]) -> Outcome:
@@ -96,7 +98,8 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
             opened = open_run(run.path, name)
             write_jsonl(run.path / _AFTER, texts_after(opened, exam))
             prompts = prompts_of_run(run.path, opened, exam)
-            after.facts = {"prompts": prompts, "first": {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}}
+            first = {"model": opened.first, "rules": opened.rules, "reference": opened.named_reference}
+            after.facts = {"prompts": prompts, "first": first, "renders": opened.renders}
             del opened
             gc.collect()  # an algorithm refers to itself; its weights make room for those of the first policy
     first, written = after.facts["first"], None
@@ -109,7 +112,9 @@ def run_outcome(run: RunFolder, name: str, exam: Exam, depends_on: Mapping[str, 
     rows = read_rows(run.path / _AFTER)
     settings = read_settings(run.path)
     policy = _policy(run, name, settings)
-    outcome = Outcome(compare(written, rows, aim_of(settings)), written, rows, after.facts["prompts"], policy)
+    outcome = Outcome(
+        compare(written, rows, aim_of(settings)), written, rows, after.facts["prompts"], policy, after.facts.get("renders", False)
+    )
     said = {"prompts": outcome.prompts, "policy": policy}
     write_json(run.path / "outcome.json", {**vars(exam), **said, **dataclasses.asdict(outcome.comparison)})
     return outcome

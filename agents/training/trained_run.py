@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from textrl_env import TextTask, make_task
+from textrl_env import FileTokenizer, Prompt, TextTask, chat_template, make_task
+from textrl_env.chat import ChatTemplate, render
 
 from ..algorithms.registry import ALGORITHMS
 from ..evaluation.policy_texts import make_policy
@@ -47,6 +48,31 @@ class TrainedRun:
     first: str | None
     named_reference: LMSource | None
     settings: Mapping[str, Any]
+
+    @property
+    def renders(self) -> bool:
+        """Whether its prompts are what users say, through a chat template."""
+        return self.task.prompts[0].typed is not None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template of its tokenizer."""
+        assert isinstance(self.task.tokenizer, FileTokenizer)
+        return chat_template(self.task.tokenizer.files)
+
+    def prompt(self, text: str) -> Prompt:
+        """Return a text as a prompt of the task: through the chat template, as one message of a user, where its own went through it."""
+        if not self.renders:
+            return Prompt(text)
+        rendered, typed = render(self.template, [{"role": "user", "content": text}])
+        return Prompt(rendered, typed=typed)
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """What of the task decides how a text goes on and ends, as `generate` takes it."""
+        names = ["stop_strings", "stop_tokens", "min_new_tokens", "constraint"]
+        names += ["max_prompt_tokens", "over_long"] if self.task.over_long != "reject" else []
+        return {name: getattr(self.task, name) for name in names}
 
     @property
     def rules(self) -> dict[str, Any]:

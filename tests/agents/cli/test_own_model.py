@@ -14,6 +14,8 @@ from agents.cli.main import main
 from agents.training.trained_run import open_run
 from rewards import Preference, write_preferences
 from tests.slow_cases import slow_but
+from textrl_env import Episode
+from textrl_env.prompts.encoding import encode_prompts
 from textrl_env.prompts.reader import split_of_text
 
 ENDS = [257, 258]
@@ -266,3 +268,28 @@ def test_a_held_out_reward_sees_what_the_reward_sees(model, prompts, tmp_path, c
         assert {float(row["held_out"]) for row in csv.DictReader(file)} == {1.0}
     found = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert found["after"]["held_out"] == found["before"]["held_out"] == 1.0
+
+
+@pytest.mark.reports("textrl generate puts what you say through the chat template of the run, and ends texts as the run does")
+def test_generate_writes_what_the_run_writes(model, prompts, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    flags = ["--model", model, "--prompts", prompts / "p.txt", "--chat", "--stop-strings", "x", "--batch-size", "4", "--eval-texts", "4"]
+    assert train(*flags, "--out", out) == 0
+    report = (out / "report.html").read_text()
+    assert "textrl generate" in report and "what you say to it" in report and "**run.writing" in report
+    seen = []
+
+    def play(policy, tokenizer, rows, limit, reward, **rules):
+        seen.append((rows, limit, rules))
+        return [(Episode.from_text(row.text, " fine"), 0.0) for row in rows]
+
+    monkeypatch.setattr("agents.generation.text_generation.play_prompts", play)
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "film 2"}]}) + "\n")
+    assert main(["generate", str(out), "film 1", "<s>", "--file", str(tmp_path / "more.jsonl")]) == 0
+    ((rows, limit, rules),) = seen
+    task = open_run(out).task
+    assert rows[0].text == "<s>[user] film 1<end>[assistant] " and rows[0].typed == () and limit == 4 and rules["stop_strings"] == ("x",)
+    assert rows[1].typed == ((10, 13),)  # typed by a person: text
+    assert rows[2].text == "<s>[user] film 2<end>[assistant] "
+    known = next(prompt for prompt in task.prompts if prompt.text[7:].startswith("film"))
+    assert encode_prompts(task.tokenizer, [rows[0]])[0][0] == encode_prompts(task.tokenizer, [known])[0][0] == 256
