@@ -291,5 +291,4 @@ def test_generate_writes_what_the_run_writes(model, prompts, tmp_path, capsys, m
     assert rows[0].text == "<s>[user] film 1<end>[assistant] " and rows[0].typed == () and limit == 4 and list(rules["stop_strings"]) == ["x"]
     assert rows[1].typed == ((10, 13),)  # typed by a person: text
     assert rows[2].text == "<s>[user] film 2<end>[assistant] "
-    known = next(prompt for prompt in task.prompts if prompt.text[7:].startswith("film"))
-    assert encode_prompts(task.tokenizer, [rows[0]])[0][0] == encode_prompts(task.tokenizer, [known])[0][0] == 256
+    assert encode_prompts(task.tokenizer, [rows[0]])[0][0] == encode_prompts(task.tokenizer, [task.prompts[0]])[0][0] == 256
