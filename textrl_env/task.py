@@ -194,8 +194,9 @@ class TextTask(NeverCopied):
                 f"prompt {prompt.text[:80]!r} has a picture of shape {shape_of(prompt)}, the first prompt {self.image_shape}: give all of "
                 "a task's prompts pictures of one size, or none"
             )
-        opening = 0 if prompt.typed is not None else len(getattr(self.tokenizer, "bos_ids", ()))
-        if len(row) == opening:
+        plain = prompt.typed is None
+        opening, closing = (len(getattr(self.tokenizer, name, ())) if plain else 0 for name in ("bos_ids", "closing_ids"))
+        if len(row) == opening + closing:
             raise ValueError(f"prompt {prompt.text!r} has no tokens: a policy needs at least one to start from")
         if max(row) >= self.tokenizer.vocab_size:
             raise ValueError(
@@ -208,10 +209,12 @@ class TextTask(NeverCopied):
                     f"prompt {prompt.text[:80]!r} has {len(row)} tokens, max_prompt_tokens={width}: raise it, shorten the prompt, "
                     "or let over_long cut it on the 'left' or 'right'"
                 )
-            if width <= opening:
-                raise ValueError(f"max_prompt_tokens={width}: prompts begin with {opening} tokens of the tokenizer; raise it")
-            row = row[:opening] + row[len(row) - (width - opening) :] if self.over_long == "left" else row[:width]
-            prompt = self._cut(prompt, row[opening:])
+            room, end = width - opening - closing, len(row) - closing
+            if room <= 0:
+                raise ValueError(f"max_prompt_tokens={width}: {opening + closing} tokens of the tokenizer begin and end a prompt; raise it")
+            left = row[end - room : end] if self.over_long == "left" else row[opening : opening + room]
+            row = [*row[:opening], *left, *row[end:]]
+            prompt = self._cut(prompt, left)
         ids = np.asarray(row, np.int64)
         ids.setflags(write=False)  # episodes hand these out; nobody may change the task through them
         return prompt, ids

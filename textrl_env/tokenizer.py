@@ -17,9 +17,9 @@ from .utils.pretrained_files import PretrainedFiles, of_words, read_tokenizer, w
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
-    One may also have `eos_token_ids`, if several tokens end a text; `bos_ids`, ids that prompts begin with; `unused_ids`, ids that no
-    token has; `encode_template(text, typed)`, which encodes what a chat template wrote; and `pretrained_files()`, for exports.  See
-    `FileTokenizer`.
+    One may also have `eos_token_ids`, if several tokens end a text; `bos_ids` and `closing_ids`, which prompts begin and end with;
+    `unused_ids`, ids that no token has; `encode_template(text, typed)`, which encodes what a chat template wrote; and
+    `pretrained_files()`, for exports.  See `FileTokenizer`.
     """
 
     @property
@@ -54,11 +54,14 @@ class FileTokenizer(NeverCopied):
             where it is a special token, for architectures have defaults of their own); `<eos>` if they say nothing.
         add_bos: Whether prompts begin with the beginning-of-text token, as `bos_token` names it.  None: as the tokenizer itself does,
             by its post-processor and `add_bos_token`; one without either adds nothing.  Texts of a chat template hold their own.
+        close_prompts: Whether prompts end with what the post-processor puts behind a text, such as the `</s>` of T5, BART and Marian, which
+            their encoders were trained on.  None: where the model's `config.json` beside it is an encoder-decoder's.
 
     Attributes:
         files: What its files say; `chat_template` takes it.
         eos_token_id: The end that is appended to texts to learn from; the first of `eos_token_ids`, all of which end a text.
         bos_ids: Ids that prompts begin with.
+        closing_ids: Ids that prompts end with.
         unused_ids: Ids below `vocab_size` that no token has.
 
     Raises:
@@ -67,7 +70,9 @@ class FileTokenizer(NeverCopied):
         ValueError: The file cannot be parsed, or `eos_token` is not in its vocabulary.
     """
 
-    def __init__(self, path: Any, eos_token: str | Sequence[str] | None = None, add_bos: bool | None = None) -> None:
+    def __init__(
+        self, path: Any, eos_token: str | Sequence[str] | None = None, add_bos: bool | None = None, close_prompts: bool | None = None
+    ) -> None:
         files = read_tokenizer(path)
         self.files, self.backend = files, files.backend
         self.path = Path(path) if isinstance(path, str | Path) else None
@@ -79,6 +84,8 @@ class FileTokenizer(NeverCopied):
         self.eos_token = str(self.backend.id_to_token(self.eos_token_id))
         self._controls = ControlTokens(self.backend, map(self.backend.id_to_token, self.eos_token_ids))
         self.bos_ids = self._opening(files, add_bos)
+        closes = files.encoder_decoder if close_prompts is None else close_prompts
+        self.closing_ids = tuple(surroundings(self.backend)[1]) if closes else ()
         self._told: dict[str, Any] = {} if add_bos is None else {"add_bos_token": add_bos}
         self._anchor, self._anchor_length = self._find_anchor()
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast, T5Config
 
 from textrl_env import FileTokenizer, IntegerTokenizer, Prompt, TextCore, TextGenerationEnv, TextTask, TokenSpace, WordTokenizer
 from textrl_env.prompts.encoding import encode_prompts
@@ -176,6 +176,33 @@ def test_beginning_of_text(tmp_path):
     cut = TextTask(FileTokenizer(own, "<eos>"), [Prompt("hello world world")], 3, max_prompt_tokens=3, over_long="left")
     assert cut.prompt_ids[0].tolist() == [5, 2, 2]
     assert cut.start_of(0)[0].text == " world world"
+
+
+@pytest.mark.reports("Prompts of an encoder-decoder end as its tokenizer ends them: the </s> of T5, BART and Marian")
+def test_the_end_of_an_encoders_prompt(tmp_path):
+    made = backend(bos=True)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A <eos>", special_tokens=[("<s>", 5), ("<eos>", 0)])
+
+    def task_of(folder, prompt="hello world", **settings):
+        return TextTask(FileTokenizer(folder, "<eos>", **settings.pop("own", {})), [prompt], 3, **settings)
+
+    T5Config(vocab_size=6).save_pretrained(tmp_path / "t5")
+    t5 = saved(tmp_path / "t5", made, tokenizer_config={"bos_token": "<s>"})
+    assert (
+        task_of(t5, Prompt("hello world")).prompt_ids[0].tolist()
+        == [5, 1, 2, 0]
+        == AutoTokenizer.from_pretrained(t5)("hello world").input_ids
+    )
+    LlamaConfig(vocab_size=6).save_pretrained(tmp_path / "llama")
+    llama = saved(tmp_path / "llama", made, tokenizer_config={"bos_token": "<s>"})
+    assert task_of(llama, Prompt("hello world")).prompt_ids[0].tolist() == [5, 1, 2]  # who goes on with a text must not see its end
+    assert task_of(llama, Prompt("hello world"), own={"close_prompts": True}).prompt_ids[0].tolist() == [5, 1, 2, 0]
+    assert task_of(t5, Prompt("hello world"), own={"close_prompts": False}).prompt_ids[0].tolist() == [5, 1, 2]
+    for side, ids in (("left", [5, 2, 2, 0]), ("right", [5, 1, 2, 0])):
+        cut = task_of(t5, Prompt("hello world world"), max_prompt_tokens=4, over_long=side)
+        assert cut.prompt_ids[0].tolist() == ids
+    with pytest.raises(ValueError, match="max_prompt_tokens=2: 2 tokens of the tokenizer begin and end a prompt"):
+        task_of(t5, Prompt("hello world"), max_prompt_tokens=2, over_long="left")
 
 
 @pytest.mark.reports("tokenizer= takes a fast tokenizer of transformers, a folder or a tokenizer.json, and says why it refuses others")

@@ -23,6 +23,7 @@ class PretrainedFiles:
         config: What `tokenizer_config.json` holds.
         ends: Ids that the model's `config.json` and `generation_config.json` call ends of text.
         template: The chat template in a file of its own, if there is one.
+        encoder_decoder: Whether the model's `config.json` is an encoder-decoder's.
     """
 
     backend: Any
@@ -30,6 +31,7 @@ class PretrainedFiles:
     config: Mapping[str, Any] = field(default_factory=dict)
     ends: tuple[int, ...] = ()
     template: str | None = None
+    encoder_decoder: bool = False
 
     def token(self, name: str) -> str | None:
         """Return the spelling of `"eos_token"`, `"bos_token"` and so on; None where the configuration names none."""
@@ -107,7 +109,8 @@ def _from_file(path: Path) -> PretrainedFiles:
     config = {**_plain(folder / "special_tokens_map.json"), **_plain(folder / CONFIG)}
     ends = dict.fromkeys(i for name in ("config.json", "generation_config.json") for i in _ends(_plain(folder / name), backend))
     template = folder / TEMPLATE
-    return PretrainedFiles(backend, str(path), config, tuple(ends), template.read_text(encoding="utf-8") if template.is_file() else None)
+    chat = template.read_text(encoding="utf-8") if template.is_file() else None
+    return PretrainedFiles(backend, str(path), config, tuple(ends), chat, _plain(folder / "config.json").get("is_encoder_decoder") is True)
 
 
 def _plain(path: Path) -> dict[str, Any]:

@@ -288,7 +288,8 @@ def test_generate_writes_what_the_run_writes(model, prompts, tmp_path, capsys, m
     assert main(["generate", str(out), "film 1", "<s>", "--file", str(tmp_path / "more.jsonl")]) == 0
     ((rows, limit, rules),) = seen
     task = open_run(out).task
-    assert rows[0].text == "<s>[user] film 1<end>[assistant] " and rows[0].typed == () and limit == 4 and list(rules["stop_strings"]) == ["x"]
+    assert rows[0].text == "<s>[user] film 1<end>[assistant] " and rows[0].typed == ()
+    assert limit == 4 and list(rules["stop_strings"]) == ["x"]
     assert rows[1].typed == ((10, 13),)  # typed by a person: text
     assert rows[2].text == "<s>[user] film 2<end>[assistant] "
     assert encode_prompts(task.tokenizer, [rows[0]])[0][0] == encode_prompts(task.tokenizer, [task.prompts[0]])[0][0] == 256

@@ -163,13 +163,13 @@ def real_task(
     if isinstance(tokenizer, Tokenizer) and (eos_token is not None or add_bos is not None):
         raise ValueError(f"eos_token={eos_token!r}, add_bos={add_bos}: the {type(tokenizer).__name__} says both itself; leave them out")
     own = tokenizer if isinstance(tokenizer, Tokenizer) else FileTokenizer(tokenizer, eos_token, add_bos)
-    opening = len(getattr(own, "bos_ids", ()))  # beside the tokens that the protocol counts
+    around = sum(len(getattr(own, name, ())) for name in ("bos_ids", "closing_ids"))  # beside the tokens that the protocol counts
     rows = task.read(str(path), split, columns=columns, **reading)
     prompts = tuple(prompt for row in rows for prompt in task.make(row, own))
     if not prompts:
         raise ValueError(f"{path} has no usable row for {name}, split {split}: {len(rows)} of its rows are in that split")
     settings: dict[str, Any] = {
-        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens + opening, "over_long": task.cut,
+        "max_new_tokens": task.max_new_tokens, "max_prompt_tokens": task.max_prompt_tokens + around, "over_long": task.cut,
         "reward": task.reward,
     }  # fmt: skip
     return TextTask(own, prompts, **(settings | options))
