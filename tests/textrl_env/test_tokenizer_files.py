@@ -188,11 +188,8 @@ def test_the_end_of_an_encoders_prompt(tmp_path):
 
     T5Config(vocab_size=6).save_pretrained(tmp_path / "t5")
     t5 = saved(tmp_path / "t5", made, tokenizer_config={"bos_token": "<s>"})
-    assert (
-        task_of(t5, Prompt("hello world")).prompt_ids[0].tolist()
-        == [5, 1, 2, 0]
-        == AutoTokenizer.from_pretrained(t5)("hello world").input_ids
-    )
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(t5 / "tokenizer.json"))("hello world").input_ids
+    assert task_of(t5, Prompt("hello world")).prompt_ids[0].tolist() == [5, 1, 2, 0] == theirs
     LlamaConfig(vocab_size=6).save_pretrained(tmp_path / "llama")
     llama = saved(tmp_path / "llama", made, tokenizer_config={"bos_token": "<s>"})
     assert task_of(llama, Prompt("hello world")).prompt_ids[0].tolist() == [5, 1, 2]  # who goes on with a text must not see its end
