@@ -75,14 +75,21 @@ def choose_pairs(
     if how == "balanced":
         pairs = _round_robin(pairs)
     elif how == "uncertain" and pairs:
-        doubt = disagreement(pairs, ensemble)
-        pairs = [pairs[i] for i in np.argsort(-doubt, kind="stable")]
+        pairs = _most_doubtful(pairs, disagreement(pairs, ensemble))
     asked = accumulate(a is not b for a, b in pairs)
     return [
         Item(a.prompt, (a.response, b.response), (a.source, b.source), a.group, EQUAL if a is b else None)
         for (a, b), count in zip(pairs, asked, strict=True)
         if count <= number
     ]
+
+
+def _most_doubtful(pairs: Sequence[tuple[Sample, Sample]], doubt: np.ndarray) -> list[tuple[Sample, Sample]]:
+    """Sort what is asked by doubt, pairs of different sources first; texts that several wrote, of which nobody is asked, stay in place."""
+    is_asked = [a is not b for a, b in pairs]
+    alike = [len({*names(a.source), *names(b.source)}) == 1 for a, b in pairs]
+    order = iter(sorted((i for i, asked in enumerate(is_asked) if asked), key=lambda i: (alike[i], -doubt[i])))
+    return [pairs[next(order)] if asked else pair for asked, pair in zip(is_asked, pairs, strict=True)]
 
 
 def disagreement(pairs: Sequence[tuple[Sample, Sample]], ensemble: Sequence[RewardModel]) -> np.ndarray:

@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 
 from .preference import names
 
-Game = tuple[str, str, float]  # two players, and the share of the win that the first has, in [0, 1]
+# Two players, the share of the win that the first has, in [0, 1], and the pair of texts, if several games may be of one
+Game = tuple[str, str, float] | tuple[str, str, float, Hashable]
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Strength:
 def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior: float = 0.1) -> list[Strength]:
     """Rank players by P(i beats j) = sigmoid(s_i - s_j), the strengths adding to 0 (Bradley and Terry 1952); ties are half a win.
 
-    Intervals are percentiles of the bootstrap over games.
+    Intervals are percentiles of the bootstrap over pairs of texts: a text that several players wrote is in several games of one outcome.
 
     Args:
-        games: Of at least two players, one for each pair of texts: several answers to one pair are not independent, see `games_of`.
+        games: Of at least two players; several answers to one pair are not independent, see `games_of`.
         samples: Of the bootstrap.
         seed: Of the bootstrap.
         prior: Precision of a normal prior on strengths, so that who always wins stays finite.
@@ -61,16 +62,18 @@ def tournament(games: Sequence[Game], samples: int = 1000, seed: int = 0, prior:
     best = _fit(wins, prior)
     rng = np.random.default_rng(seed)
     outcomes = np.array([game[2] for game in games])
+    numbers: dict[Hashable, int] = {}
+    pair = np.array([numbers.setdefault(game[3] if len(game) > 3 else (None, i), len(numbers)) for i, game in enumerate(games)])
     draws = np.empty((samples, len(players)))  # (samples, P)
     for draw in draws:
-        chosen = rng.integers(len(games), size=len(games))
+        times = np.bincount(rng.integers(len(numbers), size=len(numbers)), minlength=len(numbers))[pair]  # of each game
         again = np.zeros_like(wins)
-        np.add.at(again, (first[chosen], second[chosen]), outcomes[chosen])
-        np.add.at(again, (second[chosen], first[chosen]), 1 - outcomes[chosen])
+        np.add.at(again, (first, second), times * outcomes)
+        np.add.at(again, (second, first), times * (1 - outcomes))
         draw[:] = _fit(again, prior, best)
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)  # (P,) each
-    count = np.bincount(np.concatenate([first, second]), minlength=len(players))
-    strengths = [Strength(p, float(best[i]), float(low[i]), float(high[i]), int(count[i])) for i, p in enumerate(players)]
+    count = [len({int(k) for k in pair[(first == i) | (second == i)]}) for i in range(len(players))]
+    strengths = [Strength(p, float(best[i]), float(low[i]), float(high[i]), count[i]) for i, p in enumerate(players)]
     return sorted(strengths, key=lambda s: -s.strength)
 
 
@@ -90,7 +93,7 @@ def games_of(answers: Iterable[tuple[Hashable, Sequence[str | Sequence[str]], Ma
         for x, y in product(*map(names, sources)):
             if x != y:
                 found[pair, min(x, y), max(x, y)].append(share if x < y else 1 - share)
-    return [(first, second, sum(own) / len(own)) for (_, first, second), own in found.items()]
+    return [(first, second, sum(own) / len(own), pair) for (pair, first, second), own in found.items()]
 
 
 def _fit(wins: np.ndarray, prior: float, start: np.ndarray | None = None) -> np.ndarray:

@@ -312,9 +312,9 @@ def test_strengths_are_those_of_a_general_optimiser():
     assert [s.strength for s in found] == pytest.approx(list(best - best.mean()), abs=1e-4)
     said = [(("n", "o"), {"choice": "b"}), (("n", "o"), {"choice": "bad"}), (("n", "n"), {"choice": "a"}), ((), {"choice": "a"})]
     given = [(number, *one) for number, one in enumerate(said)]
-    assert games_of(given) == [("n", "o", 0.0), ("n", "o", 0.5)]
+    assert games_of(given) == [("n", "o", 0.0, 0), ("n", "o", 0.5, 1)]
     more = [(0, ("n", "o"), {"choice": "tie"}), (0, ("n", "o"), {"choice": "a"}), (0, ("n", "o"), {"skip": True})]
-    assert games_of([*given, *more]) == [("n", "o", 0.5), ("n", "o", 0.5)]  # the mean of 0, 1/2 and 1
+    assert games_of([*given, *more]) == [("n", "o", 0.5, 0), ("n", "o", 0.5, 1)]  # the mean of 0, 1/2 and 1
     with pytest.raises(ValueError, match="at least two"):
         tournament([])
     assert all(math.isfinite(s.strength) for s in tournament([("a", "b", 1.0)] * 50, samples=20))
@@ -325,6 +325,29 @@ def test_more_people_who_say_the_same_do_not_make_a_ranking_surer():
     once, thrice = (tournament(games_of(said * times), samples=1000) for times in (1, 3))
     width = 1.96 / math.sqrt(60 * 0.6 * 0.4)  # of half the log-odds of 36 wins in 60
     assert once == thrice and once[0].games == 60 and once[0].high - once[0].low == pytest.approx(width, abs=0.04)
+
+
+@pytest.mark.reports("A text that three sources wrote is one pair of a ranking, not three")
+def test_texts_of_several_sources_are_one_pair():
+    said = [(i, (("p", "q", "r"), "s"), {"choice": "a" if i < 8 else "b"}) for i in range(12)]
+    joined = {s.player: s for s in tournament(games_of(said))}
+    assert joined["s"].games == 12 and joined["p"].games == 12
+    alone = {s.player: s for s in tournament([("p", "s", float(i < 8), i) for i in range(12)])}
+    width = alone["p"].high - alone["p"].low  # of half the log-odds of 8 wins in 12; s is a quarter of four players, and of two a half
+    assert joined["s"].high - joined["s"].low == pytest.approx(1.5 * width, rel=0.15) and joined["s"].high > 0
+
+
+@pytest.mark.reports("Uncertain pairs are of different sources first, and ties of one text stay among them")
+def test_uncertain_pairs_of_one_source_come_last():
+    samples = [Sample(f"same {i}", " t", source) for i in range(4) for source in ("x", "y")]
+    samples += [Sample(f"own {i}", f" {'w ' * (n + i)}", source) for i in range(4) for source in ("x", "y") for n in (1, 5)]
+    models = [as_reward_model(lambda prompts, completions: [float(len(c)) for c in completions])]
+    models.append(as_reward_model(lambda prompts, completions: [-float(len(c)) for c in completions]))
+    found = choose_pairs(samples, 8, "uncertain", models)
+    asked = [item for item in found if item.gold is None]
+    assert len(asked) == 8 and all(len({*item.sources}) == 2 for item in asked)
+    drawn = choose_pairs(samples, 8, "random")
+    assert sum(item.gold is not None for item in found) == sum(item.gold is not None for item in drawn) > 0
 
 
 @pytest.mark.reports("feedback export --consensus weighs by gold questions too, and leaves them out")
