@@ -340,7 +340,7 @@ def test_texts_of_several_sources_are_one_pair():
 @pytest.mark.reports("Uncertain pairs are of different sources first, and ties of one text stay among them")
 def test_uncertain_pairs_of_one_source_come_last():
     samples = [Sample(f"same {i}", " t", source) for i in range(4) for source in ("x", "y")]
-    samples += [Sample(f"own {i}", f" {'w ' * (n + i)}", source) for i in range(4) for source in ("x", "y") for n in (1, 5)]
+    samples += [Sample(f"own {i}", f" {source * (n + i)}", source) for i in range(4) for source in ("x", "y") for n in (1, 5)]
     models = [as_reward_model(lambda prompts, completions: [float(len(c)) for c in completions])]
     models.append(as_reward_model(lambda prompts, completions: [-float(len(c)) for c in completions]))
     found = choose_pairs(samples, 8, "uncertain", models)
