@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 
 from rich.console import Console
@@ -52,11 +53,19 @@ def _by_group(config: Evaluate, run: TrainedRun, outcome: Outcome, console: Cons
         raise ValueError(f"--by {config.by}: no prompt has this column; known: {', '.join(known) or 'none'}")
     groups = [str(prompt.metadata.get(config.by)) for prompt in prompts]
     written = {"before": outcome.before, "after": outcome.after}
-    means = {when: by_group([row["score"] for row in rows], groups) for when, rows in written.items() if rows is not None}
+    means = {
+        when: by_group([row["score"] for row in rows], groups, [row["prompt"] for row in rows])
+        for when, rows in written.items()
+        if rows is not None
+    }
     write_json(config.run / f"groups-{run.name}.json", {when: dataclasses.asdict(value) for when, value in means.items()})
     table = Table("", config.by, "texts", "reward", "95% interval")
     for when, value in means.items():
         for m in value.means:
-            table.add_row(when, m.group, str(m.num), f"{m.mean:.3f}", f"{m.low:.3f} to {m.high:.3f}")
-        table.add_row(when, "gap", "", f"{value.gap:.3f}", f"{value.gap_low:.3f} to {value.gap_high:.3f}")
+            table.add_row(when, m.group, str(m.num), f"{m.mean:.3f}", _ends(m.low, m.high))
+        table.add_row(when, "gap", "", f"{value.gap:.3f}", _ends(value.gap_low, value.gap_high))
     console.print(table)
+
+
+def _ends(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "- (one prompt)"

@@ -4,26 +4,35 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import rewards
 from rewards import PersonalRewardModel, Preference, fit_personal_model
 from rewards.analysis.group_means import by_group
+from rewards.utils.intervals import mean_interval
 from textrl_env import Episode, make_task
 
 
+@pytest.mark.reports("Means of groups have Student's intervals over prompts; a group of one text has none")
 def test_means_and_gap_by_hand():
-    found = by_group([1.0, 2.0, 3.0, 10.0, 10.0], ["b", "b", "b", "a", "a"])
-    assert [(m.group, m.mean, m.num) for m in found.means] == [("b", 2.0, 3), ("a", 10.0, 2)]
-    assert found.gap == 8.0 and (found.means[1].low, found.means[1].high) == (10.0, 10.0)
-    assert 1 <= found.means[0].low < 2 < found.means[0].high <= 3 and found.gap_low == pytest.approx(10 - found.means[0].high)
+    found = by_group([1.0, 2.0, 3.0, 10.0, 10.0, 13.0], ["b", "b", "b", "a", "a", "a"])
+    assert [(m.group, m.mean, m.num) for m in found.means] == [("b", 2.0, 3), ("a", 11.0, 3)]
+    # t of 2 degrees is 4.303, and the standard error of 1, 2, 3 is 1 / sqrt(3); Welch's of both by SciPy
+    assert (found.means[0].low, found.means[0].high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    theirs = stats.ttest_ind([10.0, 10, 13], [1.0, 2, 3], equal_var=False).confidence_interval()
+    assert (found.gap, found.gap_low, found.gap_high) == pytest.approx((9.0, theirs.low, theirs.high))
+    alone = by_group([0.9, 0.1, 0.2, 0.6, 0.4], ["a", "b", "b", "b", "b"])
+    assert math.isnan(alone.means[1].low) and math.isnan(alone.gap_low) and alone.gap == pytest.approx(0.575)
+    same = by_group([0.0, 0.0, 4.0, 4.0, 1.0, 1.0], ["x"] * 6, ["p", "p", "q", "q", "r", "r"])  # three prompts, not six texts
+    assert same.means[0] == by_group([0.0, 4.0, 1.0], ["x"] * 3).means[0].__class__("x", *mean_interval(np.array([0.0, 4, 1])), 6)
     with pytest.raises(ValueError, match="one group for each"):
         by_group([1.0], ["a", "b"])
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    inside = [(lambda m: m.low <= 0 <= m.high)(by_group(rng.normal(size=60), ["x"] * 60, 400, seed).means[0]) for seed in range(300)]
-    assert 0.90 <= np.mean(inside) <= 0.99
+    inside = [(lambda m: m.low <= 0 <= m.high)(by_group(rng.normal(size=5), ["x"] * 5).means[0]) for _ in range(600)]
+    assert 0.93 <= np.mean(inside) <= 0.97
 
 
 LIKES = {"warm": "moving", "cool": "clever"}
