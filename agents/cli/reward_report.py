@@ -229,8 +229,9 @@ def _read(path: Path, columns: Mapping[str, str] | None, least: int, console: Co
         raise ValueError(f"{path} holds {len(pairs)} comparisons of different texts: a report needs at least {least}. {skipped}".rstrip())
     if file.ceiling is not None:
         told.append(
-            f"{path.name}: people agree with people: a panel drawn anew prefers what the panel prefers in {file.ceiling.panel:.1%} of "
-            f"{file.ceiling.comparisons:,} comparisons, a single rater in {file.ceiling.rater:.1%}"
+            f"{path.name}: people agree with people: a single rater prefers what the others prefer in {file.ceiling.rater:.1%} of "
+            f"{file.ceiling.comparisons:,} comparisons, a panel drawn from the same ratings again in {file.ceiling.panel:.1%}, which is more "
+            "than other people would"
         )
     for line in [*told, *([f"{path.name}: {identical} comparisons of a text with itself are left out"] if identical else [])]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -36,7 +36,9 @@ class NoiseCeiling:
     """How often people agree on which of two texts is better: no reward model can be expected to do better.
 
     Attributes:
-        panel: Share of comparisons in which a panel drawn anew from the same ratings prefers the text that the panel prefers.
+        panel: Share of comparisons in which a panel drawn anew from the same ratings prefers the text that the panel prefers: no more than
+            that can be asked of a judge, and other people would agree less, since the two share what is chance in the ratings (.75 of
+            comparisons of equally good texts with 20 ratings each, where other people have .5).
         rater: Share in which one rating of each text, against the mean of the others, does; half where the two are equal.
         comparisons: How many were counted: those in which the panels' means differ.
     """
