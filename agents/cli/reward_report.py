@@ -230,7 +230,7 @@ def _read(path: Path, columns: Mapping[str, str] | None, least: int, console: Co
     if file.ceiling is not None:
         told.append(
             f"{path.name}: people agree with people: a single rater prefers what the others prefer in {file.ceiling.rater:.1%} of "
-            f"{file.ceiling.comparisons:,} comparisons, a panel drawn from the same ratings again in {file.ceiling.panel:.1%}, which is more "
+            f"{file.ceiling.comparisons:,} comparisons, a panel drawn from the same ratings again in {file.ceiling.panel:.1%}, more "
             "than other people would"
         )
     for line in [*told, *([f"{path.name}: {identical} comparisons of a text with itself are left out"] if identical else [])]:

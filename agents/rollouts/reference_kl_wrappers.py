@@ -5,7 +5,9 @@ Each step's reward becomes `reward + beta * log pi_ref(token | text)`.  An agent
 sums to `score - beta * log(pi / pi_ref)`, what `SequenceRolloutBuffer` gives our own agents.  A step or reset consumes
 `log_probs`: set them before each step.  Set them on the wrapper itself, or from outside further wrappers with
 `set_wrapper_attr("log_probs", ...)` (gymnasium) or `set_attr("log_probs", ...)` (SB3); a plain assignment to an outer wrapper
-would stay there unread.
+would stay there unread.  Action masks of the environment are not asked for, since nobody says whether the agent follows them:
+the reference is that of all tokens, where the buffer's is that of the legal ones, and a masked agent's rewards differ by what
+it gives the others.
 
 Without the agent's log-probability an entropy bonus has to stand in for `- beta * log pi`.  This is the same objective only
 where the entropy of later states enters the *return*, as in soft Q-learning or SAC:

@@ -146,6 +146,19 @@ def test_a_message_cannot_write_control_tokens():
     assert encode_prompts(tokenizer, [prompt])[0] == task.prompt_ids[0].tolist()  # what SFT asks for
 
 
+@pytest.mark.reports("A message that holds [1] or <div> is tokenized as transformers does")
+def test_brackets_that_are_no_control_tokens_change_nothing():
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(["▁", *"Hi[1]/NST<dv>"])}, []))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens(["<s>", "[INST]", "[/INST]"])
+    template = "<s>{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
+    for message in ("Hi [1]", "Hi <div>", "Hi"):
+        (prompt,) = read_prompts([{"prompt": [{"role": "user", "content": message}]}], template=chat_template(template))
+        assert bool(prompt.typed) == (message != "Hi")
+        (ids,) = encode_prompts(FileTokenizer(backend, "<s>"), [prompt])
+        assert ids == backend.encode(f"<s>[INST]{message}[/INST]", add_special_tokens=False).ids
+
+
 @pytest.mark.reports("What a template makes of a message itself, such as cutting at </think>, stays as it is")
 def test_a_template_may_act_on_what_is_spelled():
     source = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"

@@ -46,15 +46,20 @@ class ControlTokens:
         return self._spelled is not None and self._spelled.search(text) is not None
 
     def encode_template(self, text: str, typed: Spans) -> list[int]:
-        """Return the ids of a text that a template wrote: its control tokens are tokens, those in the spans `typed` are text."""
-        if not typed or self._spelled is None:
+        """Return the ids of a text that a template wrote: its control tokens are tokens, those in the spans `typed` are text.
+
+        Where a span spells no control token of this vocabulary, such as `[1]` or `<div>`, the text is encoded as any other is.  Else what
+        lies between control tokens is encoded by itself, which a tokenizer may begin otherwise.
+        """
+        found = [] if self._spelled is None else list(self._spelled.finditer(text))
+        own = [token for token in found if not any(start < token.end() and token.start() < end for start, end in typed)]
+        if len(own) == len(found):
             self.backend.encode_special_tokens = False
             return self.backend.encode(text, add_special_tokens=False).ids
         ids, done = [], 0
-        for found in self._spelled.finditer(text):
-            if not any(start < found.end() and found.start() < end for start, end in typed):
-                ids += [*self.encode([text[done : found.start()]])[0], self.ids[found[0]]]
-                done = found.end()
+        for token in own:
+            ids += [*self.encode([text[done : token.start()]])[0], self.ids[token[0]]]
+            done = token.end()
         return ids + self.encode([text[done:]])[0]
 
     def _letter_by_letter(self, text: str) -> list[int]:

@@ -64,6 +64,7 @@ class RolloutSymptoms(NamedTuple):
         approx_kl: Mean KL per token of the update before; None before the first.
         generated: Whether a generator wrote the texts.
         mismatch: How far it is from the policy; None if it did not say, or there is none.
+        cut: The rules that cut what the policy may draw while KL has a price, such as `top_p=0.9`; empty: none.
     """
 
     kl: np.ndarray
@@ -73,13 +74,18 @@ class RolloutSymptoms(NamedTuple):
     approx_kl: float | None
     generated: bool = False
     mismatch: SamplerMismatch | None = None
+    cut: str = ""
 
     @classmethod
     def of(cls, rollout: RolloutResult, buffer: SequenceRolloutBuffer, approx_kl: float | None, generated: bool) -> RolloutSymptoms:
         """Return those of a finished rollout."""
         kl = np.add.reduceat(buffer.kl, buffer._offsets[:-1])  # (S,)
         ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
-        return cls(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl, generated, rollout.stats.mismatch)
+        sampler = buffer.sampler
+        assert sampler is not None
+        cut = ", ".join(f"{name}={value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(sampler, name)) not in (0, 1))
+        told = cut if sampler.cuts and buffer.beta else ""
+        return cls(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl, generated, rollout.stats.mismatch, told)
 
 
 @dataclass
@@ -134,6 +140,12 @@ class TrainingChecks:
                 "ratio",
                 f"an update moved the policy by {seen.approx_kl:.2g} nats a token (0.01 to 0.1 is usual): lower learning_rate or "
                 "n_epochs, or set target_kl",
+            )
+        if seen.cut:
+            yield (
+                "cut",
+                f"{seen.cut}: KL compares the two models on the tokens that the policy keeps, so that one which keeps a single token pays "
+                "nothing for it, and beta cannot hold it back; train without a cut, and cut when texts are written",
             )
         if len(seen.scores) > 1 and np.ptp(seen.scores) == 0:
             yield (

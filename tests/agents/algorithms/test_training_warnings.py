@@ -22,6 +22,7 @@ SOUND = RolloutSymptoms(RNG.normal(0.3, 1, 64), RNG.normal(size=64), 2.0, 58, 0.
         ({"approx_kl": 0.9}, "moved the policy by 0.9"),
         ({"scores": np.ones(64)}, "all 64 texts of a rollout scored 1"),
         ({"finished": 13}, "from 91% to 20%"),
+        ({"cut": "top_p=0.9"}, "top_p=0.9: KL compares the two models on the tokens that the policy keeps"),
     ],
 )
 def test_each_cause_is_named_once(symptom, message):
@@ -47,6 +48,20 @@ def test_chance_is_no_fall():
             warnings.simplefilter("always")
             health.check(few._replace(finished=finished))
         assert bool(caught) == warned
+
+
+@pytest.mark.reports("A cut such as top_p in training is warned of, since KL does not see what it cuts")
+def test_a_cut_hides_the_price_of_collapse(make_env):
+    def warned(beta, **rules):
+        policy = {"model": LLAMA, **rules}
+        agent = TextPPO("TransformerPolicy", make_env(), n_episodes=12, batch_size=6, seed=0, beta=beta, policy_kwargs=policy)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            agent.learn(1)
+        return [str(w.message) for w in caught if "keeps a single token pays nothing" in str(w.message)]
+
+    assert len(warned(0.1, top_p=0.8)) == 1 and warned(0.1, top_k=3)[0].startswith("top_k=3: ")
+    assert not warned(0.1) and not warned(0.0, top_p=0.8) and not warned(0.1, temperature=0.7)
 
 
 def test_in_training(make_env, tmp_path):
