@@ -68,7 +68,11 @@ def test_runs_at_default_settings_go_on_without_playing(tmp_path, algo, preferen
     file.write_text(json.dumps(PAIR))
     flags = ["--preferences", str(file)] if preferences else []
     given = f"contents {contents_hash(file)}" if preferences else None
-    assert goes_on(tmp_path, algo, inputs_of(algo, preferences=given, steps=steps, learning_rate=rate, beta=0.1), *flags)
+    inputs = inputs_of(algo, preferences=given, steps=steps, learning_rate=rate, beta=0.1)
+    if algo == "sft" and preferences:
+        assert not goes_on(tmp_path / "earlier", algo, inputs, *flags)  # which learned the prompts too
+        inputs["train_on_prompts"] = False
+    assert goes_on(tmp_path, algo, inputs, *flags)
 
 
 @pytest.mark.parametrize(("algo", "rate"), [("rloo", 2.6e-4), ("dpo", 1e-4)])

@@ -41,7 +41,7 @@ class Watcher(BaseCallback):
         self.seen, self.stop_after = [], stop_after
 
     def _on_step(self):
-        ends = [{k: v for k, v in info.items() if k != "terminal_observation"} for info in self.locals["infos"] if info]
+        ends = [{k: v for k, v in info.items() if k not in ("terminal_observation", "text")} for info in self.locals["infos"] if info]
         for info in ends:
             info["episode"].pop("t")
         self.seen += [(self.model.num_timesteps, info) for info in ends]

@@ -154,7 +154,7 @@ def test_a_text_of_two_policies_counts_for_both(make_store, first):
     store = make_store(choose_pairs(samples, 1000), gold_share=0.5)
     games = judged(store)
     assert len(store.answers()) == 150 and len(games) == 200 and {game[:2] for game in games} == {("A", "B")}
-    assert sum(share for *_, share in games) / 200 == 0.375  # (good, good), (good, fair), (bad, good), (bad, fair): 1/2, 1, 0, 0
+    assert sum(game[2] for game in games) / 200 == 0.375  # (good, good), (good, fair), (bad, good), (bad, fair): 1/2, 1, 0, 0
     worse, better = sorted(tournament(games, samples=20), key=lambda s: s.player)
     assert worse.strength - better.strength == pytest.approx(math.log(0.375 / 0.625), abs=0.01)
     assert {item.sources for _, item in store.items() if item.gold == EQUAL} == {((first, "AB"["BA".index(first)]),) * 2}
@@ -180,7 +180,7 @@ def test_equal_texts_are_ties_and_do_not_use_up_questions(make_store):
     wrote = {"A": [" good"] * 10 + [" fair"] * 90, "B": [" bad"] * 10 + [" fair"] * 90}
     samples = [Sample(f"p{i}", text, who) for who, texts in wrote.items() for i, text in enumerate(texts)]
     games = judged(make_store(choose_pairs(samples, 10)))
-    assert len(games) == 100 and sum(share for *_, share in games) == pytest.approx(10 + 90 / 2)
+    assert len(games) == 100 and sum(game[2] for game in games) == pytest.approx(10 + 90 / 2)
     few = choose_pairs(samples, 2)
     assert sum(item.gold is None for item in few) == 2 and 3 < len(few) < 80  # ties as often as they are drawn
     assert [task["data"] for task in to_label_studio([], [(i, item) for i, item in enumerate(few)])] == [
