@@ -96,8 +96,6 @@ def test_the_same_numbers_for_the_same_tokens(make_env, model, critic, rows):
         np.testing.assert_allclose(found[name], values, atol=1e-5, rtol=1e-5, err_msg=name)
     left_out = ("terminal_observation", "episode", "text")
     timeless = [[{k: v for k, v in info.items() if k not in left_out} for info in i] for i in (infos, again)]
-        [{k: v for k, v in info.items() if k not in ("terminal_observation", "episode", "text")} for info in i] for i in (infos, again)
-    ]
     assert timeless[0] == timeless[1] and len(infos) == 20
     assert (recorded.calls == 1) == (rows == 20)
 
