@@ -22,12 +22,12 @@ from PIL import Image
 from agents.benchmark.aggregate_statistics import difference_interval, interval, iqm
 from agents.benchmark.flags import Leaderboard
 from agents.benchmark.leaderboard import run_leaderboard
-from agents.benchmark.report import draw, summarise, write_bench_report
-from agents.benchmark.results import CURRENT, Scores, headline, read_cells
+from agents.benchmark.report import draw, write_bench_report
+from agents.benchmark.results import CURRENT, Scores, headline, read_results
 from agents.benchmark.suites import is_exact
 from agents.reports.plots import save
 from agents.reports.tables import markdown_table
-from textrl_env.utils.files import write_text
+from textrl_env.utils.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "benchmark"
@@ -179,11 +179,10 @@ def pack_cells(folder: Path, path: Path) -> None:
 def write_files(folder: Path, out: Path = OUT) -> None:
     """Write the files of a run."""
     write_bench_report(folder)
-    found = read_cells(folder)
-    summary = summarise(found.cells)
+    summary = read_json(folder / "summary.json")
     write_text(out / "scores.csv", (folder / "scores.csv").read_text(encoding="utf-8"))
     write_text(out / "table.md", "# All scores by task\n\n" + (folder / "report.md").read_text(encoding="utf-8"))
-    for name, figure in draw(found.cells, summary).items():
+    for name, figure in draw(read_results(folder), summary).items():
         if name in PICTURES:
             save(figure, out / f"{name}.png")
             Image.open(out / f"{name}.png").convert("RGB").quantize(128).save(out / f"{name}.png", optimize=True)  # a fourth of the bytes

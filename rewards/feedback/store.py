@@ -307,18 +307,18 @@ class FeedbackStore:
                 who = add_annotator(db, answer.annotator)
                 item_id, answer = self._find(db, answer)
                 key = {"item_id": item_id, "annotator_id": who, "turn": answer.turn}
-                before = sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items()))
-                showing = db.scalar(before)
+                showing = db.scalar(sa.select(assignments.c.id).where(*(assignments.c[name] == value for name, value in key.items())))
                 if showing is not None and db.scalar(sa.select(answers.c.showing_id).where(answers.c.showing_id == showing)) is not None:
                     continue
                 shown = {"shown_order": json.dumps(answer.order), "shown_at": answer.answered_at - answer.seconds}
                 if showing is None:
-                    db.execute(assignments.insert().values(**key, **shown, ticket=secrets.token_urlsafe(16)))
+                    new = assignments.insert().values(**key, **shown, ticket=secrets.token_urlsafe(16))
+                    showing = db.execute(new).inserted_primary_key[0]  # type: ignore[index]
                 else:  # a question that is open on their page, and answered elsewhere
                     db.execute(assignments.update().where(assignments.c.id == showing).values(**shown))
                 words = {name: self._clean(text) for name, text in answer.words.items()}
                 row = answer_row(answer.value, words, self.keys)
-                db.execute(answers.insert().values(showing_id=db.scalar(before), **row, answered_at=answer.answered_at))
+                db.execute(answers.insert().values(showing_id=showing, **row, answered_at=answer.answered_at))
                 added += 1
             count_anew(db)
             add_to_log(db, "owner", "import answers", f"{added} new, {len(given) - added} known")

@@ -81,13 +81,6 @@ def _by_item(answers: Sequence[Label]) -> dict[Hashable, dict[str, int]]:
     return given
 
 
-def _people_of(item: np.ndarray, who: np.ndarray) -> dict[int, set[int]]:
-    people: dict[int, set[int]] = {}
-    for i, w in zip(item.tolist(), who.tolist(), strict=True):
-        people.setdefault(i, set()).add(w)
-    return people
-
-
 @dataclass(frozen=True)
 class LabelEstimate:
     """What Dawid and Skene's model makes of the answers.
@@ -139,8 +132,8 @@ def dawid_skene(
     np.add.at(posterior, item, right[said])
     posterior /= posterior.sum(1, keepdims=True)
     pseudo = smoothing * (right + (1 - right) / (num_labels - 1))  # (K, K)
-    teaches = np.zeros(len(names), bool)  # (N,)
-    teaches[[i for i, people_of in _people_of(item, who).items() if len(people_of) > 1 or i in fixed]] = True
+    teaches = np.bincount(np.unique([item, who], axis=1)[0], minlength=len(names)) > 1  # (N,): several people answered
+    teaches[list(fixed)] = True
     counted = teaches[item]  # (M,)
     known_people = np.isin(np.arange(len(people)), who[counted])  # (A,)
     of_prior = teaches if teaches.any() else ~teaches

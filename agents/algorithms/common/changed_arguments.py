@@ -70,9 +70,9 @@ def _saved_arguments(made: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {name: saved[_ATTRIBUTES.get(name, name)] for name in names if _ATTRIBUTES.get(name, name) in saved}
     buffer = dict(arguments.pop("rollout_buffer_kwargs", None) or {})
     own = _built(made, saved, arguments).rollout_buffer_kwargs  # what the constructor itself puts there
-    for name in {"whiten_advantages"} & buffer.keys() & set(names):  # of another class's file, which has it there
-        value = buffer.pop(name)
-        arguments |= {name: value} if name in own else {}
+    if "whiten_advantages" in names and "whiten_advantages" in buffer:
+        value = buffer.pop("whiten_advantages")  # where the constructor puts none, it is of another class's file
+        arguments |= {"whiten_advantages": value} if "whiten_advantages" in own else {}
     return {**arguments, "rollout_buffer_kwargs": {name: value for name, value in buffer.items() if own.get(name, _MISSING) != value}}
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # pytest imports this file for its list of warnings, and need
     from ...rollouts.sampler_mismatch import SamplerMismatch, WeightSums
 
 
+_CUTS = {"top_k": 0, "top_p": 1, "min_p": 0}  # rules of `Sampler.cuts`, and where they are off
+
+
 class TrainingWarning(UserWarning):
     """A training that probably goes wrong; each cause is warned of once."""
 
@@ -83,9 +86,9 @@ class RolloutSymptoms(NamedTuple):
         ended = sum(info["finish_reason"] != "length" for info in rollout.infos)
         sampler = buffer.sampler
         assert sampler is not None
-        cut = ", ".join(f"{name}={value}" for name in ("top_k", "top_p", "min_p") if (value := getattr(sampler, name)) not in (0, 1))
-        told = cut if sampler.cuts and buffer.beta else ""
-        return cls(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl, generated, rollout.stats.mismatch, told)
+        rules = {name: getattr(sampler, name) for name, off in _CUTS.items() if getattr(sampler, name) != off}
+        cut = ", ".join(f"{name}={value}" for name, value in rules.items()) if buffer.beta else ""
+        return cls(kl, buffer.scores, rollout.stats.entropy, ended, approx_kl, generated, rollout.stats.mismatch, cut)
 
 
 @dataclass

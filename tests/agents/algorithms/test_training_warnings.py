@@ -61,6 +61,7 @@ def test_a_cut_hides_the_price_of_collapse(make_env):
         return [str(w.message) for w in caught if "keeps a single token pays nothing" in str(w.message)]
 
     assert len(warned(0.1, top_p=0.8)) == 1 and warned(0.1, top_k=3)[0].startswith("top_k=3: ")
+    assert warned(0.1, top_k=1)[0].startswith("top_k=1: ")
     assert not warned(0.1) and not warned(0.0, top_p=0.8) and not warned(0.1, temperature=0.7)
 
 
