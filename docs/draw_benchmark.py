@@ -27,6 +27,7 @@ from agents.benchmark.results import CURRENT, Scores, headline, read_results
 from agents.benchmark.suites import is_exact
 from agents.reports.plots import save
 from agents.reports.tables import markdown_table
+from rewards.utils.intervals import IntervalEstimate, mean_interval
 from textrl_env.utils.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ PAIRS = (
     ("best-of-n", "grpo"), ("best-of-n", "a2c"), ("a2c", "sft"), ("sft", "dpo"),
 )  # fmt: skip
 LEVELS = (0.8, 0.5, -np.inf)
+SHOWN = 4  # of the tasks on which tuning helped, the most helped
 
 
 class Stored(NamedTuple):
@@ -71,14 +73,54 @@ def stored(path: Path = OUT / "scores.csv") -> Stored:
 
 def totals(found: Stored) -> str:
     """Return the table of agents, the best first: interquartile means tuned and with the defaults, and the paired difference of means."""
-    own = {agent: values[_counted(found)] for agent, values in found.scores.items()}
+    lines = [
+        (_name(agent), tuned or "-", plain, "-" if tuned is None else _by_tuning(found, agent).rounded(3))
+        for agent, tuned, plain in _ranked(found)
+    ]
+    return markdown_table(("agent", "tuned", "defaults", "mean, tuned - defaults"), lines)
+
+
+def short(found: Stored) -> str:
+    """Return the table of agents without the difference."""
+    return markdown_table(("agent", "tuned", "defaults"), [(_name(agent), tuned or "-", plain) for agent, tuned, plain in _ranked(found)])
+
+
+def _ranked(found: Stored) -> list[tuple[str, IntervalEstimate | None, IntervalEstimate]]:
+    """Return the agents, the best first, and their interquartile means tuned, where they were, and with the defaults."""
+    rows = _counted(found)
     lines = []
-    for agent in (agent for agent in own if not agent.endswith(TUNED)):
-        tuned = own.get(f"{agent}{TUNED}")
-        best, plain = (None if runs is None else interval(iqm, runs) for runs in (tuned, own[agent]))
-        by = "-" if tuned is None else difference_interval(tuned - own[agent]).rounded(3)
-        lines.append(((best or plain).value, agent, best or "-", plain, by))
-    return markdown_table(("agent", "tuned", "defaults", "mean, tuned - defaults"), [line[1:] for line in sorted(lines, reverse=True)])
+    for agent in _agents(found):
+        tuned = found.scores.get(f"{agent}{TUNED}")
+        best, plain = (None if runs is None else interval(iqm, runs[rows]) for runs in (tuned, found.scores[agent]))
+        lines.append((agent, best, plain))
+    return sorted(lines, key=lambda line: -(line[1] or line[2]).value)
+
+
+def _name(agent: str) -> str:
+    return agent.replace("best-of-n", "best-of-8").replace(TUNED, ", tuned")
+
+
+def _agents(found: Stored) -> list[str]:
+    return [agent for agent in found.scores if not agent.endswith(TUNED)]
+
+
+def _by_tuning(found: Stored, agent: str) -> IntervalEstimate:
+    rows = _counted(found)
+    return difference_interval(found.scores[f"{agent}{TUNED}"][rows] - found.scores[agent][rows])
+
+
+def tuning(found: Stored) -> str:
+    """Return the table of what tuning changed: on how many of the tasks, and on which, beyond the paired interval of that task alone."""
+    lines = []
+    for agent in (agent for agent in _agents(found) if f"{agent}{TUNED}" in found.scores):
+        by = found.scores[f"{agent}{TUNED}"] - found.scores[agent]
+        ends = [(task, mean_interval(runs[np.isfinite(runs)])) for task, runs in zip(found.tasks, by, strict=True)]
+        worse = sorted((x.value, task) for task, x in ends if x.high < 0)
+        better = sorted(((x.value, task) for task, x in ends if x.low > 0), reverse=True)
+        named = [", ".join(f"{task} {value:+.2f}" for value, task in some) or "-" for some in (worse, better[:SHOWN])]
+        more = f" and {len(better) - SHOWN} more" if len(better) > SHOWN else ""
+        lines.append((agent, _by_tuning(found, agent).rounded(3), named[0], named[1] + more))
+    return markdown_table(("agent", "mean, tuned - defaults", "worse on", "better on"), lines)
 
 
 def _counted(found: Stored) -> list[int]:
@@ -96,7 +138,7 @@ def differences(found: Stored) -> str:
     lines = []
     for pair in (pair for pair in PAIRS if all(agent in scores for agent in pair)):
         tuned = [f"{agent}{TUNED}" if f"{agent}{TUNED}" in scores else agent for agent in pair]
-        lines.append((" - ".join(pair), by(*tuned, some), by(*pair, some), by(*tuned, slice(None)), by(*pair, slice(None))))
+        lines.append((" - ".join(map(_name, pair)), by(*tuned, some), by(*pair, some), by(*tuned, slice(None)), by(*pair, slice(None))))
     number = len(some)
     head = (
         "mean difference",
@@ -131,11 +173,11 @@ def exact(found: Stored) -> str:
         return f"{np.nanmean(found.scores[agent][i]):.2f} / {f'{np.nanmean(share):.2f}' if np.isfinite(share).any() else '-'}"
 
     agents = sorted(found.scores, key=lambda agent: -float(np.nanmean(found.scores[agent][rows])))
-    lines = [(agent, *(means(agent, i) for i in rows)) for agent in agents]
+    lines = [(_name(agent), *(means(agent, i) for i in rows)) for agent in agents]
     return markdown_table(("agent", *(found.tasks[i].removeprefix("exact-") for i in rows)), lines)
 
 
-TABLES = {"totals": totals, "differences": differences, "solved": solved, "exact": exact}
+TABLES = {"totals": totals, "short": short, "tuning": tuning, "differences": differences, "solved": solved, "exact": exact}
 
 
 def marked(name: str, text: str) -> str:

@@ -216,7 +216,7 @@ def _results(name: str) -> str:
     rows = _cells((_DOCS / "exact.md").read_text(encoding="utf-8"))
     head = next(row for row in rows if "Smooth" in row)
     mine = next((row for row in rows if _key(row[0]) == _key(name)), None)
-    more = "In the benchmark of 23 tasks: [results](../../benchmark.md). On film reviews: [one table of all](../../review.md)."
+    more = "In the benchmark: [results](../../benchmark.md). On film reviews: [one table of all](../../review.md)."
     if mine is None:
         return more
     told = "Share of the gap to the known optimum that it closes ([exact tasks](../../exact.md); 0 is the reference, 1 the optimum):"

@@ -3,10 +3,13 @@
 import csv
 import importlib.util
 import json
+import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from scipy.stats import trim_mean
 
 from agents.benchmark.report import summarise
 from agents.benchmark.results import CURRENT, read_results
@@ -62,8 +65,39 @@ def test_tables_by_hand(drawn, tmp_path):
     assert "| -0.300 [-0.548, -0.052] |" in drawn.differences(found)
     assert "| defaults | less than 0.5 | lock 0.40 |" in drawn.solved(found)
     assert "| tuned | at least 0.8 | exact-needle 5.00, lock 0.86 |" in drawn.solved(found)
-    assert "| ppo | 5.00 / 0.60 |" in drawn.exact(found) and "| rloo | 4.00 / - |" in drawn.exact(found)
+    assert drawn.short(found).splitlines()[3] == "| rloo | - | 0.10 [0.10, 0.10] |"
+    # on lock +.6, .457, .314, whose standard error is .0825; on exact-needle nothing
+    assert drawn.tuning(found).splitlines()[2:] == ["| ppo | 0.457 [0.102, 0.812] | - | lock +0.46 |"]
+    assert "| ppo, tuned | 5.00 / 0.60 |" in drawn.exact(found) and "| rloo | 4.00 / - |" in drawn.exact(found)
     document = "a\n<!-- benchmark:totals -->\nold\n<!-- /benchmark -->\nb"
     assert drawn.marked("totals", document) == "old"
     with pytest.raises(ValueError, match="benchmark:exact"):
         drawn.marked("exact", document)
+
+
+def test_tables_in_the_documents_are_of_the_stored_scores(drawn):
+    found, shown = drawn.stored(), 0
+    for path in map(ROOT.joinpath, drawn.DOCUMENTS):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- benchmark:(\w+) -->", text):
+            assert drawn.marked(name, text) == drawn.TABLES[name](found), (path.name, name)
+            shown += 1
+    assert shown == 7
+
+
+def test_the_headline_by_another_implementation(drawn):
+    """Interquartile means of the README's table from the file of scores, by scipy; means of 10 seeds on 18 tasks."""
+    with (ROOT / "docs" / "benchmark" / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(Counter((row["task"], row["agent"]) for row in rows).values()) == {10}
+    rows = [row for row in rows if not row["task"].startswith("exact-")]
+    assert len({row["task"] for row in rows}) == 18
+    agents = {row["agent"] for row in rows}
+    values = {agent: trim_mean([float(row["score"]) for row in rows if row["agent"] == agent], 0.25) for agent in agents}
+    table = drawn.marked("short", (ROOT / "README.md").read_text(encoding="utf-8")).splitlines()[2:]
+    shown = {agent: cells for agent, *cells in (line.strip("| ").split(" | ") for line in table)}
+    assert len(shown) == 9
+    for agent, (tuned, plain) in shown.items():
+        agent = agent.replace("best-of-8", "best-of-n")
+        assert plain.split()[0] == f"{values[agent]:.2f}"
+        assert tuned == "-" or tuned.split()[0] == f"{values[f'{agent}:tuned=true']:.2f}"

@@ -14,6 +14,7 @@ from agents.distributed.ranks import Ranks
 from agents.models.log_probs import action_log_probs
 from agents.models.sequences import TextRecord, pack
 from agents.rollouts.sampler_mismatch import ImportanceSampling
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.exact import ExactTask, smooth
@@ -170,7 +171,7 @@ def test_log_probs_that_are_wrong_by_a_constant_are_found_out(make_env, by, told
         agent.learn(1)
 
 
-@pytest.mark.parametrize("temperature", [0.6, 0.9, 1.0, 1.5])
+@pytest.mark.parametrize("temperature", slow_but([0.6, 1.0], [0.6, 0.9, 1.0, 1.5]))
 def test_right_log_probs_of_another_temperature_are_left_in_peace(make_env, temperature):
     agent = make(TextPPO, make_env())
     agent.generator = Tempered(temperature)

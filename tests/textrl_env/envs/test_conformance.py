@@ -14,9 +14,13 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import textrl_env
+from tests.slow_cases import slow_but
+from textrl_env import LADDERS
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 IDS = [name for name in gymnasium.registry if name.startswith("textrl/")]
+SIZES = {f"textrl/{ladder.name}-{size}-v0" for ladder in LADDERS for size in ladder.sizes}  # of what is there at its default size too
+EACH = slow_but([name for name in IDS if name not in SIZES], IDS)
 
 
 def shout(prompts, completions):
@@ -43,7 +47,7 @@ def test_there_are_environments():
     assert "textrl/Review-v0" in IDS
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", EACH)
 def test_checkers_have_nothing_to_say(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -52,7 +56,7 @@ def test_checkers_have_nothing_to_say(name):
         sb3_check_env(gymnasium.make(name, reward="length").unwrapped)
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", EACH)
 def test_ways_to_make_it(name):
     for env in (gymnasium.make(name), gymnasium.make(f"textrl_env:{name}")):
         assert isinstance(env.unwrapped, textrl_env.TextGenerationEnv)
@@ -67,7 +71,7 @@ def test_ways_to_make_it(name):
     assert "Keyword" in repr(again.unwrapped.reward_model)
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", EACH)
 def test_pictures_of_it(name):
     env = gymnasium.make(name, render_mode="rgb_array")
     env.reset(seed=0)
@@ -113,7 +117,7 @@ def test_no_time_limit(name):
     assert gymnasium.spec(name).max_episode_steps is None
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", EACH)
 def test_seeds_decide_everything(name):
     one, two = (play(gymnasium.make(name, reward="length")) for _ in range(2))
     same(one, two)
@@ -122,7 +126,7 @@ def test_seeds_decide_everything(name):
     assert len(prompts) > 1
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_alike(name, twin):
     env = gymnasium.make(name, reward="length").unwrapped
