@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from agents import GRPO, NLPO, RLOO, TextA2C, TextMaskablePPO, TextPPO, TextTRPO
-from textrl_env import IntegerTokenizer, Prompt, TextTask, WordTokenizer
+from textrl_env import IntegerTokenizer, Prompt, TextGenerationVecEnv, TextTask, WordTokenizer
 
-from ..conftest import GPT2, LLAMA, VOCAB
+from ..conftest import GPT2, LLAMA, VOCAB, sevens
 
 SMALL = {**LLAMA, "num_hidden_layers": 1}
 
@@ -18,6 +18,17 @@ def make(env, algorithm=TextPPO, **settings):
     policy = "MaskableTransformerPolicy" if algorithm is TextMaskablePPO else "TransformerPolicy"
     settings = {"n_episodes": 12, "seed": 0, **settings, "policy_kwargs": {"model": SMALL, **settings.get("policy_kwargs", {})}}
     return algorithm(policy, env, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An agent that learned from a rollout, and the file that it was saved in."""
+    prompts = [Prompt("1 2 3"), Prompt("4"), Prompt("5 6 7 8 9 10")]
+    env = TextGenerationVecEnv(6, task=TextTask(IntegerTokenizer(VOCAB, 0), prompts, max_new_tokens=9), reward=sevens)
+    agent = make(env, n_episodes=12, batch_size=12, beta={"target": 3.0})
+    agent.learn(30)
+    agent.save(file := tmp_path_factory.mktemp("trained") / "agent")
+    return agent, file
 
 
 @pytest.fixture
@@ -66,12 +77,9 @@ USED = {  # what is given, and where the constructor takes it
 
 @pytest.mark.reports("Every argument of the constructor that load is given is used.")
 @pytest.mark.parametrize("name", USED)
-def test_an_argument_is_used(make_env, tmp_path, name):
-    value, read = USED[name]
-    agent = make(make_env(), n_episodes=12, batch_size=12, beta={"target": 3.0})
-    agent.learn(30)
-    agent.save(tmp_path / "agent")
-    plain, again = TextPPO.load(tmp_path / "agent", env=make_env()), TextPPO.load(tmp_path / "agent", env=make_env(), **{name: value})
+def test_an_argument_is_used(make_env, trained, name):
+    (value, read), (agent, file) = USED[name], trained
+    plain, again = TextPPO.load(file, env=make_env()), TextPPO.load(file, env=make_env(), **{name: value})
     assert read(again) == value != read(plain)
     assert again.rollout_buffer.whiten_advantages  # PPO's own, whatever else the buffer is told
     assert name == "beta" or again.kl_controller.beta == plain.kl_controller.beta == agent.kl_controller.beta
@@ -143,12 +151,11 @@ REFUSED = {
 
 @pytest.mark.reports("An argument of load that cannot be used is refused with the reason.")
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_argument_is_refused(make_env, tmp_path, name):
-    arguments, error, reason = REFUSED[name]
-    make(make_env()).save(tmp_path / "agent")
+def test_an_argument_is_refused(make_env, trained, name):
+    (arguments, error, reason), (_, file) = REFUSED[name], trained
     with pytest.raises(error, match=reason):
-        TextPPO.load(tmp_path / "agent", env=make_env(), **arguments)
-    TextPPO.load(tmp_path / "agent", env=make_env())  # the file is as it was
+        TextPPO.load(file, env=make_env(), **arguments)
+    TextPPO.load(file, env=make_env())  # the file is as it was
 
 
 @pytest.mark.reports("A group size is the task's: load refuses another.")

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -21,17 +24,17 @@ from rewards.feedback.store import FeedbackStore
 from rewards.feedback.study import key_file
 
 
-@pytest.fixture
-def study(tmp_path, capsys):
-    """Two policies' texts, pairs of them, and three annotators of whom one is careless."""
+def answer_all(folder):
+    """Make a study of pairs of two policies' texts, and have three annotators answer, of whom one is careless."""
     for name, word in (("new", "moving"), ("old", "dull")):
         rows = ({"prompt": f"the film {i}", "response": f" was {word} {'so ' * (i % 3)}."} for i in range(40))
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = tmp_path / "study"
-    samples = [f"{name}={tmp_path / name}.jsonl" for name in ("new", "old")]
-    assert main(["feedback", "create", str(folder), "--samples", *samples, "--pairs", "40", "--overlap", "3", "--choose", "balanced"]) == 0
-    assert "40 items added" in capsys.readouterr().out
-    store = FeedbackStore(folder)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [f"{name}={folder / name}.jsonl" for name in ("new", "old")]
+    create = ["feedback", "create", str(folder / "study"), "--samples", *samples, "--pairs", "40", "--overlap", "3", "--choose", "balanced"]
+    with redirect_stdout(StringIO()) as out:
+        assert main(create) == 0
+    assert "40 items added" in " ".join(out.getvalue().split())
+    store = FeedbackStore(folder / "study")
     for name in ("ann", "bob", "cem"):
         who = store.enter(name)
         while (shown := store.ask(who)) is not None:
@@ -41,7 +44,18 @@ def study(tmp_path, capsys):
             choice = (better if number % 2 else wrong) if name == "cem" else better if number % 10 else wrong
             store.answer(who, shown.ticket, {"choice": choice}, {"reason": "because"})
     store.close()
-    return folder
+
+
+@pytest.fixture(scope="session")
+def answered(made_once):
+    return made_once("feedback-study", answer_all)
+
+
+@pytest.fixture
+def study(answered, tmp_path):
+    """A copy of an answered study, with its keys beside it."""
+    shutil.copytree(answered, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "study"
 
 
 def test_report(study, capsys):

@@ -1,6 +1,5 @@
 """Action masks and how tokens spell texts: many spellings, spellings with gaps, and files whose decoders drop spaces."""
 
-import itertools
 import json
 import re
 
@@ -35,13 +34,17 @@ class SpelledTokenizer:
 
 def completions(tokenizer, matches, longest):
     """What may follow each prefix of a matching text of up to `longest` tokens, by enumerating all of them."""
-    follow = {}
-    for n in range(longest + 1):
-        for row in itertools.product(range(1, tokenizer.vocab_size), repeat=n):
-            if matches(tokenizer.decode_batch([row])[0]):
-                follow.setdefault(row, set()).add(EOS)
-                for k in range(n):
-                    follow.setdefault(row[:k], set()).add(row[k])
+    spelled = list(enumerate(tokenizer.decode_batch([[token] for token in range(1, tokenizer.vocab_size)]), 1))
+    follow, rows = {}, [((), "")]  # decoding each row anew would take most of the time
+    while rows:
+        row, text = rows.pop()
+        if matches(text):
+            assert tokenizer.decode_batch([row]) == [text]
+            follow.setdefault(row, set()).add(EOS)
+            for k, token in enumerate(row):
+                follow.setdefault(row[:k], set()).add(token)
+        if len(row) < longest:
+            rows += [((*row, token), text + own) for token, own in spelled]
     return follow
 
 
