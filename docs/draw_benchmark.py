@@ -73,10 +73,10 @@ def stored(path: Path = OUT / "scores.csv") -> Stored:
 
 def totals(found: Stored) -> str:
     """Return the table of agents, the best first: interquartile means tuned and with the defaults, and the paired difference of means."""
-    lines = [
-        (_name(agent), tuned or "-", plain, "-" if tuned is None else _by_tuning(found, agent).rounded(3))
-        for agent, tuned, plain in _ranked(found)
-    ]
+    rows, lines = _counted(found), []
+    for agent, tuned, plain in _ranked(found):
+        by = "-" if tuned is None else difference_interval(_by_tuning(found, agent)[rows]).rounded(3)
+        lines.append((_name(agent), tuned or "-", plain, by))
     return markdown_table(("agent", "tuned", "defaults", "mean, tuned - defaults"), lines)
 
 
@@ -104,22 +104,22 @@ def _agents(found: Stored) -> list[str]:
     return [agent for agent in found.scores if not agent.endswith(TUNED)]
 
 
-def _by_tuning(found: Stored, agent: str) -> IntervalEstimate:
-    rows = _counted(found)
-    return difference_interval(found.scores[f"{agent}{TUNED}"][rows] - found.scores[agent][rows])
+def _by_tuning(found: Stored, agent: str) -> Any:
+    """Return by how much each run of the tuned agent is ahead of that with the defaults and the same seed, shape (T, S)."""
+    return found.scores[f"{agent}{TUNED}"] - found.scores[agent]
 
 
 def tuning(found: Stored) -> str:
-    """Return the table of what tuning changed: on how many of the tasks, and on which, beyond the paired interval of that task alone."""
-    lines = []
+    """Return the table of what tuning changed: in the mean, and on which tasks beyond the paired interval of that task alone."""
+    rows, lines = _counted(found), []
     for agent in (agent for agent in _agents(found) if f"{agent}{TUNED}" in found.scores):
-        by = found.scores[f"{agent}{TUNED}"] - found.scores[agent]
+        by = _by_tuning(found, agent)
         ends = [(task, mean_interval(runs[np.isfinite(runs)])) for task, runs in zip(found.tasks, by, strict=True)]
         worse = sorted((x.value, task) for task, x in ends if x.high < 0)
         better = sorted(((x.value, task) for task, x in ends if x.low > 0), reverse=True)
         named = [", ".join(f"{task} {value:+.2f}" for value, task in some) or "-" for some in (worse, better[:SHOWN])]
         more = f" and {len(better) - SHOWN} more" if len(better) > SHOWN else ""
-        lines.append((agent, _by_tuning(found, agent).rounded(3), named[0], named[1] + more))
+        lines.append((agent, difference_interval(by[rows]).rounded(3), named[0], named[1] + more))
     return markdown_table(("agent", "mean, tuned - defaults", "worse on", "better on"), lines)
 
 
