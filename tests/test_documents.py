@@ -100,9 +100,10 @@ def reported_faults():
 def test_the_questions_name_all_reported_faults():
     text = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
     linked = {(file, f"test_{name.replace(' ', '_')}") for name, file in re.findall(r"\[([\w ]+)\]\(\.\./(tests/[\w/]+\.py)\)", text)}
-    marked = {(file, name) for file, name, _ in reported_faults()}
+    found = list(reported_faults())
+    marked = {(file, name) for file, name, _ in found}
     assert len(marked) > 200 and linked == marked
-    assert all(line and "\n" not in line for *_, line in reported_faults())
+    assert all(line and "\n" not in line for *_, line in found)
 
 
 def test_the_files_of_a_run_are_those_of_the_table():

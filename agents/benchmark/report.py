@@ -301,7 +301,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         f"protocol {' and '.join(map(str, summary['protocols']))}. Scores are 0 for the base policy and 1 for the optimum; brackets hold "
         f"95% intervals over seeds{', exact tasks are left out of IQM, mean and gap' if apart else ''}. What was used: the median of runs.",
         *([TUNED] if summary["untuned"] else []),
-        *([f"{len(summary['missing']):,} runs are missing: every number is of what is there."] if summary["missing"] else []),
+        *([f"Runs missing: {len(summary['missing']):,}; every number is of what is there."] if summary["missing"] else []),
         markdown_table(head, rows),
         "Mean score by task:",
         markdown_table(["task", *agents], tasks),

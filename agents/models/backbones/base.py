@@ -152,11 +152,11 @@ class Backbone(ABC):
         Updates on a CPU read texts of unlike length one length after the other where that spares much padding.  Passes without gradients
         need not: the texts of reference passes are of like length.
         """
-        if not torch.is_grad_enabled() or self.device.type != "cpu" or any(isinstance(p, DTensor) for p in self.lm.parameters()):
-            return self._side_by_side(batch)  # ranks that share weights must make as many passes
-        parts = batch.by_length()
-        if len(parts) == 1:
+        if not torch.is_grad_enabled() or self.device.type != "cpu":
             return self._side_by_side(batch)
+        parts = batch.by_length()
+        if len(parts) == 1 or any(isinstance(p, DTensor) for p in self.lm.parameters()):
+            return self._side_by_side(batch)  # ranks that share weights must make as many passes
         order = torch.cat([actions for _, actions in parts]).argsort()
         return torch.cat([self._side_by_side(part) for part, _ in parts])[order]
 

@@ -114,9 +114,10 @@ class DecoderOnly(FromTransformers):
     @property
     def joins(self) -> bool:
         """Whether batches of which that makes enough fewer tokens are joined."""
-        attends = self.graphable and self._takes_positions and self.lm.config._attn_implementation == "sdpa"
-        able = attends and self.joinable is not False and not (self._compiles or self.checkpoints)  # layers run again attend as usual
-        return able and self.hidden_size >= _WIDE
+        if self.hidden_size < _WIDE or self.joinable is False or not (self.graphable and self._takes_positions):
+            return False
+        attends = self.lm.config._attn_implementation == "sdpa"
+        return attends and not (self._compiles or self.checkpoints)  # layers run again attend as usual
 
     @torch.no_grad()
     def _joins_exactly(self, longest: int) -> bool | None:

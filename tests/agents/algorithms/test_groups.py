@@ -17,6 +17,14 @@ TABLE = {"model": {"class": "agents.evaluation.exact_optimum:Table", "vocab_size
 OTHER_METADATA = [Prompt("5", metadata={"wanted": word}) for word in ("3", "7", "9")]
 
 
+GROUPS = {"zeros": ENDS_IN_ZERO, "references": OTHER_REFERENCES, "metadata": OTHER_METADATA}
+CASES = [  # groups are found in the same way for all estimators
+    pytest.param(estimator, prompts, id=f"{estimator}-{name}", marks=[pytest.mark.slow] * (estimator != "rloo" and name != "zeros"))
+    for name, prompts in GROUPS.items()
+    for estimator in ("rloo", "group_mean", "grpo")
+]
+
+
 def make_env(prompts, reward, group_size=2, num_envs=12):
     task = TextTask(IntegerTokenizer(VOCAB, 0), prompts, max_new_tokens=5, group_size=group_size, prompt_order="sequential")
     return TextGenerationVecEnv(num_envs, task=task, reward=reward)
@@ -50,8 +58,7 @@ def by_hand(estimator, scores, prompt):
 
 
 @pytest.mark.reports("Prompts that end in token 0, and equal prompts with other references or metadata, each have a baseline of their own")
-@pytest.mark.parametrize("prompts", [ENDS_IN_ZERO, OTHER_REFERENCES, OTHER_METADATA], ids=["zeros", "references", "metadata"])
-@pytest.mark.parametrize("estimator", ["rloo", "group_mean", "grpo"])
+@pytest.mark.parametrize(("estimator", "prompts"), CASES)
 def test_texts_are_compared_with_those_of_their_own_prompt(prompts, estimator):
     agent = TextPolicyGradient(
         "TransformerPolicy", make_env(prompts, Levels()), estimator=estimator, n_episodes=12, batch_size=12, beta=0.0, seed=0,

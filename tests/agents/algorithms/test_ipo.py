@@ -11,7 +11,7 @@ TABLE = {"class": "agents.evaluation.exact_optimum:Table", "vocab_size": 4, "len
 
 
 @pytest.mark.reports("IPO's optimum is where log-ratios differ by (2p - 1) / (2 beta), p the share of wins: found by minimising its loss")
-@pytest.mark.parametrize(("wins", "beta"), [(3, 0.5), (4, 0.5), (3, 0.2)])
+@pytest.mark.parametrize(("wins", "beta"), [pytest.param(3, 0.5, marks=pytest.mark.slow), (4, 0.5), (3, 0.2)])
 def test_the_optimum_of_ipo(wins, beta):
     pairs = [Preference("1", "2", "3")] * wins + [Preference("1", "3", "2")] * (4 - wins)
     agent = DPO(

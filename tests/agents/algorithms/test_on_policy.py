@@ -79,7 +79,10 @@ def test_trpo_s_gradients_are_the_library_s(make_env, monkeypatch):
     assert (weights[0] - weights[1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("model", [LLAMA, architectures(VOCAB)["gpt_neox"], architectures(VOCAB)["t5"]], ids=["llama", "gpt_neox", "t5"])
+MODELS = [LLAMA, architectures(VOCAB)["gpt_neox"], architectures(VOCAB)["t5"]]
+
+
+@pytest.mark.parametrize("model", slow_but(MODELS[1:], MODELS), ids=["llama", "gpt_neox", "t5"])
 def test_trpo_moves_every_weight_of_the_trunk_and_keeps_its_bound(make_env, model):
     """GPT-NeoX's attention has "value" in its names, which the library takes for the critic's."""
     agent = TextTRPO("TransformerPolicy", make_env(), n_episodes=16, batch_size=8, target_kl=0.01, policy_kwargs={"model": model})

@@ -10,6 +10,7 @@ from agents import GRPO, RLOO, Reinforce, ReinforcePlusPlus, TextPolicyGradient,
 from agents.algorithms.common.advantage_estimators import ESTIMATORS, Rollout
 from agents.algorithms.common.policy_loss import estimated_kl
 from agents.evaluation.exact_optimum import optimality_gap
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 from textrl_env.tasks.exact import TASKS
@@ -250,7 +251,7 @@ def test_groups_are_needed(make_env):
         make(RLOO, make_env())
 
 
-@pytest.mark.parametrize("algorithm", CLASSES)
+@pytest.mark.parametrize("algorithm", slow_but([RLOO, Reinforce], CLASSES))
 def test_save_load_and_go_on_as_if_nothing_had_happened(grouped, algorithm, tmp_path):
     agent = make(algorithm, grouped())
     agent.learn(100)

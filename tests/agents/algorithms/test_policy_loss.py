@@ -14,6 +14,7 @@ from agents.algorithms.common.training_warnings import TrainingWarning
 from agents.algorithms.registry import ALGORITHMS
 from agents.distributed.ranks import Ranks
 from agents.models.sequences import TextRecord, pack
+from tests.slow_cases import slow_but
 
 from ..conftest import LLAMA
 from .test_policy_gradient import grouped, make  # noqa: F401  # a fixture
@@ -243,7 +244,7 @@ def test_what_does_not_go_together(make_env, settings, message):
         make(TextPolicyGradient, make_env(group_size=4), **{"estimator": "rloo", **settings})
 
 
-@pytest.mark.parametrize("surrogate", [name for name in SURROGATES if name != "ppo"])
+@pytest.mark.parametrize("surrogate", slow_but(("gspo", "clip-cov", "kl-cov"), (name for name in SURROGATES if name != "ppo")))
 def test_a_checkpoint_is_loaded_with_another_rate(grouped, surrogate, tmp_path):  # noqa: F811
     """Loading with an argument builds the agent anew from what was saved, schedules included, and checks all of it."""
     agent = make(GRPO, grouped(), surrogate=surrogate)

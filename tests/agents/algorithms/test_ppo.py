@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 
 import gymnasium
 import numpy as np
@@ -28,8 +29,14 @@ def make(env, model=LLAMA, **kwargs):
     return TextPPO("TransformerPolicy", env, policy_kwargs={"model": model, **rules}, **settings)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rules", [{}, {"temperature": 0.8, "min_new_tokens": 2}, {"top_k": 5}, {"top_p": 0.7}], ids=str)
+RULES = [{}, {"temperature": 0.8, "min_new_tokens": 2}, {"top_k": 5}, {"top_p": 0.7}]
+RULED = [  # rules look at logits, whatever made them
+    pytest.param(name, rules, id=f"{rules}-{name}", marks=[pytest.mark.slow] * (name != "llama" and rules != {}))
+    for rules, name in itertools.product(RULES, MODELS)
+]
+
+
+@pytest.mark.parametrize(("name", "rules"), RULED)
 def test_first_minibatch(make_env, name, rules):
     """Before the first step of the optimizer the ratio is 1, nothing is clipped, KL is 0 and values are 0."""
     model = make(make_env(), MODELS[name], rules=rules)
@@ -169,7 +176,7 @@ def test_sb3_callbacks_logging_and_evaluation(make_env, tmp_path, capsys):
         EvalCallback(VecMonitor(make_env(num_envs=3)), n_eval_episodes=5, eval_freq=20, log_path=str(tmp_path), verbose=0),
         CheckpointCallback(40, str(tmp_path)),
     ]
-    model.learn(800, callback=callbacks, progress_bar=True)
+    model.learn(400, callback=callbacks, progress_bar=True)
     assert "TextPPO" in capsys.readouterr().out
     assert (tmp_path / "evaluations.npz").is_file()
     assert list(tmp_path.glob("rl_model_*.zip"))

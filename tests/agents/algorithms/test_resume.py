@@ -47,13 +47,15 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, where):
 
 def test_saving_does_not_disturb_training(tmp_path):
     torch.set_num_threads(1)
-    one, two = make_model(), make_model()
-    one.learn(500)
+    one = make_model()
+    one.learn(250)
     one.save(tmp_path / "model.zip")
-    one.learn(300, reset_num_timesteps=False)
+    saved = one.num_rollouts
+    one.learn(200, reset_num_timesteps=False)
+    assert one.num_rollouts > saved + 1 > 2
 
     two = TextPPO.load(tmp_path / "model.zip", env=make_env(), device="cpu")
-    two.learn(300, reset_num_timesteps=False)
+    two.learn(200, reset_num_timesteps=False)
     one_outcome, two_outcome = outcome(one), outcome(two)
     assert one_outcome[2:] == two_outcome[2:]
     assert all(torch.equal(a, b) for a, b in zip(one_outcome[0].values(), two_outcome[0].values(), strict=True))

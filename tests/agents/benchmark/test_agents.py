@@ -10,6 +10,7 @@ from agents.benchmark.agents import LearningSetup, Spent, _best_of_n, _CountedVe
 from agents.benchmark.spec import parse
 from agents.evaluation.policy_texts import make_policy
 from agents.models.loading import load_lm, save_lm
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 
 from ..conftest import LLAMA, VOCAB, sevens
@@ -47,7 +48,10 @@ def test_the_kl_of_best_of_n_is_of_all_texts_to_a_prompt():
     assert _kl(list("baab"), returns, 2) == pytest.approx(truth)  # each prompt has two texts of 0 and two of 1
 
 
-@pytest.mark.parametrize("agent", ["robust-dpo:label_smoothing=0.2", "simpo:gamma=0.5", "kto", "online-dpo:n_episodes=16:batch_size=8"])
+FROM_PAIRS = ["robust-dpo:label_smoothing=0.2", "simpo:gamma=0.5", "kto", "online-dpo:n_episodes=16:batch_size=8"]
+
+
+@pytest.mark.parametrize("agent", slow_but(FROM_PAIRS[1:], FROM_PAIRS))
 def test_who_learns_from_pairs_is_an_agent(setup, agent, tmp_path):
     check(parse(agent))
     save_lm(load_lm(LLAMA), tmp_path)  # weights that are drawn once

@@ -112,7 +112,7 @@ def test_cells_of_another_machine_are_done(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / machine)
         monkeypatch.setenv("TEXTRL_CACHE", str(tmp_path / machine / "cache"))
         monkeypatch.setattr("agents.benchmark.run_job._processor", lambda machine=machine: machine)
-        jobs[machine] = Job(str(tmp_path / machine / "out"), "lock-4", "reference", tokens=100, texts=8, facts=(("git", machine),))
+        jobs[machine] = Job(str(tmp_path / machine / "out"), "hack-1", "reference", tokens=100, texts=8, facts=(("git", machine),))
         prepare(jobs[machine].preparation)
     here = jobs["two"]
     run(jobs["one"])

@@ -44,7 +44,7 @@ def inputs_of(algo, **others):
     return {**data, "model": f"contents {contents_hash('m')}", "algo": algo, "seed": 0, **others}
 
 
-@pytest.mark.parametrize("algo", slow_but(("ppo", "nlpo", "a2c", "rloo", "grpo", "online-dpo"), ALGORITHMS))
+@pytest.mark.parametrize("algo", slow_but(("ppo", "nlpo", "a2c", "rloo", "online-dpo"), ALGORITHMS))
 def test_runs_at_default_settings_go_on_playing(tmp_path, algo):
     rules = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": 0, "precision": "float32", "micro_batch_size": 0}
     rules["eos_token_id"] = make_task("review").tokenizer.eos_token_id

@@ -153,14 +153,14 @@ def whole(folder):
     """Train for real, save, and go on; leave what each rank holds in the end."""
     for seed, shard in ((3, False), (None, False), (3, True)):
         model = make("gae", seed=seed, shard=shard)
-        model.learn(300)
+        model.learn(150)  # two rollouts at least, of 16 texts of at most 9 tokens
         file = folder / f"{seed}-{shard}.zip"
         model.save(file)
         ranks().wait()
         digests, before = [], {}
         for of in (lambda: model, lambda: TextPolicyGradient.load(file, env=make_env(1), device="cpu", shard=shard)):  # noqa: B023
             one = of()
-            one.learn(200, reset_num_timesteps=False)
+            one.learn(150, reset_num_timesteps=False)
             weights = one.engine.gathered(one.policy.state_dict())  # of shards, to the first rank
             held = shard or digest({name: value.tolist() for name, value in weights.items()})
             same = bool(digests) and all(torch.equal(value, before[name]) for name, value in weights.items())

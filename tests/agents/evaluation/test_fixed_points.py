@@ -57,8 +57,11 @@ def expected_update(policy, paid, reference, beta, group, scaled, by_length):
 
 @pytest.mark.parametrize(
     ("group", "scaled", "by_length"),
-    [(2, True, True), (3, True, True), (3, True, False), (2, False, False), (3, False, True), (None, True, True), (None, False, False)],
-)
+    [
+        (2, True, True), pytest.param(3, True, True, marks=pytest.mark.slow), (3, True, False), (2, False, False), (3, False, True),
+        (None, True, True), (None, False, False),
+    ],
+)  # fmt: skip
 def test_the_expected_update_vanishes_there_and_nowhere_before(small, group, scaled, by_length):
     tree, paid, reference = small
     beta = 2.0 if group is None else 0.7

@@ -14,6 +14,7 @@ from agents.generation.generator import Request, decode
 from agents.models.sampler import Sampler
 from agents.rollouts.collect import play_episodes
 from agents.rollouts.collect_generated import generated_actions
+from tests.slow_cases import slow_but
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
 from ..conftest import EOS, LLAMA, MODELS, VOCAB, sevens
@@ -81,7 +82,7 @@ def play(model, players):
 
 @pytest.mark.parametrize("rows", [6, 20])
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-@pytest.mark.parametrize("model", [*MODELS.values(), T5], ids=lambda m: m["model_type"])
+@pytest.mark.parametrize("model", slow_but([LLAMA, T5], [*MODELS.values(), T5]), ids=lambda m: m["model_type"])
 def test_the_same_numbers_for_the_same_tokens(make_env, model, critic, rows):
     model = make(make_env(rows), model, rules=RULES, critic=critic, rollout_buffer_kwargs={"whiten_rewards": True})
     with torch.no_grad():

@@ -40,18 +40,18 @@ def trials(out):
 def test_best_is_the_largest_of_the_trials_and_is_kept(tmp_path):
     kept = tmp_path / "a2c.yaml"
     kept.write_text("other:\n  settings: {learning_rate: 0.5}\n")
-    assert tune(tmp_path / "one", "--trials", "4", "--save", str(kept)) == 0
+    assert tune(tmp_path / "one", "--trials", "3", "--save", str(kept)) == 0
     rows = trials(tmp_path / "one")
-    assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["trial"] for row in rows] == ["0", "1", "2"]
     best = yaml.safe_load((tmp_path / "one" / "best.yaml").read_text())
     top = max((row for row in rows if row["state"] == "complete"), key=lambda row: float(row["value"]))
-    assert best["provenance"]["value"] == float(top["value"]) and best["provenance"]["trials"] == 4
+    assert best["provenance"]["value"] == float(top["value"]) and best["provenance"]["trials"] == 3
     assert {name: float(value) for name, value in best["settings"].items()} == {n: float(top[n]) for n in best["settings"]}
     assert "beta" not in best["settings"]  # it belongs to an exact task
-    assert best["provenance"]["command"] == "textrl tune --task exact-smooth --algo a2c --trials 4 --total-tokens 800 --seeds 1 --texts 32"
+    assert best["provenance"]["command"] == "textrl tune --task exact-smooth --algo a2c --trials 3 --total-tokens 800 --seeds 1 --texts 32"
     both = yaml.safe_load(kept.read_text())
     assert both["exact-smooth"] == best and both["other"]["settings"] == {"learning_rate": 0.5}
-    assert tune(tmp_path / "two", "--trials", "4") == 0
+    assert tune(tmp_path / "two", "--trials", "3") == 0
     assert trials(tmp_path / "two") == rows  # the seed decides everything
 
 

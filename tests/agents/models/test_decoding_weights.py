@@ -1,5 +1,6 @@
 """Decoding with copied weights: what full passes give, and the module's own parameters never notice."""
 
+import itertools
 import os
 
 import numpy as np
@@ -67,7 +68,13 @@ def is_untouched(lm, before):
     return same and not any("forward" in vars(module) for module in lm.modules())
 
 
-@pytest.mark.parametrize("name", EXACT)
+FOLDED = [  # packed is what was folded, whatever it was
+    pytest.param(way, name, marks=[pytest.mark.slow] * (way == "folded and packed" and name in ("dora", "ranks", "some layers")))
+    for name, way in itertools.product(EXACT, ("folded", "folded and packed"))
+]
+
+
+@pytest.mark.parametrize(("packs", "name"), FOLDED, indirect=["packs"])
 def test_every_kind_of_adapter_is_folded_in(make_env, packs, name):
     env = make_env(num_envs=5)
     policy = make_policy(env, LLAMA, EXACT[name])

@@ -215,7 +215,7 @@ def test_fused_activations_change_rounding_only(name):
         torch.testing.assert_close(ours, other, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", slow_but(FAST, MODELS))
+@pytest.mark.parametrize("name", slow_but((name for name in FAST if name != "gemma2"), MODELS))  # which is saved as llama is
 def test_save_and_load(env_for, tmp_path, name):
     env = env_for(name, 4)
     agent = TextPPO("TransformerPolicy", env, n_episodes=8, batch_size=4, n_epochs=1, seed=1, policy_kwargs={"model": MODELS[name]})

@@ -1,6 +1,7 @@
 """Log-probabilities by blocks of the vocabulary against torch's distributions over whole logits, and where they are used."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -152,6 +153,10 @@ HEADS = {  # what may stand behind the matrix: a bias, a scale, a cap
     "bart": MODELS["bart"],
     "t5": MODELS["t5"],
 }
+TEMPERED = [  # the other temperature with a bias, and later with all
+    pytest.param(name, temperature, marks=[pytest.mark.slow] * (temperature == 1.3 and name != "phi"))
+    for temperature, name in itertools.product((0.5, 1.3), HEADS)
+]
 TEXTS = [([1, 2, 3], [4, 5, 6, 7]), ([9], [8]), ([5, 6, 7, 8], [11, 3, 2, 1, 12, 17])]  # prompt and response
 
 
@@ -177,8 +182,7 @@ def by_transformers(lm, temperature):
 
 
 @pytest.mark.reports("At any temperature every path has the model's own probabilities, whatever stands behind the head's matrix.")
-@pytest.mark.parametrize("temperature", [0.5, 1.3])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "temperature"), TEMPERED)
 @torch.no_grad()
 def test_every_path_has_the_models_own_probabilities(make_env, monkeypatch, name, temperature):
     lm = with_everything_at_work(HEADS[name])

@@ -11,6 +11,7 @@ from agents import DPO, SFT, TextPolicyGradient, TextPPO
 from agents.models.loading import load_lm, save_lm
 from agents.models.lora import adapters_off
 from rewards.preferences.preference import Preference
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer
 
 from ..conftest import GPT2, LLAMA, VOCAB
@@ -130,7 +131,10 @@ ON_TEXTS = {
 }
 
 
-@pytest.mark.parametrize("lora", EXACT)
+FAST = slow_but(("all-linear", "dora", "untied head and embeddings"), EXACT)  # of a policy all kinds are quick
+
+
+@pytest.mark.parametrize("lora", FAST)
 @pytest.mark.parametrize("name", ON_TEXTS)
 def test_training_on_texts_moves_adapters_alone_and_saves_them_folded_in(tmp_path, name, lora):
     make, texts = ON_TEXTS[name]
@@ -146,7 +150,7 @@ def test_training_on_texts_moves_adapters_alone_and_saves_them_folded_in(tmp_pat
     assert folded.generation_config.eos_token_id == 0
 
 
-@pytest.mark.parametrize("lora", EXACT)
+@pytest.mark.parametrize("lora", FAST)
 def test_the_reference_of_dpo_is_the_base_under_its_adapters(tmp_path, lora):
     save_lm(load_lm(LLAMA), tmp_path / "base")
     base, tokenizer = str(tmp_path / "base"), IntegerTokenizer(VOCAB, 0)

@@ -3,7 +3,7 @@
 import json
 import resource
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,7 +50,7 @@ def size(tensors):
 
 
 @pytest.mark.parametrize("name", slow_but(("llama", "t5"), EXACT))
-@pytest.mark.parametrize("settings", [{}, {"critic": "separate"}, {"top_k": 5}], ids=str)
+@pytest.mark.parametrize("settings", slow_but([{"critic": "separate"}, {"top_k": 5}], [{}, {"critic": "separate"}, {"top_k": 5}]), ids=str)
 def test_stored_bytes_are_those_of_real_tensors(name, settings):
     model = make_model(EXACT[name], policy_kwargs=settings)
     found, caches = {}, model.policy._caches
@@ -139,9 +139,10 @@ def peak_of(work):
     return max(total for _, total, _ in memory) - (memory[0][1] - memory[0][2])
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"lora": {"r": 8}}, {"gradient_checkpointing": True}, {"lora": {"r": 8}, "micro_batch_size": 4}], ids=str
-)
+UPDATES = [{}, {"lora": {"r": 8}}, {"gradient_checkpointing": True}, {"lora": {"r": 8}, "micro_batch_size": 4}]
+
+
+@pytest.mark.parametrize("settings", slow_but((s for s in UPDATES if s != {"lora": {"r": 8}}), UPDATES), ids=str)
 def test_an_update_takes_what_the_allocator_counts(settings):
     prompt, response, texts = 16, 32, 16
     task = TextTask(IntegerTokenizer(2000, EOS), [Prompt(" ".join(["1"] * prompt))], max_new_tokens=response, group_size=2)
@@ -285,8 +286,14 @@ def in_pairs(texts):
     return [Pair(one, other._replace(context=one.context)) for one, other in zip(texts[::2], texts[1::2], strict=True)]
 
 
-@pytest.mark.parametrize("made", [SFT, DPO])
-@pytest.mark.parametrize("settings", [{}, {"lora": {"r": 8}, "micro_batch_size": 2}, {"gradient_checkpointing": True}], ids=str)
+FIXED = [{}, {"lora": {"r": 8}, "micro_batch_size": 2}, {"gradient_checkpointing": True}]
+TRAININGS = [  # what settings change is counted in the same way for both
+    pytest.param(made, settings, id=f"{settings}-{made.__name__}", marks=[pytest.mark.slow] * (made is SFT and settings != {}))
+    for made, settings in product((SFT, DPO), FIXED)
+]
+
+
+@pytest.mark.parametrize(("made", "settings"), TRAININGS)
 def test_trainings_on_fixed_texts_take_what_the_allocator_counts(made, settings):
     if "lora" in settings:
         pytest.importorskip("peft")

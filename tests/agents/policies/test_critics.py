@@ -16,6 +16,7 @@ from agents.cli.train_flags import Train
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.kl_shaping import RecordedTokens
 from agents.rollouts.reference_model import move_reference
+from tests.slow_cases import slow_but
 
 from ..conftest import GPT2, LLAMA, VOCAB
 from ..models.test_families import OWN
@@ -203,7 +204,7 @@ def test_references_that_cannot_be_mixed_or_do_not_fit(make_env, tmp_path):
         make(env, reference=LLAMA)
 
 
-@pytest.mark.parametrize("model", [LLAMA, GPT2, OWN["nano"]], ids=["llama", "gpt2", "nano"])
+@pytest.mark.parametrize("model", slow_but([GPT2, OWN["nano"]], [LLAMA, GPT2, OWN["nano"]]), ids=["llama", "gpt2", "nano"])
 def test_lora(make_env, tmp_path, model):
     pytest.importorskip("peft")
     save_lm(load_lm(model), tmp_path / "base")
@@ -286,7 +287,7 @@ def rollout(make_env):
     return agent.policy, agent.rollout_buffer.samples(np.arange(12))
 
 
-@pytest.mark.parametrize("size", [1, 5, 11, 12, 99])
+@pytest.mark.parametrize("size", slow_but([1, 5, 12], [1, 5, 11, 12, 99]))
 def test_micro_batches_change_nothing(rollout, size):
     policy, samples = rollout
     expected, one = gradients(policy, samples)

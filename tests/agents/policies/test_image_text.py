@@ -12,6 +12,7 @@ from agents.benchmark.performance.architectures import IMAGE_SIDE, architectures
 from agents.models.backbones import backbone_of
 from agents.models.loading import load_lm
 from agents.models.sequences import PartialTexts, one_action_each
+from tests.slow_cases import slow_but
 from textrl_env import Prompt
 
 from ..conftest import VOCAB
@@ -110,7 +111,10 @@ def test_the_encoder_runs_once_a_text(make_env, task):
     assert begun > 3 and sum(seen) == begun
 
 
-@pytest.mark.parametrize("settings", [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2}}])
+SETTINGS = [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2}}]
+
+
+@pytest.mark.parametrize("settings", slow_but((s for s in SETTINGS if "micro_batch_size" not in s), SETTINGS))
 def test_training_saving_and_going_on(make_env, task, tmp_path, settings):
     pictures = shown(task, "1 2", "3", "4 5 6")
     kwargs = {"model": MODEL, **settings}

@@ -13,6 +13,7 @@ from agents.benchmark.performance.architectures import IMAGE_SIDE, architectures
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.collect_generated import check_can_follow
 from agents.rollouts.reference_kl_wrappers import ReferenceKLVecEnv
+from tests.slow_cases import slow_but
 from textrl_env import Prompt
 
 from ..conftest import GPT2, LLAMA, VOCAB
@@ -98,10 +99,10 @@ def test_the_scaling_of_a_processor_is_read_and_kept(env, tmp_path):
         load_lm(tmp_path / "first")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2, "target_modules": ["c_attn"]}}, {"lora": {"r": 2}}],
-)
+SETTINGS = [{}, {"critic": "separate"}, {"micro_batch_size": 2}, {"lora": {"r": 2, "target_modules": ["c_attn"]}}, {"lora": {"r": 2}}]
+
+
+@pytest.mark.parametrize("settings", slow_but(SETTINGS[1:], SETTINGS))
 def test_training_saving_and_going_on(env, make_env, shown, tmp_path, settings):
     agent = ppo(env, policy_kwargs=settings)
     before = [p.clone() for p in agent.policy.lm.encoder.parameters()]

@@ -1,5 +1,7 @@
 """Advantages of policy and critic, against sums by definition and against SB3's own."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,19 +56,22 @@ def test_lambda_by_the_length():
         assert sum(lam**k for k in range(2000)) == pytest.approx(0.5 * length)
 
 
-@pytest.mark.parametrize("algorithm", [TextPPO, TextA2C])
-@pytest.mark.parametrize(
-    ("settings", "of_policy", "of_critic"),
-    [
-        ({}, lambda n: 0.95, 0.95),
-        ({"gae_lambda_critic": 1.0}, lambda n: 0.95, 1.0),
-        ({"gae_lambda": 0.6, "gae_lambda_critic": 0.3}, lambda n: 0.6, 0.3),
-        ({"gae_alpha": 0.5}, lambda n: max(0, 1 - 1 / (0.5 * n)), 0.95),
-        ({"gae_alpha": 0.25, "gae_lambda_critic": 1.0}, lambda n: max(0, 1 - 1 / (0.25 * n)), 1.0),
-    ],
-    ids=["gae", "decoupled", "both given", "length-adaptive", "vapo"],
-)
-def test_policy_and_critic_learn_from_their_own(make_env, algorithm, settings, of_policy, of_critic):
+LAMBDAS = {
+    "gae": ({}, lambda n: 0.95, 0.95),
+    "decoupled": ({"gae_lambda_critic": 1.0}, lambda n: 0.95, 1.0),
+    "both given": ({"gae_lambda": 0.6, "gae_lambda_critic": 0.3}, lambda n: 0.6, 0.3),
+    "length-adaptive": ({"gae_alpha": 0.5}, lambda n: max(0, 1 - 1 / (0.5 * n)), 0.95),
+    "vapo": ({"gae_alpha": 0.25, "gae_lambda_critic": 1.0}, lambda n: max(0, 1 - 1 / (0.25 * n)), 1.0),
+}
+CASES = [  # both algorithms have one buffer
+    pytest.param(name, algorithm, marks=[pytest.mark.slow] * (algorithm is TextA2C and name not in ("gae", "vapo")))
+    for algorithm, name in itertools.product((TextPPO, TextA2C), LAMBDAS)
+]
+
+
+@pytest.mark.parametrize(("name", "algorithm"), CASES)
+def test_policy_and_critic_learn_from_their_own(make_env, name, algorithm):
+    settings, of_policy, of_critic = LAMBDAS[name]
     own = {"rollout_buffer_kwargs": {"whiten_advantages": False}} | settings
     agent = make(make_env(), algorithm, **own)
     agent.learn(60)

@@ -25,11 +25,13 @@ from agents import (
 from agents.cli.main import main
 from agents.rollouts.reference_kl_wrappers import ReferenceKL, ReferenceKLVecEnv
 from agents.rollouts.text_vec_env import text_env_of
+from tests.slow_cases import slow_but
 from textrl_env import TextGenerationEnv, TextGenerationVectorEnv
 
 from ..conftest import LLAMA, sevens
 
-ALGORITHMS = [TextPPO, TextA2C, TextTRPO, TextMaskablePPO, NLPO, RLOO, GRPO, Reinforce, ReinforcePlusPlus]
+KINDS = [TextPPO, TextA2C, TextTRPO, TextMaskablePPO, NLPO, RLOO]
+ALGORITHMS = [*KINDS, GRPO, Reinforce, ReinforcePlusPlus]  # the last three are RLOO's class with other defaults
 
 
 class Own(TextGenerationEnv):
@@ -124,7 +126,7 @@ def test_other_vectors_are_refused(scalar, vector):
 
 
 @pytest.mark.reports("The reward that a VecEnvWrapper changed is the reward that trains, in every text algorithm")
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", slow_but(KINDS, ALGORITHMS))
 def test_rewards_of_batched_wrappers_train(make_env, algorithm):
     agent = make(Doubled(make_env(group_size=2)), algorithm)
     agent.learn(1)

@@ -82,7 +82,7 @@ def learned(agent, rollouts=2):
     return watcher.seen, timeless, arrays, agent.policy.state_dict(), [info["r"] for info in agent.ep_info_buffer]
 
 
-@pytest.mark.parametrize(("algorithm", "generated"), [(TextPPO, False), (RLOO, False), (TextPPO, True)])
+@pytest.mark.parametrize(("algorithm", "generated"), [(TextPPO, False), pytest.param(RLOO, False, marks=pytest.mark.slow), (TextPPO, True)])
 def test_everything_is_the_same_but_later(task, algorithm, generated):
     task = dataclasses.replace(task, group_size=2)
     found = []

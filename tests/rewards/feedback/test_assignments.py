@@ -22,6 +22,7 @@ from rewards.feedback.load_test import Load, _check, run_load
 from rewards.feedback.schema import item_row
 from rewards.feedback.store import FeedbackStore
 from rewards.feedback.study import Study, key_file
+from tests.slow_cases import slow_but
 
 from .conftest import pairs
 
@@ -94,7 +95,7 @@ class Seen:
         assert self.tallies == {**{(None, counted): size for counted, size in sizes.items()}, **own}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", slow_but([0], [0, 1]))
 def test_choices_are_those_of_a_look_at_everything(make_store, monkeypatch, seed):
     now = 1e9
     monkeypatch.setattr(time, "time", lambda: now)

@@ -43,7 +43,7 @@ def shell(kind, settings):
 def written(env, reset, seed):
     """All prompts dealt after a seed: by resets in the middle of texts, and by texts that end."""
     dealt, rng = [reset(seed)], np.random.default_rng(0)
-    for step in range(60):
+    for step in range(40):
         if not env.core.live.all() or step % 7 == 6:
             dealt.append(reset(None))
         actions = rng.integers(0, 12, env.core.num_rows)

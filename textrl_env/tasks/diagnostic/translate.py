@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import numpy as np
 
@@ -68,11 +68,12 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     return np.array([chrf(r, translation(p)) for p, r in zip(prompts, responses, strict=True)])
 
 
+@lru_cache(4096)  # the benchmark has the texts of a rollout judged twice, and many are equal
 def chrf(hypothesis: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
     """Return sentence chrF in [0, 1], as sacrebleu computes it: white space left out, averaged over the orders that both texts have."""
-    rows = []
+    rows, texts = [], ["".join(text.split()) for text in (hypothesis, reference)]
     for n in range(1, order + 1):
-        ours, theirs = (_grams("".join(text.split()), n) for text in (hypothesis, reference))
+        ours, theirs = (_grams(text, n) for text in texts)
         if ours and theirs:
             match = (ours & theirs).total()
             rows.append((match / ours.total(), match / theirs.total()))

@@ -6,6 +6,7 @@ import torch
 
 from agents.benchmark.performance.phases import PHASES, Phases, main, make, operations
 from agents.models.loading import load_lm, save_lm
+from tests.slow_cases import slow_but
 from textrl_env import IntegerTokenizer
 
 from ...conftest import LLAMA, VOCAB
@@ -17,7 +18,7 @@ def folder(tmp_path):
     return str(tmp_path / "model")
 
 
-@pytest.mark.parametrize("algo", ["rloo", "grpo", "ppo"])
+@pytest.mark.parametrize("algo", slow_but(["rloo", "ppo"], ["rloo", "grpo", "ppo"]))
 def test_phases_add_up_to_the_iteration(folder, algo, capsys):
     threads = torch.get_num_threads()
     figures = main(Phases(folder, algo, '{"r": 2}', prompt=4, new_tokens=5, episodes=8, group_size=4, batch=4, repeats=1))
