@@ -61,7 +61,7 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
 
     Args:
         tasks: Names.
-        scores: Of each agent, shape (len(tasks),); NaN where it has none.
+        scores: Of each agent, shape (len(tasks),); NaN where it has none: the line has a gap there, and the name says so.
     """
     columns = min(3, len(scores))
     rows = -(-len(scores) // columns)
@@ -71,21 +71,23 @@ def radar(tasks: Sequence[str], scores: Mapping[str, Values]) -> Figure:
     best = np.max([np.clip(np.nan_to_num(values), 0, 1) for values in scores.values()], axis=0)
     for index, (agent, values) in enumerate(scores.items()):
         axes = figure.add_subplot(rows, columns, index + 1, projection="polar")
-        own, colour = np.clip(np.nan_to_num(values), 0, 1), look(index)["color"]
+        own, colour, missing = np.clip(np.nan_to_num(values), 0, 1), look(index)["color"], np.isnan(values)
+        names = [f"{task}: none" if none else task for task, none in zip(tasks, missing, strict=True)]
+        line = np.where(missing, np.nan, own)
         axes.fill(ring, np.append(best, best[0]), color="#cccccc", alpha=0.5, linewidth=0)
-        axes.plot(ring, np.append(own, own[0]), color=colour, linewidth=1.8)
+        axes.plot(ring, np.append(line, line[0]), color=colour, linewidth=1.8)
         axes.fill(ring, np.append(own, own[0]), color=colour, alpha=0.25)
         axes.set_ylim(0, 1)
         axes.set_yticks([0.5, 1.0], ["", ""])
         axes.set_xticks(angles, [""] * len(tasks))
-        for angle, task in zip(angles, tasks, strict=True):
+        for angle, task in zip(angles, names, strict=True):
             turned = np.degrees(angle)
             flip = 90 < turned < 270
             axes.text(
                 angle, 1.06, task, fontsize=8, rotation=turned + 180 if flip else turned, rotation_mode="anchor", va="center",
                 ha="right" if flip else "left",
             )  # fmt: skip
-        axes.set_title(_label(agent), fontsize=FONT + 1, pad=16 + 4.6 * max(map(len, tasks)))  # above the names, which stand upright there
+        axes.set_title(_label(agent), fontsize=FONT + 1, pad=16 + 4.6 * max(map(len, names)))  # above the names, which stand upright there
         axes.grid(color=GRID)
     return figure
 

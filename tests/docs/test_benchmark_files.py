@@ -8,8 +8,9 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import t, trim_mean
 
 from agents.benchmark.report import summarise
 from agents.benchmark.results import CURRENT, read_results
@@ -101,3 +102,34 @@ def test_the_headline_by_another_implementation(drawn):
         agent = agent.replace("best-of-8", "best-of-n")
         assert plain.split()[0] == f"{values[agent]:.2f}"
         assert tuned == "-" or tuned.split()[0] == f"{values[f'{agent}:tuned=true']:.2f}"
+
+
+def test_the_archive_and_the_leaderboard_name_files_of_the_repository():
+    with tarfile.open(ROOT / "docs" / "benchmark" / "cells.tar.xz", "r|xz") as archive:  # up to the first files only
+        config = next(archive.extractfile(member).read().decode() for member in archive if member.name == "config.yaml")
+    paths = dict(line.split(": ", 1) for line in config.splitlines() if line.startswith(("tuned", "out")))
+    assert paths == {"tuned": "docs/benchmark/tuned.json", "out": "runs/full"}
+    told = re.findall(r"--tuned (\S+)", (ROOT / "docs" / "benchmark" / "leaderboard.md").read_text(encoding="utf-8"))
+    assert len(told) == 7 and set(told) == {paths["tuned"]}
+
+
+def test_agents_of_other_libraries_are_of_the_stored_scores():
+    """Each cell of the table is a mean of ten seeds with Student's interval."""
+    scores = {}
+    for name in ("others", "scores"):
+        with (ROOT / "docs" / "benchmark" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                scores.setdefault((row["agent"], row["task"]), []).append(row["score"])
+    names = {"SB3's PPO": "bench_agents:SB3PPO", "sb3-contrib's QRDQN": "bench_agents:ContribQRDQN", "PPO": "ppo", "RLOO": "rloo"}
+    names |= {"TorchRL's REINFORCE": "bench_agents:TorchRLReinforce", "random": "random", "best-of-8": "best-of-n"}
+    part = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").split("## Agents of other libraries")[1].split("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
+    assert {agent for agent, *_ in table} == names.keys()
+    for agent, *shown in table:
+        for task, cell in zip(("lock", "modes", "persona"), shown, strict=True):
+            own = np.array(scores[names[agent], task], float)
+            half = t.ppf(0.975, 9) * own.std(ddof=1) / np.sqrt(10)
+            assert len(own) == 10
+            assert re.findall(r"-?\.\d\d", cell) == [
+                f"{x:.2f}".replace("0.", ".") for x in (own.mean(), own.mean() - half, own.mean() + half)
+            ]

@@ -194,6 +194,15 @@ def test_runs_without_a_measure_are_counted(tmp_path):
     assert "0.50 / 0.80 (4 of 5)" in page and "0.80 [0.80, 0.80] | 4 of 5 |" in (folder / "report.md").read_text()
 
 
+def test_a_task_without_a_score_is_no_zero():
+    axes = benchmark_plots.radar(("lock", "qa", "modes"), {"ppo": np.array([0.5, np.nan, 0.7]), "rloo": np.array([0.2, 0.0, 1.2])}).axes
+    for own, drawn, names in zip(
+        axes, ([0.5, np.nan, 0.7, 0.5], [0.2, 0, 1, 0.2]), (["lock", "qa: none", "modes"], ["lock", "qa", "modes"]), strict=True
+    ):
+        np.testing.assert_array_equal(own.lines[0].get_ydata(), drawn)
+        assert [text.get_text() for text in own.texts] == names
+
+
 def test_agents_that_share_no_task_are_not_compared(tmp_path):
     rows = [
         cells.cell(task, agent, seed, 0.5) for task, agent in (("lock", "ppo"), ("hack", "dpo"), ("exact-wide", "sft")) for seed in range(3)
