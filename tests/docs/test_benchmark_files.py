@@ -27,6 +27,11 @@ def drawn():
     return module
 
 
+def stored_rows(name):
+    with (ROOT / "docs" / "benchmark" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_the_files_of_a_run(drawn, tmp_path):
     agents = ("ppo:tuned=true", "ppo", "random")
     rows = [
@@ -88,8 +93,7 @@ def test_tables_in_the_documents_are_of_the_stored_scores(drawn):
 
 def test_the_headline_by_another_implementation(drawn):
     """Interquartile means of the README's table from the file of scores, by scipy; means of 10 seeds on 18 tasks."""
-    with (ROOT / "docs" / "benchmark" / "scores.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stored_rows("scores")
     assert set(Counter((row["task"], row["agent"]) for row in rows).values()) == {10}
     rows = [row for row in rows if not row["task"].startswith("exact-")]
     assert len({row["task"] for row in rows}) == 18
@@ -116,10 +120,8 @@ def test_the_archive_and_the_leaderboard_name_files_of_the_repository():
 def test_agents_of_other_libraries_are_of_the_stored_scores():
     """Each cell of the table is a mean of ten seeds with Student's interval."""
     scores = {}
-    for name in ("others", "scores"):
-        with (ROOT / "docs" / "benchmark" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                scores.setdefault((row["agent"], row["task"]), []).append(row["score"])
+    for row in stored_rows("others") + stored_rows("scores"):
+        scores.setdefault((row["agent"], row["task"]), []).append(row["score"])
     names = {"SB3's PPO": "bench_agents:SB3PPO", "sb3-contrib's QRDQN": "bench_agents:ContribQRDQN", "PPO": "ppo", "RLOO": "rloo"}
     names |= {"TorchRL's REINFORCE": "bench_agents:TorchRLReinforce", "random": "random", "best-of-8": "best-of-n"}
     part = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").split("## Agents of other libraries")[1].split("\n## ")[0]

@@ -17,6 +17,7 @@ import torch
 import agents
 import textrl_env
 from agents import GRPO, NLPO, RLOO, Linear, ReinforcePlusPlus, TextA2C, TextMaskablePPO, TextPPO, TextTRPO
+from tests.slow_cases import slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextGenerationVecEnv, TextTask
 
 from ..conftest import LLAMA
@@ -79,7 +80,7 @@ ALGORITHMS = [
 LATER = ((TextPPO, "fixed"), (GRPO, "fixed"))  # PPO is there with another beta, and RLOO is GRPO's class
 
 
-@pytest.mark.parametrize(("algorithm", "beta"), [pytest.param(*case, marks=[pytest.mark.slow] * (case in LATER)) for case in ALGORITHMS])
+@pytest.mark.parametrize(("algorithm", "beta"), slow_where(lambda *case: case in LATER, ALGORITHMS))
 def test_no_checkpoint_names_a_file(make_env, tmp_path, algorithm, beta):
     policy = "MaskableTransformerPolicy" if algorithm is TextMaskablePPO else "TransformerPolicy"
     env = make_env(group_size=4 if algorithm in (RLOO, GRPO) else 1)

@@ -1,10 +1,13 @@
 """Which texts are compared with each other: those of one prompt as it was dealt, whatever its ids look like."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from agents import RLOO, TextPolicyGradient
 from agents.evaluation.policy_texts import make_policy
+from tests.slow_cases import slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
@@ -18,11 +21,7 @@ OTHER_METADATA = [Prompt("5", metadata={"wanted": word}) for word in ("3", "7", 
 
 
 GROUPS = {"zeros": ENDS_IN_ZERO, "references": OTHER_REFERENCES, "metadata": OTHER_METADATA}
-CASES = [  # groups are found in the same way for all estimators
-    pytest.param(estimator, prompts, id=f"{estimator}-{name}", marks=[pytest.mark.slow] * (estimator != "rloo" and name != "zeros"))
-    for name, prompts in GROUPS.items()
-    for estimator in ("rloo", "group_mean", "grpo")
-]
+CASES = itertools.product(("rloo", "group_mean", "grpo"), GROUPS)  # groups are found in the same way for all estimators
 
 
 def make_env(prompts, reward, group_size=2, num_envs=12):
@@ -58,10 +57,10 @@ def by_hand(estimator, scores, prompt):
 
 
 @pytest.mark.reports("Prompts that end in token 0, and equal prompts with other references or metadata, each have a baseline of their own")
-@pytest.mark.parametrize(("estimator", "prompts"), CASES)
-def test_texts_are_compared_with_those_of_their_own_prompt(prompts, estimator):
+@pytest.mark.parametrize(("estimator", "group"), slow_where(lambda estimator, group: estimator != "rloo" and group != "zeros", CASES))
+def test_texts_are_compared_with_those_of_their_own_prompt(group, estimator):
     agent = TextPolicyGradient(
-        "TransformerPolicy", make_env(prompts, Levels()), estimator=estimator, n_episodes=12, batch_size=12, beta=0.0, seed=0,
+        "TransformerPolicy", make_env(GROUPS[group], Levels()), estimator=estimator, n_episodes=12, batch_size=12, beta=0.0, seed=0,
         policy_kwargs={"model": LLAMA},
     )  # fmt: skip
     agent.learn(1)

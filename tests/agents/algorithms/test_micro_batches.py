@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agents import DPO, RLOO, SFT, ExpertIteration, TextPolicyGradient, TextTRPO
 from rewards.preferences.preference import Preference
+from tests.slow_cases import slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
@@ -30,10 +31,11 @@ LOSSES = {
     "critic, clipped values": {"estimator": "gae", "clip_range_vf": 0.1, "vf_coef": 0.5, "policy_kwargs": {"critic": "separate"}},
 }
 DIALOGUES = {"plain": {"max_new_tokens": 9}, "dialogue": DIALOGUE}
-CASES = [  # a text without replies goes the way of one with them
-    pytest.param(name, environment, marks=[pytest.mark.slow] * (environment == "plain" and name != "full KL in the loss, ptx, entropy"))
-    for environment, name in itertools.product(DIALOGUES, LOSSES)
-]
+# a text without replies goes the way of one with them
+CASES = slow_where(
+    lambda environment, name: environment == "plain" and name != "full KL in the loss, ptx, entropy",
+    itertools.product(DIALOGUES, LOSSES),
+)
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def written(agent):
 
 
 @pytest.mark.reports("Every loss keeps to micro_batch_size, full KL and ptx too, and its gradient is that of the whole minibatch")
-@pytest.mark.parametrize(("name", "environment"), CASES)
+@pytest.mark.parametrize(("environment", "name"), CASES)
 def test_gradients_do_not_depend_on_micro_batches(name, environment):
     agent = written(make(TextPolicyGradient, environment, **LOSSES[name]))
     gradients = {}
@@ -174,13 +176,11 @@ def dpo_loss(lm, base):
     return total / len(PAIRS)
 
 
-PASSES = [  # of 5 texts, or of 4 pairs: 2 at once are between 1, and 3 with a last part that is smaller
-    pytest.param(size, checkpointing, marks=[pytest.mark.slow] * (size == 2 or (size == 1 and checkpointing)))
-    for checkpointing, size in itertools.product((False, True), (0, 1, 2, 3))
-]
+# of 5 texts, or of 4 pairs: 2 at once are between 1, and 3 with a last part that is smaller
+PASSES = slow_where(lambda checkpointing, size: size == 2 or (size == 1 and checkpointing), itertools.product((False, True), (0, 1, 2, 3)))
 
 
-@pytest.mark.parametrize(("size", "gradient_checkpointing"), PASSES)
+@pytest.mark.parametrize(("gradient_checkpointing", "size"), PASSES)
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_on_texts_micro_batches_add_up_to_the_whole_minibatch_in_float64(name, size, gradient_checkpointing):
     """Texts of 1 to 9 tokens: a mean of the parts' means would be another number."""

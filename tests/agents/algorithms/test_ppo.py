@@ -18,7 +18,7 @@ from agents.algorithms.ppo import TextPPO
 from agents.models.backbones import decoder_only
 from agents.models.loading import load_lm, save_lm
 from agents.rollouts.collect import play_episodes
-from tests.slow_cases import slow_but
+from tests.slow_cases import slow_but, slow_where
 
 from ..conftest import LLAMA, MODELS
 
@@ -30,13 +30,10 @@ def make(env, model=LLAMA, **kwargs):
 
 
 RULES = [{}, {"temperature": 0.8, "min_new_tokens": 2}, {"top_k": 5}, {"top_p": 0.7}]
-RULED = [  # rules look at logits, whatever made them
-    pytest.param(name, rules, id=f"{rules}-{name}", marks=[pytest.mark.slow] * (name != "llama" and rules != {}))
-    for rules, name in itertools.product(RULES, MODELS)
-]
+RULED = itertools.product(RULES, MODELS)  # rules look at logits, whatever made them
 
 
-@pytest.mark.parametrize(("name", "rules"), RULED)
+@pytest.mark.parametrize(("rules", "name"), slow_where(lambda rules, name: name != "llama" and rules != {}, RULED), ids=str)
 def test_first_minibatch(make_env, name, rules):
     """Before the first step of the optimizer the ratio is 1, nothing is clipped, KL is 0 and values are 0."""
     model = make(make_env(), MODELS[name], rules=rules)

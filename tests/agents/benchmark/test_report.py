@@ -213,8 +213,7 @@ def test_agents_that_share_no_task_are_not_compared(tmp_path):
     assert found["better"] == {"dpo": {}, "ppo": {}} and found["agents"] == ["dpo", "ppo", "sft"] and found["verdicts"] == []
 
 
-def test_results_of_two_protocols_are_not_mixed_in_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr("agents.benchmark.report.draw", lambda *_: {})  # nothing is said of its pictures
+def test_results_of_two_protocols_are_not_mixed_in_silence(tmp_path):
     rows = cells.grid(tasks=3, agents=("ppo",))
     folder = cells.write(tmp_path, [row | {"protocol": 2} for row in rows[1:]] + rows[:1])  # an old one names none
     page = write_bench_report(folder).read_text(encoding="utf-8")
@@ -233,8 +232,7 @@ def test_one_seed_says_nothing_of_who_is_ahead(tmp_path):
     assert found["verdicts"] == ["With 1 of at least 3 seeds, intervals mean little: nothing is said of who is ahead."]
 
 
-def test_missing_cells_are_found(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("agents.benchmark.report.draw", lambda *_: {})  # nothing is said of its pictures
+def test_missing_cells_are_found(folder, tmp_path):
     assert read_cells(folder).missing == ["task00 rloo 1"]
     rows = cells.grid(tasks=2, seeds=1, agents=("ppo", "rloo"))
     asked = cells.write(tmp_path, rows)
@@ -395,8 +393,7 @@ def test_names_of_tasks_in_plots():
 
 
 @pytest.mark.reports("Results of earlier inputs stay in the means of textrl bench")
-def test_results_of_other_inputs_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("agents.benchmark.report.draw", lambda *_: {})  # nothing is said of its pictures
+def test_results_of_other_inputs_are_left_out(tmp_path):
     rows = [cells.cell("recall", "ppo", seed, 0.9 if seed < 3 else 0.1, fingerprint="new" if seed < 3 else "old") for seed in range(10)]
     folder = cells.write(tmp_path, rows)
     assert np.mean([c.score for c in read_results(folder)]) == pytest.approx((3 * 0.9 + 7 * 0.1) / 10)  # nothing says what is current

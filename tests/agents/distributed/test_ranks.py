@@ -21,6 +21,7 @@ from agents import OnlineDPO, TextPolicyGradient, TextPPO
 from agents.algorithms.registry import ALGORITHMS, on_ranks
 from agents.distributed.launcher import check_launcher
 from agents.distributed.process_group import ranks
+from tests.slow_cases import slow_but
 
 from ..conftest import LLAMA
 from .launch import QUIET, ROOT, found_by, run, torchrun
@@ -75,7 +76,7 @@ def joined_minibatches(recorded, parts):
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in LATER)) for case in CASES])
+@pytest.mark.parametrize("case", slow_but((case for case in CASES if case not in LATER), CASES))
 def test_two_ranks_are_one_process_on_the_joined_batch(exact, case, shard):
     found = exact(case)
     recorded = [rank[0] for rank in found]

@@ -19,6 +19,7 @@ from agents.models.lora import adapters_off, merged
 from agents.models.sequences import PartialTexts, one_action_each
 from agents.policies.transformer_policy import TransformerPolicy
 from rewards.models.lora import adapted_layers, add_adapters
+from tests.slow_cases import slow_where
 from textrl_env.utils.model_files import model_folder
 
 from ..conftest import GPT2, LLAMA, VOCAB
@@ -68,13 +69,14 @@ def is_untouched(lm, before):
     return same and not any("forward" in vars(module) for module in lm.modules())
 
 
-FOLDED = [  # packed is what was folded, whatever it was
-    pytest.param(way, name, marks=[pytest.mark.slow] * (way == "folded and packed" and name in ("dora", "ranks", "some layers")))
-    for name, way in itertools.product(EXACT, ("folded", "folded and packed"))
-]
+# packed is what was folded, whatever it was
+FOLDED = slow_where(
+    lambda name, way: way == "folded and packed" and name in ("dora", "ranks", "some layers"),
+    itertools.product(EXACT, ("folded", "folded and packed")),
+)
 
 
-@pytest.mark.parametrize(("packs", "name"), FOLDED, indirect=["packs"])
+@pytest.mark.parametrize(("name", "packs"), FOLDED, indirect=["packs"])
 def test_every_kind_of_adapter_is_folded_in(make_env, packs, name):
     env = make_env(num_envs=5)
     policy = make_policy(env, LLAMA, EXACT[name])

@@ -18,6 +18,7 @@ from agents.models.log_probs import action_log_probs, action_logits, full_kl
 from agents.models.sampler import Sampler, pack_kept
 from agents.models.sequences import PartialTexts, TextRecord, pack
 from rewards.models.lora import add_adapters
+from tests.slow_cases import slow_where
 
 from ..conftest import LLAMA, VOCAB
 from .test_families import MODELS
@@ -153,10 +154,8 @@ HEADS = {  # what may stand behind the matrix: a bias, a scale, a cap
     "bart": MODELS["bart"],
     "t5": MODELS["t5"],
 }
-TEMPERED = [  # the other temperature with a bias, and later with all
-    pytest.param(name, temperature, marks=[pytest.mark.slow] * (temperature == 1.3 and name != "phi"))
-    for temperature, name in itertools.product((0.5, 1.3), HEADS)
-]
+# the other temperature with a bias, and later with all
+TEMPERED = slow_where(lambda temperature, name: temperature == 1.3 and name != "phi", itertools.product((0.5, 1.3), HEADS))
 TEXTS = [([1, 2, 3], [4, 5, 6, 7]), ([9], [8]), ([5, 6, 7, 8], [11, 3, 2, 1, 12, 17])]  # prompt and response
 
 
@@ -182,7 +181,7 @@ def by_transformers(lm, temperature):
 
 
 @pytest.mark.reports("At any temperature every path has the model's own probabilities, whatever stands behind the head's matrix.")
-@pytest.mark.parametrize(("name", "temperature"), TEMPERED)
+@pytest.mark.parametrize(("temperature", "name"), TEMPERED)
 @torch.no_grad()
 def test_every_path_has_the_models_own_probabilities(make_env, monkeypatch, name, temperature):
     lm = with_everything_at_work(HEADS[name])

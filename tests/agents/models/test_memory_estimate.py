@@ -26,7 +26,7 @@ from agents.models.loading import load_lm
 from agents.models.memory_estimate import GIB, Load, Saved, Sizes, estimate, remedy
 from agents.models.sequences import TextRecord, pack
 from agents.utils.free_memory import available
-from tests.slow_cases import slow_but
+from tests.slow_cases import slow_but, slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
 
@@ -287,13 +287,11 @@ def in_pairs(texts):
 
 
 FIXED = [{}, {"lora": {"r": 8}, "micro_batch_size": 2}, {"gradient_checkpointing": True}]
-TRAININGS = [  # what settings change is counted in the same way for both
-    pytest.param(made, settings, id=f"{settings}-{made.__name__}", marks=[pytest.mark.slow] * (made is SFT and settings != {}))
-    for made, settings in product((SFT, DPO), FIXED)
-]
+# what settings change is counted in the same way for both
+TRAININGS = slow_where(lambda settings, made: made is SFT and settings != {}, product(FIXED, (SFT, DPO)))
 
 
-@pytest.mark.parametrize(("made", "settings"), TRAININGS)
+@pytest.mark.parametrize(("settings", "made"), TRAININGS, ids=lambda it: getattr(it, "__name__", str(it)))
 def test_trainings_on_fixed_texts_take_what_the_allocator_counts(made, settings):
     if "lora" in settings:
         pytest.importorskip("peft")

@@ -16,7 +16,7 @@ from agents.models.loading import frozen, load_lm
 from agents.models.sampler import Sampler, leaves_choice
 from agents.rollouts.collect import play_episodes
 from agents.rollouts.reference_kl_wrappers import ReferenceKL
-from tests.slow_cases import slow_but
+from tests.slow_cases import slow_but, slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextTask
 from textrl_env.envs.env import TextGenerationEnv
 from textrl_env.envs.sb3_vec_env import TextGenerationVecEnv
@@ -197,10 +197,8 @@ CONFLICTS = {  # a rule, a constraint, and the step at which they leave nothing
 }
 
 
-WAYS = [  # that the likeliest token is looked for, and not drawn, is the same with every rule
-    pytest.param(rule, deterministic, marks=[pytest.mark.slow] * (deterministic and rule != "min_new_tokens=3"))
-    for rule, deterministic in itertools.product(CONFLICTS, (False, True))
-]
+# that the likeliest token is looked for, and not drawn, is the same with every rule
+WAYS = slow_where(lambda rule, deterministic: deterministic and rule != "min_new_tokens=3", itertools.product(CONFLICTS, (False, True)))
 
 
 def write_by_hand(env, policy, deterministic):

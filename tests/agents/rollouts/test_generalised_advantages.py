@@ -14,6 +14,7 @@ from agents.policies.transformer_policy import TransformerPolicy
 from agents.rollouts.generalised_advantages import Lambdas, generalised_advantages
 from agents.rollouts.rollout_buffer import SequenceRolloutBuffer
 from agents.rollouts.rollout_samples import Segment
+from tests.slow_cases import slow_where
 
 from ..conftest import LLAMA
 
@@ -63,13 +64,12 @@ LAMBDAS = {
     "length-adaptive": ({"gae_alpha": 0.5}, lambda n: max(0, 1 - 1 / (0.5 * n)), 0.95),
     "vapo": ({"gae_alpha": 0.25, "gae_lambda_critic": 1.0}, lambda n: max(0, 1 - 1 / (0.25 * n)), 1.0),
 }
-CASES = [  # both algorithms have one buffer
-    pytest.param(name, algorithm, marks=[pytest.mark.slow] * (algorithm is TextA2C and name not in ("gae", "vapo")))
-    for algorithm, name in itertools.product((TextPPO, TextA2C), LAMBDAS)
-]
+CASES = itertools.product((TextPPO, TextA2C), LAMBDAS)  # both algorithms have one buffer
 
 
-@pytest.mark.parametrize(("name", "algorithm"), CASES)
+@pytest.mark.parametrize(
+    ("algorithm", "name"), slow_where(lambda algorithm, name: algorithm is TextA2C and name not in ("gae", "vapo"), CASES)
+)
 def test_policy_and_critic_learn_from_their_own(make_env, name, algorithm):
     settings, of_policy, of_critic = LAMBDAS[name]
     own = {"rollout_buffer_kwargs": {"whiten_advantages": False}} | settings

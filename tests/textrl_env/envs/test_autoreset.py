@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 
-from tests.slow_cases import slow_but
+from tests.slow_cases import slow_but, slow_where
 from textrl_env import IntegerTokenizer, Prompt, TextGenerationEnv, TextGenerationVectorEnv, TextTask, make_task
 
 ROWS = 5
@@ -215,9 +215,7 @@ LATER = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair[1] in LATER.get(pair[0], ()))) for pair in PAIRS]
-)
+@pytest.mark.parametrize(("name", "mode"), slow_where(lambda name, mode: mode in LATER.get(name, ()), PAIRS))
 def test_vector_wrappers_of_gymnasium(name, mode):
     """Each over our shell does what it does over gymnasium's own vector; what gymnasium refuses in a mode, it refuses for both."""
     envs = TextGenerationVectorEnv(ROWS, toy(), autoreset_mode=mode), sync(toy(), mode)
